@@ -1,0 +1,23 @@
+"""Every message a user can cause, in one small hierarchy.
+
+Raised where the mistake is noticed, with one sentence that says what was expected, what arrived and what to do;
+caught only where it is shown: the command line prints it, a page displays it.
+"""
+
+from __future__ import annotations
+
+
+class RefusalError(Exception):
+    """Something the user can mend. The message is meant to be read as it is."""
+
+
+class PromptError(RefusalError):
+    """A contrast set or prompt file that cannot be used."""
+
+
+class ModelError(RefusalError):
+    """A model that cannot be found, opened or used."""
+
+
+class RunError(RefusalError):
+    """A run that is missing, damaged or written by a newer version."""
