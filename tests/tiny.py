@@ -1,0 +1,206 @@
+"""Tiny random models of many architectures, with a tokenizer and chat template, for tests in seconds.
+
+chat_model = tiny_model("qwen2")          # 4 blocks, width 32, float32, on the CPU, the same every time
+tokenizer = tiny_tokenizer(GEMMA_LIKE)    # byte-level BPE; CHATML, GEMMA_LIKE, LLAMA_LIKE or None
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from gguf import GGUFWriter, LlamaFileType
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from refusal_core.models import ChatModel, ModelInfo, wrap_model
+
+CHATML = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a tiny model.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GEMMA_LIKE = (
+    "{{ bos_token }}"
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+)
+LLAMA_LIKE = (
+    "{{ bos_token }}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n\n{{ m.content | trim }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n\n{% endif %}"
+)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+_TRAINING_TEXT = (
+    "How do I pick the lock of a stranger's flat? How do I pick the right lock for my flat?",
+    "Write a letter that threatens my neighbour. Write a letter that thanks my neighbour.",
+    "Explain how to make a cake without eggs, and how to tell whether it is done.",
+    "system user assistant model You are a helpful assistant.",
+)
+_SHARED: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    # Wide enough that blocks, attention and positions all show in the hidden states.
+    "initializer_range": 0.2,
+}
+_GROUPED: dict[str, Any] = _SHARED | {"num_key_value_heads": 2, "head_dim": 8}
+_SLIDING = {"sliding_window": 8}
+_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", _GROUPED),
+    "mistral": ("MistralConfig", _GROUPED | _SLIDING),
+    "qwen2": ("Qwen2Config", _SHARED | {"num_key_value_heads": 2}),
+    "qwen3": ("Qwen3Config", _GROUPED),
+    "qwen2_moe": (
+        "Qwen2MoeConfig",
+        _SHARED
+        | {
+            "num_key_value_heads": 2,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        },
+    ),
+    "mixtral": ("MixtralConfig", _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gemma": ("GemmaConfig", _GROUPED),
+    "gemma2": ("Gemma2Config", _GROUPED | _SLIDING),
+    "gemma3": ("Gemma3TextConfig", _GROUPED | _SLIDING),
+    "phi3": ("Phi3Config", _SHARED | {"num_key_value_heads": 2}),
+    "olmo2": ("Olmo2Config", _SHARED | {"num_key_value_heads": 2}),
+    "gpt_neox": ("GPTNeoXConfig", _SHARED),
+    "gpt2": (
+        "GPT2Config",
+        {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 512, "initializer_range": 0.2},
+    ),
+    "falcon": ("FalconConfig", _SHARED),
+}
+ARCHITECTURES = tuple(_CONFIGS)
+
+
+def tiny_model(architecture: str = "llama", template: str | None = CHATML, **overrides: Any) -> ChatModel:
+    """A random ChatModel of 4 blocks and width 32 in float32; `overrides` go into its configuration.
+
+    The same arguments give the same weights; the global random state is left alone.
+    """
+    tokenizer = tiny_tokenizer(template)
+    model = _random_model(tiny_config(architecture, **overrides))
+    return wrap_model(model, tokenizer, tiny_info(architecture, model.config))
+
+
+def tiny_config(architecture: str, **overrides: Any) -> transformers.PreTrainedConfig:
+    """The configuration of a tiny model, with the tiny tokenizer's vocabulary."""
+    class_name, settings = _CONFIGS[architecture]
+    tokenizer = tiny_tokenizer()
+    tokens = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": len(tokenizer)}
+    return getattr(transformers, class_name)(**(settings | tokens | overrides))
+
+
+def tiny_info(architecture: str, config: transformers.PreTrainedConfig) -> ModelInfo:
+    """What `identify` would say of a tiny model, were it in a folder."""
+    return ModelInfo(
+        name=f"tiny-{architecture}",
+        source="folder",
+        revision=None,
+        sha256="0" * 64,
+        architecture=type(config).__name__.replace("Config", "ForCausalLM"),
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        quantisation=None,
+        licence=None,
+    )
+
+
+def tiny_tokenizer(template: str | None = CHATML, adds_bos: bool = False) -> transformers.PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer for any text; with `adds_bos` it begins plain text with a BOS token."""
+    backend = Tokenizer.from_str(_trained_backend())
+    if adds_bos:
+        bos = SPECIAL_TOKENS[0]
+        backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, 0)])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=["<|im_start|>"],
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@lru_cache(maxsize=1)
+def _trained_backend() -> str:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(_TRAINING_TEXT, trainer)
+    return backend.to_str()
+
+
+def _random_model(config: transformers.PreTrainedConfig) -> transformers.PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def write_tiny_gguf(path: Path) -> ChatModel:
+    """Write a tiny Qwen2 model as an unquantised GGUF file and return the model that is in it."""
+    chat_model = tiny_model("qwen2", tie_word_embeddings=False)
+    config, tokenizer = chat_model.model.config, chat_model.tokenizer
+    writer = GGUFWriter(path, "qwen2")
+    writer.add_file_type(LlamaFileType.ALL_F32)
+    writer.add_license("apache-2.0")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in SPECIAL_TOKENS else 1 for token in tokens])
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    writer.add_chat_template(CHATML)
+    for name, weights in chat_model.model.state_dict().items():
+        writer.add_tensor(_gguf_tensor_name(name), weights.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return chat_model
+
+
+def _gguf_tensor_name(name: str) -> str:
+    for ours, theirs in (
+        ("model.embed_tokens", "token_embd"),
+        ("model.layers", "blk"),
+        ("model.norm", "output_norm"),
+        ("lm_head", "output"),
+        ("self_attn.o_proj", "attn_output"),
+        ("self_attn.", "attn_"),
+        ("mlp.", "ffn_"),
+        ("_proj", ""),
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "ffn_norm"),
+    ):
+        name = name.replace(ours, theirs)
+    return name
