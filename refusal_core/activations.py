@@ -1,0 +1,290 @@
+"""The extraction engine: one forward pass a prompt, every site, last token.
+
+The chat template puts the same tokens before every prompt: they are run once and their keys and values reused. Prompts
+are batched by equal length, so that no padding exists whose handling could change a number. Forward hooks keep the last
+token's hidden state of each block, and the vocabulary projection runs on that one position.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import Cache
+
+from refusal_core.errors import ModelError, PromptError
+from refusal_core.models import ChatModel, render
+from refusal_core.progress import Progress, no_progress
+from refusal_core.prompts import TOKEN_LIMIT
+from refusal_core.sites import site_label
+
+REFUSAL_OPENINGS = ("I", "As")
+"""How refusals open ("I cannot …", "As an AI …"): the set of Arditi et al. 2024, appendix B, for Qwen."""
+
+EXTRACTING = "extracting (prompts)"
+
+_BATCH_TOKENS = {"cpu": 1024, "mps": 4096, "cuda": 16384}
+_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
+
+
+@dataclass(frozen=True, eq=False)
+class Extraction:
+    """What one pass over the prompts leaves behind.
+
+    Attributes:
+        hidden: ``(prompt, site, d_model)`` float32, the residual stream at the last token of the templated prompt.
+        n_tokens: ``(prompt,)`` tokens of each templated prompt.
+        first_token: the likeliest first token of each reply, as text.
+        refusal_log_odds: ``(prompt,)`` float64, see :func:`refusal_log_odds`.
+        prefix_tokens: template tokens that were run once for all prompts; 0 when they were not shared.
+        seconds: wall time of the forward passes.
+    """
+
+    hidden: np.ndarray
+    n_tokens: np.ndarray
+    first_token: list[str]
+    refusal_log_odds: np.ndarray
+    prefix_tokens: int
+    batch_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class TokenReading:
+    """One prompt, every token of it.
+
+    Attributes:
+        hidden: ``(token, site, d_model)`` float32 for the prompt's own tokens; the template's are left out.
+        last: ``(site, d_model)`` float32 at the last token of the templated prompt, where directions are read.
+        tokens: the prompt's own tokens, as text.
+        first_token: the likeliest first token of the reply.
+        refusal_log_odds: see :func:`refusal_log_odds`.
+    """
+
+    hidden: np.ndarray
+    last: np.ndarray
+    tokens: list[str]
+    first_token: str
+    refusal_log_odds: float
+
+
+class ResidualReader:
+    """Reads one chat model's residual stream under one system prompt.
+
+    Holds the keys and values of the template's opening, which every prompt shares. On construction a sample is read
+    with and without them; a model for which the two disagree is read without.
+    """
+
+    def __init__(self, chat_model: ChatModel, system_prompt: str | None = None) -> None:
+        self.chat_model = chat_model
+        self.system_prompt = system_prompt
+        self.refusal_ids = refusal_token_ids(chat_model.tokenizer)
+        samples = [self.encode("What is a good name for a cat?"), self.encode("Zebras sleep standing up")]
+        self._template_ids = _common_prefix(*samples)
+        self._template_end = _common_prefix(*(sample[::-1] for sample in samples))[::-1]
+        self._prefix_cache: Cache | None = None
+        if len(self._template_ids) >= 2:
+            self._prefix_cache = self._run_prefix()
+            if not self._prefix_agrees(samples[0]):
+                self._prefix_cache = None
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Template tokens whose keys and values are reused; 0 when every prompt is run whole."""
+        return len(self._template_ids) if self._prefix_cache is not None else 0
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the templated prompt, generation prompt included."""
+        return render(self.chat_model.tokenizer, text, self.system_prompt)
+
+    def read_last(self, sequences: list[list[int]]) -> tuple[np.ndarray, torch.Tensor]:
+        """Read prompts of one length at their last token.
+
+        Returns:
+            ``(prompt, site, d_model)`` float32, and the first reply token's logits ``(prompt, vocabulary)`` float32.
+        """
+        kept, logits = self._forward(sequences, last_only=True)
+        return kept[:, :, 0].cpu().numpy(), logits
+
+    def read_tokens(self, text: str) -> TokenReading:
+        """Read one prompt at each of its tokens."""
+        ids = self.encode(text)
+        kept, logits = self._forward([ids], last_only=False)
+        hidden = kept[0].transpose(0, 1).cpu().numpy()
+        offset = len(ids) - hidden.shape[0]
+        start = max(len(_common_prefix(ids, self._template_ids)), offset)
+        end = len(ids) - len(_common_prefix(ids[::-1], self._template_end[::-1]))
+        tokens = [self._decoded(i) for i in ids[start:end]]
+        return TokenReading(
+            hidden=hidden[start - offset : end - offset],
+            last=hidden[-1],
+            tokens=tokens,
+            first_token=self._first_tokens(logits)[0],
+            refusal_log_odds=float(refusal_log_odds(logits, self.refusal_ids)[0]),
+        )
+
+    def _first_tokens(self, logits: torch.Tensor) -> list[str]:
+        return [self._decoded(int(i)) for i in logits.argmax(dim=-1)]
+
+    def _decoded(self, token_id: int) -> str:
+        return str(self.chat_model.tokenizer.decode([token_id]))
+
+    def _run_prefix(self) -> Cache:
+        ids = torch.tensor([self._template_ids], device=self.chat_model.device)
+        with torch.inference_mode():
+            return self.chat_model.model(ids, use_cache=True, logits_to_keep=1).past_key_values
+
+    def _prefix_agrees(self, sample: list[int]) -> bool:
+        with_prefix, _ = self.read_last([sample])
+        cache, self._prefix_cache = self._prefix_cache, None
+        plain, _ = self.read_last([sample])
+        self._prefix_cache = cache
+        error = np.linalg.norm(with_prefix - plain, axis=-1) / np.linalg.norm(plain, axis=-1)
+        return bool((error < _TOLERANCE[self.chat_model.dtype]).all())
+
+    def _forward(self, sequences: list[list[int]], last_only: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run prompts of one length; hidden states ``(prompt, site, position, d_model)`` and last logits, float32."""
+        prefix = self.prefix_tokens
+        shared = len(sequences[0]) > prefix and all(ids[:prefix] == self._template_ids for ids in sequences)
+        options: dict = {"use_cache": False}
+        if self._prefix_cache is not None and shared:
+            cache = copy.deepcopy(self._prefix_cache)
+            cache.batch_repeat_interleave(len(sequences))
+            options = {"past_key_values": cache, "use_cache": True}
+            sequences = [ids[prefix:] for ids in sequences]
+        ids = torch.tensor(sequences, device=self.chat_model.device)
+        with torch.inference_mode(), _kept_states(self.chat_model, last_only) as kept:
+            logits = self.chat_model.model(ids, logits_to_keep=1, **options).logits[:, -1].float()
+        return torch.stack(kept, dim=1), logits
+
+
+def extract(
+    chat_model: ChatModel,
+    texts: list[str],
+    system_prompt: str | None = None,
+    token_limit: int = TOKEN_LIMIT,
+    progress: Progress = no_progress,
+) -> Extraction:
+    """Read every prompt at its last token, all sites in one pass.
+
+    Args:
+        texts: the prompts as a person would type them; the chat template is applied here.
+        token_limit: longest templated prompt that is accepted; nothing is ever cut.
+        progress: called with ``(EXTRACTING, prompts done, prompts)``.
+
+    Raises:
+        PromptError: when a prompt is longer than the limit.
+        ModelError: when activations are not finite, with the layer and the first such prompt.
+    """
+    reader = ResidualReader(chat_model, system_prompt)
+    sequences = [reader.encode(text) for text in texts]
+    n_tokens = np.array([len(ids) for ids in sequences])
+    if n_tokens.max() > token_limit:
+        row = int(n_tokens.argmax())
+        raise PromptError(
+            f"prompt {row + 1} ({texts[row]!r:.60}) is {n_tokens[row]} tokens long with its template, "
+            f"expected at most {token_limit}; shorten it or raise --token-limit"
+        )
+    batch_tokens = _BATCH_TOKENS[torch.device(chat_model.device).type]
+    hidden = np.empty((len(texts), chat_model.n_layers + 1, chat_model.d_model), dtype=np.float32)
+    log_odds = np.empty(len(texts))
+    first_token = [""] * len(texts)
+    done, started = 0, time.perf_counter()
+    progress(EXTRACTING, 0, len(texts))
+    for rows in _batches(n_tokens, reader.prefix_tokens, batch_tokens):
+        states, logits = reader.read_last([sequences[row] for row in rows])
+        _check_finite(states, rows, texts, chat_model)
+        hidden[rows] = states
+        log_odds[rows] = refusal_log_odds(logits, reader.refusal_ids)
+        for row, token in zip(rows, reader._first_tokens(logits), strict=True):
+            first_token[row] = token
+        done += len(rows)
+        progress(EXTRACTING, done, len(texts))
+    return Extraction(
+        hidden=hidden,
+        n_tokens=n_tokens,
+        first_token=first_token,
+        refusal_log_odds=log_odds,
+        prefix_tokens=reader.prefix_tokens,
+        batch_tokens=batch_tokens,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def refusal_token_ids(tokenizer) -> list[int]:
+    """First tokens of the openings of refusals, as this tokenizer writes them at the start of a text."""
+    return sorted({tokenizer.encode(opening, add_special_tokens=False)[0] for opening in REFUSAL_OPENINGS})
+
+
+def refusal_log_odds(logits: torch.Tensor, refusal_ids: list[int]) -> np.ndarray:
+    """Log-odds that the reply's first token is one that refusals open with (Arditi et al. 2024, section 2.5).
+
+    ``log p - log(1 - p)`` with ``p`` the summed probability of the refusal tokens.
+
+    Args:
+        logits: ``(prompt, vocabulary)`` at the first reply token.
+
+    Returns:
+        ``(prompt,)`` float64, natural logarithm.
+    """
+    logits = logits.double()
+    others = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    others[refusal_ids] = False
+    odds = logits[:, refusal_ids].logsumexp(dim=-1) - logits[:, others].logsumexp(dim=-1)
+    return odds.cpu().numpy()
+
+
+@contextmanager
+def _kept_states(chat_model: ChatModel, last_only: bool) -> Iterator[list[torch.Tensor]]:
+    """Collect what leaves each block and the final norm, in site order, as float32 ``(prompt, position, d_model)``."""
+    kept: list[torch.Tensor] = []
+
+    def keep(module, arguments, output) -> None:
+        states = output[0] if isinstance(output, tuple) else output
+        kept.append((states[:, -1:] if last_only else states).float())
+
+    def contiguous(module, arguments) -> tuple:
+        # transformers passes a strided slice, which torch multiplies as a batch, copying the whole vocabulary matrix.
+        return (arguments[0].contiguous(), *arguments[1:])
+
+    handles = [module.register_forward_hook(keep) for module in [*chat_model.blocks, chat_model.final_norm]]
+    handles.append(chat_model.lm_head.register_forward_pre_hook(contiguous))
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _batches(n_tokens: np.ndarray, prefix: int, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Rows of prompts of one length, at most ``batch_tokens`` new tokens together, longest first."""
+    for length in sorted(set(n_tokens.tolist()), reverse=True):
+        rows = np.flatnonzero(n_tokens == length)
+        size = max(1, batch_tokens // max(1, length - prefix))
+        yield from (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _check_finite(states: np.ndarray, rows: np.ndarray, texts: list[str], chat_model: ChatModel) -> None:
+    finite = np.isfinite(states).all(axis=-1)
+    if finite.all():
+        return
+    site = int((~finite).any(axis=0).argmax())
+    prompt = rows[int((~finite[:, site]).argmax())]
+    raise ModelError(
+        f"activations in {chat_model.dtype} overflow at {site_label(site, chat_model.n_layers)}, first for prompt "
+        f"{prompt + 1} ({texts[prompt]!r:.60}); run again with --dtype float32 or bfloat16"
+    )
+
+
+def _common_prefix(first: list[int], second: list[int]) -> list[int]:
+    length = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        length += 1
+    return first[:length]
