@@ -1,0 +1,264 @@
+"""The command line: the same verbs as the API.
+
+Results go to stdout, progress and errors to stderr. Exit status 0 when done, 1 for what the user can mend (one line
+says what), 2 for a command that cannot be understood, 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from refusal_core import __version__, runs
+from refusal_core.devices import DTYPES
+from refusal_core.errors import RefusalError
+from refusal_core.progress_bars import ProgressBars
+from refusal_core.progress_file import ProgressFile
+from refusal_core.prompts import CONTRAST_SETS, TOKEN_LIMIT
+from refusal_core.runs import Run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+        sys.stdout.flush()
+    except RefusalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has closed it; Python would complain once more while shutting down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m refusal_core", description="Measure refusal directions in chat models."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    fetch = verbs.add_parser("fetch", help="make a named model or a hub model ready to open")
+    fetch.add_argument("name", metavar="NAME", help="a known name, or a hub id such as Qwen/Qwen2.5-1.5B-Instruct")
+    _progress_file(fetch)
+    fetch.set_defaults(command=_fetch)
+
+    run = verbs.add_parser("run", help="extract, fit and test; prints the run's name")
+    run.add_argument("--model", required=True, help="fetched name, hub id, folder or GGUF file")
+    run.add_argument("--revision", help="commit, tag or branch of a hub model")
+    run.add_argument(
+        "--prompts",
+        default="pairs",
+        metavar="SET_OR_FILE",
+        help=f"{', '.join(CONTRAST_SETS)}; a labelled csv, json, jsonl, parquet or txt file; "
+        "or HARMFUL,HARMLESS as two files or hub datasets (default: pairs)",
+    )
+    run.add_argument(
+        "--transfer",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="labelled prompts to score too; may be repeated",
+    )
+    run.add_argument("--limit", type=int, metavar="N", help="prompts a label, spread evenly over the set")
+    run.add_argument("--text-column", metavar="NAME")
+    run.add_argument("--label-column", metavar="NAME")
+    run.add_argument("--system-prompt", metavar="TEXT", help="default: what the chat template does by itself")
+    run.add_argument("--token-limit", type=int, default=TOKEN_LIMIT, metavar="N", help="longest prompt accepted")
+    _machine(run)
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--keep-activations", action="store_true", help="store activations.safetensors with the run")
+    _progress_file(run)
+    run.set_defaults(command=_run)
+
+    listing = verbs.add_parser("list", help="the runs in the cache")
+    listing.set_defaults(command=_list)
+
+    for name, command, explanation in (
+        ("show", _show, "a run's table of layers"),
+        ("verify", _verify, "check every file of a run against its manifest"),
+        ("delete", _delete, "remove a run"),
+    ):
+        verb = verbs.add_parser(name, help=explanation)
+        verb.add_argument("run", metavar="RUN")
+        verb.set_defaults(command=command)
+
+    score = verbs.add_parser("score", help="project prompts of your own at every site of a run")
+    score.add_argument("run", metavar="RUN")
+    texts = score.add_mutually_exclusive_group(required=True)
+    texts.add_argument("text", nargs="?", metavar="PROMPT")
+    texts.add_argument("--file", metavar="FILE", help="prompts in a csv, json, jsonl, parquet or txt file")
+    score.add_argument("--text-column", metavar="NAME")
+    score.add_argument("--model", help="where the run's model is, when it came from a folder or a GGUF file")
+    score.add_argument("--json", action="store_true", help="print a JSON array, one object a text")
+    _machine(score)
+    score.set_defaults(command=_score)
+
+    export = verbs.add_parser("export", help="write the report's files of a run")
+    export.add_argument("run", metavar="RUN")
+    export.add_argument("folder", metavar="FOLDER")
+    export.set_defaults(command=_export)
+
+    for verb in verbs.choices.values():
+        verb.add_argument("--cache", metavar="DIR", help="the folder runs are kept in (default: cache/)")
+    return parser
+
+
+def _machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPES))
+
+
+def _progress_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--progress-file", metavar="FILE", help="write progress there as JSON, for another program")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from refusal_core.models import fetch
+
+    with _progress(options) as progress:
+        folder = fetch(options.name, progress)
+    print(folder)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from refusal_core.pipeline import run
+
+    with _progress(options) as progress:
+        result = run(
+            options.model,
+            options.prompts,
+            revision=options.revision,
+            transfer=tuple(options.transfer),
+            limit=options.limit,
+            system_prompt=options.system_prompt,
+            device=options.device,
+            dtype=options.dtype,
+            seed=options.seed,
+            token_limit=options.token_limit,
+            text_column=options.text_column,
+            label_column=options.label_column,
+            keep_activations=options.keep_activations,
+            cache=options.cache,
+            progress=progress,
+        )
+    if result.cached:
+        print(f"found in the cache, nothing computed: {result.run.path}")
+    else:
+        timings = result.run.manifest["timings"]
+        print(
+            f"{len(result.run.prompts)} prompts in {timings['extract_seconds']:.1f} s "
+            f"({timings['prompts_per_second']:.2f} prompts/s), model opened in {timings['load_seconds']:.1f} s"
+        )
+        print(_headline(result.run))
+    print(result.run.run_id)
+
+
+def _list(options: argparse.Namespace) -> None:
+    found, broken = runs.list_runs(options.cache)
+    if not found and not broken:
+        print(
+            f"no runs in {runs.cache_folder(options.cache)}; make one with `python -m refusal_core run --model MODEL`"
+        )
+    for summary in found:
+        counts = " + ".join(str(n) for n in summary.counts.values())
+        print(
+            f"{summary.run_id}\n    {summary.model}, {summary.n_layers} layers, {summary.contrast_set} ({counts}), "
+            f"{summary.dtype}, {summary.created}, {summary.size_bytes / 1e6:.1f} MB"
+        )
+    for problem in broken:
+        print(f"not readable: {problem.reason}", file=sys.stderr)
+
+
+def _show(options: argparse.Namespace) -> None:
+    run = runs.open_run(options.run, options.cache)
+    columns = {
+        "magnitude": "magnitude",
+        "cohens_d": "d in-sample",
+        "crossfit_d": "d cross-fitted",
+        "probe_d": "d probe pairs",
+        "probe_auroc": "AUROC probe pairs",
+        "overlap_count": "mean crossings",
+        "range_overlap": "range overlap",
+        "log10_p": "log10 p",
+    }
+    table = run.layer_stats.set_index("site")[list(columns)].rename(columns=columns)
+    table.index = [run.site_label(site) for site in table.index]
+    print(_headline(run))
+    print(table.to_string(float_format=lambda value: f"{value:.3f}"))
+
+
+def _headline(run: Run) -> str:
+    lines = []
+    for column, question in (
+        ("cohens_d", "does it fit (in-sample d)"),
+        ("crossfit_d", "does it hold on new prompts (cross-fitted d)"),
+        ("probe_d", "is it about harm (d on probe pairs)"),
+    ):
+        values = run.layer_stats[column]
+        if values.notna().any():
+            site = int(values.idxmax())
+            lines.append(f"{question}: strongest at {run.site_label(site)}, {values[site]:.2f}")
+    return "\n".join(lines)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    files = runs.verify_run(options.run, options.cache)
+    print(f"{options.run}: {len(files)} files match the manifest")
+
+
+def _delete(options: argparse.Namespace) -> None:
+    runs.delete_run(options.run, options.cache)
+    print(f"deleted {options.run}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from refusal_core.prompts import read_texts
+    from refusal_core.scoring import load_model_for, score
+
+    run = runs.open_run(options.run, options.cache)
+    texts = [options.text] if options.file is None else read_texts(options.file, options.text_column)
+    dtype = None if options.dtype == "auto" else options.dtype
+    scores = score(load_model_for(run, options.model, options.device, dtype), run, texts)
+    if options.json:
+        print(json.dumps([result.to_json() for result in scores], ensure_ascii=False))
+        return
+    for result in scores:
+        print(
+            f"{_printable(result.text)}\n"
+            f"    refusal log-odds {result.refusal_log_odds:.2f}, first token {result.first_token!r}"
+        )
+        for site in range(run.n_sites):
+            print(
+                f"    {run.site_label(site):>16}  {result.projection[site]:9.3f}  "
+                f"percentile among harmful {result.percentile['harmful'][site]:5.1f}, "
+                f"harmless {result.percentile['harmless'][site]:5.1f}"
+            )
+
+
+def _printable(text: str) -> str:
+    """A prompt on one line of a terminal, control characters escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from refusal_core.export import export_run
+
+    for path in export_run(runs.open_run(options.run, options.cache), Path(options.folder)):
+        print(path)
+
+
+def _progress(options: argparse.Namespace) -> ProgressBars | ProgressFile:
+    return ProgressFile(options.progress_file) if options.progress_file else ProgressBars()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

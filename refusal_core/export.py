@@ -1,0 +1,82 @@
+"""A run as the report's files, under their published names and in their published convention."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from refusal_core.errors import RunError
+from refusal_core.runs import Run
+from refusal_core.statistics import VALIDATION_COLUMNS, VARIANCE_COLUMNS
+
+
+def published_layers(run: Run) -> pd.DataFrame:
+    """One row a layer as Experiment 0 counts them: Hugging Face's ``hidden_states[layer + 1]``.
+
+    That makes the last "layer" the final norm; our layer ``L - 1``, which the study never read, is left out.
+    """
+    last = run.n_layers - 1
+    stats = run.layer_stats
+    chosen = stats[stats["site"] != last].copy()
+    chosen["layer"] = chosen["layer"].fillna(last).astype(int)
+    return chosen.reset_index(drop=True)
+
+
+def export_run(run: Run, folder: str | Path) -> list[Path]:
+    """Write the report's four files, and the whole tables of this run beside them.
+
+    ``validation_results.csv``, ``variance_by_layer.csv``, ``top10_layers.csv`` and ``summary.json`` repeat the
+    published names, columns and layer convention; ``layer_stats.csv`` has every site and every column, ``prompts.csv``
+    every prompt and its projections, ``manifest.json`` is the run's.
+
+    Raises:
+        RunError: when the folder cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    layers = published_layers(run)
+    strongest = layers.loc[layers["cohens_d"].idxmax()] if layers["cohens_d"].notna().any() else None
+    largest = layers.loc[layers["magnitude"].idxmax()]
+    counts = run.manifest["prompts"]["counts"]
+    summary = {
+        "date": run.manifest["created"],
+        "model": run.model_name,
+        "n_layers": run.n_layers,
+        "n_harmful_prompts": counts["harmful"],
+        "n_harmless_prompts": counts["harmless"],
+        "valid_layers": int(layers["valid"].sum()),
+        "strongest_layer": None if strongest is None else int(strongest["layer"]),
+        "max_cohens_d": None if strongest is None else float(strongest["cohens_d"]),
+        "max_magnitude_layer": int(largest["layer"]),
+        "max_magnitude": float(largest["magnitude"]),
+    }
+    top10 = layers.sort_values("cohens_d", ascending=False).head(10)
+    tables = {
+        "validation_results.csv": layers[list(VALIDATION_COLUMNS)],
+        "variance_by_layer.csv": layers[list(VARIANCE_COLUMNS)],
+        "top10_layers.csv": top10[["layer", "magnitude", "cohens_d", "p_value", "valid"]],
+        "layer_stats.csv": run.layer_stats,
+        "prompts.csv": _prompts_with_projections(run),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in tables.items():
+            table.to_csv(folder / name, index=False)
+        for name, content in {"summary.json": summary, "manifest.json": run.manifest}.items():
+            (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror}; choose a folder that can be written") from error
+    return [folder / name for name in (*tables, "summary.json", "manifest.json")]
+
+
+def _prompts_with_projections(run: Run) -> pd.DataFrame:
+    """Every prompt with its in-sample and cross-fitted projection at every site, one column a site."""
+    columns: dict[str, np.ndarray] = {}
+    for prefix, values in (
+        ("projection", run.projections),
+        ("projection_crossfit", run.projections_crossfit),
+    ):
+        columns |= {f"{prefix}_site_{site}": values[:, site] for site in range(run.n_sites)}
+    return pd.concat([run.prompts, pd.DataFrame(columns)], axis=1)

@@ -1,0 +1,344 @@
+"""Runs in the cache: save, open, list, verify, delete.
+
+A run is one folder of ``cache/``: written to a temporary folder beside it, renamed when complete, never changed
+afterwards. A run folder may come from a stranger, so its files are checked against the manifest's hashes, only known
+file names are read, links are not followed, and nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save_file
+
+from refusal_core.directions import Directions
+from refusal_core.errors import RunError
+from refusal_core.sites import site_label
+
+FORMAT_VERSION = 1
+
+DEFAULT_CACHE = Path(__file__).resolve().parent.parent / "cache"
+
+MANIFEST = "manifest.json"
+PROMPTS = "prompts.parquet"
+PROJECTIONS = "projections.parquet"
+LAYER_STATS = "layer_stats.parquet"
+DIRECTIONS = "directions.safetensors"
+ACTIVATIONS = "activations.safetensors"
+_REQUIRED = (PROMPTS, PROJECTIONS, LAYER_STATS, DIRECTIONS)
+
+_RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,180}")
+_FILE_NAME = re.compile(r"[a-z0-9_]+\.(parquet|safetensors)")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One model on one contrast set under one set of options, as read from its folder.
+
+    Attributes:
+        manifest: what defines the run and how it was made, as in ``manifest.json``.
+        prompts: one row a prompt, fitted ones first: ``prompt_id, text, label, category, pair_id, source, note, fitted,
+            n_tokens, first_token, refusal_log_odds``.
+        projections: ``(prompt, site)`` float64, in activation units, rows as in ``prompts``.
+        projections_crossfit: ``(prompt, site)`` float64, 0 at the training folds' midpoint; NaN for transfer prompts.
+        layer_stats: one row a site.
+        directions: the direction at every site.
+    """
+
+    run_id: str
+    path: Path
+    manifest: dict
+    prompts: pd.DataFrame
+    projections: np.ndarray
+    projections_crossfit: np.ndarray
+    layer_stats: pd.DataFrame
+    directions: Directions
+
+    @property
+    def n_sites(self) -> int:
+        return self.projections.shape[1]
+
+    @property
+    def n_layers(self) -> int:
+        return self.n_sites - 1
+
+    @property
+    def model_name(self) -> str:
+        return self.manifest["model"]["name"]
+
+    @property
+    def contrast_name(self) -> str:
+        return self.manifest["prompts"]["name"]
+
+    def site_label(self, site: int) -> str:
+        """``layer 18 of 28``, or ``final norm``."""
+        return site_label(site, self.n_layers)
+
+    def rows(self, label: str | None = None, source: str | None = None) -> np.ndarray:
+        """``(prompt,)`` bool: fitted prompts of a label, or a transfer set's prompts when ``source`` names one."""
+        table = self.prompts
+        chosen = table["fitted"] if source is None else table["source"].eq(source) & ~table["fitted"]
+        if label is not None:
+            chosen = chosen & table["label"].eq(label)
+        return chosen.to_numpy()
+
+    @cached_property
+    def transfer_sources(self) -> list[str]:
+        """Names of the transfer sets, in order."""
+        return list(self.prompts.loc[~self.prompts["fitted"], "source"].unique())
+
+    def evidence_tables(self) -> dict[str, pd.DataFrame]:
+        """The tables of evidence kept with the run, by name; empty for a run without."""
+        names = [name for name in self.manifest["files"] if name.startswith("evidence_")]
+        return {
+            name.removeprefix("evidence_").removesuffix(".parquet"): pd.read_parquet(self.path / name) for name in names
+        }
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run in the list, without its tables."""
+
+    run_id: str
+    model: str
+    n_layers: int
+    contrast_set: str
+    counts: Mapping[str, int]
+    dtype: str
+    created: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class BrokenRun:
+    """A folder of the cache that cannot be opened, and why."""
+
+    name: str
+    reason: str
+
+
+def cache_folder(cache: str | Path | None = None) -> Path:
+    """The folder runs are kept in: the argument, else ``$REFUSAL_CACHE``, else ``cache/`` beside the code."""
+    return Path(cache or os.environ.get("REFUSAL_CACHE") or DEFAULT_CACHE).expanduser()
+
+
+def save_run(
+    run_id: str,
+    manifest: dict,
+    prompts: pd.DataFrame,
+    projections: np.ndarray,
+    projections_crossfit: np.ndarray,
+    layer_stats: pd.DataFrame,
+    directions: Directions,
+    evidence: Mapping[str, pd.DataFrame],
+    activations: np.ndarray | None = None,
+    cache: str | Path | None = None,
+) -> Run:
+    """Write a run and open it; a reader never sees half of one.
+
+    Args:
+        manifest: all but ``format_version``, ``run_id`` and ``files``, which are added here.
+        evidence: tables by name, kept as ``evidence_<name>.parquet``.
+        activations: ``(prompt, site, d_model)``, kept only when given.
+    """
+    folder = cache_folder(cache)
+    target = _run_folder(run_id, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        return open_run(run_id, cache)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    try:
+        prompts.to_parquet(partial / PROMPTS, index=False)
+        _long(prompts["prompt_id"], projections, projections_crossfit).to_parquet(partial / PROJECTIONS, index=False)
+        layer_stats.to_parquet(partial / LAYER_STATS, index=False)
+        save_file(
+            {
+                "unit_direction": np.ascontiguousarray(directions.unit_direction),
+                "harmful_mean": np.ascontiguousarray(directions.harmful_mean),
+                "harmless_mean": np.ascontiguousarray(directions.harmless_mean),
+            },
+            partial / DIRECTIONS,
+        )
+        for name, table in evidence.items():
+            table.to_parquet(partial / f"evidence_{name}.parquet", index=False)
+        if activations is not None:
+            save_file({"activations": np.ascontiguousarray(activations)}, partial / ACTIVATIONS)
+        files = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
+        complete = {"format_version": FORMAT_VERSION, "run_id": run_id, **manifest, "files": files}
+        (partial / MANIFEST).write_text(json.dumps(complete, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for path in partial.iterdir():
+            _sync(path)
+        partial.chmod(0o755)
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return open_run(run_id, cache)
+
+
+def open_run(run_id: str, cache: str | Path | None = None) -> Run:
+    """Open a run, checking every file it reads against the manifest.
+
+    Raises:
+        RunError: when there is no such run, a hash does not match, or a newer version wrote it.
+    """
+    path = _run_folder(run_id, cache_folder(cache))
+    if not path.is_dir():
+        raise RunError(f"no run called {run_id!r} in {path.parent}; `python -m refusal_core list` shows what there is")
+    manifest = _checked_manifest(path, everything=False)
+    try:
+        prompts = pd.read_parquet(path / PROMPTS)
+        long = pd.read_parquet(path / PROJECTIONS)
+        layer_stats = pd.read_parquet(path / LAYER_STATS)
+        tensors = load_file(path / DIRECTIONS)
+        directions = Directions(tensors["unit_direction"], tensors["harmful_mean"], tensors["harmless_mean"])
+        shape = (len(prompts), len(layer_stats))
+        projections = long["projection"].to_numpy().reshape(shape)
+        crossfit = long["projection_crossfit"].to_numpy().reshape(shape)
+        if not (long["prompt_id"].to_numpy().reshape(shape)[:, 0] == prompts["prompt_id"].to_numpy()).all():
+            raise ValueError("projections are of other prompts")
+        if directions.n_sites != shape[1]:
+            raise ValueError("directions are of another number of sites")
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"run {run_id!r} cannot be read: {error}; delete it and run again") from error
+    return Run(run_id, path, manifest, prompts, projections, crossfit, layer_stats, directions)
+
+
+def load_activations(run: Run) -> np.ndarray | None:
+    """The run's ``(prompt, site, d_model)`` activations, or ``None`` when they were not kept."""
+    if ACTIVATIONS not in run.manifest["files"]:
+        return None
+    return load_file(run.path / ACTIVATIONS)["activations"]
+
+
+def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[BrokenRun]]:
+    """All runs of the cache by name, and the folders that are not whole runs, each with the reason."""
+    folder = cache_folder(cache)
+    runs: list[RunSummary] = []
+    broken: list[BrokenRun] = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.startswith(".") or not (path.is_dir() or path.is_symlink()):
+            continue
+        try:
+            manifest = _checked_manifest(_run_folder(path.name, folder), everything=False)
+            runs.append(
+                RunSummary(
+                    run_id=path.name,
+                    model=manifest["model"]["name"],
+                    n_layers=manifest["model"]["n_layers"],
+                    contrast_set=manifest["prompts"]["name"],
+                    counts=manifest["prompts"]["counts"],
+                    dtype=manifest["compute"]["dtype"],
+                    created=manifest["created"],
+                    size_bytes=sum((path / name).stat().st_size for name in [*manifest["files"], MANIFEST]),
+                )
+            )
+        except RunError as error:
+            broken.append(BrokenRun(path.name, str(error)))
+        except (KeyError, TypeError) as error:
+            broken.append(BrokenRun(path.name, f"the manifest of {path.name!r} lacks {error}"))
+    return runs, broken
+
+
+def verify_run(run_id: str, cache: str | Path | None = None) -> list[str]:
+    """Check every file of a run, stored activations included.
+
+    Returns:
+        The names of the files whose hashes were found to match.
+
+    Raises:
+        RunError: naming the first file that is missing or differs.
+    """
+    manifest = _checked_manifest(_run_folder(run_id, cache_folder(cache)), everything=True)
+    open_run(run_id, cache)
+    return list(manifest["files"])
+
+
+def delete_run(run_id: str, cache: str | Path | None = None) -> None:
+    """Remove a run's folder, whole or damaged.
+
+    Raises:
+        RunError: when there is none of that name in the cache.
+    """
+    path = _run_folder(run_id, cache_folder(cache))
+    if not path.is_dir():
+        raise RunError(f"no run called {run_id!r} in {path.parent}; nothing was deleted")
+    doomed = path.with_name(f".deleted-{path.name}-{os.getpid()}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _run_folder(run_id: str, folder: Path) -> Path:
+    if not _RUN_ID.fullmatch(run_id):
+        raise RunError(f"{run_id!r} is no run name: expected lower-case letters, digits, dots and dashes")
+    path = folder / run_id
+    if path.is_symlink():
+        raise RunError(f"{run_id!r} is a link; a run has to be a folder inside {folder}")
+    return path
+
+
+def _checked_manifest(path: Path, everything: bool) -> dict:
+    name = path.name
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        version = int(manifest["format_version"])
+        files = dict(manifest["files"])
+    except FileNotFoundError:
+        raise RunError(f"{name!r} is not a run: it has no {MANIFEST}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"the manifest of {name!r} cannot be read ({error}); delete the run and make it again"
+        ) from error
+    if version > FORMAT_VERSION:
+        raise RunError(
+            f"run {name!r} has format version {version}, this program reads up to {FORMAT_VERSION}: update the program"
+        )
+    for file in {*_REQUIRED, *files}:
+        if not _FILE_NAME.fullmatch(file) or file not in files:
+            raise RunError(
+                f"run {name!r}: the manifest and {file!r} do not belong together; delete the run and make it again"
+            )
+        if (path / file).is_symlink() or not (path / file).is_file():
+            raise RunError(f"run {name!r} lacks its file {file}; delete the run and make it again")
+        if (everything or file != ACTIVATIONS) and _sha256(path / file) != files[file]:
+            raise RunError(
+                f"run {name!r}: {file} is not the file the manifest describes (its SHA-256 differs); "
+                "delete the run and make it again"
+            )
+    return manifest
+
+
+def _long(prompt_ids: pd.Series, projections: np.ndarray, crossfit: np.ndarray) -> pd.DataFrame:
+    n_prompts, n_sites = projections.shape
+    return pd.DataFrame(
+        {
+            "prompt_id": np.repeat(prompt_ids.to_numpy(), n_sites),
+            "site": np.tile(np.arange(n_sites, dtype=np.int16), n_prompts),
+            "projection": projections.ravel(),
+            "projection_crossfit": crossfit.ravel(),
+        }
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

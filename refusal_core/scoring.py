@@ -1,0 +1,151 @@
+"""One text to its projections at every site of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from refusal_core.activations import ResidualReader, TokenReading
+from refusal_core.errors import ModelError, PromptError, RunError
+from refusal_core.models import KNOWN, ChatModel, identify, load_model, template_sha256
+from refusal_core.prompts import LABELS
+from refusal_core.runs import Run
+from refusal_core.statistics import percentile
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """Where one prompt falls among a run's prompts.
+
+    Attributes:
+        projection: ``(site,)`` float64 at the last token of the templated prompt, in activation units.
+        percentile: for each label, ``(site,)`` percent of its fitted prompts that project below this one.
+        refusal_log_odds: log-odds that the reply opens as refusals do.
+        first_token: the likeliest first token of the reply.
+        tokens: the prompt's own tokens, without the template's.
+        token_projection: ``(token, site)`` projection of each of them.
+    """
+
+    text: str
+    projection: np.ndarray
+    percentile: dict[str, np.ndarray]
+    refusal_log_odds: float
+    first_token: str
+    tokens: list[str]
+    token_projection: np.ndarray
+
+    def to_json(self) -> dict:
+        """The score as plain numbers and texts."""
+        return {
+            "text": self.text,
+            "projection": self.projection.tolist(),
+            "percentile": {label: values.tolist() for label, values in self.percentile.items()},
+            "refusal_log_odds": self.refusal_log_odds,
+            "first_token": self.first_token,
+        }
+
+
+def model_of_run(run: Run) -> tuple[str, str | None]:
+    """Name and revision under which the run's model is loaded; see :func:`refusal_core.models.load_model`.
+
+    Only names and hub ids are taken from a run. A model that came from a folder or a GGUF file has to be pointed at
+    again, because a run folder may be a stranger's and no path of theirs is followed.
+
+    Raises:
+        RunError: for a model that has neither a known name nor a hub id.
+    """
+    model = run.manifest["model"]
+    if model["source"] == "fetched" and model["name"] in KNOWN:
+        return model["name"], None
+    if model["source"] == "hub" and not Path(model["name"]).exists():
+        return model["name"], model["revision"]
+    raise RunError(f"the model {model['name']!r} of this run is a local {model['source']}; say where it is (--model)")
+
+
+def load_model_for(
+    run: Run, model: str | Path | None = None, device: str = "auto", dtype: str | None = None
+) -> ChatModel:
+    """Load the model a run was made with, in the run's dtype unless another is asked for.
+
+    Raises:
+        ModelError: when ``model`` is not the run's model.
+    """
+    name, revision = (model, None) if model is not None else model_of_run(run)
+    described = run.manifest["model"]
+    info = identify(name, revision)
+    if info.fingerprint != (described["sha256"] or described["revision"]):
+        raise ModelError(
+            f"{name} is not the model of this run: expected {described['name']} with fingerprint "
+            f"{(described['sha256'] or described['revision'])[:12]}, got {info.fingerprint[:12]}"
+        )
+    return load_model(name, revision, device, dtype or run.manifest["compute"]["dtype"])
+
+
+class Scorer:
+    """Scores texts against one run with its model in memory. Not for two threads at a time."""
+
+    def __init__(self, chat_model: ChatModel, run: Run) -> None:
+        if (chat_model.n_layers, chat_model.d_model) != (
+            run.n_layers,
+            run.directions.unit_direction.shape[1],
+        ):
+            raise ModelError(
+                f"{chat_model.info.name} has {chat_model.n_layers} layers of width {chat_model.d_model}, "
+                f"the run has {run.n_layers} of width {run.directions.unit_direction.shape[1]}; use the run's own model"
+            )
+        template = run.manifest["template"]
+        if template_sha256(chat_model.tokenizer) != template["sha256"]:
+            raise ModelError(f"the chat template of {chat_model.info.name} is not the one this run was made with")
+        self.run = run
+        self._reader = ResidualReader(chat_model, template["system_prompt"])
+
+    def score(self, text: str) -> Score:
+        """Score one prompt at every site.
+
+        Raises:
+            PromptError: for an empty text, or one longer than the run's token limit.
+        """
+        if not text.strip():
+            raise PromptError("expected a prompt, got an empty text")
+        n_tokens = len(self._reader.encode(text))
+        limit = self.run.manifest["template"]["token_limit"]
+        if n_tokens > limit:
+            raise PromptError(
+                f"the prompt is {n_tokens} tokens long with its template, expected at most {limit}; shorten it"
+            )
+        return _placed(self.run, text, self._reader.read_tokens(text))
+
+
+def score(chat_model: ChatModel, run: Run, texts: list[str]) -> list[Score]:
+    """Score texts in the order given. Raises what :meth:`Scorer.score` raises, naming the text's position."""
+    scorer = Scorer(chat_model, run)
+    scores = []
+    for position, text in enumerate(texts, start=1):
+        try:
+            scores.append(scorer.score(text))
+        except PromptError as error:
+            raise PromptError(f"text {position}: {error}") from error
+    return scores
+
+
+def _placed(run: Run, text: str, reading: TokenReading) -> Score:
+    projection = run.directions.project(reading.last)
+    return Score(
+        text=text,
+        projection=projection,
+        percentile={
+            label: np.array(
+                [
+                    float(percentile(projection[site], run.projections[run.rows(label), site]))
+                    for site in range(run.n_sites)
+                ]
+            )
+            for label in LABELS
+        },
+        refusal_log_odds=reading.refusal_log_odds,
+        first_token=reading.first_token,
+        tokens=reading.tokens,
+        token_projection=run.directions.project(reading.hidden),
+    )

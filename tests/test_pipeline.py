@@ -1,0 +1,228 @@
+"""From a model folder and prompts to a run, by the API and by the command line, on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import tiny_model
+
+from refusal_core import pipeline
+from refusal_core.__main__ import main
+from refusal_core.activations import extract
+from refusal_core.errors import ModelError, PromptError, RunError
+from refusal_core.models import ChatModel, load_model
+from refusal_core.published import published_table
+from refusal_core.scoring import load_model_for, score
+from refusal_core.statistics import VALIDATION_COLUMNS, VARIANCE_COLUMNS
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny-qwen2"
+    chat_model = tiny_model("qwen2")
+    chat_model.model.save_pretrained(folder)
+    chat_model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(model_folder, tmp_path_factory):
+    """A run of 12 + 12 bundled pairs, and the cache it is in."""
+    cache = tmp_path_factory.mktemp("cache")
+    result = pipeline.run(
+        model_folder, "pairs", limit=12, dtype="float32", device="cpu", keep_activations=True, cache=cache
+    )
+    assert not result.cached
+    return result.run, cache
+
+
+@pytest.fixture(scope="module")
+def chat_model(model_folder) -> ChatModel:
+    return load_model(model_folder, dtype="float32", device="cpu")
+
+
+def test_a_run_holds_what_a_plain_computation_gives(made, chat_model):
+    run, _ = made
+    fitted = run.prompts[run.prompts["fitted"]]
+    hidden = extract(chat_model, fitted["text"].tolist()).hidden.astype(float)
+    harmful = fitted["label"].eq("harmful").to_numpy()
+    for site in range(run.n_sites):
+        difference = hidden[harmful, site].mean(0) - hidden[~harmful, site].mean(0)
+        magnitude = np.linalg.norm(difference)
+        assert run.layer_stats["magnitude"][site] == pytest.approx(magnitude, rel=1e-5)
+        np.testing.assert_allclose(
+            run.projections[: len(fitted), site], hidden[:, site] @ difference / magnitude, rtol=1e-4
+        )
+
+
+def test_transfer_prompts_are_scored_and_not_fitted(made):
+    run, _ = made
+    assert run.transfer_sources == ["probe-pairs", "borderline"]
+    assert run.rows().sum() == 24
+    assert np.isnan(run.projections_crossfit[~run.rows()]).all()
+    assert np.isfinite(run.projections).all()
+    probes = {label: run.projections[run.rows(label, "probe-pairs"), 2] for label in ("harmful", "harmless")}
+    greater = (probes["harmful"][:, None] > probes["harmless"]).mean()
+    assert run.layer_stats["probe_auroc"][2] == pytest.approx(greater)
+
+
+def test_the_same_request_finds_the_run_without_the_weights(made, model_folder, monkeypatch):
+    run, cache = made
+    monkeypatch.setattr(pipeline, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    again = pipeline.run(model_folder, "pairs", limit=12, device="cpu", cache=cache)
+    assert again.cached
+    assert again.run.run_id == run.run_id
+
+
+@pytest.mark.parametrize(
+    "change", [{"limit": 13}, {"prompts": "everyday"}, {"seed": 1}, {"system_prompt": "Be brief."}]
+)
+def test_another_request_is_another_run(made, model_folder, change, monkeypatch):
+    _, cache = made
+
+    class Loaded(Exception):
+        pass
+
+    def load(*arguments, **options):
+        raise Loaded
+
+    monkeypatch.setattr(pipeline, "load_model", load)
+    with pytest.raises(Loaded):
+        pipeline.run(model_folder, **{"prompts": "pairs", "limit": 12, "cache": cache, **change})
+
+
+def test_the_manifest_says_what_was_done_and_nothing_of_the_machine(made, model_folder):
+    run, cache = made
+    text = (run.path / "manifest.json").read_text()
+    manifest = json.loads(text)
+    assert str(model_folder.parent) not in text
+    assert str(cache) not in text
+    assert manifest["model"]["sha256"]
+    assert manifest["template"]["default_system_prompt"] == "You are a tiny model."
+    assert manifest["prompts"]["counts"] == {"harmful": 12, "harmless": 12}
+    assert manifest["compute"]["prefix_tokens"] > 0
+    assert set(manifest["timings"]) == {"load_seconds", "extract_seconds", "prompts_per_second"}
+
+
+def test_a_fitted_prompt_scores_what_the_run_says(made, chat_model):
+    run, _ = made
+    row = 5
+    result = score(chat_model, run, [run.prompts["text"][row]])[0]
+    np.testing.assert_allclose(result.projection, run.projections[row], rtol=1e-4, atol=1e-4)
+    assert result.refusal_log_odds == pytest.approx(run.prompts["refusal_log_odds"][row], abs=1e-3)
+    assert result.token_projection.shape == (len(result.tokens), run.n_sites)
+    own = run.projections[run.rows(run.prompts["label"][row]), 3]
+    assert (
+        abs(result.percentile[run.prompts["label"][row]][3] - 100 * (own < run.projections[row, 3]).mean()) < 100 / 12
+    )
+
+
+def test_scoring_refuses_another_model(made, tmp_path):
+    run, _ = made
+    other = tiny_model("llama")
+    other.model.save_pretrained(tmp_path)
+    other.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="is not the model of this run"):
+        load_model_for(run, tmp_path)
+    with pytest.raises(RunError, match="say where it is"):
+        load_model_for(run)
+
+
+def test_scoring_refuses_what_cannot_be_scored(made, chat_model):
+    run, _ = made
+    with pytest.raises(PromptError, match=r"text 2: .*empty"):
+        score(chat_model, run, ["fine", "  "])
+    with pytest.raises(PromptError, match="tokens long"):
+        score(chat_model, run, ["word " * 2000])
+
+
+def test_the_command_line_from_run_to_delete(model_folder, tmp_path, capsys):
+    cache = ["--cache", str(tmp_path / "cache")]
+    command = [
+        "run",
+        "--model",
+        str(model_folder),
+        "--prompts",
+        "pairs",
+        "--limit",
+        "8",
+        "--device",
+        "cpu",
+        *cache,
+    ]
+    assert main(command) == 0
+    first = capsys.readouterr()
+    run_id = first.out.splitlines()[-1]
+    assert "prompts/s" in first.out
+    assert main(command) == 0
+    again = capsys.readouterr().out.splitlines()
+    assert again[-1] == run_id
+    assert "found in the cache" in again[0]
+    assert main(["list", *cache]) == 0
+    assert run_id in capsys.readouterr().out
+    assert main(["show", run_id, *cache]) == 0
+    assert "layer 3 of 4" in capsys.readouterr().out
+    assert main(["verify", run_id, *cache]) == 0
+    capsys.readouterr()
+
+    (tmp_path / "mine.csv").write_text("text\nfirst one\nsecond one\n")
+    scoring = ["score", run_id, "--model", str(model_folder), "--device", "cpu", "--json", *cache]
+    assert main([*scoring, "--file", str(tmp_path / "mine.csv")]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert [entry["text"] for entry in scores] == ["first one", "second one"]
+    assert len(scores[0]["projection"]) == len(scores[0]["percentile"]["harmless"]) == 5
+    assert isinstance(scores[0]["refusal_log_odds"], float)
+
+    assert main(["export", run_id, str(tmp_path / "out"), *cache]) == 0
+    capsys.readouterr()
+    assert main(["delete", run_id, *cache]) == 0
+    assert not (tmp_path / "cache" / run_id).exists()
+
+
+def test_exported_files_have_the_published_form(made, tmp_path):
+    from refusal_core.export import export_run
+
+    run, _ = made
+    export_run(run, tmp_path)
+    published = published_table()
+    validation, variance = (
+        pd.read_csv(tmp_path / name) for name in ("validation_results.csv", "variance_by_layer.csv")
+    )
+    assert tuple(validation.columns) == VALIDATION_COLUMNS
+    assert tuple(variance.columns) == VARIANCE_COLUMNS
+    assert set(VALIDATION_COLUMNS) | set(VARIANCE_COLUMNS) == set(published.columns) - {"site"}
+    # The study's last layer is our final norm; it never read our last layer.
+    assert validation["layer"].tolist() == [0, 1, 2, 3]
+    assert validation["magnitude"].iloc[-1] == pytest.approx(run.layer_stats["magnitude"][4])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["n_layers"] == 4
+    assert summary["strongest_layer"] == int(validation.loc[validation["cohens_d"].idxmax(), "layer"])
+    assert len(pd.read_csv(tmp_path / "layer_stats.csv")) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--model", "no-such-model"], "no-such-model"),
+        (["run", "--model", "MODEL", "--prompts", "no-such-file.csv"], "no-such-file.csv"),
+        (["run", "--model", "MODEL", "--limit", "2"], "at least 8"),
+        (["run", "--model", "MODEL", "--device", "warp"], "warp"),
+        (["show", "no-such-run"], "no-such-run"),
+        (["verify", "../../etc"], "no run name"),
+        (["delete", "no-such-run"], "nothing was deleted"),
+        (["export", "no-such-run", "x"], "no-such-run"),
+        (["score", "no-such-run", "hello"], "no-such-run"),
+        (["fetch", "no-such-model"], "no-such-model"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line(arguments, message, model_folder, tmp_path, capsys):
+    arguments = [str(model_folder) if argument == "MODEL" else argument for argument in arguments]
+    assert main([*arguments, "--cache", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith("error: ")
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from refusal_core import runs
+from refusal_core.directions import fit_directions
+from refusal_core.errors import RunError
+from refusal_core.statistics import layer_statistics
+
+RUN_ID = "tiny--pairs--8x8--0123abcd--float32"
+
+
+def save(cache, run_id: str = RUN_ID, activations: bool = False) -> runs.Run:
+    rng = np.random.default_rng(0)
+    labels = np.arange(16) % 2 == 0
+    hidden = (rng.normal(size=(16, 4, 6)) + labels[:, None, None]).astype(np.float32)
+    directions = fit_directions(hidden, labels)
+    projections = directions.project(hidden)
+    prompts = pd.DataFrame(
+        {
+            "prompt_id": [f"{i:012x}" for i in range(16)],
+            "text": [f"prompt {i}" for i in range(16)],
+            "label": np.where(labels, "harmful", "harmless"),
+            "source": "pairs",
+            "fitted": True,
+        }
+    )
+    manifest = {
+        "created": "2026-01-01T00:00:00+00:00",
+        "model": {"name": "tiny", "n_layers": 3},
+        "prompts": {"name": "pairs", "counts": {"harmful": 8, "harmless": 8}},
+        "compute": {"dtype": "float32"},
+    }
+    return runs.save_run(
+        run_id,
+        manifest,
+        prompts,
+        projections,
+        projections - 1,
+        layer_statistics(projections, labels, directions.magnitude),
+        directions,
+        evidence={},
+        activations=hidden if activations else None,
+        cache=cache,
+    )
+
+
+def test_what_is_saved_is_what_is_opened(tmp_path):
+    saved = save(tmp_path, activations=True)
+    opened = runs.open_run(RUN_ID, tmp_path)
+    np.testing.assert_array_equal(saved.projections, opened.projections)
+    np.testing.assert_array_equal(opened.projections_crossfit, opened.projections - 1)
+    hidden = runs.load_activations(opened)
+    assert hidden.shape == (16, 4, 6)
+    np.testing.assert_allclose(opened.directions.project(hidden), opened.projections)
+    assert (opened.n_layers, opened.n_sites) == (3, 4)
+    assert set(runs.verify_run(RUN_ID, tmp_path)) == {
+        "prompts.parquet",
+        "projections.parquet",
+        "layer_stats.parquet",
+        "directions.safetensors",
+        "activations.safetensors",
+    }
+
+
+def test_only_whole_runs_are_ever_seen(tmp_path, monkeypatch):
+    def dies(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "save_file", dies)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert runs.list_runs(tmp_path) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "file", ["prompts.parquet", "projections.parquet", "layer_stats.parquet", "directions.safetensors"]
+)
+def test_a_changed_file_is_reported_by_name_and_the_others_still_open(tmp_path, file):
+    save(tmp_path)
+    save(tmp_path, "another--run")
+    path = tmp_path / RUN_ID / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=rf"{RUN_ID}.*{file}"):
+        runs.open_run(RUN_ID, tmp_path)
+    found, broken = runs.list_runs(tmp_path)
+    assert [summary.run_id for summary in found] == ["another--run"]
+    assert [problem.name for problem in broken] == [RUN_ID]
+    assert file in broken[0].reason
+    assert path.read_bytes() == bytes(content)
+
+
+def _edit_manifest(cache, **changes) -> None:
+    path = cache / RUN_ID / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_newer_format_is_left_alone(tmp_path):
+    save(tmp_path)
+    _edit_manifest(tmp_path, format_version=99)
+    with pytest.raises(RunError, match="format version 99"):
+        runs.open_run(RUN_ID, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../secret", "prompts.pkl", "/etc/passwd"])
+def test_a_manifest_cannot_point_elsewhere(tmp_path, name):
+    save(tmp_path)
+    manifest = json.loads((tmp_path / RUN_ID / "manifest.json").read_text())
+    _edit_manifest(tmp_path, files={**manifest["files"], name: "0" * 64})
+    with pytest.raises(RunError, match="do not belong together"):
+        runs.open_run(RUN_ID, tmp_path)
+
+
+def test_links_are_not_followed(tmp_path):
+    outside, cache = tmp_path / "outside", tmp_path / "cache"
+    save(outside)
+    cache.mkdir()
+    (cache / "linked").symlink_to(outside / RUN_ID)
+    with pytest.raises(RunError, match="link"):
+        runs.open_run("linked", cache)
+    with pytest.raises(RunError, match="link"):
+        runs.delete_run("linked", cache)
+    save(cache)
+    file = cache / RUN_ID / "prompts.parquet"
+    file.unlink()
+    file.symlink_to(outside / RUN_ID / "prompts.parquet")
+    with pytest.raises(RunError, match=r"prompts\.parquet"):
+        runs.open_run(RUN_ID, cache)
+
+
+@pytest.mark.parametrize("run_id", ["..", "../x", "a/b", "", ".hidden", "A"])
+def test_names_cannot_leave_the_cache(tmp_path, run_id):
+    for action in (runs.open_run, runs.verify_run, runs.delete_run):
+        with pytest.raises(RunError):
+            action(run_id, tmp_path)
+
+
+def test_delete_removes_one_run_even_a_damaged_one(tmp_path):
+    save(tmp_path)
+    save(tmp_path, "another--run")
+    (tmp_path / RUN_ID / "manifest.json").write_text("{")
+    runs.delete_run(RUN_ID, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["another--run"]
+    with pytest.raises(RunError, match="no run called"):
+        runs.delete_run(RUN_ID, tmp_path)
+
+
+def test_saving_a_run_twice_keeps_the_first(tmp_path):
+    save(tmp_path)
+    before = (tmp_path / RUN_ID / "manifest.json").stat().st_mtime_ns
+    save(tmp_path)
+    assert (tmp_path / RUN_ID / "manifest.json").stat().st_mtime_ns == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_stray_files_in_the_cache_are_not_runs(tmp_path):
+    (tmp_path / "README.md").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    found, broken = runs.list_runs(tmp_path)
+    assert found == []
+    assert [problem.name for problem in broken] == ["empty"]
