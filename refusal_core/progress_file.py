@@ -16,8 +16,8 @@ _SECONDS_BETWEEN_WRITES = 0.2
 class ProgressFile:
     """A :data:`~refusal_core.progress.Progress` callback that keeps a file up to date; a context manager.
 
-    The file holds ``stage``, ``done``, ``total``, ``state`` (``running``, ``done`` or ``failed``), ``message`` (one line
-    on failure, else empty) and ``pid``, so that whoever reads it can tell a process that died without a word.
+    The file holds ``stage``, ``done``, ``total``, ``state`` (``running``, ``done`` or ``failed``), ``message`` (one
+    line on failure, else empty) and ``pid``, so that whoever reads it can tell a process that died without a word.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -180,3 +180,13 @@ def percentile(value: np.ndarray | float, reference: np.ndarray) -> np.ndarray:
     below = np.searchsorted(ordered, value, side="left")
     up_to = np.searchsorted(ordered, value, side="right")
     return 100 * (below + up_to) / (2 * len(ordered))
+
+
+def plausible_band(harmful: np.ndarray, harmless: np.ndarray) -> tuple[float, float]:
+    """The interval of projections in which both labels are plausible, lower end first.
+
+    Between the 5th percentile of the harmful and the 95th of the harmless projections: where the labels overlap a
+    prompt in it is unusual for neither, where they are disjoint it is about the gap between them.
+    """
+    ends = (float(np.percentile(harmful, 5)), float(np.percentile(harmless, 95)))
+    return min(ends), max(ends)

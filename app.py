@@ -1,0 +1,27 @@
+"""The home page: what this run says, in one screen."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from refusal_core.figures.layers import three_questions
+from refusal_core.readings import verdict
+from refusal_core.ui.frame import frame
+from refusal_core.ui.layout import chart, run_facts, strongest_layers
+
+run = frame(
+    "Refusal directions",
+    "How a chat model tells harmful requests from harmless ones, layer by layer, and whether that is about harm.",
+)
+st.markdown(f"#### {verdict(run)}")
+strongest_layers(run)
+chart(three_questions(run), "home_curves")
+st.caption(
+    f"{run.n_layers} layers and the final norm. Grey: the number papers print. Where the pink line stays near 0 the "
+    "direction tells two kinds of text apart, not harm."
+)
+look, read, try_it = st.columns(3)
+look.page_link("pages/1_Layers.py", label="Scrub through the layers", icon=":material/layers:")
+read.page_link("pages/2_Outliers.py", label="Read the ambiguous prompts", icon=":material/find_in_page:")
+try_it.page_link("pages/3_Live_score.py", label="Score a prompt of your own", icon=":material/edit_note:")
+run_facts(run)

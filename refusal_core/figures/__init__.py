@@ -1,0 +1,1 @@
+"""A run to Plotly figures. Nothing here knows the dashboard."""

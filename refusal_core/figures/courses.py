@@ -1,0 +1,92 @@
+"""Single prompts over the layers, against the two labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from refusal_core.figures.style import LABEL_COLOUR, LABEL_DASH, blank, safe, site_axis, translucent
+from refusal_core.runs import Run
+
+_RIBBONS = ((5, 95, 0.13), (25, 75, 0.22))
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """One prompt's line: its text, ``(site,)`` projections in activation units, and how to draw it."""
+
+    text: str
+    projection: np.ndarray
+    name: str
+    colour: str
+    dash: str = "solid"
+
+
+def standardised(run: Run, projection: np.ndarray) -> np.ndarray:
+    """Projections on a scale that compares layers: -1 at the harmless mean, +1 at the harmful mean, 0 midway.
+
+    Args:
+        projection: ``(..., site)`` in activation units.
+
+    Returns:
+        ``(..., site)``; NaN at a site whose means coincide.
+    """
+    harmful = run.layer_stats["harmful_mean"].to_numpy()
+    harmless = run.layer_stats["harmless_mean"].to_numpy()
+    half = (harmful - harmless) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(half > 0, (projection - (harmful + harmless) / 2) / half, np.nan)
+
+
+def courses(run: Run, lines: Sequence[Course], site: int | None = None, raw: bool = False) -> go.Figure:
+    """Prompts over the layers, over ribbons that hold 50 and 90 % of each label.
+
+    Args:
+        site: marked with a vertical line.
+        raw: activation units instead of the scale of :func:`standardised`.
+    """
+    figure = blank(400)
+    sites = np.arange(run.n_sites)
+    scale = (lambda values: values) if raw else (lambda values: standardised(run, values))
+    for label in ("harmless", "harmful"):
+        values = scale(run.projections[run.rows(label)])
+        for low, high, alpha in _RIBBONS:
+            bounds = np.percentile(values, [low, high], axis=0)
+            figure.add_scatter(
+                x=np.concatenate([sites, sites[::-1]]),
+                y=np.concatenate([bounds[1], bounds[0][::-1]]),
+                fill="toself",
+                fillcolor=translucent(LABEL_COLOUR[label], alpha),
+                line={"width": 0},
+                hoverinfo="skip",
+                name=f"{high - low} % of {label}",
+                showlegend=low == 5,
+            )
+        figure.add_scatter(
+            x=sites,
+            y=values.mean(axis=0),
+            mode="lines",
+            line={"color": LABEL_COLOUR[label], "width": 1.2, "dash": LABEL_DASH[label]},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    labels = [run.site_label(each) for each in sites]
+    for line in lines:
+        figure.add_scatter(
+            x=sites,
+            y=scale(line.projection),
+            mode="lines+markers",
+            name=line.name,
+            line={"color": line.colour, "width": 2.5, "dash": line.dash},
+            marker={"size": 5},
+            customdata=np.column_stack([labels, line.projection.round(4)]),
+            hovertemplate=f"{safe(line.text)}<br>%{{customdata[0]}}: %{{customdata[1]}}<extra></extra>",
+        )
+    site_axis(figure, run)
+    figure.update_yaxes(title_text="activation units" if raw else "harmless mean = −1, harmful mean = +1")
+    if site is not None:
+        figure.add_vline(x=site, line={"width": 1.5, "dash": "dot", "color": "#8C8C8C"})
+    return figure

@@ -1,0 +1,85 @@
+"""The projections at one site, with a band to drag or prompts to place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import plotly.graph_objects as go
+
+from refusal_core.figures.courses import Course
+from refusal_core.figures.style import GREY, LABEL_COLOUR, LABEL_PATTERN, blank, safe, translucent
+from refusal_core.runs import Run
+
+BINS = 50
+
+
+def histogram(
+    run: Run, site: int, band: tuple[float, float] | None = None, placed: Sequence[Course] = (), height: int = 300
+) -> go.Figure:
+    """Counts of both labels' fitted prompts at a site.
+
+    Args:
+        band: shaded interval of projections; the figure then lets a new one be dragged.
+        placed: prompts marked with a vertical line where they fall.
+    """
+    figure = blank(height, barmode="overlay", bargap=0)
+    values = run.projections[run.rows(), site]
+    ends = [values.min(), values.max(), *(line.projection[site] for line in placed)]
+    edges = np.linspace(min(ends), max(max(ends), min(ends) + 1e-9), BINS + 1)
+    ranges = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
+    for label in ("harmful", "harmless"):
+        colour = LABEL_COLOUR[label]
+        figure.add_bar(
+            x=(edges[:-1] + edges[1:]) / 2,
+            y=np.histogram(run.projections[run.rows(label), site], edges)[0],
+            width=edges[1] - edges[0],
+            name=label,
+            marker={
+                "color": translucent(colour, 0.55),
+                "line": {"width": 0},
+                "pattern": {"shape": LABEL_PATTERN[label], "fgcolor": colour, "size": 6, "solidity": 0.25},
+            },
+            selected={"marker": {"opacity": 1}},
+            unselected={"marker": {"opacity": 1}},
+            customdata=ranges,
+            hovertemplate=f"%{{y}} {label} prompts<br>%{{customdata}}<extra></extra>",
+        )
+    if band is not None:
+        figure.add_vrect(x0=band[0], x1=band[1], line={"width": 1, "color": GREY}, fillcolor=GREY, opacity=0.2)
+        figure.update_layout(dragmode="select", selectdirection="h")
+    for line in placed:
+        figure.add_vline(
+            x=line.projection[site],
+            line={"color": line.colour, "width": 2.5, "dash": line.dash},
+            annotation={"text": safe(line.name), "font": {"color": line.colour}},
+        )
+    figure.update_xaxes(title_text=f"projection at {run.site_label(site)} (activation units)")
+    figure.update_yaxes(title_text="prompts")
+    return figure
+
+
+def token_strip(tokens: Sequence[str], values: np.ndarray, run: Run, site: int) -> go.Figure:
+    """Each token of a prompt as a bar: its projection at one site.
+
+    Args:
+        values: ``(token,)`` in activation units.
+    """
+    figure = blank(260)
+    positions = np.arange(len(tokens))
+    shown = [safe(token.replace("\n", "⏎").replace(" ", "␣"), limit=24) for token in tokens]
+    middle = float((run.layer_stats["harmful_mean"][site] + run.layer_stats["harmless_mean"][site]) / 2)
+    figure.add_bar(
+        x=positions,
+        y=values,
+        marker={"color": np.where(values > middle, LABEL_COLOUR["harmful"], LABEL_COLOUR["harmless"])},
+        customdata=shown,
+        hovertemplate="%{customdata}: %{y:.4g}<extra></extra>",
+        showlegend=False,
+    )
+    step = max(1, len(tokens) // 40)
+    figure.update_xaxes(tickvals=positions[::step], ticktext=shown[::step], tickangle=-45)
+    figure.update_yaxes(title_text="projection")
+    figure.add_hline(y=middle, line={"color": GREY, "width": 1, "dash": "dot"})
+    return figure

@@ -1,0 +1,69 @@
+"""The look all figures share: two label colours that colour-blind readers can tell apart, marks beside them."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+
+import plotly.graph_objects as go
+
+from refusal_core.runs import Run
+from refusal_core.sites import site_short
+
+HARMFUL = "#D55E00"
+HARMLESS = "#0072B2"
+GREY = "#8C8C8C"
+ACCENT = "#2A9D83"
+
+LABEL_COLOUR = {"harmful": HARMFUL, "harmless": HARMLESS, "grey": GREY}
+LABEL_SYMBOL = {"harmful": "triangle-up", "harmless": "circle", "grey": "square"}
+LABEL_DASH = {"harmful": "solid", "harmless": "dash", "grey": "dot"}
+LABEL_PATTERN = {"harmful": "", "harmless": "/"}
+
+LINE_COLOURS = ("#2A9D83", "#CC79A7", "#B8860B", "#56B4E9", "#7B5EA7", "#8C5A2B")
+
+
+def translucent(colour: str, alpha: float) -> str:
+    """A ``#rrggbb`` colour with an opacity."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+def blank(height: int, **layout: object) -> go.Figure:
+    """An empty figure in the shared look; text and grid colours are left to the page's theme."""
+    figure = go.Figure()
+    figure.update_layout(
+        height=height,
+        margin={"l": 8, "r": 8, "t": 36, "b": 8},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "left", "x": 0},
+        hoverlabel={"align": "left"},
+        dragmode=False,
+        **layout,
+    )
+    figure.update_xaxes(automargin=True, fixedrange=True)
+    figure.update_yaxes(automargin=True, fixedrange=True)
+    return figure
+
+
+def site_axis(figure: go.Figure, run: Run, **position: object) -> None:
+    """Give a figure over the layers its axis: layer numbers, then ``norm``."""
+    ticks = [*range(0, run.n_layers, max(1, run.n_layers // 7)), run.n_layers]
+    if ticks[-1] - ticks[-2] < 2 and len(ticks) > 2:
+        del ticks[-2]
+    figure.update_xaxes(
+        title_text="layer",
+        tickvals=ticks,
+        ticktext=[site_short(site, run.n_layers) for site in ticks],
+        range=[-0.5, run.n_layers + 0.5],
+        zeroline=False,
+        **position,
+    )
+
+
+def safe(text: str, width: int = 60, limit: int = 240) -> str:
+    """A prompt for hover text, where Plotly reads HTML: escaped, wrapped at ``width`` characters, cut at a limit."""
+    one_line = " ".join(text.split())
+    shown = one_line if len(one_line) <= limit else one_line[: limit - 1] + "…"
+    return "<br>".join(html.escape(line) for line in textwrap.wrap(shown, width)) or "(blank)"

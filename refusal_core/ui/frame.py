@@ -1,0 +1,150 @@
+"""The frame around every page: title, run picker, and the run itself, opened once for all visitors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from refusal_core.errors import RunError
+from refusal_core.runs import MANIFEST, BrokenRun, Run, RunSummary, cache_folder, list_runs, open_run
+from refusal_core.ui import address
+
+PAGES = (
+    ("app.py", "Home", "home"),
+    ("pages/1_Layers.py", "Layers", "layers"),
+    ("pages/2_Outliers.py", "Outliers", "find_in_page"),
+    ("pages/3_Live_score.py", "Live score", "edit_note"),
+)
+
+
+def frame(title: str, line: str) -> Run:
+    """Begin a page and return the chosen run; the page ends here when there is none to show.
+
+    Args:
+        title: the page's name.
+        line: one sentence that says what the page is for.
+    """
+    st.set_page_config(page_title=f"{title} · Refusal directions", page_icon=":material/explore:", layout="wide")
+    address.read_once()
+    address.apply_next()
+    for page, label, icon in PAGES:
+        st.sidebar.page_link(page, label=label, icon=f":material/{icon}:")
+    st.sidebar.space("small")
+    summaries, broken = _listed(_cache_state())
+    st.title(title, anchor=False)
+    st.caption(line)
+    run_id = _picked(summaries, broken)
+    try:
+        run = shared_run(run_id)
+    except RunError as error:
+        st.error("This run cannot be opened.", icon=":material/error:")
+        st.text(str(error))
+        st.stop()
+    _keep_site_inside(run)
+    address.write()
+    return run
+
+
+def shared_run(run_id: str) -> Run:
+    """A run from the cache, opened once and shared by all visitors; opened anew when its manifest changes."""
+    folder = cache_folder() / run_id
+    manifest = folder / MANIFEST
+    return _opened(run_id, str(cache_folder()), manifest.stat().st_mtime_ns if manifest.is_file() else 0)
+
+
+def site_picker(run: Run, container=st) -> int:
+    """A field for the site, shared by all pages; returns the site."""
+    return int(
+        container.number_input(
+            "Layer",
+            min_value=0,
+            max_value=run.n_layers,
+            key=address.SITE,
+            persist_state="session",
+            on_change=address.write,
+            help=f"0 to {run.n_layers - 1} are this model's layers; {run.n_layers} is the final norm, one site more.",
+        )
+    )
+
+
+@st.cache_resource(max_entries=8, show_spinner="Opening the run …")
+def _opened(run_id: str, cache: str, changed: int) -> Run:
+    return open_run(run_id, cache)
+
+
+@st.cache_data(max_entries=4, show_spinner="Looking for runs …")
+def _listed(state: tuple) -> tuple[list[RunSummary], list[BrokenRun]]:
+    return list_runs()
+
+
+def _cache_state() -> tuple:
+    """What changes when a run comes or goes: the manifests and when they were written."""
+    folder = cache_folder()
+    return (
+        str(folder),
+        *((path.name, _modified(path / MANIFEST)) for path in sorted(folder.glob("[!.]*")) if path.is_dir()),
+    )
+
+
+def _modified(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+def _picked(summaries: list[RunSummary], broken: list[BrokenRun]) -> str:
+    for problem in broken:
+        st.sidebar.warning("A folder of the cache is not a run that can be opened:", icon=":material/warning:")
+        st.sidebar.text(problem.reason)
+    if not summaries:
+        st.info(
+            f"There are no runs in {cache_folder()} yet. Make one with "
+            "`python -m refusal_core run --model MODEL`, then reload this page.",
+            icon=":material/folder_open:",
+        )
+        st.stop()
+    by_id = {summary.run_id: summary for summary in summaries}
+    chosen = st.session_state.get(address.RUN)
+    if chosen not in by_id:
+        if chosen is not None:
+            st.warning("The run in this address is not in the cache here; showing another.", icon=":material/warning:")
+        st.session_state[address.RUN] = _most_telling(summaries)
+    return st.sidebar.selectbox(
+        "Run",
+        list(by_id),
+        format_func=lambda run_id: _described(by_id[run_id], summaries),
+        key=address.RUN,
+        persist_state="session",
+        on_change=_forget_view,
+        help="One model on one contrast set. `python -m refusal_core run` makes more.",
+    )
+
+
+def _most_telling(summaries: list[RunSummary]) -> str:
+    """The run a first-time visitor sees: matched pairs before other sets, more layers before fewer."""
+    best = max(summaries, key=lambda summary: (summary.contrast_set == "pairs", summary.n_layers, summary.run_id))
+    return best.run_id
+
+
+def _described(summary: RunSummary, summaries: list[RunSummary]) -> str:
+    name = f"{summary.model.rsplit('/', 1)[-1]} · {summary.contrast_set}"
+    alike = [other for other in summaries if (other.model, other.contrast_set) == (summary.model, summary.contrast_set)]
+    counts = "+".join(str(count) for count in summary.counts.values())
+    return name if len(alike) == 1 else f"{name} · {counts} · {summary.run_id.split('--')[-2]} · {summary.dtype}"
+
+
+def _forget_view() -> None:
+    """Another run has other scales, prompts and layers."""
+    for key in (address.BAND, address.PROMPT, address.SITE):
+        st.session_state.pop(key, None)
+
+
+def _keep_site_inside(run: Run) -> None:
+    site = st.session_state.get(address.SITE)
+    if site is None or not 0 <= site <= run.n_layers:
+        for column in ("probe_d", "cohens_d"):
+            if run.layer_stats[column].notna().any():
+                site = int(run.layer_stats[column].idxmax())
+                break
+        else:
+            site = 0
+        st.session_state[address.SITE] = site

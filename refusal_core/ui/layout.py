@@ -1,0 +1,114 @@
+"""Pieces that several pages lay out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from refusal_core.figures.layers import QUESTIONS
+from refusal_core.runs import Run
+
+_CHART_CONFIG = {"displaylogo": False, "displayModeBar": False}
+
+COLUMN_HELP = {
+    "magnitude": "Norm of the mean difference, in activation units.",
+    "cohens_d": "Cohen's d of the prompts the direction was fitted on: mean difference over pooled standard deviation.",
+    "crossfit_d": "Cohen's d of held-out prompts: ten folds, matched pairs never split, mean over five repeats.",
+    "crossfit_auroc": "Chance that a held-out harmful prompt projects above a held-out harmless one.",
+    "probe_d": "Cohen's d of the 48 probe pairs, on which no direction is ever fitted.",
+    "probe_auroc": "Chance that a harmful probe prompt projects above a harmless one; 0.5 is chance.",
+    "hedges_g": "Cohen's d with the correction for small samples.",
+    "auroc": "In-sample chance that a harmful prompt projects above a harmless one.",
+    "log10_p": "Base-10 logarithm of the t-test's p-value; small by construction, as the direction was fitted here.",
+    "t_statistic": "Student's t of the in-sample projections.",
+    "overlap_count": "The report's overlap count: harmful below the harmless mean plus harmless above the harmful mean.",
+    "range_overlap": "Prompts of either label inside the other label's range: what overlap means to most readers.",
+    "harmful_mean": "Mean projection of the harmful prompts, in activation units.",
+    "harmless_mean": "Mean projection of the harmless prompts, in activation units.",
+    "harmful_std": "Standard deviation (ddof 0) of the harmful projections.",
+    "harmless_std": "Standard deviation (ddof 0) of the harmless projections.",
+}
+_COLUMN_NAMES = {
+    "magnitude": "separation",
+    "cohens_d": "d in-sample",
+    "crossfit_d": "d cross-fitted",
+    "crossfit_auroc": "AUROC cross-fitted",
+    "probe_d": "d probe pairs",
+    "probe_auroc": "AUROC probe pairs",
+    "hedges_g": "Hedges' g",
+    "auroc": "AUROC in-sample",
+    "log10_p": "log10 p",
+    "t_statistic": "t",
+    "overlap_count": "mean crossings",
+    "range_overlap": "range overlap",
+    "harmful_mean": "harmful mean",
+    "harmless_mean": "harmless mean",
+    "harmful_std": "harmful std",
+    "harmless_std": "harmless std",
+}
+
+
+def chart(figure: go.Figure, key: str, **options: Any) -> Any:
+    """A figure over the whole width, in the page's theme."""
+    return st.plotly_chart(figure, key=key, width="stretch", config=_CHART_CONFIG, **options)
+
+
+def strongest_layers(run: Run) -> None:
+    """The strongest layer by each of the three questions, side by side."""
+    for container, column in zip(st.columns(3), QUESTIONS, strict=True):
+        values = run.layer_stats[column]
+        question, *_ = QUESTIONS[column][0].partition("?")
+        if values.isna().all():
+            container.metric(f"{question.capitalize()}?", "–", help=COLUMN_HELP[column])
+            continue
+        site = int(values.idxmax())
+        container.metric(
+            f"{question.capitalize()}?",
+            f"d = {values[site]:.2f}",
+            delta=run.site_label(site),
+            delta_color="off",
+            delta_arrow="off",
+            help=COLUMN_HELP[column],
+        )
+
+
+def layer_numbers(run: Run, site: int) -> None:
+    """The site's row of statistics, each number with what it means on hover."""
+    row = run.layer_stats.loc[site]
+    columns = st.columns(2)
+    for place, (column, name) in enumerate(_COLUMN_NAMES.items()):
+        value = row[column]
+        shown = "–" if pd.isna(value) else f"{value:.0f}" if column.endswith("overlap_count") else f"{value:.3g}"
+        columns[place % 2].markdown(f"{name}  \n**{shown}**", help=COLUMN_HELP[column])
+
+
+def run_facts(run: Run) -> None:
+    """What the run is made of, for whoever wants to repeat it."""
+    manifest = run.manifest
+    model, prompts, compute = manifest["model"], manifest["prompts"], manifest["compute"]
+    counts = prompts["counts"]
+    facts = {
+        "model": f"{model['name']} ({model['architecture']}, {model['n_layers']} layers × {model['d_model']}"
+        + (f", {model['quantisation']}" if model["quantisation"] else "")
+        + ")",
+        "licence of the model": model["licence"] or "not stated",
+        "contrast set": f"{prompts['name']}: {counts['harmful']} harmful, {counts['harmless']} harmless",
+        "transfer sets": ", ".join(f"{each['name']} ({sum(each['counts'].values())})" for each in manifest["transfer"]),
+        "system prompt": manifest["template"]["system_prompt"]
+        or manifest["template"]["default_system_prompt"]
+        or "none",
+        "read at": manifest["template"]["token_position"],
+        "computed in": f"{compute['dtype']} on {compute['device']}, seed {compute['seed']}",
+        "made": manifest["created"],
+        "name": run.run_id,
+    }
+    with st.expander("What this run is made of"):
+        st.dataframe(
+            pd.DataFrame({"": facts.keys(), "value": facts.values()}),
+            hide_index=True,
+            width="stretch",
+            height="content",
+        )
