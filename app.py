@@ -5,7 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from refusal_core.figures.layers import three_questions
-from refusal_core.readings import verdict
+from refusal_core.evidence import Evidence
+from refusal_core.findings import verdict
 from refusal_core.ui.frame import frame
 from refusal_core.ui.layout import chart, run_facts, strongest_layers
 
@@ -13,7 +14,7 @@ run = frame(
     "Refusal directions",
     "How a chat model tells harmful requests from harmless ones, layer by layer, and whether that is about harm.",
 )
-st.markdown(f"#### {verdict(run)}")
+st.markdown(f"#### {verdict(Evidence.from_tables(run.evidence_tables()))}")
 strongest_layers(run)
 chart(three_questions(run), "home_curves")
 st.caption(

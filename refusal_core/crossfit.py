@@ -13,6 +13,9 @@ import numpy as np
 
 from refusal_core.statistics import auroc, cohens_d, range_overlap
 
+NO_SPREAD = "the projections do not vary within the labels, so d has no denominator"
+TOO_FEW_GROUPS = "cross-fitting needs at least two prompts (or pairs) of either label"
+
 # Relative to the activations: what half-precision arithmetic in another order of batches can leave behind.
 _SPREAD_TOLERANCE = 1e-6
 # Squared, relative to the largest squared distance from the mean: a few times what rounding leaves in the Gram matrix.
@@ -175,6 +178,58 @@ def crossfit_draws(gram: np.ndarray, weights: np.ndarray, fold: np.ndarray) -> n
     return pooled
 
 
+def remove_covariate(weights: np.ndarray, counts: np.ndarray, covariate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the direction between residuals, after a regression of the activations on one covariate.
+
+    The slope is that of all prompts whatever their label, so what label and covariate share goes to the covariate.
+
+    Args:
+        weights: ``(draw, prompt)`` from :func:`contrast_weights`.
+        counts: ``(draw, prompt)`` multiplicities of the prompts the regression is fitted on.
+        covariate: ``(prompt,)``.
+
+    Returns:
+        ``(draw, prompt)`` weights of the direction, and ``(draw, prompt)`` weights ``b`` of the slope ``Xᵀ b``.
+    """
+    with np.errstate(invalid="ignore"):
+        mean = counts @ covariate / counts.sum(axis=1)
+    slope = covariate - mean[:, None]
+    square = np.einsum("dp,dp,dp->d", counts, slope, slope)
+    slope *= counts
+    slope /= np.where(square > 0, square, np.inf)[:, None]
+    return weights - (weights @ covariate)[:, None] * slope, slope
+
+
+def crossfit_draws_without(
+    gram: np.ndarray, weights: np.ndarray, counts: np.ndarray, fold: np.ndarray, covariate: np.ndarray
+) -> np.ndarray:
+    """:func:`crossfit_draws` after a linear regression of the activations on one covariate.
+
+    The regression is fitted on the training folds. Fitted on all prompts it would make what is left of the test fold
+    the opposite of what is left of the others.
+
+    Args:
+        gram: ``(prompt, prompt)``.
+        weights: ``(fold, draw, prompt)`` from :func:`fold_weights`.
+        counts: ``(draw, prompt)`` multiplicities.
+        fold: ``(draw, prompt)`` or ``(1, prompt)``.
+        covariate: ``(prompt,)``, centred for precision.
+
+    Returns:
+        ``(draw, prompt)`` in activation units.
+    """
+    pooled = np.empty(weights.shape[1:])
+    for k, training in enumerate(weights):
+        residual_weights, slope = remove_covariate(training, counts * (fold != k), covariate)
+        products = residual_weights @ gram
+        square = np.einsum("dp,dp->d", residual_weights, products)
+        norm = np.sqrt(np.where(square > _NORM_TOLERANCE * gram.diagonal().max(), square, np.nan))
+        products -= np.einsum("dp,dp->d", slope, products)[:, None] * covariate
+        products -= np.einsum("dp,dp->d", np.abs(training), products)[:, None] / 2
+        np.copyto(pooled, products / norm[:, None], where=fold == k)
+    return pooled
+
+
 def crossfit(
     gram: np.ndarray,
     is_harmful: np.ndarray,
@@ -200,8 +255,7 @@ def crossfit(
     fold = assign_folds(is_harmful, groups, folds, repeats, np.random.default_rng(seed))
     nothing = np.full(len(is_harmful), np.nan)
     if not len(fold):
-        reason = "cross-fitting needs at least two prompts (or pairs) of either label"
-        return Crossfit(nothing, np.nan, np.nan, np.nan, np.nan, 0, 0, reason)
+        return Crossfit(nothing, np.nan, np.nan, np.nan, np.nan, 0, 0, TOO_FEW_GROUPS)
     used = int(fold.max()) + 1
     labels = np.broadcast_to(is_harmful, fold.shape)
     projections = crossfit_draws(gram, fold_weights(labels, ~labels, fold), fold)
@@ -212,8 +266,9 @@ def crossfit(
         for a, b in zip(projections[:, is_harmful], projections[:, ~is_harmful], strict=True)
     ]
     d, area, accuracy, overlap = (float(value) for value in np.mean(numbers, axis=0))
-    reason = None if np.isfinite(d) else "the projections do not vary within the labels, so d has no denominator"
-    return Crossfit(projections.mean(axis=0), d, area, accuracy, overlap, used, repeats, reason)
+    return Crossfit(
+        projections.mean(axis=0), d, area, accuracy, overlap, used, repeats, None if np.isfinite(d) else NO_SPREAD
+    )
 
 
 def no_direction(gram: np.ndarray) -> str:

@@ -16,8 +16,9 @@ import pandas as pd
 from refusal_core import runs
 from refusal_core.crossfit import crossfit, gram_matrix
 from refusal_core.devices import DTYPES, choose_device, choose_dtype
-from refusal_core.directions import fit_directions
+from refusal_core.directions import Directions, fit_directions
 from refusal_core.errors import RefusalError
+from refusal_core.evidence import Evidence, evaluate, prompt_groups
 from refusal_core.models import ModelInfo, default_system_prompt, identify, load_model, template_sha256
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts import (
@@ -30,12 +31,11 @@ from refusal_core.prompts import (
     without,
 )
 from refusal_core.runs import Run
-from refusal_core.statistics import auroc, cohens_d, layer_statistics
+from refusal_core.statistics import layer_statistics
 
 FOLDS = 10
 REPEATS = 5
 LOADING = "loading (model)"
-TESTING = "testing (sites)"
 SAVING = "saving (run)"
 
 TOKEN_POSITION = "last token of the templated prompt, generation prompt included"
@@ -115,23 +115,7 @@ def run(
     table["first_token"] = extraction.first_token
     table["refusal_log_odds"] = extraction.refusal_log_odds
 
-    fitted = table["fitted"].to_numpy()
-    is_harmful = table["label"].eq("harmful").to_numpy()
-    directions = fit_directions(extraction.hidden[fitted], is_harmful[fitted])
-    projections = directions.project(extraction.hidden)
-    layer_stats = layer_statistics(projections[fitted], is_harmful[fitted], directions.magnitude)
-    projections_crossfit = np.full_like(projections, np.nan)
-    groups = _groups(table.loc[fitted])
-    crossfit_columns = []
-    n_sites = projections.shape[1]
-    for site in range(n_sites):
-        progress(TESTING, site, n_sites)
-        gram = gram_matrix(extraction.hidden[fitted, site])
-        held_out = crossfit(gram, is_harmful[fitted], groups, folds=FOLDS, repeats=REPEATS, seed=seed)
-        projections_crossfit[fitted, site] = held_out.projection
-        crossfit_columns.append({"crossfit_d": held_out.d, "crossfit_auroc": held_out.auroc})
-    progress(TESTING, n_sites, n_sites)
-    layer_stats = layer_stats.join(pd.DataFrame(crossfit_columns)).join(_probe_columns(table, projections))
+    analysis = analyse(extraction.hidden, table, seed=seed, progress=progress)
 
     progress(SAVING, 0, 1)
     manifest = {
@@ -174,16 +158,60 @@ def run(
         f"{stem}--{dtype}",
         manifest,
         table,
-        projections,
-        projections_crossfit,
-        layer_stats,
-        directions,
-        evidence={},
+        analysis.projections,
+        analysis.projections_crossfit,
+        analysis.layer_stats,
+        analysis.directions,
+        analysis.evidence.to_tables(),
         activations=extraction.hidden if keep_activations else None,
         cache=cache,
     )
     progress(SAVING, 1, 1)
     return RunResult(saved, cached=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """All that follows from activations and labels, without the model.
+
+    Attributes:
+        projections: ``(prompt, site)`` float64 of every prompt on the directions, in activation units.
+        projections_crossfit: ``(prompt, site)`` float64, 0 at the training folds' midpoint; NaN for transfer prompts.
+        layer_stats: one row a site.
+    """
+
+    directions: Directions
+    projections: np.ndarray
+    projections_crossfit: np.ndarray
+    layer_stats: pd.DataFrame
+    evidence: Evidence
+
+
+def analyse(hidden: np.ndarray, prompts: pd.DataFrame, *, seed: int = 0, progress: Progress = no_progress) -> Analysis:
+    """Fit directions on the fitted prompts and test them.
+
+    Args:
+        hidden: ``(prompt, site, d_model)`` activations of all prompts, fitted and transfer.
+        prompts: a run's prompt table, rows in the same order.
+        seed: of the folds and of everything random in the evidence.
+    """
+    fitted = prompts["fitted"].to_numpy()
+    is_harmful = prompts["label"].eq("harmful").to_numpy()[fitted]
+    directions = fit_directions(hidden[fitted], is_harmful)
+    projections = directions.project(hidden)
+    projections_crossfit = np.full_like(projections, np.nan)
+    groups = prompt_groups(prompts[fitted])
+    for site in range(directions.n_sites):
+        held_out = crossfit(gram_matrix(hidden[fitted, site]), is_harmful, groups, FOLDS, REPEATS, seed)
+        projections_crossfit[fitted, site] = held_out.projection
+    evidence = evaluate(hidden, prompts, directions, seed=seed, folds=FOLDS, repeats=REPEATS, progress=progress)
+    probes = evidence.transfer[evidence.transfer["source"].eq("probe-pairs")].set_index("site")
+    layer_stats = layer_statistics(projections[fitted], is_harmful, directions.magnitude)
+    layer_stats["crossfit_d"] = evidence.sites["crossfit_d"]
+    layer_stats["crossfit_auroc"] = evidence.sites["crossfit_auroc"]
+    layer_stats["probe_d"] = probes["d"].reindex(layer_stats["site"]).to_numpy(float)
+    layer_stats["probe_auroc"] = probes["auroc"].reindex(layer_stats["site"]).to_numpy(float)
+    return Analysis(directions, projections, projections_crossfit, layer_stats, evidence)
 
 
 def version_of_this() -> str:
@@ -210,26 +238,6 @@ def _prompt_table(contrast: PromptSet, transfer: list[PromptSet]) -> pd.DataFram
             f"the prompt {row['text']!r:.60} is in two transfer sets, of which one is {row['source']}; keep it in one"
         )
     return table
-
-
-def _groups(table: pd.DataFrame) -> np.ndarray:
-    """``(prompt,)`` what has to stay in one fold: the matched pair, or the prompt by itself."""
-    return table["pair_id"].where(table["pair_id"].notna(), table["prompt_id"]).to_numpy(dtype=str)
-
-
-def _probe_columns(table: pd.DataFrame, projections: np.ndarray) -> pd.DataFrame:
-    """d and AUROC of the probe pairs at every site, on the direction they had no part in."""
-    probes = table["source"].eq("probe-pairs").to_numpy() & ~table["fitted"].to_numpy()
-    harmful = projections[probes & table["label"].eq("harmful").to_numpy()]
-    harmless = projections[probes & table["label"].eq("harmless").to_numpy()]
-    if not len(harmful) or not len(harmless):
-        return pd.DataFrame({"probe_d": np.nan, "probe_auroc": np.nan}, index=range(projections.shape[1]))
-    return pd.DataFrame(
-        {
-            "probe_d": [cohens_d(a, b) for a, b in zip(harmful.T, harmless.T, strict=True)],
-            "probe_auroc": [auroc(a, b) for a, b in zip(harmful.T, harmless.T, strict=True)],
-        }
-    )
 
 
 def _described(prompts: PromptSet) -> dict:

