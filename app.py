@@ -5,8 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from refusal_core.figures.layers import three_questions
-from refusal_core.evidence import Evidence
 from refusal_core.findings import verdict
+from refusal_core.ui.evidence import evidence_of
 from refusal_core.ui.frame import frame
 from refusal_core.ui.layout import chart, run_facts, strongest_layers
 
@@ -14,15 +14,16 @@ run = frame(
     "Refusal directions",
     "How a chat model tells harmful requests from harmless ones, layer by layer, and whether that is about harm.",
 )
-st.markdown(f"#### {verdict(Evidence.from_tables(run.evidence_tables()))}")
+st.markdown(f"#### {verdict(evidence_of(run))}")
 strongest_layers(run)
 chart(three_questions(run), "home_curves")
 st.caption(
     f"{run.n_layers} layers and the final norm. Grey: the number papers print. Where the pink line stays near 0 the "
     "direction tells two kinds of text apart, not harm."
 )
-look, read, try_it = st.columns(3)
+look, doubt, read, try_it = st.columns(4)
 look.page_link("pages/1_Layers.py", label="Scrub through the layers", icon=":material/layers:")
-read.page_link("pages/2_Outliers.py", label="Read the ambiguous prompts", icon=":material/find_in_page:")
-try_it.page_link("pages/3_Live_score.py", label="Score a prompt of your own", icon=":material/edit_note:")
+doubt.page_link("pages/2_Evidence.py", label="Ask whether it is real", icon=":material/fact_check:")
+read.page_link("pages/3_Outliers.py", label="Read the ambiguous prompts", icon=":material/find_in_page:")
+try_it.page_link("pages/4_Live_score.py", label="Score a prompt of your own", icon=":material/edit_note:")
 run_facts(run)

@@ -25,7 +25,7 @@ sources = options.pills(
     key="layers_sources",
     persist_state="session",
 )
-picture, numbers = st.columns([3, 1], gap="medium")
+picture, numbers = st.columns([3, 1], gap="large")
 with picture:
     scrubbing_histogram(run, site, tuple(sources))
     st.caption(
@@ -48,5 +48,6 @@ for name, figure in (
 ):
     clicked = clicked_site(chart(figure, f"layers_{name}", on_select="rerun", selection_mode="points"), name)
     if clicked is not None and clicked != site:
-        address.go_to(site=clicked)
+        address.change(site=clicked)
+        st.rerun()
 st.caption("Click a point to go to its layer.")

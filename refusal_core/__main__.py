@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, command, explanation in (
         ("show", _show, "a run's table of layers"),
+        ("evidence", _evidence, "what the numbers say to each question, layer by layer"),
         ("verify", _verify, "check every file of a run against its manifest"),
         ("delete", _delete, "remove a run"),
     ):
@@ -208,6 +209,22 @@ def _headline(run: Run) -> str:
             site = int(values.idxmax())
             lines.append(f"{question}: strongest at {run.site_label(site)}, {values[site]:.2f}")
     return "\n".join(lines)
+
+
+def _evidence(options: argparse.Namespace) -> None:
+    from refusal_core.evidence import Evidence
+    from refusal_core.findings import QUESTIONS, overview_table, reading, strongest_site, verdict
+
+    run = runs.open_run(options.run, options.cache)
+    evidence = Evidence.from_tables(run.evidence_tables())
+    print(verdict(evidence))
+    table = overview_table(evidence)
+    table.index = [run.site_label(int(site)) for site in table.index]
+    print(table.to_string(float_format=lambda value: f"{value:.2f}", na_rep="–"))
+    for name, question in QUESTIONS.items():
+        print(f"\n{question}\n    {reading(evidence, name, strongest_site(evidence))}")
+    for missing in evidence.reasons.drop_duplicates(["table", "number", "source", "reason"]).itertuples():
+        print(f"missing: {missing.number} ({missing.source}): {missing.reason}", file=sys.stderr)
 
 
 def _verify(options: argparse.Namespace) -> None:

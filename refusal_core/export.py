@@ -9,8 +9,12 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.errors import RunError
+from refusal_core.evidence import Evidence
+from refusal_core.report import report_html
 from refusal_core.runs import Run
 from refusal_core.statistics import VALIDATION_COLUMNS, VARIANCE_COLUMNS
+
+REPORT = "report.html"
 
 
 def published_layers(run: Run) -> pd.DataFrame:
@@ -30,7 +34,8 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
 
     ``validation_results.csv``, ``variance_by_layer.csv``, ``top10_layers.csv`` and ``summary.json`` repeat the
     published names, columns and layer convention; ``layer_stats.csv`` has every site and every column, ``prompts.csv``
-    every prompt and its projections, ``manifest.json`` is the run's.
+    every prompt and its projections, ``manifest.json`` is the run's,
+    ``evidence_*.csv`` its evidence, and ``report.html`` all of it in one page that can be mailed.
 
     Raises:
         RunError: when the folder cannot be written.
@@ -53,22 +58,25 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
         "max_magnitude": float(largest["magnitude"]),
     }
     top10 = layers.sort_values("cohens_d", ascending=False).head(10)
+    evidence = Evidence.from_tables(run.evidence_tables())
     tables = {
         "validation_results.csv": layers[list(VALIDATION_COLUMNS)],
         "variance_by_layer.csv": layers[list(VARIANCE_COLUMNS)],
         "top10_layers.csv": top10[["layer", "magnitude", "cohens_d", "p_value", "valid"]],
         "layer_stats.csv": run.layer_stats,
         "prompts.csv": _prompts_with_projections(run),
+        **{f"evidence_{name}.csv": table for name, table in evidence.to_tables().items()},
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in tables.items():
             table.to_csv(folder / name, index=False)
+        (folder / REPORT).write_text(report_html(run, evidence), encoding="utf-8")
         for name, content in {"summary.json": summary, "manifest.json": run.manifest}.items():
             (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}; choose a folder that can be written") from error
-    return [folder / name for name in (*tables, "summary.json", "manifest.json")]
+    return [folder / name for name in (*tables, REPORT, "summary.json", "manifest.json")]
 
 
 def _prompts_with_projections(run: Run) -> pd.DataFrame:

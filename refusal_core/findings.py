@@ -73,6 +73,40 @@ def verdict(evidence: Evidence) -> str:
     return f"The direction tells harm on {source} {where}, {strongest}.{before}"
 
 
+def overview_table(evidence: Evidence) -> pd.DataFrame:
+    """The first picture as a table: one row a site, indexed by site, with the numbers of the main questions."""
+    sites = evidence.sites.set_index("site")
+    columns = {
+        "d in-sample": sites["in_sample_d"],
+        "95 % of chance below": sites["chance_d_95"],
+        "d cross-fitted": sites["crossfit_d"],
+        "from": sites["crossfit_d_low"],
+        "to": sites["crossfit_d_high"],
+    }
+    source = probe_source(evidence)
+    if source is not None:
+        transfer = evidence.transfer[evidence.transfer["source"].eq(source)].set_index("site")
+        columns |= {
+            f"d {source}": transfer["d"],
+            " from": transfer["d_low"],
+            " to": transfer["d_high"],
+            "AUROC": transfer["auroc"],
+        }
+    refusal = evidence.refusal[evidence.refusal["source"].eq(CONTRAST) & evidence.refusal["label"].eq(BOTH)]
+    return pd.DataFrame({**columns, "rho refusing": refusal.set_index("site")["rho"]})
+
+
+def strongest_site(evidence: Evidence) -> int:
+    """The site that tells harm best on the set asked about harm; else the strongest cross-fitted or in-sample."""
+    source = probe_source(evidence)
+    transfer = evidence.transfer[evidence.transfer["source"].eq(source)].set_index("site")["d"]
+    sites = evidence.sites.set_index("site")
+    for values in (transfer, sites["crossfit_d"], sites["in_sample_d"]):
+        if values.notna().any():
+            return int(values.idxmax())
+    return 0
+
+
 def probe_source(evidence: Evidence) -> str | None:
     """The transfer set that is asked about harm: the probe pairs, else the first with pairs, else the first."""
     table = evidence.transfer.drop_duplicates("source")

@@ -73,7 +73,7 @@ def courses(run: Run, lines: Sequence[Course], site: int | None = None, raw: boo
             hoverinfo="skip",
             showlegend=False,
         )
-    labels = [run.site_label(each) for each in sites]
+    labels = [run.site_label(int(each)) for each in sites]
     for line in lines:
         figure.add_scatter(
             x=sites,

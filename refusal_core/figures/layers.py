@@ -15,6 +15,7 @@ from refusal_core.figures.style import (
     LABEL_COLOUR,
     LABEL_DASH,
     LABEL_PATTERN,
+    PROBE,
     blank,
     site_axis,
     translucent,
@@ -29,7 +30,7 @@ BINS = 40
 QUESTIONS = {
     "cohens_d": ("does it fit? in-sample", GREY, "dot"),
     "crossfit_d": ("does it hold on new prompts? cross-fitted", ACCENT, "dash"),
-    "probe_d": ("is it about harm? probe pairs", "#CC79A7", "solid"),
+    "probe_d": ("is it about harm? probe pairs", PROBE, "solid"),
 }
 
 

@@ -14,6 +14,7 @@ HARMFUL = "#D55E00"
 HARMLESS = "#0072B2"
 GREY = "#8C8C8C"
 ACCENT = "#2A9D83"
+PROBE = "#C2569B"
 
 LABEL_COLOUR = {"harmful": HARMFUL, "harmless": HARMLESS, "grey": GREY}
 LABEL_SYMBOL = {"harmful": "triangle-up", "harmless": "circle", "grey": "square"}

@@ -1,60 +1,69 @@
-"""The view in the page's address: run, site, band and chosen prompt, so that it can be sent to a colleague.
+"""The view a visitor has: run, site, band and chosen prompt, kept across pages and in the address.
 
-Session state is the truth while a visitor looks around; the address is read once, when a visit begins, and written
-whenever the view changes. Streamlit drops the address on a change of page, and the next page writes it again.
+The view lives in session state under one key of its own, because Streamlit forgets a widget's value with the widget.
+It is read from the address once, when a visit begins, and written there whenever it changes, so that the address can be
+sent to a colleague. Widgets that edit the view are filled from it before they are drawn and change it when used.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
+from typing import Any
 
 import streamlit as st
 
-RUN, SITE, BAND, PROMPT = "run", "site", "band", "prompt"
-
+_VIEW = "view"
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 
 
-def read_once() -> None:
-    """Put what the address says into session state, on a visit's first script run; what is malformed is ignored."""
-    if "address_read" in st.session_state:
-        return
-    st.session_state["address_read"] = True
-    given = st.query_params
-    if RUN in given:
-        st.session_state[RUN] = given[RUN]
-    if re.fullmatch(r"\d{1,4}", given.get(SITE, "")):
-        st.session_state[SITE] = int(given[SITE])
-    band = re.fullmatch(rf"({_NUMBER})\.\.({_NUMBER})", given.get(BAND, ""))
-    if band:
-        st.session_state[BAND] = tuple(sorted((float(band[1]), float(band[2]))))
-    if re.fullmatch(r"[0-9a-f]{12}", given.get(PROMPT, "")):
-        st.session_state[PROMPT] = given[PROMPT]
+@dataclass(frozen=True)
+class View:
+    """What is looked at; ``None`` where nothing was chosen. ``band`` is in activation units, lower end first."""
+
+    run: str | None = None
+    site: int | None = None
+    band: tuple[float, float] | None = None
+    prompt: str | None = None
+
+
+def view() -> View:
+    """The visitor's view, read from the address on the first script run of a visit."""
+    if _VIEW not in st.session_state:
+        st.session_state[_VIEW] = _parsed(st.query_params.to_dict())
+    return st.session_state[_VIEW]
+
+
+def change(**parts: Any) -> None:
+    """Change parts of the view; the address follows when the page is drawn."""
+    st.session_state[_VIEW] = replace(view(), **parts)
 
 
 def write() -> None:
-    """Make the address say what session state says."""
-    state = st.session_state
-    view = {RUN: state.get(RUN), SITE: state.get(SITE), PROMPT: state.get(PROMPT)}
-    if state.get(BAND):
-        view[BAND] = "..".join(f"{end:.6g}" for end in state[BAND])
-    address = {name: str(value) for name, value in view.items() if value is not None}
-    if st.query_params.to_dict() != {**_others(), **address}:
-        st.query_params.from_dict({**_others(), **address})
+    """Make the address say what the view is, leaving Streamlit's own options in it."""
+    shown = view()
+    band = "..".join(f"{end:.6g}" for end in shown.band) if shown.band else None
+    named = {"run": shown.run, "site": shown.site, "band": band, "prompt": shown.prompt}
+    others = {name: value for name, value in st.query_params.to_dict().items() if name not in named}
+    address = others | {name: str(value) for name, value in named.items() if value is not None}
+    if st.query_params.to_dict() != address:
+        st.query_params.from_dict(address)
 
 
-def go_to(**view: object) -> None:
-    """Change the view from within a page, and show it; the widgets of this script run already hold the old one."""
-    st.session_state["address_next"] = view
-    st.rerun()
+def fill(key: str, value: Any) -> str:
+    """Give a widget that is about to be drawn the value the view has, and return its key."""
+    st.session_state[key] = value
+    return key
 
 
-def apply_next() -> None:
-    """Put a view asked for by :func:`go_to` in place, before any widget of the new script run exists."""
-    for key, value in st.session_state.pop("address_next", {}).items():
-        st.session_state[key] = value
-
-
-def _others() -> dict[str, str]:
-    """What stands in the address besides the view, such as Streamlit's own options."""
-    return {name: value for name, value in st.query_params.to_dict().items() if name not in (RUN, SITE, BAND, PROMPT)}
+def _parsed(address: dict[str, str]) -> View:
+    """The view an address describes; what is malformed is ignored."""
+    site, prompt = address.get("site", ""), address.get("prompt", "")
+    band = re.fullmatch(rf"({_NUMBER})\.\.({_NUMBER})", address.get("band", ""))
+    ends = sorted((float(band[1]), float(band[2]))) if band else None
+    return View(
+        run=address.get("run"),
+        site=int(site) if re.fullmatch(r"\d{1,4}", site) else None,
+        band=(ends[0], ends[1]) if ends else None,
+        prompt=prompt if re.fullmatch(r"[0-9a-f]{12}", prompt) else None,
+    )

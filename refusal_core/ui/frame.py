@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from refusal_core.errors import RunError
 from refusal_core.runs import MANIFEST, BrokenRun, Run, RunSummary, cache_folder, list_runs, open_run
 from refusal_core.ui import address
 
+_ICON = Path(__file__).with_name("icon.png")
+
 PAGES = (
     ("app.py", "Home", "home"),
     ("pages/1_Layers.py", "Layers", "layers"),
-    ("pages/2_Outliers.py", "Outliers", "find_in_page"),
-    ("pages/3_Live_score.py", "Live score", "edit_note"),
+    ("pages/2_Evidence.py", "Evidence", "fact_check"),
+    ("pages/3_Outliers.py", "Outliers", "find_in_page"),
+    ("pages/4_Live_score.py", "Live score", "edit_note"),
 )
 
 
@@ -25,9 +29,7 @@ def frame(title: str, line: str) -> Run:
         title: the page's name.
         line: one sentence that says what the page is for.
     """
-    st.set_page_config(page_title=f"{title} · Refusal directions", page_icon=":material/explore:", layout="wide")
-    address.read_once()
-    address.apply_next()
+    st.set_page_config(page_title=f"{title} · Refusal directions", page_icon=str(_ICON), layout="wide")
     for page, label, icon in PAGES:
         st.sidebar.page_link(page, label=label, icon=f":material/{icon}:")
     st.sidebar.space("small")
@@ -53,19 +55,17 @@ def shared_run(run_id: str) -> Run:
     return _opened(run_id, str(cache_folder()), manifest.stat().st_mtime_ns if manifest.is_file() else 0)
 
 
-def site_picker(run: Run, container=st) -> int:
+def site_picker(run: Run, container: DeltaGenerator) -> int:
     """A field for the site, shared by all pages; returns the site."""
-    return int(
-        container.number_input(
-            "Layer",
-            min_value=0,
-            max_value=run.n_layers,
-            key=address.SITE,
-            persist_state="session",
-            on_change=address.write,
-            help=f"0 to {run.n_layers - 1} are this model's layers; {run.n_layers} is the final norm, one site more.",
-        )
+    container.number_input(
+        "Layer",
+        min_value=0,
+        max_value=run.n_layers,
+        key=address.fill("site_field", address.view().site),
+        on_change=lambda: address.change(site=int(st.session_state["site_field"])),
+        help=f"0 to {run.n_layers - 1} are this model's layers; {run.n_layers} is the final norm, one site more.",
     )
+    return int(address.view().site or 0)
 
 
 @st.cache_resource(max_entries=8, show_spinner="Opening the run …")
@@ -103,18 +103,18 @@ def _picked(summaries: list[RunSummary], broken: list[BrokenRun]) -> str:
         )
         st.stop()
     by_id = {summary.run_id: summary for summary in summaries}
-    chosen = st.session_state.get(address.RUN)
+    chosen = address.view().run
     if chosen not in by_id:
         if chosen is not None:
             st.warning("The run in this address is not in the cache here; showing another.", icon=":material/warning:")
-        st.session_state[address.RUN] = _most_telling(summaries)
+        address.change(run=_most_telling(summaries))
     return st.sidebar.selectbox(
         "Run",
         list(by_id),
         format_func=lambda run_id: _described(by_id[run_id], summaries),
-        key=address.RUN,
-        persist_state="session",
-        on_change=_forget_view,
+        key=address.fill("run_field", address.view().run),
+        # Another run has other scales, prompts and layers.
+        on_change=lambda: address.change(run=st.session_state["run_field"], site=None, band=None, prompt=None),
         help="One model on one contrast set. `python -m refusal_core run` makes more.",
     )
 
@@ -132,19 +132,10 @@ def _described(summary: RunSummary, summaries: list[RunSummary]) -> str:
     return name if len(alike) == 1 else f"{name} · {counts} · {summary.run_id.split('--')[-2]} · {summary.dtype}"
 
 
-def _forget_view() -> None:
-    """Another run has other scales, prompts and layers."""
-    for key in (address.BAND, address.PROMPT, address.SITE):
-        st.session_state.pop(key, None)
-
-
 def _keep_site_inside(run: Run) -> None:
-    site = st.session_state.get(address.SITE)
-    if site is None or not 0 <= site <= run.n_layers:
-        for column in ("probe_d", "cohens_d"):
-            if run.layer_stats[column].notna().any():
-                site = int(run.layer_stats[column].idxmax())
-                break
-        else:
-            site = 0
-        st.session_state[address.SITE] = site
+    """Where the view has no site of this run, take the one that tells matched pairs best."""
+    site = address.view().site
+    if site is not None and 0 <= site <= run.n_layers:
+        return
+    telling = [column for column in ("probe_d", "cohens_d") if run.layer_stats[column].notna().any()]
+    address.change(site=int(run.layer_stats[telling[0]].idxmax()) if telling else 0)

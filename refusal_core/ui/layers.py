@@ -32,8 +32,7 @@ def scrubbing_histogram(run: Run, site: int, sources: tuple[str, ...]) -> None:
 
 def _let_go(site: int) -> None:
     st.session_state[_DRAWN]["shown"] = site
-    st.session_state[address.SITE] = site
-    address.write()
+    address.change(site=site)
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)

@@ -78,11 +78,10 @@ def strongest_layers(run: Run) -> None:
 def layer_numbers(run: Run, site: int) -> None:
     """The site's row of statistics, each number with what it means on hover."""
     row = run.layer_stats.loc[site]
-    columns = st.columns(2)
-    for place, (column, name) in enumerate(_COLUMN_NAMES.items()):
+    for column, name in _COLUMN_NAMES.items():
         value = row[column]
         shown = "–" if pd.isna(value) else f"{value:.0f}" if column.endswith("overlap_count") else f"{value:.3g}"
-        columns[place % 2].markdown(f"{name}  \n**{shown}**", help=COLUMN_HELP[column])
+        st.markdown(f"{name} **{shown}**", help=COLUMN_HELP[column])
 
 
 def run_facts(run: Run) -> None:

@@ -43,20 +43,19 @@ def band_picker(run: Run, site: int, container) -> tuple[float, float]:
     """Choose the band: from the run, the published one, typed, or dragged on the histogram."""
     published = run.n_layers >= PUBLISHED_BAND_LAYER
     options = ["From the run", f"Published {PUBLISHED_BAND[0]:.0f}–{PUBLISHED_BAND[1]:.0f}"][: 1 + published]
+    if st.session_state.pop("outliers_keep_band", False) or "outliers_preset" not in st.session_state:
+        st.session_state["outliers_preset"] = None if address.view().band else options[0]
     pressed = container.segmented_control(
         "Band",
         options,
         key="outliers_preset",
-        on_change=lambda: _use_preset(run),
+        on_change=_use_preset,
         help="From the run: the 5th percentile of the harmful to the 95th of the harmless prompts at this layer. The "
         f"published band is of layer {PUBLISHED_BAND_LAYER} of another model, whose projections have another scale.",
     )
-    if st.session_state.get(address.BAND) is None or (
-        pressed == options[0] and st.session_state.get("band_of") != site
-    ):
-        st.session_state[address.BAND] = derived_band(run, site)
-        st.session_state["band_of"] = site
-    band = st.session_state[address.BAND]
+    if pressed == options[0] or address.view().band is None:
+        address.change(band=derived_band(run, site))
+    band = address.view().band or derived_band(run, site)
     dragged = chart(
         histogram(run, site, band),
         f"outliers_histogram_{run.run_id}_{site}",
@@ -65,13 +64,14 @@ def band_picker(run: Run, site: int, container) -> tuple[float, float]:
     )["selection"]["box"]
     ends = newly("outliers_box", tuple(sorted(dragged[0]["x"])) if dragged else None)
     if ends is not None:
-        address.go_to(band=(float(ends[0]), float(ends[1])), outliers_preset=None)
-    st.session_state["band_low"], st.session_state["band_high"] = band
+        address.change(band=(float(ends[0]), float(ends[1])))
+        st.session_state["outliers_keep_band"] = True
+        st.rerun()
     low, high, hint = st.columns([1, 1, 2], vertical_alignment="bottom")
     for place, column, name in ((0, low, "low"), (1, high, "high")):
         column.number_input(
             ("Lowest projection", "Highest projection")[place],
-            key=f"band_{name}",
+            key=address.fill(f"band_{name}", band[place]),
             format="%.3f",
             step=max(float(f"{(run.layer_stats['magnitude'][site] / 20):.1g}"), 1e-3),
             on_change=_use_typed,
@@ -88,12 +88,14 @@ def filtered(found: pd.DataFrame, run: Run) -> pd.DataFrame:
         "Sets",
         [run.contrast_name, *run.transfer_sources],
         default=[run.contrast_name],
-        key="outliers_sets",
+        key=f"outliers_sets_{run.run_id}",
         help="The contrast set the direction was fitted on; transfer sets on demand.",
     )
-    chosen_labels = labels.multiselect("Labels", sorted(run.prompts["label"].unique()), key="outliers_labels")
+    chosen_labels = labels.multiselect(
+        "Labels", sorted(run.prompts["label"].unique()), key=f"outliers_labels_{run.run_id}"
+    )
     chosen_categories = categories.multiselect(
-        "Categories", sorted(run.prompts["category"].dropna().unique()), key="outliers_categories"
+        "Categories", sorted(run.prompts["category"].dropna().unique()), key=f"outliers_categories_{run.run_id}"
     )
     keep = found["source"].isin(chosen_sets)
     if chosen_labels:
@@ -140,10 +142,10 @@ def prompt_table(run: Run, found: pd.DataFrame, band: tuple[float, float], site:
 def chosen_prompt(run: Run, just_chosen: int | None) -> int | None:
     """The row of the prompt to show: the one just chosen, else the one in the address."""
     if just_chosen is not None:
-        st.session_state[address.PROMPT] = run.prompts["prompt_id"][just_chosen]
+        address.change(prompt=run.prompts["prompt_id"][just_chosen])
         address.write()
         return just_chosen
-    row = row_of(run, st.session_state.get(address.PROMPT))
+    row = row_of(run, address.view().prompt)
     if row is None:
         st.caption("Choose a row to see the prompt over all layers, beside its twin.")
     return row
@@ -201,18 +203,13 @@ def _quoted(run: Run, row: int, lead: str) -> None:
         st.text(prompt["note"])
 
 
-def _use_preset(run: Run) -> None:
+def _use_preset() -> None:
     pressed = st.session_state.get("outliers_preset")
     if pressed and pressed.startswith("Published"):
-        st.session_state[address.SITE] = PUBLISHED_BAND_LAYER
-        st.session_state[address.BAND] = PUBLISHED_BAND
-    elif pressed:
-        site = st.session_state[address.SITE]
-        st.session_state[address.BAND] = derived_band(run, site)
-        st.session_state["band_of"] = site
+        address.change(site=PUBLISHED_BAND_LAYER, band=PUBLISHED_BAND)
 
 
 def _use_typed() -> None:
-    ends = sorted((st.session_state["band_low"], st.session_state["band_high"]))
-    st.session_state[address.BAND] = (ends[0], ends[1])
+    low, high = sorted((st.session_state["band_low"], st.session_state["band_high"]))
+    address.change(band=(low, high))
     st.session_state["outliers_preset"] = None

@@ -1,0 +1,29 @@
+"""Is it real? One picture that answers the question, then one section a question."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from refusal_core.figures import evidence as figures
+from refusal_core.findings import QUESTIONS, reading, verdict
+from refusal_core.ui.evidence import evidence_of, numbers_table
+from refusal_core.ui.frame import frame, site_picker
+from refusal_core.ui.layout import chart
+
+run = frame("Evidence", "Whether the direction is real, about harm, and more than the way two datasets are written.")
+evidence = evidence_of(run)
+st.markdown(f"#### {verdict(evidence)}")
+site = site_picker(run, st.columns([1, 3])[0])
+chart(figures.overview(run, evidence, site), "evidence_overview")
+st.caption(
+    "Shaded lines: 95 % bootstrap intervals of prompts, the direction refitted in every draw. The onset is the first "
+    "layer from which the lower end of the interval on the probe pairs stays above 0. The published decision layer is "
+    "the first without mean crossings; it says that the two labels' texts come apart, not that harm does."
+)
+for name, question in QUESTIONS.items():
+    st.subheader(question, anchor=False)
+    st.markdown(reading(evidence, name, site))
+    chart(figures.FIGURES[name](run, evidence, site), f"evidence_{name}")
+    if name == "space":
+        chart(figures.cosines(run, evidence), "evidence_cosines")
+    numbers_table(evidence, name, site)

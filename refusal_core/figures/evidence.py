@@ -1,0 +1,337 @@
+"""The evidence of a run: one picture that answers the question, and one for each question asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from refusal_core.evidence import BOTH, CONTRAST, Evidence
+from refusal_core.figures.style import (
+    ACCENT,
+    GREY,
+    LABEL_COLOUR,
+    LABEL_DASH,
+    LABEL_SYMBOL,
+    LINE_COLOURS,
+    PROBE,
+    blank,
+    safe,
+    site_axis,
+    translucent,
+)
+from refusal_core.findings import onset, probe_source
+from refusal_core.runs import Run
+
+HEIGHT = 320
+
+
+def overview(run: Run, evidence: Evidence, site: int | None = None) -> go.Figure:
+    """In-sample, cross-fitted and probe-pair d and the correlation with refusing, over what chance alone reaches.
+
+    Vertical lines mark the onset on the probe pairs, with its interval, and the published decision layer.
+    """
+    figure = blank(430)
+    sites = evidence.sites
+    source = probe_source(evidence)
+    _ribbon(
+        figure, sites, "chance_crossfit_low", "chance_crossfit_high", GREY, "shuffled labels, cross-fitted (95 %)", 0.3
+    )
+    _line(figure, run, sites, "in_sample_d", "d in-sample", GREY, "dot")
+    _line(figure, run, sites, "crossfit_d", "d cross-fitted", ACCENT, "dash")
+    if source is not None:
+        _line(figure, run, _transfer(evidence, source), "d", f"d on {source}", PROBE)
+    refusing = evidence.refusal[evidence.refusal["source"].eq(CONTRAST) & evidence.refusal["label"].eq(BOTH)]
+    _line(figure, run, refusing, "rho", "ρ with refusing, within labels (right)", "#7B5EA7", "dashdot", axis="y2")
+    if source is not None:
+        _mark_onset(figure, run, evidence, "d", source, "onset", PROBE)
+    _mark_onset(figure, run, evidence, "mean_crossings", CONTRAST, "published decision layer", GREY)
+    _mark_site(figure, site)
+    figure.update_layout(
+        yaxis={"title": {"text": "Cohen's d"}},
+        yaxis2={
+            "title": {"text": "Spearman's ρ"},
+            "overlaying": "y",
+            "side": "right",
+            "range": [-1, 1],
+            "tickvals": [-1, -0.5, 0, 0.5, 1],
+            "showgrid": False,
+            "fixedrange": True,
+            "zeroline": False,
+        },
+        margin={"t": 64},
+    )
+    site_axis(figure, run)
+    return figure
+
+
+def fit(run: Run, evidence: Evidence, site: int) -> go.Figure:
+    """In-sample d and what refitting on shuffled labels reaches."""
+    figure = blank(HEIGHT)
+    _line(figure, run, evidence.sites, "in_sample_d", "d in-sample", ACCENT)
+    _line(figure, run, evidence.sites, "chance_d_95", "95 % of shuffled labels stay below", GREY, "dot")
+    return _over_layers(figure, run, site, "Cohen's d")
+
+
+def hold(run: Run, evidence: Evidence, site: int) -> go.Figure:
+    """Cross-fitted AUROC and accuracy at the training midpoint, with intervals."""
+    figure = blank(HEIGHT)
+    _line(figure, run, evidence.sites, "crossfit_auroc", "AUROC, cross-fitted", ACCENT)
+    _line(figure, run, evidence.sites, "crossfit_accuracy", "accuracy at the midpoint", "#B8860B", "dash")
+    figure.add_hline(y=0.5, line={"color": GREY, "width": 1, "dash": "dot"})
+    return _over_layers(figure, run, site, "share")
+
+
+def chance(run: Run, evidence: Evidence, site: int) -> go.Figure:
+    """The d of shuffled labels and of random directions at one site, and the d that was found."""
+    figure = blank(HEIGHT)
+    null = evidence.permutations[evidence.permutations["site"].eq(site)]
+    figure.add_scatter(
+        x=null["d"],
+        y=null["quantile"],
+        mode="lines",
+        name="shuffled labels, refitted",
+        line={"color": GREY, "width": 2.5},
+        hovertemplate="%{y:.0%} of shuffled labels stay below d = %{x:.2f}<extra></extra>",
+    )
+    kinds = evidence.random_directions[evidence.random_directions["site"].eq(site)]
+    for place, row in enumerate(kinds.itertuples()):
+        figure.add_scatter(
+            x=[row.d_median, row.d_95, row.d_max],
+            y=[0.5, 0.95, 1.0],
+            mode="markers+lines",
+            name=f"random: {row.kind}",
+            line={"color": LINE_COLOURS[place + 1], "width": 1, "dash": "dot"},
+            marker={"size": 9, "symbol": ("square", "diamond", "cross")[place]},
+            hovertemplate=f"random directions, {row.kind}: %{{y:.0%}} stay below |d| = %{{x:.2f}}<extra></extra>",
+        )
+    found = evidence.sites["in_sample_d"][site]
+    if np.isfinite(found):
+        figure.add_vline(
+            x=found,
+            line={"color": ACCENT, "width": 2.5},
+            annotation={"text": f"found: {found:.2f}"},
+            annotation_position="top left",
+        )
+    figure.update_xaxes(title_text=f"d at {run.site_label(site)}", rangemode="tozero")
+    figure.update_yaxes(title_text="share below", tickformat=".0%", range=[0, 1.05])
+    return figure
+
+
+def harm(run: Run, evidence: Evidence, site: int) -> go.Figure:
+    """d on every transfer set, with intervals."""
+    figure = blank(HEIGHT)
+    for source, colour, dash in zip(
+        evidence.transfer["source"].unique(), _SOURCE_COLOURS, _SOURCE_DASHES, strict=False
+    ):
+        _line(figure, run, _transfer(evidence, source), "d", f"d on {source}", colour, dash)
+    figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
+    return _over_layers(figure, run, site, "Cohen's d")
+
+
+def simpler(run: Run, evidence: Evidence, site: int) -> go.Figure:
+    """AUROC of text-only baselines beside the direction's own at one site."""
+    figure = blank(HEIGHT, barmode="group")
+    named = {CONTRAST: "contrast set, held out"}
+    for source, colour in zip(
+        evidence.baselines["source"].unique(), (ACCENT, PROBE, GREY, *LINE_COLOURS), strict=False
+    ):
+        table = evidence.baselines[evidence.baselines["source"].eq(source)]
+        if source == CONTRAST:
+            own = evidence.sites.loc[site, ["crossfit_auroc", "crossfit_auroc_low", "crossfit_auroc_high"]].to_numpy(
+                float
+            )
+        else:
+            own = _transfer(evidence, source).loc[site, ["auroc", "auroc_low", "auroc_high"]].to_numpy(float)
+        values = np.vstack([table[["auroc", "auroc_low", "auroc_high"]].to_numpy(float), own])
+        figure.add_bar(
+            x=[*table["baseline"], "the direction"],
+            y=values[:, 0],
+            name=named.get(source, source),
+            marker={"color": translucent(colour, 0.7)},
+            error_y={"type": "data", "array": values[:, 2] - values[:, 0], "arrayminus": values[:, 0] - values[:, 1]},
+            hovertemplate="%{x}: AUROC %{y:.2f}<extra></extra>",
+        )
+    figure.add_hline(y=0.5, line={"color": GREY, "width": 1, "dash": "dot"})
+    figure.update_yaxes(title_text="AUROC", range=[0, 1.05])
+    return figure
+
+
+def refusing(run: Run, evidence: Evidence, site: int) -> go.Figure:
+    """Spearman's rho of projection and refusal log-odds within each label, with intervals."""
+    figure = blank(HEIGHT)
+    for label in ("harmful", "harmless"):
+        chosen = evidence.refusal["source"].eq(CONTRAST) & evidence.refusal["label"].eq(label)
+        _line(figure, run, evidence.refusal[chosen], "rho", f"within {label}", LABEL_COLOUR[label], LABEL_DASH[label])
+    _line(
+        figure, run, evidence.sites, "behaviour_cosine", "cosine with the direction of refusing", "#7B5EA7", "dashdot"
+    )
+    figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
+    return _over_layers(figure, run, site, "ρ, cosine")
+
+
+def space(run: Run, evidence: Evidence, site: int) -> go.Figure:
+    """The contrast set's prompts on the first two principal components of one site."""
+    figure = blank(HEIGHT + 60)
+    scores = evidence.components[evidence.components["site"].eq(site)].merge(
+        run.prompts[["prompt_id", "label", "text", "fitted"]], on="prompt_id"
+    )
+    for label in ("harmless", "harmful"):
+        table = scores[scores["label"].eq(label) & scores["fitted"]]
+        figure.add_scatter(
+            x=table["pc1"],
+            y=table["pc2"],
+            mode="markers",
+            name=label,
+            marker={"color": LABEL_COLOUR[label], "symbol": LABEL_SYMBOL[label], "size": 6, "opacity": 0.7},
+            customdata=[safe(text) for text in table["text"]],
+            hovertemplate="%{customdata}<extra></extra>",
+        )
+    shares = evidence.sites.loc[site, ["pc1_share", "pc2_share"]]
+    figure.update_xaxes(title_text=f"first component ({shares['pc1_share']:.0%} of the variance)")
+    figure.update_yaxes(title_text=f"second ({shares['pc2_share']:.0%})")
+    return figure
+
+
+def cosines(run: Run, evidence: Evidence) -> go.Figure:
+    """Cosine of the directions of every two sites."""
+    table = evidence.cosines.pivot(index="site", columns="other", values="cosine")
+    figure = blank(HEIGHT + 60)
+    figure.add_heatmap(
+        z=table.to_numpy(),
+        zmin=-1,
+        zmax=1,
+        colorscale="RdBu",
+        reversescale=True,
+        colorbar={"title": {"text": "cosine"}, "thickness": 12},
+        hovertemplate="sites %{y} and %{x}: cosine %{z:.2f}<extra></extra>",
+    )
+    site_axis(figure, run)
+    figure.update_yaxes(title_text="layer")
+    return figure
+
+
+def enough(run: Run, evidence: Evidence, site: int) -> go.Figure:
+    """Held-out d, and cosine to the full direction, of directions fitted on fewer prompts, at one site."""
+    figure = blank(HEIGHT)
+    table = evidence.learning[evidence.learning["site"].eq(site)]
+    for number, name, colour, dash in (
+        ("d", "held-out d", ACCENT, "solid"),
+        ("cosine", "cosine to the full direction", "#7B5EA7", "dashdot"),
+    ):
+        _ribbon(figure, table, f"{number}_low", f"{number}_high", colour, "", 0.18, x="size")
+        figure.add_scatter(
+            x=table["size"],
+            y=table[number],
+            mode="lines+markers",
+            name=name,
+            line={"color": colour, "width": 2.5, "dash": dash},
+            hovertemplate=f"%{{x}} prompts: {name} %{{y:.2f}}<extra></extra>",
+        )
+    figure.update_xaxes(title_text=f"prompts fitted on, at {run.site_label(site)}", type="log", dtick=np.log10(2))
+    return figure
+
+
+FIGURES: dict[str, Callable[[Run, Evidence, int], go.Figure]] = {
+    "fit": fit,
+    "hold": hold,
+    "chance": chance,
+    "harm": harm,
+    "simpler": simpler,
+    "refusing": refusing,
+    "space": space,
+    "enough": enough,
+}
+"""A figure for each question, by the names of :data:`refusal_core.findings.QUESTIONS`."""
+
+_SOURCE_COLOURS = (PROBE, "#B8860B", *LINE_COLOURS)
+_SOURCE_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash")
+
+
+def _transfer(evidence: Evidence, source: str) -> pd.DataFrame:
+    table = evidence.transfer[evidence.transfer["source"].eq(source)]
+    return table.set_index("site", drop=False)
+
+
+def _line(
+    figure: go.Figure,
+    run: Run,
+    table: pd.DataFrame,
+    number: str,
+    name: str,
+    colour: str,
+    dash: str = "solid",
+    axis: str = "y",
+) -> None:
+    if f"{number}_low" in table:
+        _ribbon(figure, table, f"{number}_low", f"{number}_high", colour, "", 0.15, axis)
+    figure.add_scatter(
+        x=table["site"],
+        y=table[number],
+        mode="lines+markers",
+        name=name,
+        line={"color": colour, "width": 2.5, "dash": dash},
+        marker={"size": 5},
+        yaxis=axis,
+        customdata=[run.site_label(int(site)) for site in table["site"]],
+        hovertemplate=f"%{{customdata}}<br>{name}: %{{y:.2f}}<extra></extra>",
+    )
+
+
+def _ribbon(
+    figure: go.Figure,
+    table: pd.DataFrame,
+    low: str,
+    high: str,
+    colour: str,
+    name: str,
+    alpha: float,
+    axis: str = "y",
+    x: str = "site",
+) -> None:
+    known = table.dropna(subset=[low, high])
+    figure.add_scatter(
+        x=np.concatenate([known[x], known[x][::-1]]),
+        y=np.concatenate([known[high], known[low][::-1]]),
+        fill="toself",
+        fillcolor=translucent(colour, alpha),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        name=name,
+        showlegend=bool(name),
+        yaxis=axis,
+    )
+
+
+def _over_layers(figure: go.Figure, run: Run, site: int, title: str) -> go.Figure:
+    site_axis(figure, run)
+    figure.update_yaxes(title_text=title)
+    _mark_site(figure, site)
+    return figure
+
+
+def _mark_site(figure: go.Figure, site: int | None) -> None:
+    if site is not None:
+        figure.add_vline(x=site, line={"color": ACCENT, "width": 1.5, "dash": "dot"})
+
+
+def _mark_onset(
+    figure: go.Figure, run: Run, evidence: Evidence, measure: str, source: str, name: str, colour: str
+) -> None:
+    first = onset(evidence, measure, source)
+    if first is None:
+        return
+    row = evidence.onset[evidence.onset["measure"].eq(measure) & evidence.onset["source"].eq(source)].iloc[0]
+    if pd.notna(row["site_low"]) and pd.notna(row["site_high"]) and row["site_high"] > row["site_low"]:
+        figure.add_vrect(
+            x0=row["site_low"], x1=row["site_high"], line={"width": 0}, fillcolor=colour, opacity=0.12, layer="below"
+        )
+    figure.add_vline(
+        x=first,
+        line={"color": colour, "width": 2, "dash": "dash"},
+        annotation={"text": f"{name}: {run.site_label(first)}", "font": {"size": 11}},
+        annotation_position="top right" if measure == "d" else "bottom right",
+    )
