@@ -55,23 +55,36 @@ def twin_of(run: Run, row: int) -> int | None:
     return twins[0] if twins else None
 
 
+def standardised(run: Run, projection: np.ndarray) -> np.ndarray:
+    """Projections on a scale that compares layers: pooled standard deviations from the midpoint of the two means.
+
+    The means then lie at plus and minus half the site's in-sample Cohen's d.
+
+    Args:
+        projection: ``(..., site)`` in activation units.
+
+    Returns:
+        ``(..., site)``; NaN at a site without spread.
+    """
+    stats = run.layer_stats
+    midpoint = ((stats["harmful_mean"] + stats["harmless_mean"]) / 2).to_numpy()
+    spread = np.sqrt((stats["harmful_std"] ** 2 + stats["harmless_std"] ** 2) / 2).to_numpy()
+    return (projection - midpoint) / np.where(spread > 0, spread, np.nan)
+
+
 def nearest_prompts(run: Run, course: np.ndarray, count: int, leave_out: int | None = None) -> pd.DataFrame:
     """The run's prompts whose course over the layers is most like one's own.
-
-    Distance is the root mean square over sites of the difference in units of the site's pooled standard deviation.
 
     Args:
         course: ``(site,)`` projections in activation units.
         leave_out: a row not to return, such as the prompt itself.
 
     Returns:
-        ``count`` rows of the prompt table with ``distance``, nearest first.
+        ``count`` rows of the prompt table with ``distance``, the root mean square over sites of the difference in
+        pooled standard deviations, nearest first.
     """
-    stats = run.layer_stats
-    spread = np.sqrt((stats["harmful_std"] ** 2 + stats["harmless_std"] ** 2) / 2).to_numpy()
-    usable = spread > 0
-    difference = (run.projections[:, usable] - course[usable]) / spread[usable]
-    table = run.prompts.assign(distance=np.sqrt((difference**2).mean(axis=1)))
+    difference = standardised(run, run.projections) - standardised(run, course)
+    table = run.prompts.assign(distance=np.sqrt(np.nanmean(difference**2, axis=1)))
     if leave_out is not None:
         table = table.drop(index=leave_out)
     return table.nsmallest(count, "distance")

@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from refusal_core.figures.style import LABEL_COLOUR, LABEL_DASH, blank, safe, site_axis, translucent
+from refusal_core.outliers import standardised
 from refusal_core.runs import Run
 
 _RIBBONS = ((5, 95, 0.13), (25, 75, 0.22))
@@ -25,28 +26,12 @@ class Course:
     dash: str = "solid"
 
 
-def standardised(run: Run, projection: np.ndarray) -> np.ndarray:
-    """Projections on a scale that compares layers: -1 at the harmless mean, +1 at the harmful mean, 0 midway.
-
-    Args:
-        projection: ``(..., site)`` in activation units.
-
-    Returns:
-        ``(..., site)``; NaN at a site whose means coincide.
-    """
-    harmful = run.layer_stats["harmful_mean"].to_numpy()
-    harmless = run.layer_stats["harmless_mean"].to_numpy()
-    half = (harmful - harmless) / 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(half > 0, (projection - (harmful + harmless) / 2) / half, np.nan)
-
-
 def courses(run: Run, lines: Sequence[Course], site: int | None = None, raw: bool = False) -> go.Figure:
     """Prompts over the layers, over ribbons that hold 50 and 90 % of each label.
 
     Args:
         site: marked with a vertical line.
-        raw: activation units instead of the scale of :func:`standardised`.
+        raw: activation units instead of :func:`~refusal_core.outliers.standardised` ones.
     """
     figure = blank(400)
     sites = np.arange(run.n_sites)
@@ -86,7 +71,7 @@ def courses(run: Run, lines: Sequence[Course], site: int | None = None, raw: boo
             hovertemplate=f"{safe(line.text)}<br>%{{customdata[0]}}: %{{customdata[1]}}<extra></extra>",
         )
     site_axis(figure, run)
-    figure.update_yaxes(title_text="activation units" if raw else "harmless mean = −1, harmful mean = +1")
+    figure.update_yaxes(title_text="activation units" if raw else "standard deviations from the midpoint")
     if site is not None:
         figure.add_vline(x=site, line={"width": 1.5, "dash": "dot", "color": "#8C8C8C"})
     return figure

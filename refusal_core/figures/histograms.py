@@ -50,11 +50,7 @@ def histogram(
         figure.add_vrect(x0=band[0], x1=band[1], line={"width": 1, "color": GREY}, fillcolor=GREY, opacity=0.2)
         figure.update_layout(dragmode="select", selectdirection="h")
     for line in placed:
-        figure.add_vline(
-            x=line.projection[site],
-            line={"color": line.colour, "width": 2.5, "dash": line.dash},
-            annotation={"text": safe(line.name), "font": {"color": line.colour}},
-        )
+        figure.add_vline(x=line.projection[site], line={"color": line.colour, "width": 2.5, "dash": line.dash})
     figure.update_xaxes(title_text=f"projection at {run.site_label(site)} (activation units)")
     figure.update_yaxes(title_text="prompts")
     return figure

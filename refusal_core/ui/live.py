@@ -83,25 +83,20 @@ def pin_controls(run: Run, score: Score | None) -> None:
     pinned = pins(run)
     pin, clear, _ = st.columns([1, 1, 3])
     already = score is None or any(each.text == score.text for each in pinned)
-    pressed = pin.button(
+    pin.button(
         "Pin to compare",
         icon=":material/keep:",
         disabled=already or len(pinned) >= MOST_PINS,
         help=f"Keeps the prompt in the figures while you type another; up to {MOST_PINS}.",
         width="stretch",
+        on_click=pinned.append,
+        args=(score,),
     )
-    if pressed and score is not None:
-        pinned.append(score)
-        st.rerun(scope="fragment")
-    if clear.button("Clear pins", icon=":material/keep_off:", disabled=not pinned, width="stretch"):
-        pinned.clear()
-        st.rerun(scope="fragment")
-    for place, each in enumerate(list(pinned)):
+    clear.button("Clear pins", icon=":material/keep_off:", disabled=not pinned, width="stretch", on_click=pinned.clear)
+    for place, each in enumerate(pinned):
         text, remove = st.columns([6, 1], vertical_alignment="center")
         text.text(f"{place + 1}. {_shortened(each.text, 120)}")
-        if remove.button("Unpin", key=f"unpin_{place}", width="stretch"):
-            pinned.pop(place)
-            st.rerun(scope="fragment")
+        remove.button("Unpin", key=f"unpin_{place}", width="stretch", on_click=pinned.pop, args=(place,))
 
 
 def show_numbers(run: Run, score: Score, site: int) -> None:
@@ -134,8 +129,7 @@ def show_figures(run: Run, score: Score | None, site: int) -> None:
     chart(courses(run, lines, site, raw), "live_courses")
     if not lines:
         return
-    placed = [Course(line.text, line.projection, "", line.colour, line.dash) for line in lines]
-    chart(histogram(run, site, placed=placed), "live_histogram")
+    chart(histogram(run, site, placed=lines), "live_histogram")
     if score is None:
         return
     st.markdown(f"##### Token by token at {run.site_label(site)}")
@@ -225,9 +219,7 @@ def _offer_fetch(name: str) -> None:
     if status is not None and status.state == "failed":
         st.error("The last attempt failed.", icon=":material/error:")
         st.text(status.message)
-    if st.button("Get the model", icon=":material/download:", type="primary"):
-        start_fetch(name)
-        st.rerun(scope="fragment")
+    st.button("Get the model", icon=":material/download:", type="primary", on_click=start_fetch, args=(name,))
 
 
 def _amount(stage: str, done: int, total: int) -> str:

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from refusal_core.evidence import Evidence
+from refusal_core.figures import evidence as evidence_figures
+from refusal_core.figures.courses import Course, courses
+from refusal_core.figures.histograms import histogram, token_strip
+from refusal_core.figures.layers import scrubber, separation, three_questions
+from refusal_core.figures.style import safe
+from refusal_core.findings import QUESTIONS
+from refusal_core.published import published_table
+from refusal_core.report import report_html
+
+
+@pytest.fixture
+def evidence(run) -> Evidence:
+    return Evidence.from_tables(run.evidence_tables())
+
+
+def test_the_scrubber_has_a_frame_a_site_that_counts_every_prompt(run):
+    figure = scrubber(run, 2)
+    assert [frame.name for frame in figure.frames] == [str(site) for site in range(run.n_sites)]
+    assert [step.label for step in figure.layout.sliders[0].steps] == [*map(str, range(run.n_layers)), "norm"]
+    for frame in figure.frames:
+        bars = [trace for trace in frame.data if trace.type == "bar"]
+        assert {bar.name: int(np.sum(bar.y)) for bar in bars} == {"harmful": 16, "harmless": 16}
+    assert figure.layout.sliders[0].active == 2
+    np.testing.assert_array_equal(figure.data[0].y, figure.frames[2].data[0].y)
+
+
+def test_the_scrubber_marks_the_means_where_they_are(run):
+    for site, frame in enumerate(scrubber(run, 0).frames):
+        means = {trace.name: trace.x[0] for trace in frame.data if trace.name.endswith(" mean")}
+        assert means["harmful mean"] == pytest.approx(run.layer_stats["harmful_mean"][site])
+        assert means["harmless mean"] == pytest.approx(run.layer_stats["harmless_mean"][site])
+
+
+def test_transfer_sets_are_drawn_on_demand(run):
+    drawn = {trace.name for trace in scrubber(run, 0, ["borderline"]).frames[1].data}
+    assert {"borderline, harmful", "borderline, harmless", "borderline, grey"} <= drawn
+    assert not any("borderline" in trace.name for trace in scrubber(run, 0).frames[1].data)
+
+
+def test_the_published_curve_ends_at_the_final_norm(run):
+    figure = three_questions(run, 0, published_table())
+    published = next(trace for trace in figure.data if "published" in trace.name)
+    assert published.x[-1] == pytest.approx(run.n_layers)
+    assert published.y[18] == pytest.approx(9.055)
+    assert len(separation(run, 0, published_table()).data) == 2
+
+
+def test_histograms_count_every_fitted_prompt(run):
+    figure = histogram(run, 3, band=(0.0, 1.0))
+    assert [int(np.sum(bar.y)) for bar in figure.data] == [16, 16]
+    assert figure.layout.dragmode == "select"
+
+
+def test_hostile_prompts_are_escaped_wherever_plotly_reads_html(run):
+    lines = [Course(text, run.projections[0], safe(text), "#000000") for text in run.prompts["text"]]
+    drawn = courses(run, lines).to_json() + token_strip(["<b>", "\n"], np.array([1.0, 2.0]), run, 0).to_json()
+    for raw in ("<script>", "<img", "<b>"):
+        assert raw not in json.loads(json.dumps(drawn)).replace("\\u003c", "<")
+    assert "&lt;script&gt;" in drawn.replace("\\u0026", "&")
+
+
+def test_long_prompts_are_cut_in_hover_text():
+    assert len(safe("word " * 50_000)) < 400
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_every_question_has_a_figure(run, evidence, name):
+    assert evidence_figures.FIGURES[name](run, evidence, 4).data
+
+
+def test_the_overview_marks_the_onset(run, evidence):
+    annotations = [note.text for note in evidence_figures.overview(run, evidence, 4).layout.annotations]
+    assert any(note.startswith("onset: layer") for note in annotations)
+
+
+def test_the_report_is_whole_and_escaped(run, evidence):
+    page = report_html(run, evidence)
+    assert page.count("<html") == 1
+    assert "<script src" not in page
+    assert "<script>document.title" not in page
+    assert all(question.replace("'", "&#x27;") in page for question in QUESTIONS.values())

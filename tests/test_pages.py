@@ -1,0 +1,204 @@
+"""Every page as a visitor meets it, without a browser: it opens, says what it should, and keeps the view."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from conftest import HOSTILE, N_LAYERS
+from streamlit.testing.v1 import AppTest
+
+from refusal_core.runs import open_run
+from refusal_core.scoring import Score
+from refusal_core.ui import jobs, live
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = "tiny--pairs--16x16--00000000--float32"
+PAGES = ("1_Layers", "2_Evidence", "3_Outliers", "4_Live_score")
+
+
+@pytest.fixture(autouse=True)
+def _cache(synthetic_cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("REFUSAL_CACHE", str(synthetic_cache))
+    monkeypatch.setenv("REFUSAL_MODELS", str(tmp_path / "models"))
+    st.cache_data.clear()
+    st.cache_resource.clear()
+
+
+def visit(page: str | None = None, **address: str) -> AppTest:
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    for name, value in address.items():
+        app.query_params[name] = value
+    app.run()
+    if page is not None:
+        app.switch_page(f"pages/{page}.py").run()
+    assert not app.exception, app.exception
+    return app
+
+
+def shown(app: AppTest) -> str:
+    return "\n".join(
+        str(element.value) for kind in ("title", "subheader", "markdown", "caption") for element in app.get(kind)
+    )
+
+
+def test_home_says_what_the_run_says():
+    app = visit()
+    assert "probe-pairs" in app.markdown[0].value
+    assert [metric.label for metric in app.metric][:3] == [
+        "Does it fit?",
+        "Does it hold on new prompts?",
+        "Is it about harm?",
+    ]
+    assert all(metric.value.startswith("d = ") for metric in app.metric[:3])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_opens_on_its_own(page):
+    app = visit(page)
+    assert app.title[0].value.replace(" ", "_") == page[2:]
+
+
+@pytest.mark.parametrize("page", ["1_Layers", "2_Evidence", "3_Outliers"])
+def test_an_address_opens_the_same_view(page):
+    app = visit(page, run=RUN, site="2")
+    assert app.number_input(key="site_field").value == 2
+    assert f"layer 2 of {N_LAYERS}" in shown(app) or page == "3_Outliers"
+
+
+def test_the_address_follows_the_view_and_survives_a_change_of_page():
+    app = visit("1_Layers")
+    app.number_input(key="site_field").set_value(1).run()
+    assert app.query_params["site"] == "1"
+    app.switch_page("pages/3_Outliers.py").run()
+    assert app.number_input(key="site_field").value == 1
+    assert app.query_params["run"] == RUN
+
+
+@pytest.mark.parametrize(
+    "address", [{"run": "../../etc"}, {"site": "999"}, {"site": "x"}, {"band": "nan..3"}, {"prompt": "<b>"}]
+)
+def test_a_malformed_address_is_no_error(address):
+    for page in ("1_Layers", "3_Outliers"):
+        assert visit(page, **address).title
+
+
+def test_the_final_norm_is_named():
+    app = visit("1_Layers", site=str(N_LAYERS))
+    assert any(header.value == "final norm" for header in app.subheader)
+
+
+def test_outliers_follow_the_band_and_the_filters():
+    app = visit("3_Outliers", run=RUN, site="3", band="-100..100")
+    assert len(app.dataframe[0].value) == 32
+    app.number_input(key="band_low").set_value(0.0).run()
+    run = open_run(RUN)
+    fitted = run.projections[run.rows(), 3]
+    assert len(app.dataframe[0].value) == ((fitted >= 0) & (fitted <= 100)).sum()
+    app.multiselect(key=f"outliers_labels_{RUN}").set_value(["harmful"]).run()
+    assert set(app.dataframe[0].value["label"]) == {"harmful"}
+
+
+def test_a_chosen_prompt_in_the_address_is_shown_with_its_twin():
+    run = open_run(RUN)
+    app = visit("3_Outliers", run=RUN, prompt=run.prompts["prompt_id"][0])
+    assert [code.value for code in app.code][:2] == [run.prompts["text"][0], run.prompts["text"][1]]
+
+
+def test_an_empty_band_says_so():
+    app = visit("3_Outliers", run=RUN, band="900..901")
+    assert "Nothing falls into this band" in app.info[0].value
+
+
+def test_hostile_prompts_are_shown_as_text_only():
+    run = open_run(RUN)
+    for row in range(0, 2 * len(HOSTILE), 2):
+        app = visit("3_Outliers", run=RUN, prompt=run.prompts["prompt_id"][row])
+        assert app.code[0].value == run.prompts["text"][row]
+        assert run.prompts["text"][row] not in shown(app)
+
+
+def test_an_empty_cache_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "nothing"))
+    assert "python -m refusal_core run" in visit().info[0].value
+
+
+def test_a_damaged_run_is_named_and_the_others_still_open(synthetic_cache, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, cache)
+    shutil.copytree(cache / RUN, cache / "damaged")
+    (cache / "damaged" / "prompts.parquet").write_bytes(b"x")
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    app = visit()
+    assert any("damaged" in text.value for text in app.sidebar.text)
+    assert app.metric
+
+
+def test_a_missing_model_is_offered_with_size_and_licence(monkeypatch):
+    monkeypatch.setattr(live, "model_of_run", lambda run: ("qwen2.5-coder-0.5b-instruct", None))
+    begun = []
+    monkeypatch.setattr(live, "start_fetch", begun.append)
+    app = visit("4_Live_score")
+    assert "0.5 GB to download" in app.info[0].value
+    assert "Apache-2.0" in app.info[0].value
+    button = next(button for button in app.button if button.label == "Get the model")
+    button.click().run()
+    assert begun == ["qwen2.5-coder-0.5b-instruct"]
+
+
+def test_a_fetch_under_way_shows_its_progress(monkeypatch):
+    monkeypatch.setattr(live, "model_of_run", lambda run: ("qwen2.5-coder-0.5b-instruct", None))
+    monkeypatch.setattr(live, "fetch_status", lambda name: jobs.JobStatus("running", "downloading (bytes)", 5, 10, ""))
+    app = visit("4_Live_score")
+    assert not any(button.label == "Get the model" for button in app.button)
+
+
+class FakeScorer:
+    """Scores a text by its length, so that what is shown can be told to belong to what was typed."""
+
+    def __init__(self, run) -> None:
+        self.run = run
+
+    def score(self, text: str) -> Score:
+        projection = self.run.projections[len(text) % 10]
+        return Score(
+            text=text,
+            projection=projection,
+            percentile={"harmful": projection * 0 + 10, "harmless": projection * 0 + 90},
+            refusal_log_odds=float(len(text)),
+            first_token="<b>I",
+            tokens=list(text),
+            token_projection=projection[None].repeat(len(text), axis=0),
+        )
+
+
+@pytest.fixture
+def with_model(monkeypatch):
+    monkeypatch.setattr(live, "model_source", lambda run: "tiny")
+    monkeypatch.setattr(
+        live, "_loaded", lambda run_id, run, source: live.SharedScorer(FakeScorer(run), threading.Lock())
+    )
+
+
+@pytest.mark.usefixtures("with_model")
+@pytest.mark.parametrize("text", ["How do I bake?", *HOSTILE])
+def test_what_is_shown_belongs_to_what_is_typed(text):
+    app = visit("4_Live_score")
+    app.text_input(key="live_text").set_value(text).run()
+    odds = next(metric for metric in app.metric if metric.label == "refusal log-odds")
+    assert odds.value == f"{len(text):.2f}"
+    assert text not in shown(app)
+
+
+@pytest.mark.usefixtures("with_model")
+def test_prompts_can_be_pinned_compared_and_let_go():
+    app = visit("4_Live_score")
+    app.text_input(key="live_text").set_value("first").run()
+    next(button for button in app.button if button.label == "Pin to compare").click().run()
+    app.text_input(key="live_text").set_value("another").run()
+    assert app.dataframe[0].value["prompt"].tolist() == ["another", "first"]
+    next(button for button in app.button if button.label == "Unpin").click().run()
+    assert "first" not in [text.value[3:] for text in app.text]
