@@ -8,13 +8,14 @@ from refusal_core.figures.layers import three_questions
 from refusal_core.findings import verdict
 from refusal_core.ui.evidence import evidence_of
 from refusal_core.ui.frame import frame
-from refusal_core.ui.layout import chart, run_facts, strongest_layers
+from refusal_core.ui.layout import chart, heading, run_facts, run_in_a_line, strongest_layers
 
 run = frame(
     "Refusal directions",
     "How a chat model tells harmful requests from harmless ones, layer by layer, and whether that is about harm.",
 )
-st.markdown(f"#### {verdict(evidence_of(run))}")
+st.text(run_in_a_line(run))
+heading(verdict(evidence_of(run)))
 strongest_layers(run)
 chart(three_questions(run), "home_curves")
 st.caption(

@@ -8,11 +8,11 @@ from refusal_core.figures import evidence as figures
 from refusal_core.findings import QUESTIONS, reading, verdict
 from refusal_core.ui.evidence import evidence_of, numbers_table
 from refusal_core.ui.frame import frame, site_picker
-from refusal_core.ui.layout import chart
+from refusal_core.ui.layout import chart, heading, plain
 
 run = frame("Evidence", "Whether the direction is real, about harm, and more than the way two datasets are written.")
 evidence = evidence_of(run)
-st.markdown(f"#### {verdict(evidence)}")
+heading(verdict(evidence))
 site = site_picker(run, st.columns([1, 3])[0])
 chart(figures.overview(run, evidence, site), "evidence_overview")
 st.caption(
@@ -22,7 +22,7 @@ st.caption(
 )
 for name, question in QUESTIONS.items():
     st.subheader(question, anchor=False)
-    st.markdown(reading(evidence, name, site))
+    st.markdown(plain(reading(evidence, name, site)))
     chart(figures.FIGURES[name](run, evidence, site), f"evidence_{name}")
     if name == "space":
         chart(figures.cosines(run, evidence), "evidence_cosines")

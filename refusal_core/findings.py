@@ -68,7 +68,8 @@ def verdict(evidence: Evidence) -> str:
         where = f"at {len(above)} of {evidence.n_sites} sites but not up to the last"
         return f"On {source} the direction tells harm {where}, {strongest}."
     early = int((held["site"] < first).sum())
-    before = f" Before that it holds at {early} sites on new prompts of its own kind alone." if early else ""
+    sites = "1 site" if early == 1 else f"{early} sites"
+    before = f" Before that it holds at {sites} on new prompts of its own kind alone." if early else ""
     where = f"from {_place(evidence, first)} on{_onset_range(evidence, 'd', source)}"
     return f"The direction tells harm on {source} {where}, {strongest}.{before}"
 
@@ -153,14 +154,15 @@ def _chance(evidence: Evidence, site: int) -> str:
         return _missing(evidence, site, "sites", "in_sample_d")
     random = evidence.random_directions
     random = random[random["site"].eq(site) & random["kind"].eq("covariance")].iloc[0]
+    reaching = round(random["share_reaching"] * random["directions"]) or "none"
     number = f"in-sample d = {row['in_sample_d']:.2f}"
-    p = f"p = {row['permutation_p_corrected']:.3g}, corrected over all sites"
+    p = f"{_p(row['permutation_p_corrected'])}, corrected over all sites"
     if row["permutation_p_corrected"] >= SIGNIFICANT:
         return f"At {_place(evidence, site)} {number} is {NO_DIFFERENCE} ({p})."
     return (
         f"At {_place(evidence, site)} {number} is more than chance ({p}): 95 % of shuffled labels stay under "
-        f"{row['chance_d_95']:.2f}, and of {random['directions']} random directions drawn like the activations "
-        f"{random['share_reaching']:.1%} do as well."
+        f"{row['chance_d_95']:.2f}, and {reaching} of {random['directions']} random directions drawn like the "
+        "activations reach it."
     )
 
 
@@ -272,6 +274,11 @@ _READINGS: dict[str, Callable[[Evidence, int], str]] = {
 def _place(evidence: Evidence, site: int) -> str:
     label = site_label(site, evidence.n_sites - 1)
     return f"the {label}" if label == "final norm" else label
+
+
+def _p(value: float) -> str:
+    """A p-value of a permutation test, which cannot come out below one over the number of permutations plus one."""
+    return "p ≤ 0.001" if value <= 0.001 else f"p = {value:.2g}"
 
 
 def _interval(row: pd.Series, number: str) -> str:

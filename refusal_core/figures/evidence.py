@@ -113,7 +113,7 @@ def chance(run: Run, evidence: Evidence, site: int) -> go.Figure:
             x=found,
             line={"color": ACCENT, "width": 2.5},
             annotation={"text": f"found: {found:.2f}"},
-            annotation_position="top left",
+            annotation_position="bottom left",
         )
     figure.update_xaxes(title_text=f"d at {run.site_label(site)}", rangemode="tozero")
     figure.update_yaxes(title_text="share below", tickformat=".0%", range=[0, 1.05])
@@ -151,7 +151,12 @@ def simpler(run: Run, evidence: Evidence, site: int) -> go.Figure:
             y=values[:, 0],
             name=named.get(source, source),
             marker={"color": translucent(colour, 0.7)},
-            error_y={"type": "data", "array": values[:, 2] - values[:, 0], "arrayminus": values[:, 0] - values[:, 1]},
+            error_y={
+                "type": "data",
+                "array": values[:, 2] - values[:, 0],
+                "arrayminus": values[:, 0] - values[:, 1],
+                "color": GREY,
+            },
             hovertemplate="%{x}: AUROC %{y:.2f}<extra></extra>",
         )
     figure.add_hline(y=0.5, line={"color": GREY, "width": 1, "dash": "dot"})

@@ -126,7 +126,7 @@ def _most_telling(summaries: list[RunSummary]) -> str:
 
 
 def _described(summary: RunSummary, summaries: list[RunSummary]) -> str:
-    name = f"{summary.model.rsplit('/', 1)[-1]} · {summary.contrast_set}"
+    name = f"{summary.contrast_set} · {summary.model.rsplit('/', 1)[-1]}"
     alike = [other for other in summaries if (other.model, other.contrast_set) == (summary.model, summary.contrast_set)]
     counts = "+".join(str(count) for count in summary.counts.values())
     return name if len(alike) == 1 else f"{name} · {counts} · {summary.run_id.split('--')[-2]} · {summary.dtype}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pandas as pd
@@ -56,6 +57,16 @@ def chart(figure: go.Figure, key: str, **options: Any) -> Any:
     return st.plotly_chart(figure, key=key, width="stretch", config=_CHART_CONFIG, **options)
 
 
+def plain(text: str) -> str:
+    """A text that names things of a run, which are untrusted, as Markdown that shows it letter by letter."""
+    return re.sub(r"([\\`*_\[\]<>$:#|~!&])", r"\\\1", text)
+
+
+def heading(text: str) -> None:
+    """A sentence set large, shown letter by letter."""
+    st.markdown(f"#### {plain(text)}")
+
+
 def strongest_layers(run: Run) -> None:
     """The strongest layer by each of the three questions, side by side."""
     for container, column in zip(st.columns(3), QUESTIONS, strict=True):
@@ -82,6 +93,13 @@ def layer_numbers(run: Run, site: int) -> None:
         value = row[column]
         shown = "–" if pd.isna(value) else f"{value:.0f}" if column.endswith("overlap_count") else f"{value:.3g}"
         st.markdown(f"{name} **{shown}**", help=COLUMN_HELP[column])
+
+
+def run_in_a_line(run: Run) -> str:
+    """The model and the contrast set, as a line of text."""
+    model, prompts = run.manifest["model"], run.manifest["prompts"]
+    counts = " + ".join(f"{count} {label}" for label, count in prompts["counts"].items())
+    return f"{model['name']}, {model['n_layers']} layers × {model['d_model']}, on {prompts['name']}: {counts} prompts"
 
 
 def run_facts(run: Run) -> None:

@@ -96,7 +96,7 @@ def pin_controls(run: Run, score: Score | None) -> None:
     for place, each in enumerate(pinned):
         text, remove = st.columns([6, 1], vertical_alignment="center")
         text.text(f"{place + 1}. {_shortened(each.text, 120)}")
-        remove.button("Unpin", key=f"unpin_{place}", width="stretch", on_click=pinned.pop, args=(place,))
+        remove.button("Unpin", key=f"unpin_{place}", width="stretch", on_click=_unpin, args=(pinned, place))
 
 
 def show_numbers(run: Run, score: Score, site: int) -> None:
@@ -174,6 +174,10 @@ def show_comparison(run: Run, score: Score | None, site: int) -> None:
         width="stretch",
         key="live_compared",
     )
+
+
+def _unpin(pinned: list[Score], place: int) -> None:
+    del pinned[place]
 
 
 @st.cache_resource(max_entries=1, show_spinner="Opening the model; this takes a moment the first time …")
