@@ -16,7 +16,7 @@ from refusal_core.known_models import KNOWN
 from refusal_core.outliers import nearest_prompts
 from refusal_core.runs import Run
 from refusal_core.scoring import Score, Scorer, load_model_for, model_of_run
-from refusal_core.ui.jobs import fetch_status, start_fetch
+from refusal_core.ui.jobs import JobStatus, fetch_status, start_fetch
 from refusal_core.ui.layout import chart
 
 MOST_PINS = len(LINE_COLOURS) - 1
@@ -218,7 +218,7 @@ def _offer_fetch(name: str) -> None:
         st.rerun()
     if status is not None and status.state == "running":
         share = min(status.done / status.total, 1.0) if status.total else 0.0
-        st.progress(share, text=f"{status.stage}: {_amount(status.stage, status.done, status.total)}")
+        st.progress(share, text=_progress_in_words(status))
         return
     if status is not None and status.state == "failed":
         st.error("The last attempt failed.", icon=":material/error:")
@@ -226,10 +226,14 @@ def _offer_fetch(name: str) -> None:
     st.button("Get the model", icon=":material/download:", type="primary", on_click=start_fetch, args=(name,))
 
 
-def _amount(stage: str, done: int, total: int) -> str:
-    if "bytes" in stage:
-        return f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"
-    return f"{done} of {total}" if total else "under way"
+def _progress_in_words(status: JobStatus) -> str:
+    """A stage is named with the unit it is counted in, as in ``downloading (bytes)``."""
+    stage, _, unit = status.stage.rstrip(")").partition(" (")
+    if not status.total:
+        return f"{stage} …"
+    if unit == "bytes":
+        return f"{stage}: {status.done / 1e6:.0f} of {status.total / 1e6:.0f} MB"
+    return f"{stage}: {status.done} of {status.total} {unit}"
 
 
 def _shortened(text: str, limit: int) -> str:
