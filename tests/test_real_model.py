@@ -62,9 +62,12 @@ def test_a_run_agrees_with_a_plain_transformers_loop(run_and_cache):
         np.testing.assert_allclose(run.projections[: len(fitted), site], projection, atol=2e-4 * scale)
 
 
-def test_the_last_third_of_the_model_tells_unseen_pairs_apart(run_and_cache):
+def test_late_layers_tell_unseen_pairs_apart_and_the_first_does_not(run_and_cache):
     run, _ = run_and_cache
-    assert run.layer_stats["probe_auroc"].iloc[-8:].min() > 0.75
+    # The standard error of an AUROC at chance is 0.06 for 48 + 48 prompts; matched pairs make it smaller.
+    chance, three_errors = 0.5, 0.18
+    assert run.layer_stats["probe_auroc"].iloc[-8:].min() > chance + three_errors
+    assert abs(run.layer_stats["probe_auroc"].iloc[0] - chance) < three_errors
 
 
 def test_scores_come_as_json(run_and_cache):
