@@ -198,8 +198,8 @@ def _simpler(evidence: Evidence, site: int) -> str:
         best = own.loc[own["auroc"].idxmax()]
         name = "TF–IDF of the words" if best["baseline"] == TFIDF else best["baseline"]
         ours = row["crossfit_auroc"]
-        said = "as well as the direction's" if best["auroc"] >= ours else "against the direction's"
-        parts.append(f"the best text-only baseline, {name}, reaches AUROC {best['auroc']:.2f}, {said} {ours:.2f}")
+        said = "which the direction does not exceed" if best["auroc"] >= ours else "less than the direction"
+        parts.append(f"the best text-only baseline, {name}, reaches AUROC {best['auroc']:.2f}, {said} ({ours:.2f})")
     if np.isfinite(row["length_d"]):
         gone = "" if row["length_d_low"] > 0 else f", {NO_DIFFERENCE}"
         parts.append(f"with prompt length regressed out, cross-fitted d is {_interval(row, 'length_d')}{gone}")

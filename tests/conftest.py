@@ -19,6 +19,7 @@ HOSTILE = (
     "\u202eright to left\u202c \u05e9\u05dc\u05d5\u05dd \U0001f9e8 \x07\x1b[31m",
 )
 N_PAIRS, N_LAYERS, WIDTH = 16, 6, 24
+RUN = "tiny--pairs--16x16--00000000--float32"
 
 
 def synthetic_prompts() -> pd.DataFrame:
@@ -48,13 +49,21 @@ def synthetic_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with one run whose direction is planted and grows over the layers."""
     cache = tmp_path_factory.mktemp("cache")
     prompts = synthetic_prompts()
-    rng = np.random.default_rng(0)
-    hidden = rng.normal(size=(len(prompts), N_LAYERS + 1, WIDTH))
+    hidden = np.random.default_rng(0).normal(size=(len(prompts), N_LAYERS + 1, WIDTH))
     side = prompts["label"].map({"harmful": 1.0, "harmless": -1.0, "grey": 0.0}).to_numpy()
     hidden[..., 0] += side[:, None] * np.linspace(0, 3, N_LAYERS + 1)
+    save_synthetic_run(hidden, prompts, cache)
+    return cache
+
+
+def save_synthetic_run(hidden: np.ndarray, prompts: pd.DataFrame, cache: Path) -> None:
+    """Analyse made-up activations ``(prompt, site, d_model)`` and store them as the run that page tests open."""
     analysis = pipeline.analyse(hidden.astype(np.float32), prompts)
-    counts = {"harmful": N_PAIRS, "harmless": N_PAIRS}
     described = {"revision": None, "sha256": "0" * 64}
+    sets = [
+        {"name": name, "counts": table["label"].value_counts().to_dict(), **described}
+        for name, table in prompts.groupby("source", sort=False)
+    ]
     manifest = {
         "created": "2026-01-01T00:00:00+00:00",
         "model": {
@@ -63,16 +72,13 @@ def synthetic_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "revision": None,
             "sha256": "0" * 64,
             "architecture": "TinyForCausalLM",
-            "n_layers": N_LAYERS,
-            "d_model": WIDTH,
+            "n_layers": hidden.shape[1] - 1,
+            "d_model": hidden.shape[2],
             "quantisation": None,
             "licence": None,
         },
-        "prompts": {"name": "pairs", "counts": counts, **described},
-        "transfer": [
-            {"name": "probe-pairs", "counts": {"harmful": 8, "harmless": 8}, "left_out": 0, **described},
-            {"name": "borderline", "counts": {"harmful": 2, "harmless": 2, "grey": 2}, "left_out": 0, **described},
-        ],
+        "prompts": sets[0],
+        "transfer": [each | {"left_out": 0} for each in sets[1:]],
         "template": {
             "sha256": "0" * 64,
             "system_prompt": None,
@@ -83,7 +89,7 @@ def synthetic_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "compute": {"device": "cpu", "dtype": "float32", "seed": 0},
     }
     runs.save_run(
-        "tiny--pairs--16x16--00000000--float32",
+        RUN,
         manifest,
         prompts,
         analysis.projections,
@@ -93,10 +99,9 @@ def synthetic_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         analysis.evidence.to_tables(),
         cache=cache,
     )
-    return cache
 
 
 @pytest.fixture
 def run(synthetic_cache: Path) -> runs.Run:
     """The synthetic run, opened."""
-    return runs.open_run("tiny--pairs--16x16--00000000--float32", synthetic_cache)
+    return runs.open_run(RUN, synthetic_cache)

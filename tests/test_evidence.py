@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -427,6 +431,31 @@ def test_evidence_survives_parquet(planted, tmp_path):
     del tables["learning"]
     with pytest.raises(RunError, match="learning"):
         Evidence.from_tables(tables)
+
+
+@pytest.mark.slow
+def test_a_full_size_run_takes_under_a_minute_and_2_gigabytes():
+    measured = subprocess.run([sys.executable, "-c", _FULL_SIZE], capture_output=True, text=True, check=True)
+    seconds, gigabytes = map(float, measured.stdout.split())
+    print(f"evidence for 512 + 144 prompts, 29 sites, 1536 dimensions: {seconds:.1f} s, {gigabytes:.2f} GB")
+    assert seconds < 60
+    assert gigabytes < 2
+
+
+_FULL_SIZE = f"""
+import resource, sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import numpy as np
+from test_evidence import harmful_rows, prompt_table
+from refusal_core.directions import fit_directions
+from refusal_core.evidence import evaluate
+prompts = prompt_table(512, 144, paired=True)
+hidden = np.random.default_rng(0).standard_normal((656, 29, 1536), dtype=np.float32)
+directions = fit_directions(hidden[:512], harmful_rows(prompts)[:512])
+begun = time.perf_counter()
+evaluate(hidden, prompts, directions)
+print(time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
 
 
 # --- data without an answer ------------------------------------------------------------------------------------------

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import streamlit as st
-from conftest import HOSTILE, N_LAYERS
+from conftest import HOSTILE, N_LAYERS, RUN, save_synthetic_run, synthetic_prompts
 from streamlit.testing.v1 import AppTest
 
 from refusal_core.runs import open_run
@@ -16,7 +18,6 @@ from refusal_core.scoring import Score
 from refusal_core.ui import jobs, live
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = "tiny--pairs--16x16--00000000--float32"
 PAGES = ("1_Layers", "2_Evidence", "3_Outliers", "4_Live_score")
 
 
@@ -40,9 +41,9 @@ def visit(page: str | None = None, **address: str) -> AppTest:
 
 
 def shown(app: AppTest) -> str:
-    return "\n".join(
-        str(element.value) for kind in ("title", "subheader", "markdown", "caption") for element in app.get(kind)
-    )
+    """What stands on the page as Markdown, without the backslashes that keep names of a run from being Markdown."""
+    texts = [str(element.value) for kind in ("title", "subheader", "markdown", "caption") for element in app.get(kind)]
+    return re.sub(r"\\(.)", r"\1", "\n".join(texts))
 
 
 def test_home_says_what_the_run_says():
@@ -119,6 +120,57 @@ def test_hostile_prompts_are_shown_as_text_only():
         app = visit("3_Outliers", run=RUN, prompt=run.prompts["prompt_id"][row])
         assert app.code[0].value == run.prompts["text"][row]
         assert run.prompts["text"][row] not in shown(app)
+
+
+def style_without_harm(hidden, prompts):
+    """The labels of the contrast set differ in one dimension by their length alone; the transfer sets do not."""
+    longer = prompts["fitted"] & prompts["label"].eq("harmful")
+    prompts = prompts.assign(n_tokens=prompts["n_tokens"] + 12 * longer)
+    hidden[..., 0] += 0.5 * prompts["n_tokens"].to_numpy()[:, None]
+    return hidden, prompts.assign(pair_id=prompts["pair_id"].where(~prompts["fitted"]))
+
+
+def no_transfer(hidden, prompts):
+    return hidden[prompts["fitted"]], prompts[prompts["fitted"]].reset_index(drop=True)
+
+
+def sixteen_prompts(hidden, prompts):
+    kept = prompts.index < 16
+    return hidden[kept], prompts[kept].reset_index(drop=True)
+
+
+def unbalanced_without_pairs_in_one_category(hidden, prompts):
+    kept = ~(prompts["fitted"] & prompts["label"].eq("harmless") & (prompts.index > 16))
+    prompts = prompts[kept].reset_index(drop=True)
+    return hidden[kept], prompts.assign(pair_id=None, category="Privacy")
+
+
+def constant_first_site(hidden, prompts):
+    hidden[:, 0] = 0.25
+    return hidden, prompts
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (style_without_harm, "is how the two sets were written, not harm"),
+        (no_transfer, "cannot be said: the run has no transfer set"),
+        (sixteen_prompts, "cannot be said: the run has no transfer set"),
+        (unbalanced_without_pairs_in_one_category, "AUROC"),
+        (constant_first_site, "the same for every prompt"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_runs_that_lack_something_open_on_every_page_and_say_so(change, says, tmp_path, monkeypatch):
+    prompts = synthetic_prompts()
+    hidden = np.random.default_rng(2).normal(size=(len(prompts), 3, 24))
+    save_synthetic_run(*change(hidden, prompts), tmp_path / "cache")
+    monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "cache"))
+    for page in (None, *PAGES):
+        for site in ("0", "2"):
+            app = visit(page, site=site)
+            if page == "2_Evidence" and site == "0":
+                assert says in shown(app)
 
 
 def test_an_empty_cache_says_what_to_do(tmp_path, monkeypatch):

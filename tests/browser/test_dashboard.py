@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from conftest import HOSTILE, N_LAYERS
+from conftest import RUN as SYNTHETIC
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tiny import tiny_model
 
@@ -30,7 +31,6 @@ from refusal_core.scoring import score
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-SYNTHETIC = "tiny--pairs--16x16--00000000--float32"
 PAGES = ("", "Layers", "Evidence", "Outliers", "Live_score")
 TITLES = ("Refusal directions", "Layers", "Evidence", "Outliers", "Live score")
 # Streamlit asks for these below a page's own address first, and then where they are.
