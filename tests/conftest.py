@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tiny import tiny_model
 
 from refusal_core import pipeline, runs
 from refusal_core.prompts import prompt_id
@@ -54,6 +55,16 @@ def synthetic_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hidden[..., 0] += side[:, None] * np.linspace(0, 3, N_LAYERS + 1)
     save_synthetic_run(hidden, prompts, cache)
     return cache
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Qwen2 in a folder, as ``save_pretrained`` leaves it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-qwen2"
+    chat_model = tiny_model("qwen2")
+    chat_model.model.save_pretrained(folder)
+    chat_model.tokenizer.save_pretrained(folder)
+    return folder
 
 
 def save_synthetic_run(hidden: np.ndarray, prompts: pd.DataFrame, cache: Path) -> None:

@@ -20,28 +20,19 @@ from refusal_core.statistics import VALIDATION_COLUMNS, VARIANCE_COLUMNS
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny-qwen2"
-    chat_model = tiny_model("qwen2")
-    chat_model.model.save_pretrained(folder)
-    chat_model.tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def made(model_folder, tmp_path_factory):
+def made(tiny_folder, tmp_path_factory):
     """A run of 12 + 12 bundled pairs, and the cache it is in."""
     cache = tmp_path_factory.mktemp("cache")
     result = pipeline.run(
-        model_folder, "pairs", limit=12, dtype="float32", device="cpu", keep_activations=True, cache=cache
+        tiny_folder, "pairs", limit=12, dtype="float32", device="cpu", keep_activations=True, cache=cache
     )
     assert not result.cached
     return result.run, cache
 
 
 @pytest.fixture(scope="module")
-def chat_model(model_folder) -> ChatModel:
-    return load_model(model_folder, dtype="float32", device="cpu")
+def chat_model(tiny_folder) -> ChatModel:
+    return load_model(tiny_folder, dtype="float32", device="cpu")
 
 
 def test_a_run_holds_what_a_plain_computation_gives(made, chat_model):
@@ -69,10 +60,10 @@ def test_transfer_prompts_are_scored_and_not_fitted(made):
     assert run.layer_stats["probe_auroc"][2] == pytest.approx(greater)
 
 
-def test_the_same_request_finds_the_run_without_the_weights(made, model_folder, monkeypatch):
+def test_the_same_request_finds_the_run_without_the_weights(made, tiny_folder, monkeypatch):
     run, cache = made
     monkeypatch.setattr(pipeline, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
-    again = pipeline.run(model_folder, "pairs", limit=12, device="cpu", cache=cache)
+    again = pipeline.run(tiny_folder, "pairs", limit=12, device="cpu", cache=cache)
     assert again.cached
     assert again.run.run_id == run.run_id
 
@@ -80,7 +71,7 @@ def test_the_same_request_finds_the_run_without_the_weights(made, model_folder, 
 @pytest.mark.parametrize(
     "change", [{"limit": 13}, {"prompts": "everyday"}, {"seed": 1}, {"system_prompt": "Be brief."}]
 )
-def test_another_request_is_another_run(made, model_folder, change, monkeypatch):
+def test_another_request_is_another_run(made, tiny_folder, change, monkeypatch):
     _, cache = made
 
     class Loaded(Exception):
@@ -91,14 +82,14 @@ def test_another_request_is_another_run(made, model_folder, change, monkeypatch)
 
     monkeypatch.setattr(pipeline, "load_model", load)
     with pytest.raises(Loaded):
-        pipeline.run(model_folder, **{"prompts": "pairs", "limit": 12, "cache": cache, **change})
+        pipeline.run(tiny_folder, **{"prompts": "pairs", "limit": 12, "cache": cache, **change})
 
 
-def test_the_manifest_says_what_was_done_and_nothing_of_the_machine(made, model_folder):
+def test_the_manifest_says_what_was_done_and_nothing_of_the_machine(made, tiny_folder):
     run, cache = made
     text = (run.path / "manifest.json").read_text()
     manifest = json.loads(text)
-    assert str(model_folder.parent) not in text
+    assert str(tiny_folder.parent) not in text
     assert str(cache) not in text
     assert manifest["model"]["sha256"]
     assert manifest["template"]["default_system_prompt"] == "You are a tiny model."
@@ -139,12 +130,12 @@ def test_scoring_refuses_what_cannot_be_scored(made, chat_model):
         score(chat_model, run, ["word " * 2000])
 
 
-def test_the_command_line_from_run_to_delete(model_folder, tmp_path, capsys):
+def test_the_command_line_from_run_to_delete(tiny_folder, tmp_path, capsys):
     cache = ["--cache", str(tmp_path / "cache")]
     command = [
         "run",
         "--model",
-        str(model_folder),
+        str(tiny_folder),
         "--prompts",
         "pairs",
         "--limit",
@@ -169,7 +160,7 @@ def test_the_command_line_from_run_to_delete(model_folder, tmp_path, capsys):
     capsys.readouterr()
 
     (tmp_path / "mine.csv").write_text("text\nfirst one\nsecond one\n")
-    scoring = ["score", run_id, "--model", str(model_folder), "--device", "cpu", "--json", *cache]
+    scoring = ["score", run_id, "--model", str(tiny_folder), "--device", "cpu", "--json", *cache]
     assert main([*scoring, "--file", str(tmp_path / "mine.csv")]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert [entry["text"] for entry in scores] == ["first one", "second one"]
@@ -218,8 +209,8 @@ def test_exported_files_have_the_published_form(made, tmp_path):
         (["fetch", "no-such-model"], "no-such-model"),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_line(arguments, message, model_folder, tmp_path, capsys):
-    arguments = [str(model_folder) if argument == "MODEL" else argument for argument in arguments]
+def test_what_a_user_gets_wrong_is_one_line(arguments, message, tiny_folder, tmp_path, capsys):
+    arguments = [str(tiny_folder) if argument == "MODEL" else argument for argument in arguments]
     assert main([*arguments, "--cache", str(tmp_path)]) == 1
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1].startswith("error: ")

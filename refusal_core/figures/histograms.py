@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from refusal_core.figures.courses import Course
-from refusal_core.figures.style import GREY, LABEL_COLOUR, LABEL_PATTERN, blank, safe, translucent
+from refusal_core.figures.style import GREY, LABEL_COLOUR, bars_of, blank, safe
 from refusal_core.runs import Run
 
 BINS = 50
@@ -30,21 +30,12 @@ def histogram(
     edges = np.linspace(min(ends), max(max(ends), min(ends) + 1e-9), BINS + 1)
     ranges = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
     for label in ("harmful", "harmless"):
-        colour = LABEL_COLOUR[label]
         figure.add_bar(
             x=(edges[:-1] + edges[1:]) / 2,
             y=np.histogram(run.projections[run.rows(label), site], edges)[0],
             width=edges[1] - edges[0],
-            name=label,
-            marker={
-                "color": translucent(colour, 0.55),
-                "line": {"width": 0},
-                "pattern": {"shape": LABEL_PATTERN[label], "fgcolor": colour, "size": 6, "solidity": 0.25},
-            },
-            selected={"marker": {"opacity": 1}},
-            unselected={"marker": {"opacity": 1}},
             customdata=ranges,
-            hovertemplate=f"%{{y}} {label} prompts<br>%{{customdata}}<extra></extra>",
+            **bars_of(label),
         )
     if band is not None:
         figure.add_vrect(x0=band[0], x1=band[1], line={"width": 1, "color": GREY}, fillcolor=GREY, opacity=0.2)

@@ -14,8 +14,8 @@ from refusal_core.figures.style import (
     GREY,
     LABEL_COLOUR,
     LABEL_DASH,
-    LABEL_PATTERN,
     PROBE,
+    bars_of,
     blank,
     site_axis,
     translucent,
@@ -95,22 +95,7 @@ def _frame(run: Run, site: int, sources: Sequence[str]) -> go.Frame:
                 outlines.append((source, label, colour, np.histogram(run.projections[rows, site], edges)[0]))
     top = float(max([1, *(c.max() for c in counts.values()), *(c.max() for *_, c in outlines)]))
     for label, of_label in counts.items():
-        colour = LABEL_COLOUR[label]
-        traces.append(
-            go.Bar(
-                x=centres,
-                y=of_label,
-                width=edges[1] - edges[0],
-                name=label,
-                marker={
-                    "color": translucent(colour, 0.55),
-                    "line": {"width": 0},
-                    "pattern": {"shape": LABEL_PATTERN[label], "fgcolor": colour, "size": 6, "solidity": 0.25},
-                },
-                customdata=ranges,
-                hovertemplate=f"%{{y}} {label} prompts<br>%{{customdata}}<extra></extra>",
-            )
-        )
+        traces.append(go.Bar(x=centres, y=of_label, width=edges[1] - edges[0], customdata=ranges, **bars_of(label)))
     for label, of_label in by_label.items():
         mean = float(of_label.mean())
         traces.append(

@@ -22,7 +22,6 @@ import pytest
 from conftest import HOSTILE, N_LAYERS
 from conftest import RUN as SYNTHETIC
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from tiny import tiny_model
 
 from refusal_core import pipeline
 from refusal_core.models import load_model
@@ -40,15 +39,6 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH (Debian: apt-get install chromium)"),
 ]
-
-
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny-qwen2"
-    chat_model = tiny_model("qwen2")
-    chat_model.model.save_pretrained(folder)
-    chat_model.tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
