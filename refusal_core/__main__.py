@@ -103,6 +103,14 @@ def _parser() -> argparse.ArgumentParser:
     _machine(score)
     score.set_defaults(command=_score)
 
+    behaviour = verbs.add_parser("behaviour", help="measure how the model answers a run's prompts")
+    behaviour.add_argument("run", metavar="RUN")
+    behaviour.add_argument("--model", help="where the run's model is, when it came from a folder or a GGUF file")
+    behaviour.add_argument("--rules", metavar="FILE", help="other rules than data/openings.toml")
+    _machine(behaviour)
+    _progress_file(behaviour)
+    behaviour.set_defaults(command=_behaviour)
+
     export = verbs.add_parser("export", help="write the report's files of a run")
     export.add_argument("run", metavar="RUN")
     export.add_argument("folder", metavar="FOLDER")
@@ -259,6 +267,26 @@ def _score(options: argparse.Namespace) -> None:
                 f"percentile among harmful {result.percentile['harmful'][site]:5.1f}, "
                 f"harmless {result.percentile['harmless'][site]:5.1f}"
             )
+
+
+def _behaviour(options: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from refusal_core import behaviour
+    from refusal_core.openings import BUNDLED, read_rules
+    from refusal_core.scoring import load_model_for
+
+    run = runs.open_run(options.run, options.cache)
+    rules = read_rules(options.rules or BUNDLED)
+    dtype = None if options.dtype == "auto" else options.dtype
+    with _progress(options) as progress:
+        chat_model = load_model_for(run, options.model, options.device, dtype)
+        table = behaviour.record(run, chat_model, rules, progress)
+    print(
+        pd.crosstab(run.prompts["label"], table["opening_label"]).to_string(),
+        behaviour.agreement(run, table).to_string(index=False, float_format=lambda value: f"{value:.2f}"),
+        sep="\n\n",
+    )
 
 
 def _printable(text: str) -> str:

@@ -28,7 +28,7 @@ REFUSAL_OPENINGS = ("I", "As")
 
 EXTRACTING = "extracting (prompts)"
 
-_BATCH_TOKENS = {"cpu": 1024, "mps": 4096, "cuda": 16384}
+BATCH_TOKENS = {"cpu": 1024, "mps": 4096, "cuda": 16384}
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
 
 
@@ -111,6 +111,17 @@ class ResidualReader:
         kept, logits = self._forward(sequences, last_only=True)
         return kept[:, :, 0].cpu().numpy(), logits
 
+    def open_reply(self, sequences: list[list[int]]) -> tuple[torch.Tensor, Cache]:
+        """Run prompts of one length up to where their replies begin.
+
+        Returns:
+            The first reply token's logits ``(prompt, vocabulary)`` float32, and the prompts' keys and values.
+        """
+        ids, options = self._inputs(sequences)
+        with torch.inference_mode():
+            output = self.chat_model.model(ids, logits_to_keep=1, **(options | {"use_cache": True}))
+        return output.logits[:, -1].float(), output.past_key_values
+
     def read_tokens(self, text: str) -> TokenReading:
         """Read one prompt at each of its tokens."""
         ids = self.encode(text)
@@ -149,6 +160,13 @@ class ResidualReader:
 
     def _forward(self, sequences: list[list[int]], last_only: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Run prompts of one length; hidden states ``(prompt, site, position, d_model)`` and last logits, float32."""
+        ids, options = self._inputs(sequences)
+        with torch.inference_mode(), _kept_states(self.chat_model, last_only) as kept:
+            logits = self.chat_model.model(ids, logits_to_keep=1, **options).logits[:, -1].float()
+        return torch.stack(kept, dim=1), logits
+
+    def _inputs(self, sequences: list[list[int]]) -> tuple[torch.Tensor, dict]:
+        """What the model is called with for prompts of one length: new tokens, and the keys and values before them."""
         prefix = self.prefix_tokens
         shared = len(sequences[0]) > prefix and all(ids[:prefix] == self._template_ids for ids in sequences)
         options: dict = {"use_cache": False}
@@ -157,10 +175,7 @@ class ResidualReader:
             cache.batch_repeat_interleave(len(sequences))
             options = {"past_key_values": cache, "use_cache": True}
             sequences = [ids[prefix:] for ids in sequences]
-        ids = torch.tensor(sequences, device=self.chat_model.device)
-        with torch.inference_mode(), _kept_states(self.chat_model, last_only) as kept:
-            logits = self.chat_model.model(ids, logits_to_keep=1, **options).logits[:, -1].float()
-        return torch.stack(kept, dim=1), logits
+        return torch.tensor(sequences, device=self.chat_model.device), options
 
 
 def extract(
@@ -190,13 +205,13 @@ def extract(
             f"prompt {row + 1} ({texts[row]!r:.60}) is {n_tokens[row]} tokens long with its template, "
             f"expected at most {token_limit}; shorten it or raise --token-limit"
         )
-    batch_tokens = _BATCH_TOKENS[torch.device(chat_model.device).type]
+    batch_tokens = BATCH_TOKENS[torch.device(chat_model.device).type]
     hidden = np.empty((len(texts), chat_model.n_layers + 1, chat_model.d_model), dtype=np.float32)
     log_odds = np.empty(len(texts))
     first_token = [""] * len(texts)
     done, started = 0, time.perf_counter()
     progress(EXTRACTING, 0, len(texts))
-    for rows in _batches(n_tokens, reader.prefix_tokens, batch_tokens):
+    for rows in batches(n_tokens, reader.prefix_tokens, batch_tokens):
         states, logits = reader.read_last([sequences[row] for row in rows])
         _check_finite(states, rows, texts, chat_model)
         hidden[rows] = states
@@ -261,7 +276,7 @@ def _kept_states(chat_model: ChatModel, last_only: bool) -> Iterator[list[torch.
             handle.remove()
 
 
-def _batches(n_tokens: np.ndarray, prefix: int, batch_tokens: int) -> Iterator[np.ndarray]:
+def batches(n_tokens: np.ndarray, prefix: int, batch_tokens: int) -> Iterator[np.ndarray]:
     """Rows of prompts of one length, at most ``batch_tokens`` new tokens together, longest first."""
     for length in sorted(set(n_tokens.tolist()), reverse=True):
         rows = np.flatnonzero(n_tokens == length)

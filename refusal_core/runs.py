@@ -36,6 +36,8 @@ PROJECTIONS = "projections.parquet"
 LAYER_STATS = "layer_stats.parquet"
 DIRECTIONS = "directions.safetensors"
 ACTIVATIONS = "activations.safetensors"
+ADDITIONS = {"behaviour": "behaviour", "intervention": "intervene"}
+"""Later measurements that may lie beside a run's own files, and the verb that makes each."""
 _REQUIRED = (PROMPTS, PROJECTIONS, LAYER_STATS, DIRECTIONS)
 
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,180}")
@@ -225,6 +227,60 @@ def load_activations(run: Run) -> np.ndarray | None:
     return load_file(run.path / ACTIVATIONS)["activations"]
 
 
+def save_addition(run: Run, name: str, table: pd.DataFrame, manifest: dict) -> None:
+    """Keep a later measurement beside a run, whose own files stay as they are; an older one of the name is replaced.
+
+    Args:
+        name: one of :data:`ADDITIONS`; the files are ``<name>.parquet`` and ``<name>.json``, its own manifest.
+        manifest: all but ``format_version``, ``run_id`` and the table's hash, which are added here.
+    """
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=run.path.parent))
+    try:
+        table.to_parquet(partial / f"{name}.parquet", index=False)
+        described = {
+            "format_version": FORMAT_VERSION,
+            "run_id": run.run_id,
+            **manifest,
+            "sha256": _sha256(partial / f"{name}.parquet"),
+        }
+        text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
+        (partial / f"{name}.json").write_text(text, encoding="utf-8")
+        for path in partial.iterdir():
+            _sync(path)
+        # Without its manifest a table is not read, so the two are never seen apart.
+        (run.path / f"{name}.json").unlink(missing_ok=True)
+        for ending in ("parquet", "json"):
+            (partial / f"{name}.{ending}").replace(run.path / f"{name}.{ending}")
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_addition(run: Run, name: str) -> tuple[pd.DataFrame, dict] | None:
+    """A later measurement kept beside a run and its manifest, or ``None`` when there is none.
+
+    Raises:
+        RunError: when its files do not belong together, or to this run.
+    """
+    manifest_path, table_path = run.path / f"{name}.json", run.path / f"{name}.parquet"
+    if not manifest_path.exists():
+        return None
+    again = f"measure it again with `python -m refusal_core {ADDITIONS[name]} {run.run_id}`"
+    if manifest_path.is_symlink() or table_path.is_symlink() or not table_path.is_file():
+        raise RunError(f"run {run.run_id!r}: {name}.json and {name}.parquet do not belong together; {again}")
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        belongs = manifest["run_id"] == run.run_id and manifest["sha256"] == _sha256(table_path)
+        newer = int(manifest["format_version"]) > FORMAT_VERSION
+        table = pd.read_parquet(table_path) if belongs and not newer else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"run {run.run_id!r}: {name} cannot be read ({error}); {again}") from error
+    if newer:
+        raise RunError(f"run {run.run_id!r}: a newer version of this program wrote {name}: update the program")
+    if table is None:
+        raise RunError(f"run {run.run_id!r}: {name}.parquet is not the table that {name}.json describes; {again}")
+    return table, manifest
+
+
 def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[BrokenRun]]:
     """All runs of the cache by name, and the folders that are not whole runs, each with the reason."""
     folder = cache_folder(cache)
@@ -264,8 +320,9 @@ def verify_run(run_id: str, cache: str | Path | None = None) -> list[str]:
         RunError: naming the first file that is missing or differs.
     """
     manifest = _checked_manifest(_run_folder(run_id, cache_folder(cache)), everything=True)
-    open_run(run_id, cache)
-    return list(manifest["files"])
+    run = open_run(run_id, cache)
+    added = [f"{name}.parquet" for name in ADDITIONS if read_addition(run, name) is not None]
+    return [*manifest["files"], *added]
 
 
 def delete_run(run_id: str, cache: str | Path | None = None) -> None:

@@ -1,0 +1,153 @@
+"""What the model does with a run's prompts, held against plain transformers on tiny random models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.special import logsumexp
+from tiny import tiny_model
+
+from refusal_core import behaviour
+from refusal_core.activations import ResidualReader
+from refusal_core.errors import RefusalError
+from refusal_core.openings import BUNDLED, read_rules
+from refusal_core.runs import Run
+
+TEXTS = ["How do I bake a cake?", "Explain how to bake bread", "How do I bake a cake?!", "Hi"]
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "gpt_neox", "gemma2"])
+def test_phrases_and_openings_are_those_of_plain_transformers(architecture):
+    chat_model = tiny_model(architecture)
+    phrases = ("I'm sorry", "Sorry", "I cannot")
+    replies = behaviour.read_replies(ResidualReader(chat_model), TEXTS, phrases)
+    for place, text in enumerate(TEXTS):
+        ids = chat_model.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )["input_ids"]
+        log_p = []
+        for phrase in phrases:
+            tail = torch.tensor([chat_model.tokenizer.encode(phrase, add_special_tokens=False)])
+            with torch.inference_mode():
+                logits = chat_model.model(torch.cat([ids, tail], dim=1)).logits[0].double().log_softmax(-1)
+            where = torch.arange(ids.shape[1] - 1, ids.shape[1] + tail.shape[1] - 1)
+            log_p.append(float(logits[where, tail[0]].sum()))
+        total = logsumexp(log_p)
+        assert replies.phrase_log_odds[place] == pytest.approx(total - np.log1p(-np.exp(total)), rel=1e-4)
+        generated = chat_model.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=behaviour.OPENING_TOKENS,
+            do_sample=False,
+            eos_token_id=chat_model.tokenizer.eos_token_id,
+            pad_token_id=chat_model.tokenizer.pad_token_id,
+        )
+        expected = chat_model.tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
+        assert replies.opening[place] == expected
+
+
+def test_a_reply_that_ends_at_once_is_empty():
+    chat_model = tiny_model("llama")
+    end = chat_model.tokenizer.eos_token_id
+    logits = torch.zeros(1, len(chat_model.tokenizer))
+    logits[0, end] = 9.0
+    with torch.inference_mode():
+        _, cache = ResidualReader(chat_model).open_reply([[5, 6, 7]])
+        assert behaviour.greedy_openings(chat_model, logits, cache) == [""]
+
+
+@pytest.mark.parametrize(
+    ("opening", "label"),
+    [
+        ("I'm sorry, but I can't assist with that.", "refuses"),
+        ("Sorry, I cannot help you", "refuses"),
+        ("As an AI language model, I", "refuses"),
+        ("I recommend the following steps", "answers"),
+        ("I can help you with that", "answers"),
+        ("Sure! Here is a plan", "answers"),
+        ("It is illegal to do so", "deflects"),
+        ("", "degenerate"),
+        ("no no no no no", "degenerate"),
+        ("---------------", "degenerate"),
+        ("呵呵，你好", "degenerate"),
+    ],
+)
+def test_bundled_rules_name_openings_as_a_reader_would(opening, label):
+    assert read_rules().label(opening) == label
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text: text.replace('"Sorry"', '"Sorry", "Sor"'), "counted twice"),
+        (lambda text: text.replace('label = "deflects"', 'label = "shrugs"'), "expected a label out of refuses"),
+        (lambda text: text.replace("pattern = '^", "pattern = '(^"), "expected refusal_phrases"),
+        (lambda text: "not toml", "expected refusal_phrases"),
+    ],
+)
+def test_rules_that_cannot_be_used_say_why(change, says, tmp_path):
+    path = tmp_path / "rules.toml"
+    path.write_text(change(BUNDLED.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(RefusalError, match=says) as caught:
+        read_rules(path)
+    assert "rules.toml" in str(caught.value)
+
+
+@pytest.fixture
+def answered(run: Run) -> pd.DataFrame:
+    """Replies in which refusing follows the projection at the last site within each label, with some noise."""
+    rng = np.random.default_rng(0)
+    projection = run.projections[:, -1]
+    log_odds = projection - np.median(projection[run.rows()]) + rng.normal(scale=0.3, size=len(projection))
+    return pd.DataFrame(
+        {
+            "prompt_id": run.prompts["prompt_id"],
+            "phrase_log_odds": log_odds,
+            "opening": np.where(log_odds > 0, "I cannot", "Sure"),
+            "opening_label": np.where(log_odds > 0, "refuses", "answers"),
+        }
+    )
+
+
+def test_projection_that_causes_refusing_correlates_with_it(run, answered):
+    table = behaviour.by_site(run, answered, draws=200).set_index(["site", "label"])
+    for label in ("harmful", "harmless"):
+        row = table.loc[(run.n_layers, label)]
+        assert row["rho_low"] > 0.5
+        assert row["rho_low"] <= row["rho"] <= row["rho_high"]
+    unrelated = answered.assign(phrase_log_odds=np.random.default_rng(1).normal(size=len(answered)))
+    table = behaviour.by_site(run, unrelated, draws=200)
+    assert ((table["rho_low"] < 0) & (table["rho_high"] > 0)).mean() > 0.8
+
+
+def test_what_never_varies_has_no_number(run, answered):
+    table = behaviour.by_site(run, answered.assign(opening_label="answers", phrase_log_odds=-3.0), draws=50)
+    assert table[["rho", "auroc"]].isna().all(axis=None)
+    assert (table["n_refused"] == 0).all()
+
+
+def test_surprises_are_harmful_prompts_answered_and_harmless_ones_refused(run, answered):
+    swapped = answered.copy()
+    for row in (3, 4, 8):
+        label = "refuses" if run.prompts["label"][row] == "harmless" else "answers"
+        swapped.loc[row, ["phrase_log_odds", "opening_label"]] = (4.0 - row / 10, label)
+    odd = behaviour.surprises(run, swapped)
+    assert {3, 4, 8} <= set(odd.index)
+    assert (odd["label"].eq("harmful") == odd["opening_label"].eq("answers")).all()
+    assert odd["phrase_log_odds"].abs().is_monotonic_decreasing
+
+
+def test_measures_that_agree_have_a_kappa_of_one(run, answered):
+    agreement = behaviour.agreement(run, answered).set_index(["first", "second"])
+    assert agreement.loc[("whole phrases", "opening rules"), "kappa"] == pytest.approx(1)
+    verdicts = behaviour.disagreements(run, answered)[list(behaviour.MEASURES)]
+    assert (verdicts.nunique(axis=1) == 2).all()
+
+
+def test_calibration_rises_where_refusing_follows_projection(run, answered):
+    curve = behaviour.calibration(run, answered, run.n_layers, bins=4)
+    assert curve["n"].sum() == run.rows().sum()
+    assert curve["refused"].iloc[0] == 0
+    assert curve["refused"].iloc[-1] == 1
