@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fetch = verbs.add_parser("fetch", help="make a named model or a hub model ready to open")
     fetch.add_argument("name", metavar="NAME", help="a known name, or a hub id such as Qwen/Qwen2.5-1.5B-Instruct")
+    fetch.add_argument("--revision", help="commit, tag or branch of a hub model")
     _progress_file(fetch)
     fetch.set_defaults(command=_fetch)
 
@@ -134,7 +135,7 @@ def _fetch(options: argparse.Namespace) -> None:
     from refusal_core.models import fetch
 
     with _progress(options) as progress:
-        folder = fetch(options.name, progress)
+        folder = fetch(options.name, progress, options.revision)
     print(folder)
 
 
@@ -231,8 +232,10 @@ def _evidence(options: argparse.Namespace) -> None:
     print(table.to_string(float_format=lambda value: f"{value:.2f}", na_rep="–"))
     for name, question in QUESTIONS.items():
         print(f"\n{question}\n    {reading(evidence, name, strongest_site(evidence))}")
-    for missing in evidence.reasons.drop_duplicates(["table", "number", "source", "reason"]).itertuples():
-        print(f"missing: {missing.number} ({missing.source}): {missing.reason}", file=sys.stderr)
+    for (number, source, reason), rows in evidence.reasons.groupby(["number", "source", "reason"], sort=False):
+        sites = [] if rows["site"].isna().any() else [run.site_label(int(site)) for site in rows["site"]]
+        where = "" if len(sites) in (0, run.n_sites) else f" at {', '.join(sites)}"
+        print(f"missing: {number} ({source}){where}: {reason}", file=sys.stderr)
 
 
 def _verify(options: argparse.Namespace) -> None:

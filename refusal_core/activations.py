@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -184,6 +184,7 @@ def extract(
     system_prompt: str | None = None,
     token_limit: int = TOKEN_LIMIT,
     progress: Progress = no_progress,
+    places: Sequence[str] | None = None,
 ) -> Extraction:
     """Read every prompt at its last token, all sites in one pass.
 
@@ -191,18 +192,20 @@ def extract(
         texts: the prompts as a person would type them; the chat template is applied here.
         token_limit: longest templated prompt that is accepted; nothing is ever cut.
         progress: called with ``(EXTRACTING, prompts done, prompts)``.
+        places: where each prompt comes from, for errors; ``prompt 1`` and so on without.
 
     Raises:
         PromptError: when a prompt is longer than the limit.
         ModelError: when activations are not finite, with the layer and the first such prompt.
     """
+    places = places or [f"prompt {row}" for row in range(1, len(texts) + 1)]
     reader = ResidualReader(chat_model, system_prompt)
     sequences = [reader.encode(text) for text in texts]
     n_tokens = np.array([len(ids) for ids in sequences])
     if n_tokens.max() > token_limit:
         row = int(n_tokens.argmax())
         raise PromptError(
-            f"prompt {row + 1} ({texts[row]!r:.60}) is {n_tokens[row]} tokens long with its template, "
+            f"{places[row]} ({texts[row]!r:.60}) is {n_tokens[row]} tokens long with its template, "
             f"expected at most {token_limit}; shorten it or raise --token-limit"
         )
     batch_tokens = BATCH_TOKENS[torch.device(chat_model.device).type]
@@ -213,7 +216,7 @@ def extract(
     progress(EXTRACTING, 0, len(texts))
     for rows in batches(n_tokens, reader.prefix_tokens, batch_tokens):
         states, logits = reader.read_last([sequences[row] for row in rows])
-        _check_finite(states, rows, texts, chat_model)
+        _check_finite(states, [(places[row], texts[row]) for row in rows], chat_model)
         hidden[rows] = states
         log_odds[rows] = refusal_log_odds(logits, reader.refusal_ids)
         for row, token in zip(rows, reader._first_tokens(logits), strict=True):
@@ -284,15 +287,15 @@ def batches(n_tokens: np.ndarray, prefix: int, batch_tokens: int) -> Iterator[np
         yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def _check_finite(states: np.ndarray, rows: np.ndarray, texts: list[str], chat_model: ChatModel) -> None:
+def _check_finite(states: np.ndarray, prompts: Sequence[tuple[str, str]], chat_model: ChatModel) -> None:
     finite = np.isfinite(states).all(axis=-1)
     if finite.all():
         return
     site = int((~finite).any(axis=0).argmax())
-    prompt = rows[int((~finite[:, site]).argmax())]
+    place, text = prompts[int((~finite[:, site]).argmax())]
     raise ModelError(
-        f"activations in {chat_model.dtype} overflow at {site_label(site, chat_model.n_layers)}, first for prompt "
-        f"{prompt + 1} ({texts[prompt]!r:.60}); run again with --dtype float32 or bfloat16"
+        f"activations in {chat_model.dtype} overflow at {site_label(site, chat_model.n_layers)}, first for {place} "
+        f"({text!r:.60}); run again with --dtype float32 or bfloat16"
     )
 
 

@@ -419,7 +419,8 @@ def _add_baselines(design: _Design, collected: _Rows) -> None:
             numbers, reason = questions.baseline_numbers(score, is_harmful, counts, point)
             collected.add("baselines", baseline=baseline.name, source=source, **numbers)
             if reason is not None:
-                collected.explain("baselines", {baseline.name: baseline.reason or reason}, None, source)
+                own = source == CONTRAST or not np.isfinite(score).all()
+                collected.explain("baselines", {baseline.name: (own and baseline.reason) or reason}, None, source)
 
 
 def _null_quantiles(null: np.ndarray) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 from refusal_core.errors import RunError
 from refusal_core.evidence import Evidence
 from refusal_core.report import report_html
-from refusal_core.runs import Run
+from refusal_core.runs import DIRECTIONS, Run
 from refusal_core.statistics import VALIDATION_COLUMNS, VARIANCE_COLUMNS
 
 REPORT = "report.html"
@@ -41,6 +41,8 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
         RunError: when the folder cannot be written.
     """
     folder = Path(folder).expanduser()
+    if (folder / DIRECTIONS).exists():
+        raise RunError(f"{folder} is a run, and runs are never changed; choose another folder to export to")
     layers = published_layers(run)
     strongest = layers.loc[layers["cohens_d"].idxmax()] if layers["cohens_d"].notna().any() else None
     largest = layers.loc[layers["magnitude"].idxmax()]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from refusal_core import resampling
 from refusal_core.baselines import TFIDF
 from refusal_core.evidence import BOTH, CONTRAST, Evidence
 from refusal_core.sites import site_label, site_short
@@ -25,6 +26,7 @@ QUESTIONS = {
 
 NO_DIFFERENCE = "not distinguishable from chance"
 PROBE_PAIRS = "probe-pairs"
+BORDERLINE = "borderline"
 SIGNIFICANT = 0.05
 
 
@@ -63,15 +65,15 @@ def verdict(evidence: Evidence) -> str:
         )
     best = int(above["d"].idxmax())
     d, area = _interval(above.loc[best], "d"), above.loc[best, "auroc"]
-    strongest = f"strongest at {_place(evidence, best)} (d {d}, AUROC {area:.2f})"
+    said = [f"On {source} the direction tells harm best at {_place(evidence, best)} (d {d}, AUROC {area:.2f})."]
     if first is None:
-        where = f"at {len(above)} of {evidence.n_sites} sites but not up to the last"
-        return f"On {source} the direction tells harm {where}, {strongest}."
-    early = int((held["site"] < first).sum())
-    sites = "1 site" if early == 1 else f"{early} sites"
-    before = f" Before that it holds at {sites} on new prompts of its own kind alone." if early else ""
-    where = f"from {_place(evidence, first)} on{_onset_range(evidence, 'd', source)}"
-    return f"The direction tells harm on {source} {where}, {strongest}.{before}"
+        said.append(f"It is above chance at {len(above)} of {evidence.n_sites} sites, but not up to the last.")
+    else:
+        said.append(
+            f"It is above chance from {_place(evidence, first)} on{_onset_range(evidence, 'd', source)}, "
+            f"{_above_words(evidence, source, first)}."
+        )
+    return " ".join([*said, *_contrary(evidence, best, source)])
 
 
 def overview_table(evidence: Evidence) -> pd.DataFrame:
@@ -180,8 +182,10 @@ def _harm(evidence: Evidence, site: int) -> str:
         pairs = f", with {right:.0%} of {row['n_pairs']:.0f} pairs in the right order" if np.isfinite(right) else ""
         words = _words_auroc(evidence, source)
         if words >= row["auroc"]:
-            return f"{number}{pairs}: more than chance, but words alone (TF–IDF) reach AUROC {words:.2f} there too."
-        return f"{number}{pairs}: it is about harm, as far as these prompts show it."
+            said = f"{number}{pairs}: more than chance, but words alone (TF–IDF) reach AUROC {words:.2f} there too."
+        else:
+            said = f"{number}{pairs}: it is about harm, as far as these prompts show it."
+        return " ".join([said, *_contrary(evidence, site, source)])
     if row["d_high"] < 0:
         return f"{number}: it puts harmless prompts on the harmful side, so it is about something else."
     held = evidence.sites.loc[site, "crossfit_d_low"] > 0
@@ -295,6 +299,29 @@ def _onset_range(evidence: Evidence, measure: str, source: str) -> str:
     ends = (row["site_low"], row["site_high"])
     low, high = ("never" if pd.isna(end) else site_short(int(end), evidence.n_sites - 1) for end in ends)
     return f" (95 % interval {low} to {high})"
+
+
+def _above_words(evidence: Evidence, source: str, above_chance: int) -> str:
+    """From where on the direction does better than the words of the prompts do without the model."""
+    words = _words_auroc(evidence, source)
+    table = evidence.transfer[evidence.transfer["source"].eq(source)].set_index("site")
+    first = resampling.onset((table["auroc"] - words).to_numpy())
+    if np.isnan(words):
+        return "with no words to compare it with"
+    reached = f"above what words alone reach (TF–IDF, AUROC {words:.2f})"
+    if first is None:
+        return f"but at the last site not {reached}"
+    return f"and {reached} from {_place(evidence, max(first, above_chance))} on"
+
+
+def _contrary(evidence: Evidence, site: int, source: str) -> list[str]:
+    """A sentence for every other transfer set on which the direction points the other way at a site."""
+    table = evidence.transfer[evidence.transfer["site"].eq(site) & evidence.transfer["source"].ne(source)]
+    return [
+        f"On {row['source']} it points the other way, d {_interval(row, 'd')}"
+        + (": where words and intent disagree, it follows the words." if row["source"] == BORDERLINE else ".")
+        for _, row in table[table["d_high"] < 0].iterrows()
+    ]
 
 
 def _words_auroc(evidence: Evidence, source: str) -> float:

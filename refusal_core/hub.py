@@ -16,6 +16,7 @@ from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_downloa
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -147,7 +148,12 @@ def download_file(repo: str, filename: str, sha256: str, folder: Path, progress:
 
 
 def _cached_snapshot(repo: str, revision: str | None) -> HubSnapshot | None:
-    config = try_to_load_from_cache(repo, "config.json", revision=revision)
+    try:
+        config = try_to_load_from_cache(repo, "config.json", revision=revision)
+    except HFValidationError as error:
+        raise ModelError(
+            f"{repo!r:.120} is no hub id: expected OWNER/NAME, as in Qwen/Qwen2.5-1.5B-Instruct"
+        ) from error
     return HubSnapshot(Path(config).parent, Path(config).parent.name) if isinstance(config, str) else None
 
 

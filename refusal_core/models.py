@@ -225,14 +225,17 @@ def _source_of(name_or_path: str | Path) -> Source:
     if str(name_or_path) in KNOWN:
         return "fetched"
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return "folder"
-    if path.is_file():
-        return "gguf"
+    try:
+        if path.is_dir():
+            return "folder"
+        if path.is_file():
+            return "gguf"
+    except (OSError, ValueError):  # a name that no file can have
+        pass
     if isinstance(name_or_path, str) and _HUB_ID.fullmatch(name_or_path) and path.suffix != ".gguf":
         return "hub"
     raise ModelError(
-        f"There is no model named {str(name_or_path)!r}, and no such file or folder. A model is one of the "
+        f"There is no model named {str(name_or_path)!r:.120}, and no such file or folder. A model is one of the "
         f"names {', '.join(KNOWN)}, a hub id such as Qwen/Qwen2.5-1.5B-Instruct, a folder with config.json "
         "and safetensors, or a GGUF file."
     )
@@ -296,6 +299,7 @@ def _on_device(model: PreTrainedModel, device: str) -> PreTrainedModel:
 
 def _read_config(folder: Path) -> PreTrainedConfig:
     """The configuration in a folder, after a look that its model can be used at all."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
@@ -303,7 +307,7 @@ def _read_config(folder: Path) -> PreTrainedConfig:
     try:
         with quiet_libraries():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise ModelError(
             f"The configuration in {folder} cannot be used (code beside a model is never run): {error}"
         ) from error

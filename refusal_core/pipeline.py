@@ -18,7 +18,7 @@ from refusal_core.crossfit import crossfit, gram_matrix
 from refusal_core.devices import DTYPES, choose_device, choose_dtype
 from refusal_core.directions import Directions, fit_directions
 from refusal_core.errors import RefusalError
-from refusal_core.evidence import Evidence, evaluate, prompt_groups
+from refusal_core.evidence import CONTRAST, Evidence, evaluate, prompt_groups
 from refusal_core.models import ModelInfo, default_system_prompt, identify, load_model, template_sha256
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts import (
@@ -85,6 +85,10 @@ def run(
         without(load_transfer_set(source, text_column, label_column), contrast)
         for source in (*TRANSFER_SETS, *transfer)
     ]
+    _check_names(contrast, [chosen for chosen, _ in transfer_sets])
+    if seed < 0:
+        raise RefusalError(f"expected a seed of 0 or more, got {seed}")
+    runs.writable_cache(cache)
     info = identify(model, revision)
     request = {
         "model": info.fingerprint,
@@ -99,7 +103,13 @@ def run(
     for candidate in DTYPES if dtype == "auto" else [dtype]:
         run_id = f"{stem}--{candidate}"
         if (runs.cache_folder(cache) / run_id).exists():
-            return RunResult(runs.open_run(run_id, cache), cached=True)
+            found = runs.open_run(run_id, cache)
+            if keep_activations and runs.ACTIVATIONS not in found.manifest["files"]:
+                raise RefusalError(
+                    f"the run {run_id} is in the cache without its activations: delete it first "
+                    f"(`python -m refusal_core delete {run_id}`), or use another cache, to compute and keep them"
+                )
+            return RunResult(found, cached=True)
 
     device = choose_device(device)
     dtype = choose_dtype(device, dtype)
@@ -110,7 +120,9 @@ def run(
     # The engine imports torch; a cached run never gets here.
     from refusal_core.activations import REFUSAL_OPENINGS, extract, refusal_token_ids
 
-    extraction = extract(chat_model, table["text"].tolist(), system_prompt, token_limit, progress)
+    extraction = extract(
+        chat_model, table["text"].tolist(), system_prompt, token_limit, progress, places=_places(table)
+    )
     table["n_tokens"] = extraction.n_tokens
     table["first_token"] = extraction.first_token
     table["refusal_log_odds"] = extraction.refusal_log_odds
@@ -228,6 +240,18 @@ def _run_stem(info: ModelInfo, contrast: PromptSet, request: dict) -> str:
     return f"{slug(Path(info.name).name)}--{slug(contrast.name)}--{sizes}--{digest}"
 
 
+def _check_names(contrast: PromptSet, transfer: list[PromptSet]) -> None:
+    """Every set of a run needs a name of its own, by which its numbers are told apart."""
+    taken = {contrast.name: "the contrast set", CONTRAST: "the contrast set in the tables of evidence"}
+    for chosen in transfer:
+        if chosen.name in taken:
+            raise RefusalError(
+                f"the transfer set {chosen.name!r} has the name of {taken[chosen.name]}: rename its file, "
+                "so that their numbers can be told apart"
+            )
+        taken[chosen.name] = "another transfer set"
+
+
 def _prompt_table(contrast: PromptSet, transfer: list[PromptSet]) -> pd.DataFrame:
     parts = [contrast.table.assign(fitted=True), *(chosen.table.assign(fitted=False) for chosen in transfer)]
     table = pd.concat(parts, ignore_index=True)
@@ -238,6 +262,12 @@ def _prompt_table(contrast: PromptSet, transfer: list[PromptSet]) -> pd.DataFram
             f"the prompt {row['text']!r:.60} is in two transfer sets, of which one is {row['source']}; keep it in one"
         )
     return table
+
+
+def _places(table: pd.DataFrame) -> list[str]:
+    """Where each prompt comes from, as errors say it: ``borderline, row 3``."""
+    rows = table.groupby("source", sort=False).cumcount() + 1
+    return [f"{source}, row {row}" for source, row in zip(table["source"], rows, strict=True)]
 
 
 def _described(prompts: PromptSet) -> dict:

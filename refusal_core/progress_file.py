@@ -26,7 +26,10 @@ class ProgressFile:
         self._written = 0.0
 
     def __enter__(self) -> ProgressFile:
-        self._write()
+        try:
+            self._write()
+        except OSError as error:
+            raise RefusalError(f"the progress file {self._path} cannot be written ({error.strerror})") from error
         return self
 
     def __exit__(

@@ -6,6 +6,7 @@ data is row 1) and what was expected; nothing is dropped or cut silently.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -56,11 +57,18 @@ class PromptSet:
         revision: commit of each hub dataset, joined by ``+``; ``None`` for local and bundled sets.
         table: one row a prompt with the columns ``prompt_id, text, label, category, pair_id, source, note``;
             ``category``, ``pair_id`` and ``note`` may be missing (None).
+        file: name of the file it was read from, if it was.
     """
 
     name: str
     revision: str | None
     table: pd.DataFrame
+    file: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """What errors call the set."""
+        return self.file or self.name
 
     @property
     def counts(self) -> dict[str, int]:
@@ -76,8 +84,8 @@ class PromptSet:
 
 
 def prompt_id(text: str) -> str:
-    """A prompt's identity across runs: the first twelve hex digits of its text's SHA-256."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    """A prompt's identity across runs: the first twelve hex digits of its text's SHA-256, blanks around it left out."""
+    return hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def load_contrast_set(
@@ -107,7 +115,7 @@ def load_contrast_set(
         prompts = PromptSet("everyday", None, table)
     elif source == "experiment-0":
         prompts = _from_pair(_EXPERIMENT_0, text_column, rows=_EXPERIMENT_0_ROWS, name="experiment-0")
-    elif "," in source and not Path(source).exists():
+    elif "," in source and not _is_file(Path(source)):
         parts = tuple(part.strip() for part in source.split(","))
         if len(parts) != 2 or not all(parts):
             raise PromptError(f"expected two sources as HARMFUL,HARMLESS, got {source!r}")
@@ -139,7 +147,7 @@ def read_texts(path: str | Path, text_column: str | None = None) -> list[str]:
     """
     path = Path(path)
     if path.suffix.lower() == ".txt":
-        texts = [line for line in _decode(path).splitlines() if line.strip()]
+        texts = _lines(path)
     else:
         frame = _read_table(path)
         texts = _texts(frame, _column(frame, text_column, _TEXT_COLUMNS, path, "text"), path.name)
@@ -168,9 +176,9 @@ def _bundled(name: str) -> PromptSet:
 
 def _from_file(source: str, text_column: str | None, label_column: str | None) -> PromptSet:
     path = Path(source)
-    if not path.is_file():
+    if not _is_file(path):
         raise PromptError(
-            f"no prompt set or file called {source!r}: expected one of {', '.join(CONTRAST_SETS)}, "
+            f"no prompt set or file called {source!r:.120}: expected one of {', '.join(CONTRAST_SETS)}, "
             f"a file ending in {', '.join(_READABLE)}, or two sources as HARMFUL,HARMLESS"
         )
     frame = _read_table(path)
@@ -180,14 +188,24 @@ def _from_file(source: str, text_column: str | None, label_column: str | None) -
     columns["label"] = [_label(value, path.name, row) for row, value in enumerate(frame[label_name], start=1)]
     for optional in ("category", "pair_id", "note"):
         if optional in frame:
-            columns[optional] = [None if pd.isna(value) else str(value) for value in frame[optional]]
-    return PromptSet(path.stem, None, _table(columns, source=path.stem))
+            columns[optional] = [
+                _optional(value, optional, path.name, row) for row, value in enumerate(frame[optional], 1)
+            ]
+    return PromptSet(path.stem, None, _table(columns, source=path.stem), path.name)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _from_pair(sources: tuple[str, ...], text_column: str | None, rows: int | None, name: str) -> PromptSet:
     tables, revisions = [], []
     for source, label in zip(sources, LABELS, strict=True):
-        if Path(source).is_file():
+        if _is_file(Path(source)):
             texts, revision = read_texts(source, text_column), None
         else:
             texts, revision = _from_hub(source, text_column)
@@ -233,14 +251,13 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise PromptError(f"{path.name}: expected a file ending in {', '.join(_READABLE)}, got {suffix or 'none'}")
     try:
         if suffix == ".csv":
-            return pd.read_csv(io.StringIO(_decode(path)), dtype=str, keep_default_na=False)
+            return _csv(path)
         if suffix == ".parquet":
             return pd.read_parquet(path)
         if suffix == ".txt":
             return _labelled_lines(path)
         if suffix == ".jsonl":
-            lines = [line for line in _decode(path).splitlines() if line.strip()]
-            records = [_json(line, path.name, f", row {row}") for row, line in enumerate(lines, start=1)]
+            records = [_json(line, path.name, f", row {row}") for row, line in enumerate(_lines(path), start=1)]
         else:
             records = _json(_decode(path), path.name, "")
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
@@ -252,9 +269,27 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise PromptError(f"{path.name}: not a readable {suffix[1:]} table ({_first_line(error)})") from error
 
 
+def _csv(path: Path) -> pd.DataFrame:
+    """A csv file with as many fields in every row as its header names; pandas would guess where they are not."""
+    rows = [row for row in csv.reader(io.StringIO(_decode(path), newline=""), strict=True) if row]
+    if not rows:
+        raise PromptError(f"{path.name}: not a readable csv table (it is empty)")
+    header, *body = rows
+    repeated = {name for name in header if header.count(name) > 1}
+    if repeated:
+        raise PromptError(f"{path.name}: expected every column once, found {sorted(repeated)[0]!r} more than once")
+    for place, row in enumerate(body, start=1):
+        if len(row) != len(header):
+            raise PromptError(
+                f"{path.name}, row {place}: expected {len(header)} fields as in the header, found {len(row)}; "
+                "a text with a comma in it needs quotes around it"
+            )
+    return pd.DataFrame(body, columns=header)
+
+
 def _labelled_lines(path: Path) -> pd.DataFrame:
     records = []
-    for row, line in enumerate((line for line in _decode(path).splitlines() if line.strip()), start=1):
+    for row, line in enumerate(_lines(path), start=1):
         label, tab, text = line.partition("\t")
         if not tab:
             raise PromptError(
@@ -263,6 +298,11 @@ def _labelled_lines(path: Path) -> pd.DataFrame:
             )
         records.append({"label": label.strip(), "text": text})
     return pd.DataFrame(records, columns=["label", "text"])
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines that are not blank; only a line feed ends one, since a prompt may hold other separators."""
+    return [line.removesuffix("\r") for line in _decode(path).split("\n") if line.strip()]
 
 
 def _json(text: str, name: str, where: str):
@@ -310,8 +350,15 @@ def _texts(frame: pd.DataFrame, column: str, name: str) -> list[str]:
     return texts
 
 
+def _optional(value: object, column: str, name: str, row: int) -> str | None:
+    if isinstance(value, (list, dict, np.ndarray)):
+        raise PromptError(f"{name}, row {row}: expected one text or number as {column}, found {value!r:.60}")
+    return None if pd.isna(value) else str(value)
+
+
 def _label(value: object, name: str, row: int) -> str:
-    key = str(int(value)) if isinstance(value, (bool, float, np.bool_)) and value == value else str(value)
+    # 1, 1.0 and True are one label, in a table as in text.
+    key = str(int(value)) if isinstance(value, (bool, float, np.bool_)) and value in (0, 1) else str(value)
     label = _LABEL_NAMES.get(key.strip().lower())
     if label is None:
         raise PromptError(f"{name}, row {row}: expected the label harmful or harmless (or 1 or 0), found {value!r:.60}")
@@ -325,7 +372,7 @@ def _check_texts(prompts: PromptSet) -> None:
         first = seen.setdefault(text.strip(), row)
         if first == row:
             continue
-        where = f"{prompts.name}, row {row}: the text of row {first} again"
+        where = f"{prompts.origin}, row {row}: the text of row {first} again"
         if table["label"].iloc[first - 1] != label:
             raise PromptError(f"{where}, under the other label; expected one label a text")
         raise PromptError(f"{where}; expected every text once")
@@ -336,17 +383,25 @@ def _check_contrast(prompts: PromptSet) -> None:
     if counts.get(GREY):
         row = int((prompts.table["label"] == GREY).to_numpy().argmax()) + 1
         raise PromptError(
-            f"{prompts.name}, row {row}: the label grey is for transfer sets; "
+            f"{prompts.origin}, row {row}: the label grey is for transfer sets; "
             "a contrast set expects harmful and harmless alone"
         )
     missing = [label for label in LABELS if not counts.get(label)]
     if missing:
-        raise PromptError(f"{prompts.name}: expected prompts of both labels, found none labelled {missing[0]}")
+        raise PromptError(f"{prompts.origin}: expected prompts of both labels, found none labelled {missing[0]}")
     _check_texts(prompts)
+    pairs = prompts.table[prompts.table["pair_id"].notna()]
+    for pair, twins in pairs.groupby("pair_id", sort=False)["label"]:
+        if set(twins) != set(LABELS):
+            raise PromptError(
+                f"{prompts.origin}, pair_id {str(pair)!r:.60}: expected prompts of both labels, "
+                f"found {', '.join(twins)}; "
+                "leave pair_id empty for prompts without a twin"
+            )
     for label in LABELS:
         if counts[label] < MINIMUM_PER_LABEL:
             raise PromptError(
-                f"{prompts.name}: expected at least {MINIMUM_PER_LABEL} {label} prompts, found {counts[label]}"
+                f"{prompts.origin}: expected at least {MINIMUM_PER_LABEL} {label} prompts, found {counts[label]}"
             )
 
 

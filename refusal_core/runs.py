@@ -13,10 +13,12 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,6 +42,7 @@ ADDITIONS = {"behaviour": "behaviour", "intervention": "intervene"}
 """Later measurements that may lie beside a run's own files, and the verb that makes each."""
 _REQUIRED = (PROMPTS, PROJECTIONS, LAYER_STATS, DIRECTIONS)
 
+_PARTIAL = ".partial-"
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,180}")
 _FILE_NAME = re.compile(r"[a-z0-9_]+\.(parquet|safetensors)")
 
@@ -135,6 +138,29 @@ def cache_folder(cache: str | Path | None = None) -> Path:
     return Path(cache or os.environ.get("REFUSAL_CACHE") or DEFAULT_CACHE).expanduser()
 
 
+def writable_cache(cache: str | Path | None = None) -> Path:
+    """The folder runs are kept in, made when it is not there, so that no run is computed that cannot be kept.
+
+    What a killed process left half-written there for more than a day is removed.
+
+    Raises:
+        RunError: when it cannot be written to.
+    """
+    folder = cache_folder(cache)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for left in folder.glob(f"{_PARTIAL}*"):
+            if time.time() - left.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(left, ignore_errors=True)
+    except OSError as error:
+        raise RunError(
+            f"runs cannot be kept in {folder} ({error.strerror}): choose another folder with --cache or REFUSAL_CACHE"
+        ) from error
+    return folder
+
+
 def save_run(
     run_id: str,
     manifest: dict,
@@ -154,12 +180,11 @@ def save_run(
         evidence: tables by name, kept as ``evidence_<name>.parquet``.
         activations: ``(prompt, site, d_model)``, kept only when given.
     """
-    folder = cache_folder(cache)
+    folder = writable_cache(cache)
     target = _run_folder(run_id, folder)
-    folder.mkdir(parents=True, exist_ok=True)
     if target.exists():
         return open_run(run_id, cache)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder))
     try:
         prompts.to_parquet(partial / PROMPTS, index=False)
         _long(prompts["prompt_id"], projections, projections_crossfit).to_parquet(partial / PROJECTIONS, index=False)
@@ -187,6 +212,10 @@ def save_run(
         except OSError:
             if not target.exists():
                 raise
+    except OSError as error:
+        raise RunError(
+            f"the run cannot be kept in {folder} ({error.strerror}); nothing half-written is left"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return open_run(run_id, cache)
@@ -213,8 +242,8 @@ def open_run(run_id: str, cache: str | Path | None = None) -> Run:
         crossfit = long["projection_crossfit"].to_numpy().reshape(shape)
         if not (long["prompt_id"].to_numpy().reshape(shape)[:, 0] == prompts["prompt_id"].to_numpy()).all():
             raise ValueError("projections are of other prompts")
-        if directions.n_sites != shape[1]:
-            raise ValueError("directions are of another number of sites")
+        if not directions.n_sites == shape[1] == manifest["model"]["n_layers"] + 1:
+            raise ValueError("its tables are of different numbers of sites")
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"run {run_id!r} cannot be read: {error}; delete it and run again") from error
     return Run(run_id, path, manifest, prompts, projections, crossfit, layer_stats, directions)
@@ -234,7 +263,7 @@ def save_addition(run: Run, name: str, table: pd.DataFrame, manifest: dict) -> N
         name: one of :data:`ADDITIONS`; the files are ``<name>.parquet`` and ``<name>.json``, its own manifest.
         manifest: all but ``format_version``, ``run_id`` and the table's hash, which are added here.
     """
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=run.path.parent))
+    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=run.path.parent))
     try:
         table.to_parquet(partial / f"{name}.parquet", index=False)
         described = {
@@ -305,8 +334,6 @@ def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[B
             )
         except RunError as error:
             broken.append(BrokenRun(path.name, str(error)))
-        except (KeyError, TypeError) as error:
-            broken.append(BrokenRun(path.name, f"the manifest of {path.name!r} lacks {error}"))
     return runs, broken
 
 
@@ -350,6 +377,8 @@ def _run_folder(run_id: str, folder: Path) -> Path:
 
 def _checked_manifest(path: Path, everything: bool) -> dict:
     name = path.name
+    if (path / MANIFEST).is_symlink():
+        raise RunError(f"the manifest of {name!r} is a link, and links are not followed; delete the run")
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         version = int(manifest["format_version"])
@@ -360,7 +389,9 @@ def _checked_manifest(path: Path, everything: bool) -> dict:
         raise RunError(
             f"the manifest of {name!r} cannot be read ({error}); delete the run and make it again"
         ) from error
-    if version > FORMAT_VERSION:
+    if version <= FORMAT_VERSION:
+        _check_shape(manifest, _MANIFEST_SHAPE, name)
+    else:
         raise RunError(
             f"run {name!r} has format version {version}, this program reads up to {FORMAT_VERSION}: update the program"
         )
@@ -377,6 +408,51 @@ def _checked_manifest(path: Path, everything: bool) -> dict:
                 "delete the run and make it again"
             )
     return manifest
+
+
+def _check_shape(value: Any, shape: Any, name: str, where: str = "the manifest") -> None:
+    """Raise RunError where a manifest lacks what every reader of it relies on."""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict) or not shape.keys() <= value.keys():
+            lacking = ", ".join(sorted(shape.keys() - value.keys())) if isinstance(value, dict) else "its entries"
+            raise RunError(f"run {name!r}: {where} lacks {lacking}; delete the run and make it again")
+        for key, inner in shape.items():
+            _check_shape(value[key], inner, name, f"{where}: {key}")
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            raise RunError(f"run {name!r}: {where} is no list; delete the run and make it again")
+        for each in value:
+            _check_shape(each, shape[0], name, where)
+    elif not isinstance(value, shape) or isinstance(value, bool):
+        raise RunError(f"run {name!r}: {where} is {value!r:.40}; delete the run and make it again")
+
+
+_OPTIONAL_TEXT = (str, type(None))
+_SET_SHAPE = {"name": str, "counts": dict}
+_MANIFEST_SHAPE = {
+    "created": str,
+    "model": {
+        "name": str,
+        "source": str,
+        "revision": _OPTIONAL_TEXT,
+        "sha256": _OPTIONAL_TEXT,
+        "architecture": str,
+        "n_layers": int,
+        "d_model": int,
+        "quantisation": _OPTIONAL_TEXT,
+        "licence": _OPTIONAL_TEXT,
+    },
+    "prompts": _SET_SHAPE | {"counts": {"harmful": int, "harmless": int}},
+    "transfer": [_SET_SHAPE],
+    "template": {
+        "sha256": _OPTIONAL_TEXT,
+        "system_prompt": _OPTIONAL_TEXT,
+        "default_system_prompt": _OPTIONAL_TEXT,
+        "token_position": str,
+        "token_limit": int,
+    },
+    "compute": {"device": str, "dtype": str, "seed": int},
+}
 
 
 def _long(prompt_ids: pd.Series, projections: np.ndarray, crossfit: np.ndarray) -> pd.DataFrame:

@@ -83,17 +83,6 @@ def range_overlap(harmful: np.ndarray, harmless: np.ndarray) -> int:
     return int(inside.sum() + inside_other.sum())
 
 
-def t_statistic(d: float, n_harmful: int, n_harmless: int) -> float:
-    """Student's two-sample t of projections whose published Cohen's d is ``d``, pooled variance with ``ddof=1``.
-
-    For equal group sizes ``n`` this is ``d * sqrt(n / 2) * sqrt((n - 1) / n)``, the published relation. Unequal groups
-    need the projections themselves; use ``scipy.stats.ttest_ind``.
-    """
-    if n_harmful != n_harmless:
-        raise ValueError(f"t follows from d only for groups of one size, got {n_harmful} and {n_harmless}")
-    return d * np.sqrt(n_harmful / 2) * np.sqrt((n_harmful - 1) / n_harmful)
-
-
 def log10_p(t: float, df: float) -> float:
     """Base-10 logarithm of the two-sided p-value of Student's t, exact also where the p-value itself underflows.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
 
-from refusal_core.errors import ModelError
+from refusal_core.errors import ModelError, PromptError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,9 +26,13 @@ def render(tokenizer: Any, text: str, system_prompt: str | None = None) -> list[
     `tokenizer` is a tokenizer or a ChatModel. `system_prompt` None keeps what the template does by itself; ""
     means no system text, also where the template would put in its own.
 
-    Raises ModelError when a system prompt is given and the template, or the lack of one, has no place for it.
+    Raises PromptError for text that is not Unicode, and ModelError when a system prompt is given and the
+    template, or the lack of one, has no place for it.
     """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    for given in (text, system_prompt or ""):
+        if any("\ud800" <= character <= "\udfff" for character in given):
+            raise PromptError(f"expected text in UTF-8, got {given!r:.60}")
     if not has_chat_template(tokenizer):
         if system_prompt:
             raise ModelError("This model has no chat template, so it takes no system prompt: leave it out.")

@@ -67,15 +67,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def save_synthetic_run(hidden: np.ndarray, prompts: pd.DataFrame, cache: Path) -> None:
-    """Analyse made-up activations ``(prompt, site, d_model)`` and store them as the run that page tests open."""
-    analysis = pipeline.analyse(hidden.astype(np.float32), prompts)
-    described = {"revision": None, "sha256": "0" * 64}
+def synthetic_manifest(prompts: pd.DataFrame, n_layers: int, d_model: int) -> dict:
+    """A manifest as ``pipeline.run`` writes it, for made-up activations of these prompts."""
     sets = [
-        {"name": name, "counts": table["label"].value_counts().to_dict(), **described}
+        {"name": name, "revision": None, "sha256": "0" * 64, "counts": table["label"].value_counts().to_dict()}
         for name, table in prompts.groupby("source", sort=False)
     ]
-    manifest = {
+    return {
         "created": "2026-01-01T00:00:00+00:00",
         "model": {
             "name": "tiny",
@@ -83,8 +81,8 @@ def save_synthetic_run(hidden: np.ndarray, prompts: pd.DataFrame, cache: Path) -
             "revision": None,
             "sha256": "0" * 64,
             "architecture": "TinyForCausalLM",
-            "n_layers": hidden.shape[1] - 1,
-            "d_model": hidden.shape[2],
+            "n_layers": n_layers,
+            "d_model": d_model,
             "quantisation": None,
             "licence": None,
         },
@@ -99,9 +97,14 @@ def save_synthetic_run(hidden: np.ndarray, prompts: pd.DataFrame, cache: Path) -
         },
         "compute": {"device": "cpu", "dtype": "float32", "seed": 0},
     }
+
+
+def save_synthetic_run(hidden: np.ndarray, prompts: pd.DataFrame, cache: Path) -> None:
+    """Analyse made-up activations ``(prompt, site, d_model)`` and store them as the run that page tests open."""
+    analysis = pipeline.analyse(hidden.astype(np.float32), prompts)
     runs.save_run(
         RUN,
-        manifest,
+        synthetic_manifest(prompts, n_layers=hidden.shape[1] - 1, d_model=hidden.shape[2]),
         prompts,
         analysis.projections,
         analysis.projections_crossfit,

@@ -81,7 +81,7 @@ def test_order_and_batching_change_nothing(monkeypatch):
     chat_model = tiny_model("llama")
     texts = TEXTS + [text + " please" for text in TEXTS]
     together = extract(chat_model, texts)
-    monkeypatch.setitem(activations._BATCH_TOKENS, "cpu", 1)
+    monkeypatch.setitem(activations.BATCH_TOKENS, "cpu", 1)
     alone = extract(chat_model, texts[::-1])
     np.testing.assert_allclose(together.hidden, alone.hidden[::-1], atol=1e-4)
     assert together.first_token == alone.first_token[::-1]

@@ -375,6 +375,25 @@ def test_style_without_harm_holds_but_is_not_about_harm():
     assert NO_DIFFERENCE in verdict(evidence)
 
 
+def test_a_set_on_which_the_direction_points_the_other_way_is_named():
+    hidden, prompts = planted_run(5, [0, 4])
+    opposed = prompts[~prompts["fitted"]].assign(source="borderline", pair_id=None)
+    opposed["prompt_id"] = [f"b{k:011x}" for k in range(len(opposed))]
+    turned = hidden[~prompts["fitted"]].copy()
+    turned[:, 1, 0] *= -1
+    both = pd.concat([prompts, opposed], ignore_index=True)
+    evidence = evaluate_run(np.concatenate([hidden, turned]), both)
+    for said in (reading(evidence, "harm", 1), verdict(evidence)):
+        assert "On borderline it points the other way" in said
+        assert "it follows the words" in said
+    assert "borderline" not in verdict(evaluate_run(hidden, prompts))
+
+
+def test_the_verdict_says_from_where_on_the_direction_beats_the_words(planted):
+    words = planted.baselines.set_index(["baseline", "source"]).loc[("TF–IDF", "probe-pairs"), "auroc"]
+    assert f"above what words alone reach (TF–IDF, AUROC {words:.2f}) from layer 3 of 5 on" in verdict(planted)
+
+
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 

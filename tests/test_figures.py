@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -87,3 +88,13 @@ def test_the_report_is_whole_and_escaped(run, evidence):
     assert "<script src" not in page
     assert "<script>document.title" not in page
     assert all(question.replace("'", "&#x27;") in page for question in QUESTIONS.values())
+
+
+def test_prompts_cannot_name_numbers_of_a_hover_template():
+    assert "%{" not in safe("a %{y} b %%{customdata} <b>")
+
+
+def test_names_of_sets_are_escaped(run, evidence):
+    renamed = evidence.transfer.assign(source=evidence.transfer["source"].replace("borderline", "<b>x</b>"))
+    figure = evidence_figures.harm(run, dataclasses.replace(evidence, transfer=renamed), 2)
+    assert "<b>x" not in figure.to_json()

@@ -19,7 +19,7 @@ def _models(monkeypatch, tmp_path):
 
 
 def write(name: str, **record: object) -> None:
-    path = jobs._progress_path(name)
+    path = jobs._progress_path(name, None)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"stage": "s", "done": 1, "total": 2, "message": "", **record}))
 
@@ -84,7 +84,7 @@ def test_a_failed_job_can_be_started_again(monkeypatch):
 
 
 def test_an_unreadable_record_is_a_failure_not_a_crash():
-    path = jobs._progress_path("x")
+    path = jobs._progress_path("x", None)
     path.parent.mkdir(parents=True)
     path.write_text("{")
     assert jobs.fetch_status("x").state == "failed"

@@ -192,20 +192,34 @@ def test_a_damaged_run_is_named_and_the_others_still_open(synthetic_cache, tmp_p
 def test_a_missing_model_is_offered_with_size_and_licence(monkeypatch):
     monkeypatch.setattr(live, "model_of_run", lambda run: ("qwen2.5-coder-0.5b-instruct", None))
     begun = []
-    monkeypatch.setattr(live, "start_fetch", begun.append)
+    monkeypatch.setattr(live, "start_fetch", lambda *asked: begun.append(asked))
     app = visit("4_Live_score")
     assert "0.5 GB to download" in app.info[0].value
     assert "Apache-2.0" in app.info[0].value
     button = next(button for button in app.button if button.label == "Get the model")
     button.click().run()
-    assert begun == ["qwen2.5-coder-0.5b-instruct"]
+    assert begun == [("qwen2.5-coder-0.5b-instruct", None)]
 
 
 def test_a_fetch_under_way_shows_its_progress(monkeypatch):
     monkeypatch.setattr(live, "model_of_run", lambda run: ("qwen2.5-coder-0.5b-instruct", None))
-    monkeypatch.setattr(live, "fetch_status", lambda name: jobs.JobStatus("running", "downloading (bytes)", 5, 10, ""))
+    underway = jobs.JobStatus("running", "downloading (bytes)", 5_000_000, 10_000_000, "")
+    monkeypatch.setattr(live, "fetch_status", lambda *asked: underway)
     app = visit("4_Live_score")
     assert not any(button.label == "Get the model" for button in app.button)
+
+
+def test_a_model_that_was_fetched_and_is_gone_is_offered_again(monkeypatch):
+    monkeypatch.setattr(live, "model_of_run", lambda run: ("qwen2.5-coder-0.5b-instruct", None))
+    monkeypatch.setattr(live, "fetch_status", lambda *asked: jobs.JobStatus("done", "saving (files)", 2, 2, ""))
+    app = visit("4_Live_score")
+    assert any(button.label == "Get the model" for button in app.button)
+
+
+def test_names_in_a_run_are_no_markdown(monkeypatch):
+    monkeypatch.setattr(live, "model_of_run", lambda run: ("x/![x](https://example.com/x.png)", None))
+    app = visit("4_Live_score")
+    assert "![" not in app.info[0].value
 
 
 class FakeScorer:

@@ -12,7 +12,8 @@ from tiny import tiny_model
 from refusal_core import pipeline
 from refusal_core.__main__ import main
 from refusal_core.activations import extract
-from refusal_core.errors import ModelError, PromptError, RunError
+from refusal_core.errors import ModelError, PromptError, RefusalError, RunError
+from refusal_core.export import export_run
 from refusal_core.models import ChatModel, load_model
 from refusal_core.published import published_table
 from refusal_core.scoring import load_model_for, score
@@ -207,13 +208,50 @@ def test_exported_files_have_the_published_form(made, tmp_path):
         (["export", "no-such-run", "x"], "no-such-run"),
         (["score", "no-such-run", "hello"], "no-such-run"),
         (["fetch", "no-such-model"], "no-such-model"),
+        (["fetch", "../.."], "no hub id"),
+        (["fetch", "Owner/Name:latest"], "no hub id"),
+        (["fetch", "no-such-model", "--progress-file", "no/such/folder/x"], "cannot be written"),
+        (["run", "--model", "x" * 300], "no model named"),
+        (["run", "--model", "MODEL", "--seed", "-1"], "seed of 0 or more"),
+        (["run", "--model", "MODEL", "--system-prompt", "\udcff"], "expected text in UTF-8"),
+        (["run", "--model", "MODEL", "--prompts", "x" * 300], "no prompt set"),
+        (["run", "--model", "MODEL", "--limit", "8", "--token-limit", "40"], "pairs, row "),
+        (["run", "--model", "MODEL", "--transfer", "SAME/pairs.csv"], "name of the contrast set"),
+        (["run", "--model", "MODEL", "--transfer", "SAME/contrast.csv"], "name of the contrast set"),
+        (["run", "--model", "MODEL", "--transfer", "SAME/probe-pairs.csv"], "name of another transfer set"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line(arguments, message, tiny_folder, tmp_path, capsys):
-    arguments = [str(tiny_folder) if argument == "MODEL" else argument for argument in arguments]
-    assert main([*arguments, "--cache", str(tmp_path)]) == 1
+    for name in ("pairs", "contrast", "probe-pairs"):
+        (tmp_path / f"{name}.csv").write_text("text,label\nA prompt of one's own,harmful\n")
+    arguments = [
+        str(tiny_folder) if argument == "MODEL" else argument.replace("SAME", str(tmp_path)) for argument in arguments
+    ]
+    assert main([*arguments, "--cache", str(tmp_path / "cache")]) == 1
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1].startswith("error: ")
     assert message in captured.err
     assert "Traceback" not in captured.err
     assert captured.out == ""
+
+
+def test_a_cached_run_without_activations_does_not_pass_for_one_with_them(tiny_folder, tmp_path):
+    request = {"limit": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path}
+    pipeline.run(tiny_folder, "pairs", **request)
+    with pytest.raises(RefusalError, match="without its activations"):
+        pipeline.run(tiny_folder, "pairs", keep_activations=True, **request)
+
+
+def test_a_run_is_never_exported_into(made):
+    run, _ = made
+    before = sorted(run.path.iterdir())
+    with pytest.raises(RunError, match="never changed"):
+        export_run(run, run.path)
+    assert sorted(run.path.iterdir()) == before
+
+
+def test_a_broken_configuration_is_one_sentence(tiny_folder, tmp_path):
+    config = json.loads((tiny_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": "x"}))
+    with pytest.raises(ModelError, match="cannot be used"):
+        load_model(tmp_path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -184,6 +185,91 @@ def test_unreadable_files_are_named(tmp_path, name, content, message):
     with pytest.raises(PromptError, match=message) as caught:
         load_contrast_set(str(path))
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,label\nPlease number 1, tell me,harmful\n", "row 1: expected 2 fields .* found 3"),
+        ("text,label\nfine,harmful\nshort\n", "row 2: expected 2 fields .* found 1"),
+        ("text,text,label\na,b,harmful\n", "expected every column once, found 'text'"),
+        ('text,label\n"open,harmful\n', "not a readable csv table"),
+    ],
+)
+def test_a_csv_whose_rows_do_not_fit_its_header_is_refused(tmp_path, content, message):
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+    with pytest.raises(PromptError, match=message):
+        load_contrast_set(str(path))
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x0c", "\x85", "\x1e"])
+def test_only_a_line_feed_ends_a_line(tmp_path, separator):
+    text = f"one{separator}prompt"
+    (tmp_path / "a.txt").write_text(f"{text}\r\nanother\n", newline="")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    assert read_texts(tmp_path / "a.txt") == [text, "another"]
+    assert read_texts(tmp_path / "a.jsonl") == [text]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pair_id": [1, 2]}, "row 1: expected one text or number as pair_id"),
+        ({"label": float("inf")}, "row 1: expected the label"),
+        ({"label": 1.7}, "row 1: expected the label"),
+        ({"pair_id": "alone"}, "pair_id 'alone': expected prompts of both labels, found harmful"),
+    ],
+)
+def test_odd_json_values_are_named(tmp_path, change, message):
+    records = [{"text": text, "label": label} for text, label in ROWS]
+    records[0] |= change
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(records))
+    with pytest.raises(PromptError, match=message) as caught:
+        load_contrast_set(str(path))
+    assert "a.json" in str(caught.value)
+
+
+def test_blanks_around_a_text_do_not_make_it_another(write):
+    fitted = load_contrast_set(write("a.csv"))
+    again = load_transfer_set(write("b.csv", [(f" {text} ", label) for text, label in ROWS]))
+    rest, left_out = without(again, fitted)
+    assert (len(rest.table), left_out) == (0, len(ROWS))
+
+
+def test_the_published_set_is_the_first_256_of_each_dataset_at_a_recorded_commit(monkeypatch):
+    asked = []
+
+    class Api:
+        def dataset_info(self, dataset, timeout):
+            return SimpleNamespace(sha=f"commit-of-{dataset}")
+
+    def load_dataset(dataset, split, revision):
+        asked.append((dataset, split, revision))
+        column = "text" if "harmful" in dataset else "instruction"
+        frame = pd.DataFrame({column: [f"{dataset} {row}" for row in range(300)]})
+        return SimpleNamespace(to_pandas=lambda: frame)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    prompts = load_contrast_set("experiment-0")
+    harmful, harmless = "mlabonne/harmful_behaviors", "mlabonne/harmless_alpaca"
+    assert asked == [(name, "train", f"commit-of-{name}") for name in (harmful, harmless)]
+    assert prompts.revision == f"commit-of-{harmful}+commit-of-{harmless}"
+    assert prompts.counts == {"harmful": 256, "harmless": 256}
+    assert prompts.table["text"].iloc[[0, 255, 256, 511]].tolist() == [
+        f"{harmful} 0",
+        f"{harmful} 255",
+        f"{harmless} 0",
+        f"{harmless} 255",
+    ]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a,b" * 200, "\0"])
+def test_a_name_that_no_file_can_have_is_no_traceback(name):
+    with pytest.raises(PromptError):
+        load_contrast_set(name)
 
 
 def test_a_name_that_is_nothing_says_what_there_is():

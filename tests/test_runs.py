@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import synthetic_manifest
 
 from refusal_core import runs
 from refusal_core.directions import fit_directions
@@ -29,15 +32,9 @@ def save(cache, run_id: str = RUN_ID, activations: bool = False) -> runs.Run:
             "fitted": True,
         }
     )
-    manifest = {
-        "created": "2026-01-01T00:00:00+00:00",
-        "model": {"name": "tiny", "n_layers": 3},
-        "prompts": {"name": "pairs", "counts": {"harmful": 8, "harmless": 8}},
-        "compute": {"dtype": "float32"},
-    }
     return runs.save_run(
         run_id,
-        manifest,
+        synthetic_manifest(prompts, n_layers=3, d_model=6),
         prompts,
         projections,
         projections - 1,
@@ -166,3 +163,77 @@ def test_stray_files_in_the_cache_are_not_runs(tmp_path):
     found, broken = runs.list_runs(tmp_path)
     assert found == []
     assert [problem.name for problem in broken] == ["empty"]
+
+
+@pytest.mark.parametrize("lacks", ["created", "prompts", "model", "template", "transfer"])
+def test_a_manifest_that_lacks_what_pages_rely_on_is_no_run(tmp_path, lacks):
+    save(tmp_path)
+    path = tmp_path / RUN_ID / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest[lacks]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match=f"lacks {lacks}"):
+        runs.open_run(RUN_ID, tmp_path)
+    assert runs.list_runs(tmp_path)[1][0].name == RUN_ID
+
+
+@pytest.mark.parametrize(("part", "value"), [("n_layers", "3"), ("n_layers", 7), ("quantisation", ["x"]), ("name", 3)])
+def test_a_manifest_with_other_kinds_of_values_is_no_run(tmp_path, part, value):
+    save(tmp_path)
+    path = tmp_path / RUN_ID / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["model"][part] = value
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(RunError):
+        runs.open_run(RUN_ID, tmp_path)
+
+
+def test_a_linked_manifest_is_not_followed(tmp_path):
+    save(tmp_path)
+    path = tmp_path / RUN_ID / "manifest.json"
+    path.rename(tmp_path / "elsewhere.json")
+    path.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(RunError, match="is a link"):
+        runs.verify_run(RUN_ID, tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_computed(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="--cache"):
+        runs.writable_cache(tmp_path / "file")
+
+
+def test_what_a_killed_process_left_behind_goes_after_a_day(tmp_path):
+    for name, age in ((".partial-old", 90_000), (".partial-new", 60)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    runs.writable_cache(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".partial-new"]
+
+
+def test_a_later_measurement_lies_beside_the_run_and_changes_nothing_of_it(tmp_path):
+    run = save(tmp_path)
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    for value in (1.0, 2.0):
+        runs.save_addition(run, "behaviour", pd.DataFrame({"x": [value]}), {"created": "now"})
+        table, manifest = runs.read_addition(run, "behaviour")
+        assert table["x"].tolist() == [value]
+        assert manifest["run_id"] == RUN_ID
+    assert {name: (run.path / name).read_bytes() for name in before} == before
+    assert "behaviour.parquet" in runs.verify_run(RUN_ID, tmp_path)
+    assert not list(tmp_path.glob(".partial-*"))
+
+
+def test_a_damaged_or_foreign_measurement_is_refused(tmp_path):
+    run, other = save(tmp_path), save(tmp_path, "other")
+    runs.save_addition(run, "behaviour", pd.DataFrame({"x": [1.0]}), {})
+    for name in ("behaviour.json", "behaviour.parquet"):
+        (other.path / name).write_bytes((run.path / name).read_bytes())
+    with pytest.raises(RunError, match="is not the table"):
+        runs.read_addition(other, "behaviour")
+    (run.path / "behaviour.parquet").write_bytes(b"x")
+    with pytest.raises(RunError, match="is not the table"):
+        runs.verify_run(RUN_ID, tmp_path)
+    (run.path / "behaviour.parquet").unlink()
+    with pytest.raises(RunError, match="do not belong together"):
+        runs.read_addition(run, "behaviour")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -42,7 +43,7 @@ def overview(run: Run, evidence: Evidence, site: int | None = None) -> go.Figure
     _line(figure, run, sites, "in_sample_d", "d in-sample", GREY, "dot")
     _line(figure, run, sites, "crossfit_d", "d cross-fitted", ACCENT, "dash")
     if source is not None:
-        _line(figure, run, _transfer(evidence, source), "d", f"d on {source}", PROBE)
+        _line(figure, run, _transfer(evidence, source), "d", f"d on {safe(source)}", PROBE)
     refusing = evidence.refusal[evidence.refusal["source"].eq(CONTRAST) & evidence.refusal["label"].eq(BOTH)]
     _line(figure, run, refusing, "rho", "ρ with refusing, within labels (right)", "#7B5EA7", "dashdot", axis="y2")
     if source is not None:
@@ -124,9 +125,9 @@ def harm(run: Run, evidence: Evidence, site: int) -> go.Figure:
     """d on every transfer set, with intervals."""
     figure = blank(HEIGHT)
     for source, colour, dash in zip(
-        evidence.transfer["source"].unique(), _SOURCE_COLOURS, _SOURCE_DASHES, strict=False
+        evidence.transfer["source"].unique(), cycle(_SOURCE_COLOURS), cycle(_SOURCE_DASHES), strict=False
     ):
-        _line(figure, run, _transfer(evidence, source), "d", f"d on {source}", colour, dash)
+        _line(figure, run, _transfer(evidence, source), "d", f"d on {safe(source)}", colour, dash)
     figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
     return _over_layers(figure, run, site, "Cohen's d")
 
@@ -136,7 +137,7 @@ def simpler(run: Run, evidence: Evidence, site: int) -> go.Figure:
     figure = blank(HEIGHT, barmode="group")
     named = {CONTRAST: "contrast set, held out"}
     for source, colour in zip(
-        evidence.baselines["source"].unique(), (ACCENT, PROBE, GREY, *LINE_COLOURS), strict=False
+        evidence.baselines["source"].unique(), cycle((ACCENT, PROBE, GREY, *LINE_COLOURS)), strict=False
     ):
         table = evidence.baselines[evidence.baselines["source"].eq(source)]
         if source == CONTRAST:
@@ -149,7 +150,7 @@ def simpler(run: Run, evidence: Evidence, site: int) -> go.Figure:
         figure.add_bar(
             x=[*table["baseline"], "the direction"],
             y=values[:, 0],
-            name=named.get(source, source),
+            name=named.get(source, safe(source)),
             marker={"color": translucent(colour, 0.7)},
             error_y={
                 "type": "data",

@@ -17,6 +17,7 @@ from refusal_core.figures.style import (
     PROBE,
     bars_of,
     blank,
+    safe,
     site_axis,
     translucent,
 )
@@ -115,9 +116,9 @@ def _frame(run: Run, site: int, sources: Sequence[str]) -> go.Frame:
                 x=centres,
                 y=binned,
                 mode="lines",
-                name=f"{source}, {label}",
+                name=f"{safe(source)}, {label}",
                 line={"color": colour, "width": 1.5, "shape": "hvh", "dash": LABEL_DASH[label]},
-                hovertemplate=f"%{{y}} {label} prompts of {source}<extra></extra>",
+                hovertemplate=f"%{{y}} {label} prompts of {safe(source)}<extra></extra>",
             )
         )
     low, high = plausible_band(by_label["harmful"], by_label["harmless"])

@@ -83,4 +83,6 @@ def safe(text: str, width: int = 60, limit: int = 240) -> str:
     """A prompt for hover text, where Plotly reads HTML: escaped, wrapped at ``width`` characters, cut at a limit."""
     one_line = " ".join(text.split())
     shown = one_line if len(one_line) <= limit else one_line[: limit - 1] + "…"
-    return "<br>".join(html.escape(line) for line in textwrap.wrap(shown, width)) or "(blank)"
+    escaped = "<br>".join(html.escape(line) for line in textwrap.wrap(shown, width)) or "(blank)"
+    # In a hover template %{…} names a number of the point.
+    return escaped.replace("%{", "%&#123;")

@@ -28,17 +28,18 @@ class JobStatus:
     message: str
 
 
-def start_fetch(name: str) -> None:
+def start_fetch(name: str, revision: str | None = None) -> None:
     """Begin to fetch a model, unless that is under way."""
-    path = _progress_path(name)
+    path = _progress_path(name, revision)
     path.parent.mkdir(parents=True, exist_ok=True)
+    chosen = ["--revision", revision] if revision else []
     with FileLock(path.with_suffix(".lock")):
-        status = fetch_status(name)
+        status = fetch_status(name, revision)
         if status is not None and status.state == "running":
             return
         with path.with_suffix(".log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "refusal_core", "fetch", name, "--progress-file", str(path)],
+                [sys.executable, "-m", "refusal_core", "fetch", name, *chosen, "--progress-file", str(path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -49,10 +50,10 @@ def start_fetch(name: str) -> None:
         path.write_text(json.dumps(begun), encoding="utf-8")
 
 
-def fetch_status(name: str) -> JobStatus | None:
+def fetch_status(name: str, revision: str | None = None) -> JobStatus | None:
     """Where the fetch of a model is, or ``None`` when none was begun."""
     try:
-        record = json.loads(_progress_path(name).read_text(encoding="utf-8"))
+        record = json.loads(_progress_path(name, revision).read_text(encoding="utf-8"))
         status = JobStatus(*(record[field] for field in ("state", "stage", "done", "total", "message")))
         pid = int(record["pid"])
     except FileNotFoundError:
@@ -64,8 +65,9 @@ def fetch_status(name: str) -> JobStatus | None:
     return status
 
 
-def _progress_path(name: str) -> Path:
-    return models_folder() / ".jobs" / f"{name.replace('/', '--')}.json"
+def _progress_path(name: str, revision: str | None) -> Path:
+    named = "--".join([*name.split("/"), *filter(None, [revision])])
+    return models_folder() / ".jobs" / f"{named.replace('/', '-')}.json"
 
 
 def _alive(pid: int) -> bool:

@@ -13,11 +13,12 @@ from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.histograms import histogram, token_strip
 from refusal_core.figures.style import LINE_COLOURS
 from refusal_core.known_models import KNOWN
+from refusal_core.models import is_available
 from refusal_core.outliers import nearest_prompts
 from refusal_core.runs import Run
 from refusal_core.scoring import Score, Scorer, load_model_for, model_of_run
 from refusal_core.ui.jobs import JobStatus, fetch_status, start_fetch
-from refusal_core.ui.layout import chart
+from refusal_core.ui.layout import chart, plain
 
 MOST_PINS = len(LINE_COLOURS) - 1
 
@@ -34,15 +35,13 @@ class SharedScorer:
 
 def model_source(run: Run) -> str | None:
     """Where the run's model is to be loaded from, or ``None`` after having said what is missing."""
-    from refusal_core.models import is_available
-
     try:
         name, revision = model_of_run(run)
     except RefusalError:
         return _path_of_local_model(run)
     if is_available(name, revision):
         return name
-    _offer_fetch(name)
+    _offer_fetch(name, revision)
     return None
 
 
@@ -189,7 +188,7 @@ def _loaded(run_id: str, _run: Run, source: str) -> SharedScorer:
 def _path_of_local_model(run: Run) -> str | None:
     model = run.manifest["model"]
     st.info(
-        f"This run's model came from a local {model['source']}, and where that was is not stored with a run. "
+        f"This run's model came from a local {plain(model['source'])}, and where that was is not stored with a run. "
         "Say where it is to score prompts; it is checked against the run.",
         icon=":material/folder_open:",
     )
@@ -200,7 +199,7 @@ def _path_of_local_model(run: Run) -> str | None:
 
 
 @st.fragment(run_every=1.0)
-def _offer_fetch(name: str) -> None:
+def _offer_fetch(name: str, revision: str | None) -> None:
     known = KNOWN.get(name)
     size = (
         f"{known.size / 1e9:.1f} GB to download, {known.converted_size / 1e9:.1f} GB on disk"
@@ -209,13 +208,16 @@ def _offer_fetch(name: str) -> None:
     )
     licence = f"licence: {known.licence}" if known else "licence as on the hub"
     st.info(
-        f"Scoring needs the run's model, `{name}`, which is not on this machine ({size}; {licence}). "
+        f"Scoring needs the run's model, {plain(name)}, which is not on this machine ({size}; {licence}). "
         "Everything else works without it.",
         icon=":material/download:",
     )
-    status = fetch_status(name)
+    status = fetch_status(name, revision)
     if status is not None and status.state == "done":
-        st.rerun()
+        # Fetched and gone again is as good as never fetched.
+        if is_available(name, revision):
+            st.rerun()
+        status = None
     if status is not None and status.state == "running":
         share = min(status.done / status.total, 1.0) if status.total else 0.0
         st.progress(share, text=_progress_in_words(status))
@@ -223,7 +225,7 @@ def _offer_fetch(name: str) -> None:
     if status is not None and status.state == "failed":
         st.error("The last attempt failed.", icon=":material/error:")
         st.text(status.message)
-    st.button("Get the model", icon=":material/download:", type="primary", on_click=start_fetch, args=(name,))
+    st.button("Get the model", icon=":material/download:", type="primary", on_click=start_fetch, args=(name, revision))
 
 
 def _progress_in_words(status: JobStatus) -> str:
