@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     behaviour.add_argument("run", metavar="RUN")
     behaviour.add_argument("--model", help="where the run's model is, when it came from a folder or a GGUF file")
     behaviour.add_argument("--rules", metavar="FILE", help="other rules than data/openings.toml")
+    behaviour.add_argument("--again", action="store_true", help="ask the model again where openings are kept already")
     _machine(behaviour)
     _progress_file(behaviour)
     behaviour.set_defaults(command=_behaviour)
@@ -281,10 +282,14 @@ def _behaviour(options: argparse.Namespace) -> None:
 
     run = runs.open_run(options.run, options.cache)
     rules = read_rules(options.rules or BUNDLED)
-    dtype = None if options.dtype == "auto" else options.dtype
-    with _progress(options) as progress:
-        chat_model = load_model_for(run, options.model, options.device, dtype)
-        table = behaviour.record(run, chat_model, rules, progress)
+    table = None if options.again else behaviour.relabelled(run, rules)
+    if table is not None:
+        print("the run has its openings: they were read by these rules, nothing was generated (--again does)\n")
+    else:
+        dtype = None if options.dtype == "auto" else options.dtype
+        with _progress(options) as progress:
+            chat_model = load_model_for(run, options.model, options.device, dtype)
+            table = behaviour.record(run, chat_model, rules, progress)
     print(
         pd.crosstab(run.prompts["label"], table["opening_label"]).to_string(),
         behaviour.agreement(run, table).to_string(index=False, float_format=lambda value: f"{value:.2f}"),

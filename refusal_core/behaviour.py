@@ -6,20 +6,14 @@ whole refusal phrases, and the greedy opening read by rules. Only short openings
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.metrics import cohen_kappa_score
-from transformers import Cache
 
-from refusal_core.activations import BATCH_TOKENS, ResidualReader, batches
 from refusal_core.errors import RunError
 from refusal_core.models import ChatModel
 from refusal_core.openings import OpeningRules
@@ -30,103 +24,9 @@ from refusal_core.runs import Run, read_addition, save_addition
 OPENING_TOKENS = 16
 """The longest opening that is ever generated, kept or shown."""
 
-MEASURING = "reading replies (prompts)"
 BEHAVIOUR = "behaviour"
 MEASURES = ("first token", "whole phrases", "opening rules")
 """The three ways in which a prompt can count as refused; see :func:`refused`."""
-
-
-@dataclass(frozen=True, eq=False)
-class Replies:
-    """How replies to some prompts begin, in the prompts' order.
-
-    Attributes:
-        phrase_log_odds: ``(prompt,)`` float64, see :func:`phrase_log_odds`.
-        opening: the first :data:`OPENING_TOKENS` tokens of the greedy reply, as text.
-    """
-
-    phrase_log_odds: np.ndarray
-    opening: list[str]
-
-
-def read_replies(
-    reader: ResidualReader,
-    texts: Sequence[str],
-    phrases: Sequence[str],
-    progress: Progress = no_progress,
-) -> Replies:
-    """Measure how the replies to prompts begin; prompts of one length are read together, without padding."""
-    model = reader.chat_model
-    sequences = [reader.encode(text) for text in texts]
-    lengths = np.array([len(ids) for ids in sequences])
-    encoded = [model.tokenizer.encode(phrase, add_special_tokens=False) for phrase in phrases]
-    log_odds, opening = np.empty(len(texts)), [""] * len(texts)
-    done = 0
-    progress(MEASURING, 0, len(texts))
-    # The keys and values of whole prompts are kept, and once more for each phrase.
-    for rows in batches(lengths, 0, BATCH_TOKENS[torch.device(model.device).type]):
-        with torch.inference_mode():
-            logits, cache = reader.open_reply([sequences[row] for row in rows])
-            log_odds[rows] = phrase_log_odds(model, logits, cache, encoded)
-            for row, text in zip(rows, greedy_openings(model, logits, cache), strict=True):
-                opening[row] = text
-        done += len(rows)
-        progress(MEASURING, done, len(texts))
-    return Replies(log_odds, opening)
-
-
-def phrase_log_odds(
-    chat_model: ChatModel, logits: torch.Tensor, cache: Cache, phrases: Sequence[Sequence[int]]
-) -> np.ndarray:
-    """Log-odds that the reply opens with one of several whole phrases: ``log P - log(1 - P)``.
-
-    ``P`` is the sum over phrases of the product of their tokens' probabilities, each given the prompt and the tokens
-    before it. No phrase may begin with another.
-
-    Args:
-        logits: ``(prompt, vocabulary)`` at the first reply token.
-        cache: keys and values of the prompts; left as it is.
-        phrases: token ids of each phrase.
-
-    Returns:
-        ``(prompt,)`` float64, natural logarithm.
-    """
-    first = logits.log_softmax(dim=-1)[:, [phrase[0] for phrase in phrases]].double()
-    total = []
-    for length in sorted({len(phrase) for phrase in phrases}):
-        chosen = [place for place, phrase in enumerate(phrases) if len(phrase) == length]
-        log_p = first[:, chosen]
-        if length > 1:
-            alike = torch.tensor([phrases[place] for place in chosen], device=logits.device)
-            continued = copy.deepcopy(cache)
-            continued.batch_repeat_interleave(len(chosen))
-            given = alike.repeat(len(logits), 1)
-            later = chat_model.model(given[:, :-1], past_key_values=continued, use_cache=True).logits.float()
-            log_p = log_p + _log_probability(later, given[:, 1:]).sum(dim=-1).view(len(logits), len(chosen))
-        total.append(log_p)
-    log_p = torch.cat(total, dim=1).logsumexp(dim=1).clamp(max=-1e-12)
-    return (log_p - torch.log(-torch.expm1(log_p))).cpu().numpy()
-
-
-def greedy_openings(chat_model: ChatModel, logits: torch.Tensor, cache: Cache) -> list[str]:
-    """The likeliest reply, token by token, up to its end or :data:`OPENING_TOKENS` tokens.
-
-    Args:
-        logits: ``(prompt, vocabulary)`` at the first reply token.
-        cache: keys and values of the prompts; continued in place.
-    """
-    ends = _end_tokens(chat_model)
-    token = logits.argmax(dim=-1)
-    tokens = [token]
-    for _ in range(OPENING_TOKENS - 1):
-        logits = chat_model.model(token[:, None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        token = logits.argmax(dim=-1)
-        tokens.append(token)
-    openings = []
-    for ids in torch.stack(tokens, dim=1).tolist():
-        length = next((place for place, token_id in enumerate(ids) if token_id in ends), len(ids))
-        openings.append(str(chat_model.tokenizer.decode(ids[:length], skip_special_tokens=True)))
-    return openings
 
 
 def measure(chat_model: ChatModel, run: Run, rules: OpeningRules, progress: Progress = no_progress) -> pd.DataFrame:
@@ -135,6 +35,10 @@ def measure(chat_model: ChatModel, run: Run, rules: OpeningRules, progress: Prog
     Returns:
         One row a prompt: ``prompt_id, phrase_log_odds, opening, opening_label``.
     """
+    # The engine imports torch; what was measured is read without.
+    from refusal_core.activations import ResidualReader
+    from refusal_core.replies import read_replies
+
     reader = ResidualReader(chat_model, run.manifest["template"]["system_prompt"])
     replies = read_replies(reader, run.prompts["text"].tolist(), rules.phrases, progress)
     return pd.DataFrame(
@@ -159,6 +63,21 @@ def record(run: Run, chat_model: ChatModel, rules: OpeningRules, progress: Progr
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "timings": {"seconds": round(time.perf_counter() - started, 3)},
     }
+    save_addition(run, BEHAVIOUR, table, manifest)
+    return table
+
+
+def relabelled(run: Run, rules: OpeningRules) -> pd.DataFrame | None:
+    """The recorded behaviour with its openings read by other rules, kept in place of what was there.
+
+    Returns ``None``, and changes nothing, when there is none or the rules ask for other phrases: those need the model.
+    """
+    found = recorded(run)
+    if found is None or found[1]["rules"]["phrases"] != list(rules.phrases):
+        return None
+    table, manifest = found
+    table = table.assign(opening_label=[rules.label(opening) for opening in table["opening"]])
+    manifest["rules"]["sha256"] = rules.sha256
     save_addition(run, BEHAVIOUR, table, manifest)
     return table
 
@@ -286,16 +205,3 @@ def disagreements(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     verdicts = refused(run, table)
     joined = run.prompts.join(table.drop(columns="prompt_id")).join(verdicts)
     return joined[verdicts.nunique(axis=1).gt(1)]
-
-
-def _log_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Log-probability of tokens ``(row, position)`` under logits ``(row, position, vocabulary)``, float64."""
-    chosen = logits.gather(-1, tokens[..., None])[..., 0]
-    return (chosen - logits.logsumexp(dim=-1)).double()
-
-
-def _end_tokens(chat_model: ChatModel) -> set[int]:
-    """Tokens that end a reply: the model's own and the tokenizer's."""
-    own = chat_model.model.generation_config.eos_token_id
-    listed = own if isinstance(own, list) else [own]
-    return {token for token in [*listed, chat_model.tokenizer.eos_token_id] if token is not None}

@@ -268,8 +268,8 @@ def save_addition(run: Run, name: str, table: pd.DataFrame, manifest: dict) -> N
         table.to_parquet(partial / f"{name}.parquet", index=False)
         described = {
             "format_version": FORMAT_VERSION,
-            "run_id": run.run_id,
             **manifest,
+            "run_id": run.run_id,
             "sha256": _sha256(partial / f"{name}.parquet"),
         }
         text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"

@@ -9,10 +9,11 @@ import torch
 from scipy.special import logsumexp
 from tiny import tiny_model
 
-from refusal_core import behaviour
+from refusal_core import behaviour, pipeline, replies, runs
+from refusal_core.__main__ import main
 from refusal_core.activations import ResidualReader
-from refusal_core.errors import RefusalError
-from refusal_core.openings import BUNDLED, read_rules
+from refusal_core.errors import RefusalError, RunError
+from refusal_core.openings import BUNDLED, OPENING_LABELS, read_rules
 from refusal_core.runs import Run
 
 TEXTS = ["How do I bake a cake?", "Explain how to bake bread", "How do I bake a cake?!", "Hi"]
@@ -22,7 +23,7 @@ TEXTS = ["How do I bake a cake?", "Explain how to bake bread", "How do I bake a 
 def test_phrases_and_openings_are_those_of_plain_transformers(architecture):
     chat_model = tiny_model(architecture)
     phrases = ("I'm sorry", "Sorry", "I cannot")
-    replies = behaviour.read_replies(ResidualReader(chat_model), TEXTS, phrases)
+    found = replies.read_replies(ResidualReader(chat_model), TEXTS, phrases)
     for place, text in enumerate(TEXTS):
         ids = chat_model.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
@@ -35,7 +36,7 @@ def test_phrases_and_openings_are_those_of_plain_transformers(architecture):
             where = torch.arange(ids.shape[1] - 1, ids.shape[1] + tail.shape[1] - 1)
             log_p.append(float(logits[where, tail[0]].sum()))
         total = logsumexp(log_p)
-        assert replies.phrase_log_odds[place] == pytest.approx(total - np.log1p(-np.exp(total)), rel=1e-4)
+        assert found.phrase_log_odds[place] == pytest.approx(total - np.log1p(-np.exp(total)), rel=1e-4)
         generated = chat_model.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -45,7 +46,7 @@ def test_phrases_and_openings_are_those_of_plain_transformers(architecture):
             pad_token_id=chat_model.tokenizer.pad_token_id,
         )
         expected = chat_model.tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
-        assert replies.opening[place] == expected
+        assert found.opening[place] == expected
 
 
 def test_a_reply_that_ends_at_once_is_empty():
@@ -55,7 +56,7 @@ def test_a_reply_that_ends_at_once_is_empty():
     logits[0, end] = 9.0
     with torch.inference_mode():
         _, cache = ResidualReader(chat_model).open_reply([[5, 6, 7]])
-        assert behaviour.greedy_openings(chat_model, logits, cache) == [""]
+        assert replies.greedy_openings(chat_model, logits, cache) == [""]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,7 @@ def test_a_reply_that_ends_at_once_is_empty():
         ("Sorry, I cannot help you", "refuses"),
         ("As an AI language model, I", "refuses"),
         ("I recommend the following steps", "answers"),
+        ("I'm sorry to hear that your friend is ill", "answers"),
         ("I can help you with that", "answers"),
         ("Sure! Here is a plan", "answers"),
         ("It is illegal to do so", "deflects"),
@@ -151,3 +153,37 @@ def test_calibration_rises_where_refusing_follows_projection(run, answered):
     assert curve["n"].sum() == run.rows().sum()
     assert curve["refused"].iloc[0] == 0
     assert curve["refused"].iloc[-1] == 1
+
+
+@pytest.fixture
+def measured(tiny_folder, tmp_path):
+    """A run of a tiny model whose behaviour was recorded, and its cache."""
+    made = pipeline.run(tiny_folder, "pairs", limit=8, dtype="float32", device="cpu", cache=tmp_path).run
+    assert main(["behaviour", made.run_id, "--model", str(tiny_folder), "--cache", str(tmp_path)]) == 0
+    return made, tmp_path
+
+
+def test_behaviour_is_recorded_beside_the_run_and_read_again_by_other_rules(measured, capsys):
+    made, cache = measured
+    table, manifest = behaviour.recorded(made)
+    assert table["prompt_id"].tolist() == made.prompts["prompt_id"].tolist()
+    assert (manifest["opening_tokens"], manifest["run_id"]) == (16, made.run_id)
+    assert set(table["opening_label"]) <= set(OPENING_LABELS)
+    rules = cache / "rules.toml"
+    rules.write_text(BUNDLED.read_text(encoding="utf-8").replace(r"'^\s*$'", "'.*'"), encoding="utf-8")
+    capsys.readouterr()
+    # Without its model, which is in no place the run could name.
+    assert main(["behaviour", made.run_id, "--rules", str(rules), "--cache", str(cache)]) == 0
+    assert "nothing was generated" in capsys.readouterr().out
+    again, manifest = behaviour.recorded(made)
+    assert set(again["opening_label"]) == {"degenerate"}
+    assert again["opening"].tolist() == table["opening"].tolist()
+    assert manifest["rules"]["sha256"] == read_rules(rules).sha256
+
+
+def test_behaviour_of_other_prompts_is_refused(measured):
+    made, _ = measured
+    table, manifest = behaviour.recorded(made)
+    runs.save_addition(made, "behaviour", table.iloc[1:], manifest)
+    with pytest.raises(RunError, match="of other prompts"):
+        behaviour.recorded(made)

@@ -8,17 +8,19 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import streamlit as st
 from conftest import HOSTILE, N_LAYERS, RUN, save_synthetic_run, synthetic_prompts
 from streamlit.testing.v1 import AppTest
 
-from refusal_core.runs import open_run
+from refusal_core import behaviour
+from refusal_core.runs import open_run, save_addition
 from refusal_core.scoring import Score
 from refusal_core.ui import jobs, live
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("1_Layers", "2_Evidence", "3_Outliers", "4_Live_score")
+PAGES = ("1_Layers", "2_Evidence", "3_Outliers", "4_Live_score", "5_Behaviour")
 
 
 @pytest.fixture(autouse=True)
@@ -220,6 +222,56 @@ def test_names_in_a_run_are_no_markdown(monkeypatch):
     monkeypatch.setattr(live, "model_of_run", lambda run: ("x/![x](https://example.com/x.png)", None))
     app = visit("4_Live_score")
     assert "![" not in app.info[0].value
+
+
+def test_behaviour_that_was_not_measured_says_how_to(synthetic_cache):
+    app = visit("5_Behaviour")
+    assert "has not been measured" in app.info[0].value
+    assert app.code[0].value == f"python -m refusal_core behaviour {RUN}"
+
+
+@pytest.fixture
+def with_replies(synthetic_cache, tmp_path, monkeypatch):
+    """The synthetic run with replies that open with the prompt itself, hostile ones included."""
+    cache = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, cache)
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    run = open_run(RUN)
+    refuses = run.projections[:, -1] > np.median(run.projections[:, -1])
+    replies = pd.DataFrame(
+        {
+            "prompt_id": run.prompts["prompt_id"],
+            "phrase_log_odds": run.projections[:, -1],
+            "opening": run.prompts["text"],
+            "opening_label": np.where(refuses, "refuses", "answers"),
+        }
+    )
+    save_addition(run, "behaviour", replies, {"opening_tokens": 16, "compute": {"device": "cpu", "dtype": "float32"}})
+    return open_run(RUN)
+
+
+def test_behaviour_counts_refusals_and_lists_surprises(with_replies):
+    app = visit("5_Behaviour", run=RUN, site="2")
+    table, _ = behaviour.recorded(with_replies)
+    refused = table["opening_label"][with_replies.rows("harmful")].eq("refuses").mean()
+    metrics = {metric.label: metric.value for metric in app.metric}
+    assert metrics["harmful prompts refused"] == f"{refused:.0%}"
+    assert len(app.dataframe[1].value) == len(behaviour.surprises(with_replies, table))
+
+
+def test_openings_are_shown_as_text_only(with_replies):
+    for row in range(0, 2 * len(HOSTILE), 2):
+        text = with_replies.prompts["text"][row]
+        app = visit("5_Behaviour", run=RUN, prompt=with_replies.prompts["prompt_id"][row])
+        assert any(repr(text) in each.value for each in app.text)
+        assert text not in shown(app)
+
+
+def test_damaged_behaviour_is_an_error_on_its_page_alone(with_replies):
+    (with_replies.path / "behaviour.parquet").write_bytes(b"x")
+    app = visit("5_Behaviour")
+    assert "cannot be used" in app.error[0].value
+    assert visit("1_Layers").title
 
 
 class FakeScorer:

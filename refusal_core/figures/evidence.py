@@ -19,6 +19,8 @@ from refusal_core.figures.style import (
     LINE_COLOURS,
     PROBE,
     blank,
+    interval_line,
+    ribbon,
     safe,
     site_axis,
     translucent,
@@ -37,15 +39,17 @@ def overview(run: Run, evidence: Evidence, site: int | None = None) -> go.Figure
     figure = blank(430)
     sites = evidence.sites
     source = probe_source(evidence)
-    _ribbon(
+    ribbon(
         figure, sites, "chance_crossfit_low", "chance_crossfit_high", GREY, "shuffled labels, cross-fitted (95 %)", 0.3
     )
-    _line(figure, run, sites, "in_sample_d", "d in-sample", GREY, "dot")
-    _line(figure, run, sites, "crossfit_d", "d cross-fitted", ACCENT, "dash")
+    interval_line(figure, run, sites, "in_sample_d", "d in-sample", GREY, "dot")
+    interval_line(figure, run, sites, "crossfit_d", "d cross-fitted", ACCENT, "dash")
     if source is not None:
-        _line(figure, run, _transfer(evidence, source), "d", f"d on {safe(source)}", PROBE)
+        interval_line(figure, run, _transfer(evidence, source), "d", f"d on {safe(source)}", PROBE)
     refusing = evidence.refusal[evidence.refusal["source"].eq(CONTRAST) & evidence.refusal["label"].eq(BOTH)]
-    _line(figure, run, refusing, "rho", "ρ with refusing, within labels (right)", "#7B5EA7", "dashdot", axis="y2")
+    interval_line(
+        figure, run, refusing, "rho", "ρ with refusing, within labels (right)", "#7B5EA7", "dashdot", axis="y2"
+    )
     if source is not None:
         _mark_onset(figure, run, evidence, "d", source, "onset", PROBE)
     _mark_onset(figure, run, evidence, "mean_crossings", CONTRAST, "published decision layer", GREY)
@@ -71,16 +75,16 @@ def overview(run: Run, evidence: Evidence, site: int | None = None) -> go.Figure
 def fit(run: Run, evidence: Evidence, site: int) -> go.Figure:
     """In-sample d and what refitting on shuffled labels reaches."""
     figure = blank(HEIGHT)
-    _line(figure, run, evidence.sites, "in_sample_d", "d in-sample", ACCENT)
-    _line(figure, run, evidence.sites, "chance_d_95", "95 % of shuffled labels stay below", GREY, "dot")
+    interval_line(figure, run, evidence.sites, "in_sample_d", "d in-sample", ACCENT)
+    interval_line(figure, run, evidence.sites, "chance_d_95", "95 % of shuffled labels stay below", GREY, "dot")
     return _over_layers(figure, run, site, "Cohen's d")
 
 
 def hold(run: Run, evidence: Evidence, site: int) -> go.Figure:
     """Cross-fitted AUROC and accuracy at the training midpoint, with intervals."""
     figure = blank(HEIGHT)
-    _line(figure, run, evidence.sites, "crossfit_auroc", "AUROC, cross-fitted", ACCENT)
-    _line(figure, run, evidence.sites, "crossfit_accuracy", "accuracy at the midpoint", "#B8860B", "dash")
+    interval_line(figure, run, evidence.sites, "crossfit_auroc", "AUROC, cross-fitted", ACCENT)
+    interval_line(figure, run, evidence.sites, "crossfit_accuracy", "accuracy at the midpoint", "#B8860B", "dash")
     figure.add_hline(y=0.5, line={"color": GREY, "width": 1, "dash": "dot"})
     return _over_layers(figure, run, site, "share")
 
@@ -127,7 +131,7 @@ def harm(run: Run, evidence: Evidence, site: int) -> go.Figure:
     for source, colour, dash in zip(
         evidence.transfer["source"].unique(), cycle(_SOURCE_COLOURS), cycle(_SOURCE_DASHES), strict=False
     ):
-        _line(figure, run, _transfer(evidence, source), "d", f"d on {safe(source)}", colour, dash)
+        interval_line(figure, run, _transfer(evidence, source), "d", f"d on {safe(source)}", colour, dash)
     figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
     return _over_layers(figure, run, site, "Cohen's d")
 
@@ -170,8 +174,10 @@ def refusing(run: Run, evidence: Evidence, site: int) -> go.Figure:
     figure = blank(HEIGHT)
     for label in ("harmful", "harmless"):
         chosen = evidence.refusal["source"].eq(CONTRAST) & evidence.refusal["label"].eq(label)
-        _line(figure, run, evidence.refusal[chosen], "rho", f"within {label}", LABEL_COLOUR[label], LABEL_DASH[label])
-    _line(
+        interval_line(
+            figure, run, evidence.refusal[chosen], "rho", f"within {label}", LABEL_COLOUR[label], LABEL_DASH[label]
+        )
+    interval_line(
         figure, run, evidence.sites, "behaviour_cosine", "cosine with the direction of refusing", "#7B5EA7", "dashdot"
     )
     figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
@@ -227,7 +233,7 @@ def enough(run: Run, evidence: Evidence, site: int) -> go.Figure:
         ("d", "held-out d", ACCENT, "solid"),
         ("cosine", "cosine to the full direction", "#7B5EA7", "dashdot"),
     ):
-        _ribbon(figure, table, f"{number}_low", f"{number}_high", colour, "", 0.18, x="size")
+        ribbon(figure, table, f"{number}_low", f"{number}_high", colour, "", 0.18, x="size")
         figure.add_scatter(
             x=table["size"],
             y=table[number],
@@ -259,57 +265,6 @@ _SOURCE_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", 
 def _transfer(evidence: Evidence, source: str) -> pd.DataFrame:
     table = evidence.transfer[evidence.transfer["source"].eq(source)]
     return table.set_index("site", drop=False)
-
-
-def _line(
-    figure: go.Figure,
-    run: Run,
-    table: pd.DataFrame,
-    number: str,
-    name: str,
-    colour: str,
-    dash: str = "solid",
-    axis: str = "y",
-) -> None:
-    if f"{number}_low" in table:
-        _ribbon(figure, table, f"{number}_low", f"{number}_high", colour, "", 0.15, axis)
-    figure.add_scatter(
-        x=table["site"],
-        y=table[number],
-        mode="lines+markers",
-        name=name,
-        line={"color": colour, "width": 2.5, "dash": dash},
-        marker={"size": 5},
-        yaxis=axis,
-        customdata=[run.site_label(int(site)) for site in table["site"]],
-        hovertemplate=f"%{{customdata}}<br>{name}: %{{y:.2f}}<extra></extra>",
-    )
-
-
-def _ribbon(
-    figure: go.Figure,
-    table: pd.DataFrame,
-    low: str,
-    high: str,
-    colour: str,
-    name: str,
-    alpha: float,
-    axis: str = "y",
-    x: str = "site",
-) -> None:
-    known = table.dropna(subset=[low, high])
-    figure.add_scatter(
-        x=np.concatenate([known[x], known[x][::-1]]),
-        y=np.concatenate([known[high], known[low][::-1]]),
-        fill="toself",
-        fillcolor=translucent(colour, alpha),
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        name=name,
-        showlegend=bool(name),
-        yaxis=axis,
-    )
 
 
 def _over_layers(figure: go.Figure, run: Run, site: int, title: str) -> go.Figure:

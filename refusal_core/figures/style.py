@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import textwrap
 
+import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_core.runs import Run
@@ -76,6 +78,59 @@ def site_axis(figure: go.Figure, run: Run, **position: object) -> None:
         range=[-0.5, run.n_layers + 0.5],
         zeroline=False,
         **position,
+    )
+
+
+def interval_line(
+    figure: go.Figure,
+    run: Run,
+    table: pd.DataFrame,
+    number: str,
+    name: str,
+    colour: str,
+    dash: str = "solid",
+    axis: str = "y",
+) -> None:
+    """A number of a table with ``site`` over the layers, over its interval where the table has one."""
+    if f"{number}_low" in table:
+        ribbon(figure, table, f"{number}_low", f"{number}_high", colour, "", 0.15, axis)
+    figure.add_scatter(
+        x=table["site"],
+        y=table[number],
+        mode="lines+markers",
+        name=name,
+        line={"color": colour, "width": 2.5, "dash": dash},
+        marker={"size": 5},
+        yaxis=axis,
+        customdata=[run.site_label(int(site)) for site in table["site"]],
+        hovertemplate=f"%{{customdata}}<br>{name}: %{{y:.2f}}<extra></extra>",
+    )
+
+
+def ribbon(
+    figure: go.Figure,
+    table: pd.DataFrame,
+    low: str,
+    high: str,
+    colour: str,
+    name: str,
+    alpha: float,
+    axis: str = "y",
+    x: str = "site",
+) -> None:
+    """The area between two columns; ``name`` puts it into the legend."""
+    known = table.dropna(subset=[low, high])
+    figure.add_scatter(
+        x=np.concatenate([known[x], known[x][::-1]]),
+        y=np.concatenate([known[high], known[low][::-1]]),
+        fill="toself",
+        fillcolor=translucent(colour, alpha),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        name=name,
+        showlegend=bool(name),
+        yaxis=axis,
     )
 
 

@@ -18,6 +18,7 @@ PAGES = (
     ("pages/1_Layers.py", "Layers", "layers"),
     ("pages/2_Evidence.py", "Evidence", "fact_check"),
     ("pages/3_Outliers.py", "Outliers", "find_in_page"),
+    ("pages/5_Behaviour.py", "Behaviour", "forum"),
     ("pages/4_Live_score.py", "Live score", "edit_note"),
 )
 

@@ -23,15 +23,16 @@ from conftest import HOSTILE, N_LAYERS
 from conftest import RUN as SYNTHETIC
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from refusal_core import pipeline
+from refusal_core import behaviour, pipeline
 from refusal_core.models import load_model
+from refusal_core.openings import read_rules
 from refusal_core.runs import open_run
 from refusal_core.scoring import score
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PAGES = ("", "Layers", "Evidence", "Outliers", "Live_score")
-TITLES = ("Refusal directions", "Layers", "Evidence", "Outliers", "Live score")
+PAGES = ("", "Layers", "Evidence", "Outliers", "Live_score", "Behaviour")
+TITLES = ("Refusal directions", "Layers", "Evidence", "Outliers", "Live score", "Behaviour")
 # Streamlit asks for these below a page's own address first, and then where they are.
 STREAMLITS_OWN = ("/_stcore/health", "/_stcore/host-config")
 
@@ -43,10 +44,11 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def cache(synthetic_cache: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The synthetic run, and a run of a tiny model that is on this machine."""
+    """The synthetic run, and a run of a tiny model that is on this machine, its behaviour recorded."""
     folder = tmp_path_factory.mktemp("browser") / "cache"
     shutil.copytree(synthetic_cache, folder)
-    pipeline.run(tiny_folder, "pairs", limit=12, dtype="float32", device="cpu", cache=folder)
+    made = pipeline.run(tiny_folder, "pairs", limit=12, dtype="float32", device="cpu", cache=folder).run
+    behaviour.record(made, load_model(tiny_folder, dtype="float32", device="cpu"), read_rules())
     return folder
 
 
@@ -120,7 +122,7 @@ def open_page(browser: Browser, address: str):
 @pytest.mark.parametrize("path", PAGES)
 def test_every_page_fits_a_desk_and_a_phone_in_both_themes(open_page, path, theme):
     page = open_page(path, theme, run=SYNTHETIC)
-    if path != "Live_score":
+    if path not in ("Live_score", "Behaviour"):
         expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=20_000)
     main = page.locator("[data-testid=stMain]")
     for width in (1280, 390):
@@ -201,6 +203,19 @@ def test_a_dragged_band_fills_the_table_and_its_address_opens_the_same_view(open
     with page.expect_download() as download:
         page.get_by_role("button", name="Download as csv", exact=True).click()
     assert len(Path(download.value.path()).read_text().splitlines()) > inside
+
+
+def test_a_click_on_a_point_opens_its_prompt(open_page, scored_run):
+    page = open_page("Behaviour", run=scored_run.run_id, site="2")
+    point = page.locator(".js-plotly-plot").first.locator(".scatterlayer .trace").last.locator(".point").nth(3)
+    expect(point).to_be_visible(timeout=20_000)
+    point.scroll_into_view_if_needed()
+    _let_settle(page)
+    point.click(force=True)
+    expect(page.get_by_role("heading", name="The chosen prompt")).to_be_visible()
+    chosen = scored_run.prompts.set_index("prompt_id")["text"][_query(page)["prompt"]]
+    expect(page.locator("[data-testid=stCode] code").first).to_have_text(chosen)
+    expect(page.get_by_text("The reply opens:")).to_be_visible()
 
 
 @pytest.mark.parametrize("place", range(len(HOSTILE)))

@@ -1,0 +1,91 @@
+"""How projection goes with what the model does."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from refusal_core.figures.style import (
+    ACCENT,
+    GREY,
+    LABEL_COLOUR,
+    LABEL_DASH,
+    LABEL_SYMBOL,
+    PROBE,
+    blank,
+    interval_line,
+    safe,
+    site_axis,
+)
+from refusal_core.runs import Run
+
+NUMBERS = {
+    "rho": ("Spearman's ρ", 0.0, "Projection and the log-odds of refusal phrases, ranked within each label."),
+    "auroc": ("AUROC", 0.5, "Chance that a refused prompt projects above an answered one of its label."),
+}
+"""Columns of :func:`refusal_core.behaviour.by_site`: axis title, chance level, and what each is."""
+
+
+def against_refusing(run: Run, table: pd.DataFrame, site: int) -> go.Figure:
+    """Every fitted prompt: its projection at a site against the log-odds of refusal phrases.
+
+    Points carry the prompt's row in the run as ``customdata[0]``.
+    """
+    figure = blank(420)
+    for label in ("harmless", "harmful"):
+        rows = run.rows(label).nonzero()[0]
+        replies = table.iloc[rows]
+        hover = [
+            f"{safe(text)}<br><br>opens: {safe(opening)}"
+            for text, opening in zip(run.prompts["text"].iloc[rows], replies["opening"], strict=True)
+        ]
+        figure.add_scatter(
+            x=run.projections[rows, site],
+            y=replies["phrase_log_odds"],
+            mode="markers",
+            name=label,
+            marker={"color": LABEL_COLOUR[label], "symbol": LABEL_SYMBOL[label], "size": 8, "opacity": 0.75},
+            selected={"marker": {"opacity": 1}},
+            unselected={"marker": {"opacity": 0.75}},
+            customdata=list(zip(rows.tolist(), hover, strict=True)),
+            hovertemplate="%{customdata[1]}<extra></extra>",
+        )
+    figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
+    figure.update_xaxes(title_text=f"projection at {run.site_label(site)} (activation units)")
+    figure.update_yaxes(title_text="log-odds of refusal phrases")
+    figure.update_layout(clickmode="event+select")
+    return figure
+
+
+def over_layers(run: Run, by_site: pd.DataFrame, number: str, site: int) -> go.Figure:
+    """A number of :data:`NUMBERS` within each label over the layers; the AUROC on the probe pairs beside its own."""
+    title, chance, _ = NUMBERS[number]
+    figure = blank(340)
+    for label in ("harmful", "harmless"):
+        table = by_site[by_site["label"].eq(label)]
+        interval_line(figure, run, table, number, f"within {label}", LABEL_COLOUR[label], LABEL_DASH[label])
+    if number == "auroc" and run.layer_stats["probe_auroc"].notna().any():
+        interval_line(figure, run, run.layer_stats, "probe_auroc", "harm on probe pairs", PROBE, "dashdot")
+    figure.add_hline(y=chance, line={"color": GREY, "width": 1, "dash": "dot"})
+    figure.add_vline(x=site, line={"color": ACCENT, "width": 1.5, "dash": "dot"})
+    site_axis(figure, run)
+    figure.update_yaxes(title_text=title)
+    return figure
+
+
+def calibration(run: Run, curve: pd.DataFrame, site: int) -> go.Figure:
+    """The refusing share in bins of projection at a site."""
+    figure = blank(340)
+    figure.add_scatter(
+        x=curve["projection"],
+        y=curve["refused"],
+        mode="lines+markers",
+        line={"color": ACCENT, "width": 2.5},
+        marker={"size": 9},
+        customdata=curve["n"],
+        hovertemplate="%{customdata} prompts around %{x:.4g}: %{y:.0%} refused<extra></extra>",
+        showlegend=False,
+    )
+    figure.update_xaxes(title_text=f"projection at {run.site_label(site)} (activation units)")
+    figure.update_yaxes(title_text="openings that refuse", tickformat=".0%", range=[-0.03, 1.03])
+    return figure

@@ -1,0 +1,154 @@
+"""The parts of the Behaviour page."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from refusal_core import behaviour
+from refusal_core.errors import RefusalError
+from refusal_core.figures import behaviour as figures
+from refusal_core.openings import OPENING_LABELS, read_rules
+from refusal_core.runs import ADDITIONS, Run, read_addition
+from refusal_core.ui.layout import chart
+from refusal_core.ui.selection import newly
+
+_PROMPT_COLUMNS = {
+    "text": st.column_config.TextColumn("prompt", width=420),
+    "opening": st.column_config.TextColumn("reply opens", width=300),
+    "opening_label": st.column_config.TextColumn("opening", width="small"),
+    "label": st.column_config.TextColumn("label", width="small"),
+    "phrase_log_odds": st.column_config.NumberColumn(
+        "refusal phrases", format="%.2f", help="Log-odds that the reply opens with a whole refusal phrase."
+    ),
+    "refusal_log_odds": st.column_config.NumberColumn(
+        "first token", format="%.2f", help="Log-odds that the reply's first token is one that refusals open with."
+    ),
+    "category": st.column_config.TextColumn("category"),
+    "source": st.column_config.TextColumn("set", width="small"),
+}
+
+
+def replies_of(run: Run) -> pd.DataFrame:
+    """The run's recorded behaviour; the page ends here, saying what to do, when there is none."""
+    try:
+        found = behaviour.recorded(run)
+    except RefusalError as error:
+        st.error("The behaviour kept with this run cannot be used.", icon=":material/error:")
+        st.text(str(error))
+        st.stop()
+    if found is None:
+        st.info(
+            "How the model answers this run's prompts has not been measured yet. It needs the run's model:",
+            icon=":material/forum:",
+        )
+        st.code(f"python -m refusal_core {ADDITIONS[behaviour.BEHAVIOUR]} {run.run_id}", language=None)
+        st.stop()
+    table, manifest = found
+    st.caption(
+        f"Openings of at most {int(manifest['opening_tokens'])} tokens, written greedily by the run's model in "
+        f"{manifest['compute']['dtype']!s:.20} on {manifest['compute']['device']!s:.20}."
+    )
+    return table
+
+
+def shares(run: Run, table: pd.DataFrame) -> None:
+    """How often each label is refused, by the opening rules."""
+    columns = st.columns(4)
+    for place, label in enumerate(("harmful", "harmless")):
+        rows = run.rows(label)
+        named = table["opening_label"][rows]
+        columns[2 * place].metric(
+            f"{label} prompts refused",
+            f"{named.eq('refuses').mean():.0%}",
+            help=f"Of {rows.sum()} fitted {label} prompts, by the rules that name openings.",
+        )
+        columns[2 * place + 1].metric(
+            f"{label} prompts answered",
+            f"{named.eq('answers').mean():.0%}",
+            help=f"The rest: {named.eq('deflects').sum()} deflected, {named.eq('degenerate').sum()} degenerate.",
+        )
+
+
+def scatter(run: Run, table: pd.DataFrame, site: int) -> int | None:
+    """The cloud of prompts; returns the row of a point that was just clicked."""
+    event = chart(
+        figures.against_refusing(run, table, site),
+        f"behaviour_scatter_{run.run_id}_{site}",
+        on_select="rerun",
+        selection_mode="points",
+    )
+    points = event["selection"]["points"]
+    return newly("behaviour_scatter", int(points[0]["customdata"][0]) if points else None)
+
+
+def over_layers(run: Run, table: pd.DataFrame, site: int) -> None:
+    """Correlation and AUROC over the layers, within each label."""
+    numbers = _by_site(run.run_id, _sha256(run), run, table)
+    for column, (number, (_, _, explained)) in zip(st.columns(2), figures.NUMBERS.items(), strict=True):
+        with column:
+            st.caption(explained)
+            chart(figures.over_layers(run, numbers, number, site), f"behaviour_{number}")
+    here = numbers[numbers["site"].eq(site)]
+    with st.expander("The numbers", icon=":material/table_rows:"):
+        st.dataframe(here.drop(columns="site"), hide_index=True, width="stretch")
+
+
+def prompt_list(found: pd.DataFrame, key: str, extra: tuple[str, ...] = ()) -> int | None:
+    """A table of prompts and how their replies open; returns the row of the run that was just chosen."""
+    event = st.dataframe(
+        found,
+        column_order=["text", "label", "opening", "opening_label", "phrase_log_odds", *extra, "category", "source"],
+        column_config=_PROMPT_COLUMNS,
+        hide_index=True,
+        width="stretch",
+        height=min(380, 38 + 35 * max(len(found), 1)),
+        on_select="rerun",
+        selection_mode="single-row",
+        key=key,
+    )
+    rows = event["selection"]["rows"]
+    return newly(key, int(found.index[rows[0]]) if rows and rows[0] < len(found) else None)
+
+
+def measures(run: Run, table: pd.DataFrame) -> None:
+    """How far the three measures agree, and the rules that openings are named by."""
+    st.dataframe(
+        behaviour.agreement(run, table),
+        column_config={
+            "first": st.column_config.TextColumn("measure"),
+            "second": st.column_config.TextColumn("and"),
+            "kappa": st.column_config.NumberColumn("Cohen's kappa", format="%.2f", help="1: always, 0: as by chance."),
+            "same": st.column_config.NumberColumn("same verdict", format="percent"),
+        },
+        hide_index=True,
+        width="stretch",
+    )
+    rules = read_rules()
+    with st.expander("The rules that name openings", icon=":material/rule:"):
+        st.caption(
+            "The first pattern that is found in an opening names it; what no rule knows is called “answers”. The rules "
+            f"stand in `data/openings.toml`. Names: {', '.join(OPENING_LABELS)}."
+        )
+        st.dataframe(
+            pd.DataFrame(
+                {
+                    "opening": [rule.label for rule in rules.rules],
+                    "because": [rule.reason for rule in rules.rules],
+                    "pattern": [rule.pattern.pattern for rule in rules.rules],
+                }
+            ),
+            hide_index=True,
+            width="stretch",
+        )
+        st.text("Refusal phrases: " + " · ".join(rules.phrases))
+
+
+def _sha256(run: Run) -> str:
+    found = read_addition(run, behaviour.BEHAVIOUR)
+    return "" if found is None else str(found[1]["sha256"])
+
+
+@st.cache_data(max_entries=8, show_spinner="Comparing replies with projections …")
+def _by_site(run_id: str, sha256: str, _run: Run, _table: pd.DataFrame) -> pd.DataFrame:
+    return behaviour.by_site(_run, _table)
