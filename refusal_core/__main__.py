@@ -290,7 +290,10 @@ def _behaviour(options: argparse.Namespace) -> None:
         with _progress(options) as progress:
             chat_model = load_model_for(run, options.model, options.device, dtype)
             table = behaviour.record(run, chat_model, rules, progress)
+    numbers = behaviour.by_site(run, table)
+    strongest = int(numbers.groupby("site")["rho"].mean().fillna(-1).idxmax())
     print(
+        behaviour.reading(run, table, numbers, strongest),
         pd.crosstab(run.prompts["label"], table["opening_label"]).to_string(),
         behaviour.agreement(run, table).to_string(index=False, float_format=lambda value: f"{value:.2f}"),
         sep="\n\n",

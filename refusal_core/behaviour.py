@@ -166,6 +166,29 @@ def by_site(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -> 
     return pd.DataFrame(rows, columns=columns)
 
 
+def reading(run: Run, table: pd.DataFrame, numbers: pd.DataFrame, site: int) -> str:
+    """What the replies say, in words: how much is refused, and whether projection at a site goes with it.
+
+    Args:
+        numbers: of :func:`by_site`.
+    """
+    refuses = refused(run, table)["opening rules"].to_numpy()
+    shares = [f"{refuses[run.rows(label)].mean():.0%} of the {label}" for label in ("harmful", "harmless")]
+    said = [f"By how its replies open, the model refuses {' and '.join(shares)} prompts."]
+    for row in numbers[numbers["site"].eq(site)].itertuples():
+        number = f"ρ = {row.rho:.2f} ({row.rho_low:.2f} to {row.rho_high:.2f})"
+        if np.isnan(row.rho):
+            finding = "nothing varies that could be compared"
+        elif row.rho_low > 0:
+            finding = f"those further along the direction are refused more, {number}"
+        elif row.rho_high < 0:
+            finding = f"those further along the direction are refused less, {number}"
+        else:
+            finding = f"a link of projection and refusing is not distinguishable from chance, {number}"
+        said.append(f"Within the {row.label} prompts, at {run.site_label(site)}, {finding}.")
+    return " ".join(said)
+
+
 def calibration(run: Run, table: pd.DataFrame, site: int, bins: int = 10) -> pd.DataFrame:
     """Refusing share in bins of projection with equally many fitted prompts, both labels together.
 

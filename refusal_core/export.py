@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from refusal_core.behaviour import recorded
 from refusal_core.errors import RunError
 from refusal_core.evidence import Evidence
 from refusal_core.report import report_html
@@ -33,9 +34,9 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
     """Write the report's four files, and the whole tables of this run beside them.
 
     ``validation_results.csv``, ``variance_by_layer.csv``, ``top10_layers.csv`` and ``summary.json`` repeat the
-    published names, columns and layer convention; ``layer_stats.csv`` has every site and every column, ``prompts.csv``
-    every prompt and its projections, ``manifest.json`` is the run's,
-    ``evidence_*.csv`` its evidence, and ``report.html`` all of it in one page that can be mailed.
+    published names, columns and layer convention. ``layer_stats.csv`` has every site and every column, ``prompts.csv``
+    every prompt and its projections, ``evidence_*.csv`` the evidence, ``behaviour.csv`` how the model answered where
+    that was measured; ``manifest.json`` is the run's, and ``report.html`` all of it in one page that can be mailed.
 
     Raises:
         RunError: when the folder cannot be written.
@@ -69,11 +70,15 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
         "prompts.csv": _prompts_with_projections(run),
         **{f"evidence_{name}.csv": table for name, table in evidence.to_tables().items()},
     }
+    found = recorded(run)
+    replies = None if found is None else found[0]
+    if replies is not None:
+        tables["behaviour.csv"] = run.prompts[["prompt_id", "text", "label"]].join(replies.drop(columns="prompt_id"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in tables.items():
             table.to_csv(folder / name, index=False)
-        (folder / REPORT).write_text(report_html(run, evidence), encoding="utf-8")
+        (folder / REPORT).write_text(report_html(run, evidence, replies), encoding="utf-8")
         for name, content in {"summary.json": summary, "manifest.json": run.manifest}.items():
             (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:

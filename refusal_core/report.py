@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import html
 
+import pandas as pd
 import plotly.graph_objects as go
 
+from refusal_core import behaviour
 from refusal_core.evidence import Evidence
+from refusal_core.figures import behaviour as behaviour_figures
 from refusal_core.figures.evidence import FIGURES, cosines, overview
 from refusal_core.figures.layers import scrubber, separation, three_questions
 from refusal_core.findings import QUESTIONS, overview_table, reading, strongest_site, verdict
@@ -21,8 +24,12 @@ td, th { padding: 0.2rem 0.6rem; text-align: right; border-bottom: 1px solid #da
 """
 
 
-def report_html(run: Run, evidence: Evidence) -> str:
-    """The report as HTML text; every text that comes from the run is escaped."""
+def report_html(run: Run, evidence: Evidence, replies: pd.DataFrame | None = None) -> str:
+    """The report as HTML text; every text that comes from the run is escaped.
+
+    Args:
+        replies: the run's recorded behaviour, when there is one.
+    """
     site = strongest_site(evidence)
     counts = run.manifest["prompts"]["counts"]
     facts = (
@@ -48,6 +55,17 @@ def report_html(run: Run, evidence: Evidence) -> str:
         parts.append(_figure(FIGURES[name](run, evidence, site)))
         if name == "space":
             parts.append(_figure(cosines(run, evidence)))
+    if replies is not None:
+        numbers = behaviour.by_site(run, replies)
+        parts += [
+            "<h2>What the model does</h2>",
+            f"<p>{html.escape(behaviour.reading(run, replies, numbers, site))}</p>",
+            _figure(behaviour_figures.against_refusing(run, replies, site)),
+            *(
+                _figure(behaviour_figures.over_layers(run, numbers, number, site))
+                for number in behaviour_figures.NUMBERS
+            ),
+        ]
     parts += ["<h2>The layers in numbers</h2>", table.to_html(float_format=lambda value: f"{value:.2f}", border=0)]
     title = html.escape(f"{run.model_name} on {run.contrast_name}")
     return (

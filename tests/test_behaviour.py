@@ -124,6 +124,19 @@ def test_projection_that_causes_refusing_correlates_with_it(run, answered):
     assert ((table["rho_low"] < 0) & (table["rho_high"] > 0)).mean() > 0.8
 
 
+def test_the_reading_says_what_the_numbers_say(run, answered):
+    rng = np.random.default_rng(3)
+    for log_odds, said in (
+        (run.projections[:, -1], "refused more, ρ = 1.00"),
+        (-run.projections[:, -1], "refused less, ρ = -1.00"),
+        (rng.permutation(run.projections[:, -1]), "not distinguishable from chance"),
+        (np.zeros(len(run.prompts)), "nothing varies"),
+    ):
+        table = answered.assign(phrase_log_odds=log_odds)
+        numbers = behaviour.by_site(run, table, draws=100)
+        assert said in behaviour.reading(run, table, numbers, run.n_layers)
+
+
 def test_what_never_varies_has_no_number(run, answered):
     table = behaviour.by_site(run, answered.assign(opening_label="answers", phrase_log_odds=-3.0), draws=50)
     assert table[["rho", "auroc"]].isna().all(axis=None)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from refusal_core.evidence import Evidence
@@ -88,6 +89,21 @@ def test_the_report_is_whole_and_escaped(run, evidence):
     assert "<script src" not in page
     assert "<script>document.title" not in page
     assert all(question.replace("'", "&#x27;") in page for question in QUESTIONS.values())
+
+
+def test_the_report_has_the_replies_where_they_were_measured(run, evidence):
+    replies = pd.DataFrame(
+        {
+            "prompt_id": run.prompts["prompt_id"],
+            "phrase_log_odds": run.projections[:, -1],
+            "opening": "<b>I cannot",
+            "opening_label": "refuses",
+        }
+    )
+    page = report_html(run, evidence, replies)
+    assert "refuses 100% of the harmful and 100% of the harmless prompts" in page
+    assert "<b>I cannot" not in page.replace("\\u003c", "<")
+    assert "What the model does" not in report_html(run, evidence)
 
 
 def test_prompts_cannot_name_numbers_of_a_hover_template():

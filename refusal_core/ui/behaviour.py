@@ -10,7 +10,7 @@ from refusal_core.errors import RefusalError
 from refusal_core.figures import behaviour as figures
 from refusal_core.openings import OPENING_LABELS, read_rules
 from refusal_core.runs import ADDITIONS, Run, read_addition
-from refusal_core.ui.layout import chart
+from refusal_core.ui.layout import chart, plain
 from refusal_core.ui.selection import newly
 
 _PROMPT_COLUMNS = {
@@ -85,6 +85,7 @@ def scatter(run: Run, table: pd.DataFrame, site: int) -> int | None:
 def over_layers(run: Run, table: pd.DataFrame, site: int) -> None:
     """Correlation and AUROC over the layers, within each label."""
     numbers = _by_site(run.run_id, _sha256(run), run, table)
+    st.markdown(plain(behaviour.reading(run, table, numbers, site)))
     for column, (number, (_, _, explained)) in zip(st.columns(2), figures.NUMBERS.items(), strict=True):
         with column:
             st.caption(explained)
