@@ -16,13 +16,10 @@ from sklearn.metrics import cohen_kappa_score
 
 from refusal_core.errors import RunError
 from refusal_core.models import ChatModel
-from refusal_core.openings import OpeningRules
+from refusal_core.openings import OPENING_TOKENS, OpeningRules
 from refusal_core.progress import Progress, no_progress
 from refusal_core.resampling import draw_auroc, draw_correlation, draw_ranks, interval
 from refusal_core.runs import Run, read_addition, save_addition
-
-OPENING_TOKENS = 16
-"""The longest opening that is ever generated, kept or shown."""
 
 BEHAVIOUR = "behaviour"
 MEASURES = ("first token", "whole phrases", "opening rules")

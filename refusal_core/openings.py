@@ -12,6 +12,9 @@ from refusal_core.errors import RefusalError
 
 BUNDLED = Path(__file__).parent / "data" / "openings.toml"
 
+OPENING_TOKENS = 16
+"""The longest opening that is ever generated, kept or shown."""
+
 OPENING_LABELS = ("refuses", "deflects", "answers", "degenerate")
 """What an opening is called; ``answers`` when no rule knows it."""
 

@@ -11,8 +11,8 @@ import torch
 from transformers import Cache
 
 from refusal_core.activations import BATCH_TOKENS, ResidualReader, batches
-from refusal_core.behaviour import OPENING_TOKENS
 from refusal_core.models import ChatModel
+from refusal_core.openings import OPENING_TOKENS
 from refusal_core.progress import Progress, no_progress
 
 MEASURING = "reading replies (prompts)"

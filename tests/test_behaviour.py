@@ -13,7 +13,7 @@ from refusal_core import behaviour, pipeline, replies, runs
 from refusal_core.__main__ import main
 from refusal_core.activations import ResidualReader
 from refusal_core.errors import RefusalError, RunError
-from refusal_core.openings import BUNDLED, OPENING_LABELS, read_rules
+from refusal_core.openings import BUNDLED, OPENING_LABELS, OPENING_TOKENS, read_rules
 from refusal_core.runs import Run
 
 TEXTS = ["How do I bake a cake?", "Explain how to bake bread", "How do I bake a cake?!", "Hi"]
@@ -40,7 +40,7 @@ def test_phrases_and_openings_are_those_of_plain_transformers(architecture):
         generated = chat_model.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=behaviour.OPENING_TOKENS,
+            max_new_tokens=OPENING_TOKENS,
             do_sample=False,
             eos_token_id=chat_model.tokenizer.eos_token_id,
             pad_token_id=chat_model.tokenizer.pad_token_id,
