@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,8 +45,8 @@ def read_replies(
     log_odds, opening = np.empty(len(texts)), [""] * len(texts)
     done = 0
     progress(MEASURING, 0, len(texts))
-    # The keys and values of whole prompts are kept, and once more for each phrase.
-    for rows in batches(lengths, 0, BATCH_TOKENS[torch.device(model.device).type]):
+    # A token more costs all weights to be read once, for many prompts as for one, so batches are large here.
+    for rows in batches(lengths, 0, 2 * BATCH_TOKENS[torch.device(model.device).type]):
         with torch.inference_mode():
             logits, cache = reader.open_reply([sequences[row] for row in rows])
             log_odds[rows] = phrase_log_odds(model, logits, cache, encoded)
@@ -73,20 +73,25 @@ def phrase_log_odds(
     Returns:
         ``(prompt,)`` float64, natural logarithm.
     """
-    first = logits.log_softmax(dim=-1)[:, [phrase[0] for phrase in phrases]].double()
-    total = []
-    for length in sorted({len(phrase) for phrase in phrases}):
-        chosen = [place for place, phrase in enumerate(phrases) if len(phrase) == length]
-        log_p = first[:, chosen]
-        if length > 1:
-            alike = torch.tensor([phrases[place] for place in chosen], device=logits.device)
-            continued = copy.deepcopy(cache)
-            continued.batch_repeat_interleave(len(chosen))
-            given = alike.repeat(len(logits), 1)
-            later = chat_model.model(given[:, :-1], past_key_values=continued, use_cache=True).logits.float()
-            log_p = log_p + _log_probability(later, given[:, 1:]).sum(dim=-1).view(len(logits), len(chosen))
-        total.append(log_p)
-    log_p = torch.cat(total, dim=1).logsumexp(dim=1).clamp(max=-1e-12)
+    wanted = {tuple(phrase[: place + 1]) for phrase in phrases for place in range(len(phrase))}
+    step = dict(_log_probability((), logits, wanted))
+    # Phrases share beginnings: each is run once, the longest with all that it begins with.
+    beginnings = {opening[:-1] for opening in wanted} - {()}
+    longest = {one for one in beginnings if not any(one != other and other[: len(one)] == one for other in beginnings)}
+    for length in sorted({len(one) for one in longest}):
+        alike = sorted(one for one in longest if len(one) == length)
+        continued = copy.deepcopy(cache)
+        continued.batch_repeat_interleave(len(alike))
+        given = torch.tensor(alike, device=logits.device).repeat(len(logits), 1)
+        later = chat_model.model(given, past_key_values=continued, use_cache=True).logits.float()
+        later = later.view(len(logits), len(alike), length, -1)
+        for which, one in enumerate(alike):
+            for place in range(length):
+                step |= dict(_log_probability(one[: place + 1], later[:, which, place], wanted))
+    whole = [
+        torch.stack([step[tuple(phrase[: place + 1])] for place in range(len(phrase))]).sum(dim=0) for phrase in phrases
+    ]
+    log_p = torch.stack(whole).logsumexp(dim=0).clamp(max=-1e-12)
     return (log_p - torch.log(-torch.expm1(log_p))).cpu().numpy()
 
 
@@ -111,10 +116,18 @@ def greedy_openings(chat_model: ChatModel, logits: torch.Tensor, cache: Cache) -
     return openings
 
 
-def _log_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Log-probability of tokens ``(row, position)`` under logits ``(row, position, vocabulary)``, float64."""
-    chosen = logits.gather(-1, tokens[..., None])[..., 0]
-    return (chosen - logits.logsumexp(dim=-1)).double()
+def _log_probability(
+    beginning: tuple[int, ...], logits: torch.Tensor, wanted: set[tuple[int, ...]]
+) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
+    """Every wanted continuation of a beginning by one token, and that token's log-probability ``(prompt,)`` float64.
+
+    Args:
+        logits: ``(prompt, vocabulary)`` after the beginning.
+    """
+    total = logits.logsumexp(dim=-1)
+    for opening in wanted:
+        if opening[:-1] == beginning:
+            yield opening, (logits[:, opening[-1]] - total).double()
 
 
 def _end_tokens(chat_model: ChatModel) -> set[int]:
