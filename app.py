@@ -22,10 +22,13 @@ st.caption(
     f"{run.n_layers} layers and the final norm. Grey: the number papers print. Where the pink line stays near 0 the "
     "direction tells two kinds of text apart, not harm."
 )
-look, doubt, read, replies, try_it = st.columns(5)
-look.page_link("pages/1_Layers.py", label="Scrub through the layers", icon=":material/layers:")
-doubt.page_link("pages/2_Evidence.py", label="Ask whether it is real", icon=":material/fact_check:")
-read.page_link("pages/3_Outliers.py", label="Read the ambiguous prompts", icon=":material/find_in_page:")
-replies.page_link("pages/5_Behaviour.py", label="See what it refuses", icon=":material/forum:")
-try_it.page_link("pages/4_Live_score.py", label="Score a prompt of your own", icon=":material/edit_note:")
+with st.container(horizontal=True):
+    for page, label, icon in (
+        ("1_Layers", "Scrub through the layers", "layers"),
+        ("2_Evidence", "Ask whether it is real", "fact_check"),
+        ("3_Outliers", "Read the ambiguous prompts", "find_in_page"),
+        ("5_Behaviour", "See what it refuses", "forum"),
+        ("4_Live_score", "Score a prompt of your own", "edit_note"),
+    ):
+        st.page_link(f"pages/{page}.py", label=label, icon=f":material/{icon}:", width="content")
 run_facts(run)
