@@ -12,13 +12,13 @@ from refusal_core.ui.layout import chart
 from refusal_core.ui.outliers import chosen_prompt, prompt_details
 
 run = frame("Behaviour", "What the model does with the prompts: refuse, answer or deflect, against where they project.")
-table = parts.replies_of(run)
+table, sha256 = parts.replies_of(run)
 parts.shares(run, table)
 site = site_picker(run, st.columns([1, 3])[0])
 clicked = [parts.scatter(run, table, site)]
 st.caption("Each point is a prompt; above the dotted line a refusal phrase is likelier than not. Click one to read it.")
 st.subheader("Over the layers", anchor=False)
-parts.over_layers(run, table, site)
+parts.over_layers(run, table, sha256, site)
 st.subheader("How sure is a projection?", anchor=False)
 chart(figures.calibration(run, calibration(run, table, site), site), "behaviour_calibration")
 st.caption("Prompts of both labels in ten groups of one size by projection, and how many of each group were refused.")

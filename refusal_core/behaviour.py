@@ -19,9 +19,10 @@ from refusal_core.models import ChatModel
 from refusal_core.openings import OPENING_TOKENS, OpeningRules
 from refusal_core.progress import Progress, no_progress
 from refusal_core.resampling import draw_auroc, draw_correlation, draw_ranks, interval
-from refusal_core.runs import Run, read_addition, save_addition
+from refusal_core.runs import Run, read_addition, save_addition, writable_cache
 
 BEHAVIOUR = "behaviour"
+_COLUMNS = {"prompt_id", "phrase_log_odds", "opening", "opening_label"}
 MEASURES = ("first token", "whole phrases", "opening rules")
 """The three ways in which a prompt can count as refused; see :func:`refused`."""
 
@@ -50,6 +51,8 @@ def measure(chat_model: ChatModel, run: Run, rules: OpeningRules, progress: Prog
 
 def record(run: Run, chat_model: ChatModel, rules: OpeningRules, progress: Progress = no_progress) -> pd.DataFrame:
     """Measure a run's behaviour and keep it beside the run."""
+    # Not after minutes of work.
+    writable_cache(run.path.parent)
     started = time.perf_counter()
     table = measure(chat_model, run, rules, progress)
     manifest = {
@@ -86,7 +89,13 @@ def recorded(run: Run) -> tuple[pd.DataFrame, dict] | None:
         RunError: when it is damaged or of other prompts.
     """
     found = read_addition(run, BEHAVIOUR)
-    if found is not None and found[0]["prompt_id"].tolist() != run.prompts["prompt_id"].tolist():
+    if found is None:
+        return None
+    table, manifest = found
+    rules = manifest.get("rules")
+    if not set(table.columns) >= _COLUMNS or not isinstance(rules, dict) or not isinstance(rules.get("phrases"), list):
+        raise RunError(f"run {run.run_id!r}: {BEHAVIOUR} lacks columns or the rules it was read by; measure it again")
+    if table["prompt_id"].tolist() != run.prompts["prompt_id"].tolist():
         raise RunError(f"run {run.run_id!r}: {BEHAVIOUR}.parquet is of other prompts; measure it again")
     return found
 

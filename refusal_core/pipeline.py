@@ -88,7 +88,6 @@ def run(
     _check_names(contrast, [chosen for chosen, _ in transfer_sets])
     if seed < 0:
         raise RefusalError(f"expected a seed of 0 or more, got {seed}")
-    runs.writable_cache(cache)
     info = identify(model, revision)
     request = {
         "model": info.fingerprint,
@@ -111,6 +110,7 @@ def run(
                 )
             return RunResult(found, cached=True)
 
+    runs.writable_cache(cache)
     device = choose_device(device)
     dtype = choose_dtype(device, dtype)
     progress(LOADING, 0, 1)

@@ -263,7 +263,7 @@ def save_addition(run: Run, name: str, table: pd.DataFrame, manifest: dict) -> N
         name: one of :data:`ADDITIONS`; the files are ``<name>.parquet`` and ``<name>.json``, its own manifest.
         manifest: all but ``format_version``, ``run_id`` and the table's hash, which are added here.
     """
-    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=run.path.parent))
+    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=writable_cache(run.path.parent)))
     try:
         table.to_parquet(partial / f"{name}.parquet", index=False)
         described = {
@@ -280,6 +280,8 @@ def save_addition(run: Run, name: str, table: pd.DataFrame, manifest: dict) -> N
         (run.path / f"{name}.json").unlink(missing_ok=True)
         for ending in ("parquet", "json"):
             (partial / f"{name}.{ending}").replace(run.path / f"{name}.{ending}")
+    except OSError as error:
+        raise RunError(f"{name} cannot be kept beside the run in {run.path} ({error.strerror})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -246,7 +246,7 @@ def with_replies(synthetic_cache, tmp_path, monkeypatch):
             "opening_label": np.where(refuses, "refuses", "answers"),
         }
     )
-    save_addition(run, "behaviour", replies, {"opening_tokens": 16, "compute": {"device": "cpu", "dtype": "float32"}})
+    save_addition(run, "behaviour", replies, {"rules": {"sha256": "0" * 64, "phrases": ["Sorry"]}})
     return open_run(RUN)
 
 
@@ -272,6 +272,8 @@ def test_damaged_behaviour_is_an_error_on_its_page_alone(with_replies):
     app = visit("5_Behaviour")
     assert "cannot be used" in app.error[0].value
     assert visit("1_Layers").title
+    save_addition(with_replies, "behaviour", with_replies.prompts[["prompt_id"]], {"rules": {}})
+    assert "lacks columns" in visit("5_Behaviour").text[-1].value
 
 
 class FakeScorer:

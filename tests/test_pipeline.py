@@ -242,6 +242,17 @@ def test_a_cached_run_without_activations_does_not_pass_for_one_with_them(tiny_f
         pipeline.run(tiny_folder, "pairs", keep_activations=True, **request)
 
 
+def test_a_cached_run_is_found_in_a_cache_that_cannot_be_written(made, tiny_folder, monkeypatch):
+    def refuse(cache):
+        raise RunError("read-only")
+
+    monkeypatch.setattr("refusal_core.runs.writable_cache", refuse)
+    request = {"dtype": "float32", "device": "cpu", "cache": made[1]}
+    assert pipeline.run(tiny_folder, "pairs", limit=12, **request).cached
+    with pytest.raises(RunError, match="read-only"):
+        pipeline.run(tiny_folder, "pairs", limit=9, **request)
+
+
 def test_a_run_is_never_exported_into(made):
     run, _ = made
     before = sorted(run.path.iterdir())

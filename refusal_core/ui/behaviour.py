@@ -8,8 +8,8 @@ import streamlit as st
 from refusal_core import behaviour
 from refusal_core.errors import RefusalError
 from refusal_core.figures import behaviour as figures
-from refusal_core.openings import OPENING_LABELS, read_rules
-from refusal_core.runs import ADDITIONS, Run, read_addition
+from refusal_core.openings import OPENING_LABELS, OPENING_TOKENS, read_rules
+from refusal_core.runs import ADDITIONS, Run
 from refusal_core.ui.layout import chart, plain
 from refusal_core.ui.selection import newly
 
@@ -29,8 +29,8 @@ _PROMPT_COLUMNS = {
 }
 
 
-def replies_of(run: Run) -> pd.DataFrame:
-    """The run's recorded behaviour; the page ends here, saying what to do, when there is none."""
+def replies_of(run: Run) -> tuple[pd.DataFrame, str]:
+    """The run's recorded behaviour and its SHA-256; the page ends here, saying what to do, when there is none."""
     try:
         found = behaviour.recorded(run)
     except RefusalError as error:
@@ -45,11 +45,8 @@ def replies_of(run: Run) -> pd.DataFrame:
         st.code(f"python -m refusal_core {ADDITIONS[behaviour.BEHAVIOUR]} {run.run_id}", language=None)
         st.stop()
     table, manifest = found
-    st.caption(
-        f"Openings of at most {int(manifest['opening_tokens'])} tokens, written greedily by the run's model in "
-        f"{manifest['compute']['dtype']!s:.20} on {manifest['compute']['device']!s:.20}."
-    )
-    return table
+    st.caption(f"Openings of at most {OPENING_TOKENS} tokens, written greedily by the run's model.")
+    return table, str(manifest["sha256"])
 
 
 def shares(run: Run, table: pd.DataFrame) -> None:
@@ -82,9 +79,9 @@ def scatter(run: Run, table: pd.DataFrame, site: int) -> int | None:
     return newly("behaviour_scatter", int(points[0]["customdata"][0]) if points else None)
 
 
-def over_layers(run: Run, table: pd.DataFrame, site: int) -> None:
+def over_layers(run: Run, table: pd.DataFrame, sha256: str, site: int) -> None:
     """Correlation and AUROC over the layers, within each label."""
-    numbers = _by_site(run.run_id, _sha256(run), run, table)
+    numbers = _by_site(run.run_id, sha256, run, table)
     st.markdown(plain(behaviour.reading(run, table, numbers, site)))
     for column, (number, (_, _, explained)) in zip(st.columns(2), figures.NUMBERS.items(), strict=True):
         with column:
@@ -143,11 +140,6 @@ def measures(run: Run, table: pd.DataFrame) -> None:
             width="stretch",
         )
         st.text("Refusal phrases: " + " · ".join(rules.phrases))
-
-
-def _sha256(run: Run) -> str:
-    found = read_addition(run, behaviour.BEHAVIOUR)
-    return "" if found is None else str(found[1]["sha256"])
 
 
 @st.cache_data(max_entries=8, show_spinner="Comparing replies with projections …")
