@@ -113,6 +113,20 @@ def _parser() -> argparse.ArgumentParser:
     _progress_file(behaviour)
     behaviour.set_defaults(command=_behaviour)
 
+    ratings = verbs.add_parser("ratings", help="whether projection goes with how harmful people find the prompts")
+    ratings.add_argument("run", metavar="RUN")
+    ratings.add_argument(
+        "--file",
+        action="append",
+        default=[],
+        metavar="CSV",
+        help="ratings with a prompt_id or text column; may be repeated (default: those made in the dashboard)",
+    )
+    ratings.add_argument("--rating-column", metavar="NAME", help="default: rating")
+    ratings.add_argument("--rater-column", metavar="NAME", help="default: rater; without one, a file is one rater's")
+    ratings.add_argument("--export", metavar="FILE", help="write the ratings there as csv")
+    ratings.set_defaults(command=_ratings)
+
     export = verbs.add_parser("export", help="write the report's files of a run")
     export.add_argument("run", metavar="RUN")
     export.add_argument("folder", metavar="FOLDER")
@@ -298,6 +312,26 @@ def _behaviour(options: argparse.Namespace) -> None:
         behaviour.agreement(run, table).to_string(index=False, float_format=lambda value: f"{value:.2f}"),
         sep="\n\n",
     )
+
+
+def _ratings(options: argparse.Namespace) -> None:
+    from refusal_core import raters, ratings
+
+    run = runs.open_run(options.run, options.cache)
+    files = [ratings.read_ratings(file, options.rating_column, options.rater_column) for file in options.file]
+    everything = ratings.combined(files) if files else raters.all_ratings(options.cache)
+    if options.export:
+        ratings.write_csv(everything, options.export)
+    found = ratings.of_run(run, everything)
+    print(ratings.account(found))
+    numbers = ratings.by_site(run, found)
+    best = ratings.strongest(numbers)
+    if best.empty:
+        print(f"too few to compare: at least {ratings.MINIMUM} prompts of a kind have to be rated, and differ")
+        return
+    print(f"\n{ratings.reading(run, numbers, int(best['site'].iloc[0]))}\n\nstrongest layers")
+    best["site"] = [run.site_label(site) for site in best["site"]]
+    print(best.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
 
 
 def _printable(text: str) -> str:

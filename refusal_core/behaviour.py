@@ -18,7 +18,7 @@ from refusal_core.errors import RunError
 from refusal_core.models import ChatModel
 from refusal_core.openings import OPENING_TOKENS, OpeningRules
 from refusal_core.progress import Progress, no_progress
-from refusal_core.resampling import draw_auroc, draw_correlation, draw_ranks, interval
+from refusal_core.resampling import correlation_interval, draw_auroc, draw_prompts, draw_ranks, interval
 from refusal_core.runs import Run, read_addition, save_addition, writable_cache
 
 BEHAVIOUR = "behaviour"
@@ -148,11 +148,10 @@ def by_site(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -> 
     for label in ("harmful", "harmless"):
         chosen = run.rows(label)
         n, n_refused = int(chosen.sum()), int(refuses[chosen].sum())
-        counts = np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), size=draws)])
+        counts = draw_prompts(n, draws, rng)
         other_ranks = draw_ranks(np.broadcast_to(log_odds[chosen], counts.shape), counts)
         for site in range(run.n_sites):
             values = np.broadcast_to(run.projections[chosen, site], counts.shape)
-            rho = draw_correlation(draw_ranks(values, counts), other_ranks, counts)
             area = np.full(len(counts), np.nan)
             if min(n_refused, n - n_refused) >= 3:
                 area = draw_auroc(values, counts * refuses[chosen], counts * ~refuses[chosen])
@@ -160,8 +159,7 @@ def by_site(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -> 
                 (
                     site,
                     label,
-                    rho[0],
-                    *interval(rho[1:], rho[0], -1.0, 1.0),
+                    *correlation_interval(run.projections[chosen, site], other_ranks, counts),
                     area[0],
                     *interval(area[1:], area[0], 0.0, 1.0),
                     n,

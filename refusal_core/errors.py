@@ -21,3 +21,7 @@ class ModelError(RefusalError):
 
 class RunError(RefusalError):
     """A run that is missing, damaged or written by a newer version."""
+
+
+class RatingError(RefusalError):
+    """Ratings that cannot be read or kept."""

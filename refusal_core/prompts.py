@@ -43,7 +43,7 @@ TOKEN_LIMIT = 512
 _EXPERIMENT_0 = ("mlabonne/harmful_behaviors", "mlabonne/harmless_alpaca")
 _EXPERIMENT_0_ROWS = 256
 
-_TEXT_COLUMNS = ("text", "prompt", "instruction", "goal", "question")
+TEXT_COLUMNS = ("text", "prompt", "instruction", "goal", "question")
 _LABEL_NAMES = {"harmful": HARMFUL, "1": HARMFUL, "harmless": HARMLESS, "0": HARMLESS, "grey": GREY}
 _READABLE = (".csv", ".json", ".jsonl", ".parquet", ".txt")
 
@@ -150,10 +150,75 @@ def read_texts(path: str | Path, text_column: str | None = None) -> list[str]:
         texts = _lines(path)
     else:
         frame = _read_table(path)
-        texts = _texts(frame, _column(frame, text_column, _TEXT_COLUMNS, path, "text"), path.name)
+        texts = _texts(frame, find_column(frame, text_column, TEXT_COLUMNS, path.name, "text"), path.name)
     if not texts:
         raise PromptError(f"{path.name}: expected at least one prompt, found none")
     return texts
+
+
+def read_csv(text: str, name: str) -> pd.DataFrame:
+    """A csv file with as many fields in every row as its header names; pandas would guess where they are not.
+
+    Args:
+        name: what errors call the file.
+
+    Raises:
+        PromptError: when it is not such a table.
+    """
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    except csv.Error as error:
+        raise PromptError(f"{name}: not a readable csv table ({_first_line(error)})") from error
+    if not rows:
+        raise PromptError(f"{name}: not a readable csv table (it is empty)")
+    header, *body = rows
+    repeated = {column for column in header if header.count(column) > 1}
+    if repeated:
+        raise PromptError(f"{name}: expected every column once, found {sorted(repeated)[0]!r} more than once")
+    for place, row in enumerate(body, start=1):
+        if len(row) != len(header):
+            raise PromptError(
+                f"{name}, row {place}: expected {len(header)} fields as in the header, found {len(row)}; "
+                "a text with a comma in it needs quotes around it"
+            )
+    return pd.DataFrame(body, columns=header)
+
+
+def decode(content: bytes, name: str) -> str:
+    """A file's bytes as text, its line ends as line feeds.
+
+    Raises:
+        PromptError: naming the line that is not UTF-8.
+    """
+    try:
+        return re.sub(r"\r\n?", "\n", content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        row = content[: error.start].count(b"\n") + 1
+        raise PromptError(
+            f"{name}, line {row}: expected UTF-8 text, found byte {error.object[error.start]:#x}"
+        ) from error
+
+
+def find_column(frame: pd.DataFrame, wanted: str | None, usual: tuple[str, ...], name: str, kind: str) -> str:
+    """The column called ``wanted``, or else the first that has a usual name, whatever its case.
+
+    Raises:
+        PromptError: when the table ``name`` has none.
+    """
+    names = [str(column) for column in frame.columns]
+    if wanted is not None:
+        if wanted in names:
+            return wanted
+    else:
+        for candidate in usual:
+            for column in names:
+                if column.strip().lower() == candidate:
+                    return column
+    expected = f"called {wanted!r}" if wanted else f"called {' or '.join(usual)}"
+    raise PromptError(
+        f"{name}: expected a {kind} column {expected}, found {', '.join(names) or 'no columns'}; "
+        f"name it with --{kind}-column"
+    )
 
 
 def without(prompts: PromptSet, fitted: PromptSet) -> tuple[PromptSet, int]:
@@ -182,8 +247,8 @@ def _from_file(source: str, text_column: str | None, label_column: str | None) -
             f"a file ending in {', '.join(_READABLE)}, or two sources as HARMFUL,HARMLESS"
         )
     frame = _read_table(path)
-    text_name = _column(frame, text_column, _TEXT_COLUMNS, path, "text")
-    label_name = _column(frame, label_column, ("label",), path, "label")
+    text_name = find_column(frame, text_column, TEXT_COLUMNS, path.name, "text")
+    label_name = find_column(frame, label_column, ("label",), path.name, "label")
     columns: dict[str, list[str | None]] = {"text": list(_texts(frame, text_name, path.name))}
     columns["label"] = [_label(value, path.name, row) for row, value in enumerate(frame[label_name], start=1)]
     for optional in ("category", "pair_id", "note"):
@@ -231,7 +296,7 @@ def _from_hub(dataset: str, text_column: str | None) -> tuple[list[str], str | N
             f"cannot load the dataset {dataset!r}: expected a local file or a dataset on the Hugging Face hub "
             f"with a train split, reachable from here ({type(error).__name__}: {_first_line(error)})"
         ) from error
-    column = _column(frame, text_column, _TEXT_COLUMNS, Path(dataset), "text")
+    column = find_column(frame, text_column, TEXT_COLUMNS, Path(dataset).name, "text")
     return _texts(frame, column, dataset), revision
 
 
@@ -251,7 +316,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise PromptError(f"{path.name}: expected a file ending in {', '.join(_READABLE)}, got {suffix or 'none'}")
     try:
         if suffix == ".csv":
-            return _csv(path)
+            return read_csv(_decode(path), path.name)
         if suffix == ".parquet":
             return pd.read_parquet(path)
         if suffix == ".txt":
@@ -267,24 +332,6 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise
     except Exception as error:  # a malformed table, whatever its reader calls it
         raise PromptError(f"{path.name}: not a readable {suffix[1:]} table ({_first_line(error)})") from error
-
-
-def _csv(path: Path) -> pd.DataFrame:
-    """A csv file with as many fields in every row as its header names; pandas would guess where they are not."""
-    rows = [row for row in csv.reader(io.StringIO(_decode(path), newline=""), strict=True) if row]
-    if not rows:
-        raise PromptError(f"{path.name}: not a readable csv table (it is empty)")
-    header, *body = rows
-    repeated = {name for name in header if header.count(name) > 1}
-    if repeated:
-        raise PromptError(f"{path.name}: expected every column once, found {sorted(repeated)[0]!r} more than once")
-    for place, row in enumerate(body, start=1):
-        if len(row) != len(header):
-            raise PromptError(
-                f"{path.name}, row {place}: expected {len(header)} fields as in the header, found {len(row)}; "
-                "a text with a comma in it needs quotes around it"
-            )
-    return pd.DataFrame(body, columns=header)
 
 
 def _labelled_lines(path: Path) -> pd.DataFrame:
@@ -314,31 +361,9 @@ def _json(text: str, name: str, where: str):
 
 def _decode(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise PromptError(
-            f"{path.name}, line {row}: expected UTF-8 text, found byte {error.object[error.start]:#x}"
-        ) from error
+        return decode(path.read_bytes(), path.name)
     except OSError as error:
         raise PromptError(f"cannot read {path.name}: {error.strerror}") from error
-
-
-def _column(frame: pd.DataFrame, wanted: str | None, usual: tuple[str, ...], path: Path, kind: str) -> str:
-    names = [str(name) for name in frame.columns]
-    if wanted is not None:
-        if wanted in names:
-            return wanted
-    else:
-        for candidate in usual:
-            for name in names:
-                if name.strip().lower() == candidate:
-                    return name
-    expected = f"called {wanted!r}" if wanted else f"called {' or '.join(usual)}"
-    raise PromptError(
-        f"{path.name}: expected a {kind} column {expected}, found {', '.join(names) or 'no columns'}; "
-        f"name it with --{kind}-column"
-    )
 
 
 def _texts(frame: pd.DataFrame, column: str, name: str) -> list[str]:

@@ -268,6 +268,31 @@ def draw_correlation(ranks: np.ndarray, other_ranks: np.ndarray, counts: np.ndar
         return np.where(variances > 1e-18, covariance / np.sqrt(variances), np.nan)
 
 
+def draw_prompts(prompts: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each prompt counts: once each in the first row, drawn with replacement in the others (Efron 1979).
+
+    Returns:
+        ``(1 + draw, prompt)``.
+    """
+    return np.vstack([np.ones(prompts), rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=draws)])
+
+
+def correlation_interval(values: np.ndarray, other_ranks: np.ndarray, counts: np.ndarray) -> tuple[float, float, float]:
+    """Spearman's rho of values that no draw changes, and its 95 % bootstrap interval.
+
+    Args:
+        values: ``(prompt,)``.
+        other_ranks: ``(1 + draw, prompt)`` :func:`draw_ranks` of the other values.
+        counts: of :func:`draw_prompts`.
+
+    Returns:
+        The correlation, its lower and its upper bound; NaN where either does not vary.
+    """
+    rho = draw_correlation(draw_ranks(np.broadcast_to(values, counts.shape), counts), other_ranks, counts)
+    low, high = interval(rho[1:], rho[0], -1.0, 1.0)
+    return float(rho[0]), float(low), float(high)
+
+
 def permutation_p(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
     """Share of permutations that reach the observed number, itself counted: ``(1 + b) / (1 + m)``.
 

@@ -1,0 +1,85 @@
+"""How projection goes with how harmful people find a prompt."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from refusal_core.figures.style import (
+    ACCENT,
+    GREY,
+    LABEL_COLOUR,
+    LABEL_DASH,
+    LABEL_SYMBOL,
+    PROBE,
+    blank,
+    interval_line,
+    safe,
+    site_axis,
+)
+from refusal_core.runs import Run
+
+_GROUPS = {
+    "all": ("all rated prompts", GREY, "dot"),
+    "harmful": ("within harmful", LABEL_COLOUR["harmful"], LABEL_DASH["harmful"]),
+    "harmless": ("within harmless", LABEL_COLOUR["harmless"], LABEL_DASH["harmless"]),
+    "transfer": ("transfer sets", PROBE, "dashdot"),
+}
+
+
+def over_layers(run: Run, by_site: pd.DataFrame, site: int) -> go.Figure:
+    """Spearman's rho of projection and rating over the layers, a line each group that has one.
+
+    Args:
+        by_site: of :func:`refusal_core.ratings.by_site`.
+    """
+    figure = blank(380)
+    for group, (name, colour, dash) in _GROUPS.items():
+        table = by_site[by_site["group"].eq(group)]
+        if table["rho"].notna().any():
+            interval_line(figure, run, table, "rho", name, colour, dash)
+    figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
+    figure.add_vline(x=site, line={"color": ACCENT, "width": 1.5, "dash": "dot"})
+    site_axis(figure, run)
+    figure.update_yaxes(title_text="Spearman's ρ")
+    return figure
+
+
+def against_rating(run: Run, rated: pd.DataFrame, site: int) -> go.Figure:
+    """Every rated prompt: its projection at a site against its mean rating; transfer prompts are drawn open.
+
+    Points carry the prompt's row in the run as ``customdata[0]``.
+
+    Args:
+        rated: of :func:`refusal_core.ratings.disagreements` at this site.
+    """
+    figure = blank(420)
+    for fitted, kind in ((True, ""), (False, ", transfer")):
+        for label in ("harmless", "grey", "harmful"):
+            table = rated[rated["label"].eq(label) & rated["fitted"].eq(fitted)]
+            if table.empty:
+                continue
+            hover = [
+                f"{safe(text)}<br><br>rated {rating:.3g} by {n}"
+                for text, rating, n in zip(table["text"], table["rating"], table["n_raters"], strict=True)
+            ]
+            figure.add_scatter(
+                x=table["projection"],
+                y=table["rating"],
+                mode="markers",
+                name=label + kind,
+                marker={
+                    "color": LABEL_COLOUR[label],
+                    "symbol": LABEL_SYMBOL[label] + ("" if fitted else "-open"),
+                    "size": 8,
+                    "opacity": 0.75,
+                },
+                selected={"marker": {"opacity": 1}},
+                unselected={"marker": {"opacity": 0.75}},
+                customdata=list(zip(table.index.tolist(), hover, strict=True)),
+                hovertemplate="%{customdata[1]}<extra></extra>",
+            )
+    figure.update_xaxes(title_text=f"projection at {run.site_label(site)} (activation units)")
+    figure.update_yaxes(title_text="mean rating")
+    figure.update_layout(clickmode="event+select")
+    return figure

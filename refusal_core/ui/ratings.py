@@ -1,0 +1,296 @@
+"""The parts of the Ratings page, and of the page on which a person rates prompts blind."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import BinaryIO, cast
+
+import pandas as pd
+import streamlit as st
+
+from refusal_core import raters, ratings
+from refusal_core.errors import RefusalError
+from refusal_core.figures import ratings as figures
+from refusal_core.ratings import Ratings
+from refusal_core.runs import Run
+from refusal_core.ui.layout import chart, plain
+from refusal_core.ui.selection import newly
+
+_RATER, _BACK, _SKIPPED, _FAILED = "rate_rater", "rate_back", "rate_skipped", "rate_failed"
+_MADE_HERE, _FILE = "Made here", "From a csv file"
+_DISAGREEMENTS = {
+    "text": st.column_config.TextColumn("prompt", width=420),
+    "rating": st.column_config.NumberColumn("rating", format="%.2f", help="Mean over raters."),
+    "n_raters": st.column_config.NumberColumn("raters", width="small"),
+    "projection": st.column_config.NumberColumn(
+        "projection", format="%.3f", help="In activation units, at this layer."
+    ),
+    "difference": st.column_config.NumberColumn(
+        "rank difference",
+        format="%+.0f",
+        help="Percentile of the rating less percentile of the projection among the rated prompts. Above 0: people find "
+        "it more harmful than its projection says.",
+    ),
+    "label": st.column_config.TextColumn("label", width="small"),
+    "category": st.column_config.TextColumn("category"),
+    "source": st.column_config.TextColumn("set", width="small"),
+}
+
+
+def chosen_ratings(run: Run) -> Ratings:
+    """The ratings to compare with; the page ends here, saying what to do, when there are none."""
+    chosen = st.segmented_control("Ratings", [_MADE_HERE, _FILE], default=_MADE_HERE, key="ratings_source")
+    try:
+        found = ratings.of_run(run, _uploaded() if chosen == _FILE else raters.all_ratings())
+    except RefusalError as error:
+        st.error("These ratings cannot be used.", icon=":material/error:")
+        st.text(str(error))
+        st.stop()
+    if found.table.empty and chosen == _FILE:
+        st.info(
+            "No prompt of this run is rated in this file. Ratings join by prompt_id, or by a prompt's exact text.",
+            icon=":material/link_off:",
+        )
+        st.text(ratings.account(found))
+        st.stop()
+    if found.table.empty:
+        st.info(
+            "Nobody has rated prompts of this run here yet. Rate some blind, or compare with a csv file of ratings.",
+            icon=":material/rate_review:",
+        )
+        st.page_link("pages/8_Rate.py", label="Rate prompts", icon=":material/rate_review:", width="content")
+        st.stop()
+    return found
+
+
+def overview(found: Ratings) -> None:
+    """How much is rated, by how many, and how far they agree."""
+    prompts, people, alpha = st.columns(3)
+    agreement = ratings.agreement(found)
+    prompts.metric("prompts rated", found.n_prompts)
+    people.metric("raters", found.n_raters)
+    alpha.metric(
+        "Krippendorff's α",
+        "–" if pd.isna(agreement) else f"{agreement:.2f}",
+        help="Of ordinal ratings. 1: raters agree, 0: as by chance. It needs prompts that two people rated.",
+    )
+    st.text(ratings.account(found))
+
+
+def over_layers(run: Run, found: Ratings, site: int) -> None:
+    """Correlation over the layers, in words and as a figure."""
+    numbers = _by_site(run.run_id, hashlib.sha256(ratings.to_csv(found)).hexdigest(), run, found)
+    st.markdown(plain(ratings.reading(run, numbers, site)))
+    if numbers["rho"].isna().all():
+        st.info(
+            f"A correlation needs at least {ratings.MINIMUM} rated prompts of a kind, not all rated the same.",
+            icon=":material/hourglass_empty:",
+        )
+        return
+    chart(figures.over_layers(run, numbers, site), "ratings_rho")
+    st.caption(
+        "Rank correlation of projection and mean rating, with 95 % intervals over prompts. Grey: labels together, on "
+        "prompts the direction was mostly fitted on. Pink: the transfer sets, which it was not."
+    )
+    with st.expander("The numbers", icon=":material/table_rows:"):
+        here = numbers[numbers["site"].eq(site)]
+        st.dataframe(here.drop(columns="site"), hide_index=True, width="stretch")
+
+
+def scatter(run: Run, rated: pd.DataFrame, site: int) -> int | None:
+    """The cloud of rated prompts; returns the row of a point that was just clicked."""
+    event = chart(
+        figures.against_rating(run, rated, site),
+        f"ratings_scatter_{run.run_id}_{site}",
+        on_select="rerun",
+        selection_mode="points",
+    )
+    points = event["selection"]["points"]
+    return newly("ratings_scatter", int(points[0]["customdata"][0]) if points else None)
+
+
+def disagreement_list(rated: pd.DataFrame) -> int | None:
+    """The rated prompts, largest disagreement first; returns the row of the run that was just chosen."""
+    event = st.dataframe(
+        rated,
+        column_order=list(_DISAGREEMENTS),
+        column_config=_DISAGREEMENTS,
+        hide_index=True,
+        width="stretch",
+        height=min(380, 38 + 35 * len(rated)),
+        on_select="rerun",
+        selection_mode="single-row",
+        key="ratings_disagreements",
+    )
+    rows = event["selection"]["rows"]
+    return newly("ratings_disagreements", int(rated.index[rows[0]]) if rows and rows[0] < len(rated) else None)
+
+
+def download(found: Ratings) -> None:
+    """The ratings as csv."""
+    st.download_button(
+        "Download as csv", ratings.to_csv(found), "ratings.csv", mime="text/csv", icon=":material/download:"
+    )
+
+
+def rater() -> str:
+    """Who rates; the page ends here until that is said."""
+    if _RATER not in st.session_state:
+        with st.form("rate_who", width=520):
+            typed = st.text_input("Your name, or a code", max_chars=raters.LONGEST_NAME)
+            st.caption("Ratings are kept under it. Give the same one to go on where you stopped.")
+            if st.form_submit_button("Begin", type="primary"):
+                try:
+                    st.session_state[_RATER] = raters.rater_name(typed)
+                    st.rerun()
+                except RefusalError as error:
+                    st.text(str(error))
+        st.stop()
+    return st.session_state[_RATER]
+
+
+def rate_prompts(run: Run, who: str) -> None:
+    """One prompt, the scale, and the way back."""
+    try:
+        given = raters.rated_by(who).table.set_index("prompt_id")["rating"]
+    except RefusalError as error:
+        st.error("Your earlier ratings cannot be read.", icon=":material/error:")
+        st.text(str(error))
+        st.stop()
+    texts = run.prompts.loc[raters.order(run, who)].set_index("prompt_id")["text"]
+    done = [prompt_id for prompt_id in given.index if prompt_id in texts.index]
+    st.progress(len(done) / len(texts), text=f"{len(done)} of {len(texts)} rated")
+    if failed := st.session_state.pop(_FAILED, None):
+        st.error("This rating was not kept.", icon=":material/error:")
+        st.text(failed)
+    back = st.session_state.get(_BACK)
+    corrected = back if back in done else None
+    shown = corrected or _next(list(texts.index), done)
+    if shown is None:
+        st.success("You have rated every prompt of this run. Thank you.", icon=":material/task_alt:")
+    else:
+        st.markdown(f"**{raters.QUESTION}**")
+        # One height, so that the buttons stay under the hand.
+        with st.container(height=170, border=True):
+            st.text(texts[shown])
+        _scale(who, shown, texts[shown], given.get(shown))
+    earlier = done[: done.index(corrected)] if corrected else done
+    with st.container(horizontal=True):
+        st.button(
+            "Back",
+            icon=":material/undo:",
+            shortcut="B",
+            help="See the prompt you rated before this one again, to correct it.",
+            disabled=not earlier,
+            on_click=_go_back,
+            args=(earlier[-1] if earlier else None,),
+        )
+        if corrected:
+            st.button("Leave it", icon=":material/redo:", shortcut="S", on_click=_go_back, args=(None,))
+        elif shown is not None:
+            st.button(
+                "Skip",
+                icon=":material/skip_next:",
+                shortcut="S",
+                key=f"rate_skip_{shown}",
+                help="Comes again at the end.",
+                on_click=_skip,
+                args=(shown,),
+            )
+
+
+def about_rater(who: str) -> None:
+    """Who is rating, and the ratings as csv."""
+    st.space("small")
+    st.text(f"Rating as {who}")
+    with st.container(horizontal=True):
+        st.button("Someone else", icon=":material/switch_account:", on_click=_leave)
+        for label, name, read in (
+            ("Download my ratings", "my-ratings.csv", lambda: raters.rated_by(who)),
+            ("Download everyone's", "ratings.csv", raters.all_ratings),
+        ):
+            try:
+                content = ratings.to_csv(read())
+            except RefusalError as error:
+                st.text(str(error))
+            else:
+                st.download_button(label, content, name, mime="text/csv", icon=":material/download:", on_click="ignore")
+
+
+def _uploaded() -> Ratings:
+    """What the chosen file says; the page ends here until there is one."""
+    file = cast(
+        "BinaryIO | None",
+        st.file_uploader(
+            "A csv with a rating column, and a prompt_id or text column to join by",
+            type="csv",
+            max_upload_size=ratings.MOST_BYTES // 1_000_000,
+            key="ratings_file",
+        ),
+    )
+    if file is None:
+        st.stop()
+    names = ratings.columns(file)
+    by_name = {name.strip().lower(): place for place, name in enumerate(names)}
+    rating, person = st.columns(2)
+    rating_column = rating.selectbox("Rating column", names, index=by_name.get("rating"), key="ratings_rating_column")
+    rater_column = person.selectbox(
+        "Rater column", names, index=by_name.get("rater"), key="ratings_rater_column", placeholder="one rater"
+    )
+    if rating_column is None:
+        st.info("Say which column holds the ratings.", icon=":material/table_view:")
+        st.stop()
+    return ratings.read_ratings(file, rating_column, rater_column)
+
+
+def _scale(who: str, prompt_id: str, text: str, given: float | None) -> None:
+    """Seven buttons. Each belongs to its prompt, so that a key pressed twice cannot rate one that was not read."""
+    low, high = st.columns(2)
+    low.caption(f"{raters.SCALE[0]} = {raters.ENDS[0]}")
+    high.caption(f"{raters.SCALE[-1]} = {raters.ENDS[1]}", text_alignment="right")
+    with st.container(horizontal=True, gap="small", key="rate_scale"):
+        for rating in raters.SCALE:
+            st.button(
+                str(rating),
+                key=f"rate_{rating}_{prompt_id}",
+                type="primary" if rating == given else "secondary",
+                shortcut=str(rating),
+                width="stretch",
+                on_click=_rate,
+                args=(who, prompt_id, text, rating),
+            )
+
+
+def _next(prompts: list[str], done: list[str]) -> str | None:
+    """The rater's next prompt: what was skipped comes after all others, and what was skipped again after that."""
+    skipped = st.session_state.get(_SKIPPED, [])
+    waiting = [prompt_id for prompt_id in prompts if prompt_id not in set(done)]
+    waiting.sort(key=lambda prompt_id: skipped.index(prompt_id) if prompt_id in skipped else -1)
+    return waiting[0] if waiting else None
+
+
+def _rate(who: str, prompt_id: str, text: str, rating: int) -> None:
+    try:
+        raters.rate(who, prompt_id, text, rating)
+        _go_back(None)
+    except RefusalError as error:
+        st.session_state[_FAILED] = str(error)
+
+
+def _skip(prompt_id: str) -> None:
+    skipped = [other for other in st.session_state.get(_SKIPPED, []) if other != prompt_id]
+    st.session_state[_SKIPPED] = [*skipped, prompt_id]
+
+
+def _go_back(prompt_id: str | None) -> None:
+    st.session_state[_BACK] = prompt_id
+
+
+def _leave() -> None:
+    for key in (_RATER, _BACK, _SKIPPED):
+        st.session_state.pop(key, None)
+
+
+@st.cache_data(max_entries=8, show_spinner="Comparing ratings with projections …")
+def _by_site(run_id: str, sha256: str, _run: Run, _ratings: Ratings) -> pd.DataFrame:
+    return ratings.by_site(_run, _ratings)
