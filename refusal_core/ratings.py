@@ -203,14 +203,20 @@ def agreement(ratings: Ratings) -> float:
 
 
 def account(ratings: Ratings) -> str:
-    """What was rated by whom, how far the raters agree, and what was left out, in words."""
+    """What was rated by whom, how far the raters agree, and what is not compared, in words."""
     raters = f"{ratings.n_raters} rater{'s' * (ratings.n_raters != 1)}"
     said = [f"{ratings.n_prompts} of this run's prompts are rated, by {raters}."]
     alpha = agreement(ratings)
     if np.isfinite(alpha):
         said.append(f"Krippendorff's α = {alpha:.2f} (ordinal; 1: raters agree, 0: as by chance).")
     elif ratings.n_raters > 1:
-        said.append("How far raters agree cannot be said: too few prompts in common, or no common scale.")
+        said.append("How far they agree cannot be said: too few prompts in common, or no common scale.")
+    return " ".join([*said, left_out(ratings)]).strip()
+
+
+def left_out(ratings: Ratings) -> str:
+    """What of the ratings is not compared, in words; empty when all of it is."""
+    said = []
     for count, what in (
         (ratings.elsewhere, "of prompts that this run does not have, left out"),
         (ratings.repeated, "given again by the same rater: the last one counts"),

@@ -14,13 +14,13 @@ import streamlit as st
 from conftest import HOSTILE, N_LAYERS, RUN, save_synthetic_run, synthetic_prompts
 from streamlit.testing.v1 import AppTest
 
-from refusal_core import behaviour
+from refusal_core import behaviour, raters
 from refusal_core.runs import open_run, save_addition
 from refusal_core.scoring import Score
 from refusal_core.ui import jobs, live
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("1_Layers", "2_Evidence", "3_Outliers", "4_Live_score", "5_Behaviour")
+PAGES = ("1_Layers", "2_Evidence", "3_Outliers", "4_Live_score", "5_Behaviour", "7_Ratings", "8_Rate")
 
 
 @pytest.fixture(autouse=True)
@@ -274,6 +274,160 @@ def test_damaged_behaviour_is_an_error_on_its_page_alone(with_replies):
     assert visit("1_Layers").title
     save_addition(with_replies, "behaviour", with_replies.prompts[["prompt_id"]], {"rules": {}})
     assert "lacks columns" in visit("5_Behaviour").text[-1].value
+
+
+@pytest.fixture
+def own_cache(synthetic_cache, tmp_path, monkeypatch):
+    """A copy of the cache, in which ratings can be made."""
+    cache = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, cache)
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    return cache
+
+
+def begin(name: str) -> AppTest:
+    """The page on which a person rates, after they gave their name."""
+    app = visit("8_Rate", run=RUN)
+    app.text_input[0].set_value(name)
+    return press(app, "Begin")
+
+
+def press(app: AppTest, label: str) -> AppTest:
+    next(button for button in app.button if button.label == label).click().run()
+    assert not app.exception, app.exception
+    return app
+
+
+def prompt_shown(app: AppTest) -> str:
+    return app.text[0].value
+
+
+def test_rating_goes_on_where_it_stopped_in_a_new_session(own_cache):
+    run = open_run(RUN)
+    texts = [run.prompts["text"][row] for row in raters.order(run, "Ana")]
+    app = begin("Ana")
+    for place, label in enumerate(("harmless", "extremely", "somewhat")):
+        assert prompt_shown(app) == texts[place]
+        press(app, label)
+        # On disk before the next prompt is shown.
+        assert raters.rated_by("Ana").table["text"].tolist() == texts[: place + 1]
+    app = begin(" ana ")
+    assert prompt_shown(app) == texts[3]
+    assert raters.rated_by("Ana").table["rating"].tolist() == [1, 7, 4]
+    assert prompt_shown(begin("Ben")) != texts[3]
+
+
+def test_a_rating_can_be_corrected_and_a_prompt_skipped(own_cache):
+    run = open_run(RUN)
+    texts = [run.prompts["text"][row] for row in raters.order(run, "Ana")]
+    app = press(press(begin("Ana"), "harmless"), "very")
+    press(press(app, "Back"), "Back")
+    assert prompt_shown(app) == texts[0]
+    assert [button.label for button in app.button if button.proto.type == "primary"] == ["harmless"]
+    press(app, "clearly")
+    assert raters.rated_by("Ana").table["rating"].tolist() == [5, 6]
+    assert prompt_shown(app) == texts[2]
+    press(press(app, "Back"), "Leave it")
+    assert prompt_shown(app) == texts[2]
+    assert prompt_shown(press(app, "Skip")) == texts[3]
+    for prompt_id, text in zip(run.prompts["prompt_id"], run.prompts["text"], strict=True):
+        if text not in texts[2:4]:
+            raters.rate("Ana", prompt_id, text, 3)
+    assert prompt_shown(press(app, "slightly")) == texts[2]
+    press(app, "slightly")
+    assert "every prompt" in app.success[0].value
+
+
+def test_whoever_rates_sees_nothing_of_the_run(tmp_path, monkeypatch):
+    prompts = synthetic_prompts()
+    texts = [f"Prompt {row}" for row in range(len(prompts))]
+    prompts = prompts.assign(text=texts, category="Zebra", pair_id="quagga-" + prompts["pair_id"], note="okapi")
+    hidden = np.random.default_rng(0).normal(size=(len(prompts), 3, 24))
+    save_synthetic_run(hidden, prompts, tmp_path / "cache")
+    monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "cache"))
+    app = begin("Ana")
+    seen = set()
+    for _ in range(20):
+        sent = "\n".join(str(getattr(node, "proto", "")) for node in app._tree)
+        assert sent.count("Prompt ") == 1
+        seen.add(prompt_shown(app))
+        # The question and the scale have words in common with the labels.
+        unlabelled = sent.replace(raters.QUESTION, "").replace('"harmless"', "")
+        hidden_words = ["harmful", "harmless", "grey", "Zebra", "quagga", "okapi", "borderline", "probe", "projection"]
+        assert not [word for word in hidden_words if word in unlabelled]
+        assert not app.metric
+        assert not app.dataframe
+        press(app, "somewhat")
+    assert len(seen) == 20
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_prompt_is_rated_as_text(own_cache, text):
+    run = open_run(RUN)
+    for prompt_id, other in zip(run.prompts["prompt_id"], run.prompts["text"], strict=True):
+        if other != text:
+            raters.rate("Ana", prompt_id, other, 3)
+    app = begin("Ana")
+    assert prompt_shown(app) == text
+    assert text not in shown(app)
+
+
+def test_a_rating_that_cannot_be_kept_says_so_and_stays(own_cache):
+    app = begin("Ana")
+    text = prompt_shown(app)
+    (own_cache / ".ratings").write_text("in the way")
+    press(app, "somewhat")
+    assert "was not kept" in app.error[0].value
+    assert text in [each.value for each in app.text]
+    (own_cache / ".ratings").unlink()
+    assert prompt_shown(press(app, "somewhat")) != text
+
+
+def test_damaged_ratings_are_an_error_on_their_pages_alone(own_cache):
+    press(begin("Ana"), "somewhat")
+    path = next((own_cache / ".ratings").glob("*.csv"))
+    path.write_bytes(b"\xff")
+    app = visit("7_Ratings")
+    assert "cannot be used" in app.error[0].value
+    assert path.name in app.text[0].value
+    assert "cannot be read" in begin("Ana").error[0].value
+    assert prompt_shown(begin("Ben"))
+    assert visit("1_Layers").title
+
+
+def test_ratings_say_what_to_do_where_there_are_none_and_compare_those_there_are(own_cache):
+    app = visit("7_Ratings", run=RUN)
+    assert "Nobody has rated" in app.info[0].value
+    run = open_run(RUN)
+    for who in ("Ana", "Ben"):
+        for row in raters.order(run, who)[:30]:
+            rating = int(np.clip(4 + run.projections[row, -1], 1, 7))
+            raters.rate(who, run.prompts["prompt_id"][row], run.prompts["text"][row], rating)
+    app = visit("7_Ratings", run=RUN, site=str(N_LAYERS))
+    metrics = {metric.label: metric.value for metric in app.metric}
+    table = raters.all_ratings().table
+    assert metrics["prompts rated"] == str(table["prompt_id"].nunique())
+    assert metrics["Krippendorff's α"] == "1.00"
+    assert "rated higher" in shown(app)
+    assert len(app.dataframe[-1].value) == table["prompt_id"].nunique()
+
+
+def test_a_file_of_ratings_is_compared_or_refused_in_a_sentence(own_cache):
+    run = open_run(RUN)
+    table = run.prompts[["text"]].assign(harm=run.projections[:, -1])
+    app = visit("7_Ratings", run=RUN, site=str(N_LAYERS))
+    app.segmented_control(key="ratings_source").set_value("From a csv file").run()
+    app.file_uploader(key="ratings_file").upload("harm.csv", table.to_csv(index=False).encode(), "text/csv").run()
+    assert "Say which column" in app.info[0].value
+    next(each for each in app.selectbox if each.label == "Rating column").set_value("harm").run()
+    assert not app.exception
+    assert "ρ = 1.00" in shown(app)
+    next(each for each in app.selectbox if each.label == "Rating column").set_value("text").run()
+    assert "expected a number as rating" in app.text[0].value
+    for content, says in ((b"\xff", "expected UTF-8"), (b"text,rating\nother,1\n", "1 rating of prompts")):
+        app.file_uploader(key="ratings_file").upload("bad.csv", content, "text/csv").run()
+        assert not app.exception
+        assert says in app.text[0].value
 
 
 class FakeScorer:

@@ -20,7 +20,7 @@ PAGES = (
     ("pages/3_Outliers.py", "Outliers", "find_in_page"),
     ("pages/5_Behaviour.py", "Behaviour", "forum"),
     ("pages/7_Ratings.py", "Ratings", "reviews"),
-    ("pages/8_Rate.py", "Rate", "rate_review"),
+    ("pages/8_Rate.py", "Rate prompts", "rate_review"),
     ("pages/4_Live_score.py", "Live score", "edit_note"),
 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import BinaryIO, cast
 
 import pandas as pd
 import streamlit as st
@@ -16,7 +15,8 @@ from refusal_core.runs import Run
 from refusal_core.ui.layout import chart, plain
 from refusal_core.ui.selection import newly
 
-_RATER, _BACK, _SKIPPED, _FAILED = "rate_rater", "rate_back", "rate_skipped", "rate_failed"
+_RATER, _SHOWN, _BACK = "rate_rater", "rate_shown", "rate_back"
+_SKIPPED, _FAILED = "rate_skipped", "rate_failed"
 _MADE_HERE, _FILE = "Made here", "From a csv file"
 _DISAGREEMENTS = {
     "text": st.column_config.TextColumn("prompt", width=420),
@@ -51,7 +51,7 @@ def chosen_ratings(run: Run) -> Ratings:
             "No prompt of this run is rated in this file. Ratings join by prompt_id, or by a prompt's exact text.",
             icon=":material/link_off:",
         )
-        st.text(ratings.account(found))
+        st.text(ratings.left_out(found))
         st.stop()
     if found.table.empty:
         st.info(
@@ -74,7 +74,8 @@ def overview(found: Ratings) -> None:
         "–" if pd.isna(agreement) else f"{agreement:.2f}",
         help="Of ordinal ratings. 1: raters agree, 0: as by chance. It needs prompts that two people rated.",
     )
-    st.text(ratings.account(found))
+    if missing := ratings.left_out(found):
+        st.text(missing)
 
 
 def over_layers(run: Run, found: Ratings, site: int) -> None:
@@ -219,23 +220,27 @@ def about_rater(who: str) -> None:
 
 def _uploaded() -> Ratings:
     """What the chosen file says; the page ends here until there is one."""
-    file = cast(
-        "BinaryIO | None",
-        st.file_uploader(
-            "A csv with a rating column, and a prompt_id or text column to join by",
-            type="csv",
-            max_upload_size=ratings.MOST_BYTES // 1_000_000,
-            key="ratings_file",
-        ),
+    file = st.file_uploader(
+        "A csv with a rating column, and a prompt_id or text column to join by",
+        type="csv",
+        max_upload_size=ratings.MOST_BYTES // 1_000_000,
+        key="ratings_file",
     )
     if file is None:
         st.stop()
     names = ratings.columns(file)
     by_name = {name.strip().lower(): place for place, name in enumerate(names)}
     rating, person = st.columns(2)
-    rating_column = rating.selectbox("Rating column", names, index=by_name.get("rating"), key="ratings_rating_column")
+    # Another file has other columns.
+    rating_column = rating.selectbox(
+        "Rating column", names, index=by_name.get("rating"), key=f"ratings_rating_column_{file.file_id}"
+    )
     rater_column = person.selectbox(
-        "Rater column", names, index=by_name.get("rater"), key="ratings_rater_column", placeholder="one rater"
+        "Rater column",
+        names,
+        index=by_name.get("rater"),
+        key=f"ratings_rater_column_{file.file_id}",
+        placeholder="one rater",
     )
     if rating_column is None:
         st.info("Say which column holds the ratings.", icon=":material/table_view:")
@@ -245,13 +250,12 @@ def _uploaded() -> Ratings:
 
 def _scale(who: str, prompt_id: str, text: str, given: float | None) -> None:
     """Seven buttons. Each belongs to its prompt, so that a key pressed twice cannot rate one that was not read."""
-    low, high = st.columns(2)
-    low.caption(f"{raters.SCALE[0]} = {raters.ENDS[0]}")
-    high.caption(f"{raters.SCALE[-1]} = {raters.ENDS[1]}", text_alignment="right")
+    st.session_state[_SHOWN] = prompt_id
     with st.container(horizontal=True, gap="small", key="rate_scale"):
-        for rating in raters.SCALE:
+        for rating, meaning in raters.SCALE.items():
+            # The button shows its key, which is the number.
             st.button(
-                str(rating),
+                meaning,
                 key=f"rate_{rating}_{prompt_id}",
                 type="primary" if rating == given else "secondary",
                 shortcut=str(rating),
@@ -270,6 +274,10 @@ def _next(prompts: list[str], done: list[str]) -> str | None:
 
 
 def _rate(who: str, prompt_id: str, text: str, rating: int) -> None:
+    # A key may still reach the buttons of the prompt before, which the browser keeps until the page is drawn.
+    if st.session_state.get(_SHOWN) != prompt_id:
+        return
+    st.session_state[_SHOWN] = None
     try:
         raters.rate(who, prompt_id, text, rating)
         _go_back(None)

@@ -23,7 +23,7 @@ from conftest import HOSTILE, N_LAYERS
 from conftest import RUN as SYNTHETIC
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from refusal_core import behaviour, pipeline
+from refusal_core import behaviour, pipeline, raters
 from refusal_core.models import load_model
 from refusal_core.openings import read_rules
 from refusal_core.runs import open_run
@@ -31,8 +31,8 @@ from refusal_core.scoring import score
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PAGES = ("", "Layers", "Evidence", "Outliers", "Live_score", "Behaviour")
-TITLES = ("Refusal directions", "Layers", "Evidence", "Outliers", "Live score", "Behaviour")
+PAGES = ("", "Layers", "Evidence", "Outliers", "Live_score", "Behaviour", "Ratings", "Rate")
+TITLES = ("Refusal directions", "Layers", "Evidence", "Outliers", "Live score", "Behaviour", "Ratings", "Rate")
 # Streamlit asks for these below a page's own address first, and then where they are.
 STREAMLITS_OWN = ("/_stcore/health", "/_stcore/host-config")
 
@@ -122,7 +122,7 @@ def open_page(browser: Browser, address: str):
 @pytest.mark.parametrize("path", PAGES)
 def test_every_page_fits_a_desk_and_a_phone_in_both_themes(open_page, path, theme):
     page = open_page(path, theme, run=SYNTHETIC)
-    if path not in ("Live_score", "Behaviour"):
+    if path not in ("Live_score", "Behaviour", "Ratings", "Rate"):
         expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=20_000)
     main = page.locator("[data-testid=stMain]")
     for width in (1280, 390):
@@ -216,6 +216,40 @@ def test_a_click_on_a_point_opens_its_prompt(open_page, scored_run):
     chosen = scored_run.prompts.set_index("prompt_id")["text"][_query(page)["prompt"]]
     expect(page.locator("[data-testid=stCode] code").first).to_have_text(chosen)
     expect(page.get_by_text("The reply opens:")).to_be_visible()
+
+
+def test_prompts_rated_by_key_and_by_mouse_are_kept_over_a_reload(open_page, cache):
+    run = open_run(SYNTHETIC, cache)
+    rows = raters.order(run, "Ana")
+    texts = [" ".join(_letters(run.prompts["text"][row]).split()) for row in rows]
+    page = open_page("Rate", run=SYNTHETIC)
+    prompt = page.locator("[data-testid=stMain] [data-testid=stText]").first
+
+    def begin() -> None:
+        page.get_by_label("Your name, or a code").fill("Ana")
+        page.keyboard.press("Enter")
+
+    def is_shown(place: int) -> None:
+        expect(page.get_by_text(f"{place} of {len(texts)} rated")).to_be_visible(timeout=20_000)
+        expect(page.locator(f".st-key-rate_7_{run.prompts['prompt_id'][rows[place]]} button")).to_be_visible()
+        _until(page, lambda: " ".join(_letters(prompt.text_content()).split()) == texts[place])
+
+    begin()
+    is_shown(0)
+    page.keyboard.press("7")
+    is_shown(1)
+    page.get_by_role("button", name="slightly").click()
+    is_shown(2)
+    page.keyboard.press("1")
+    is_shown(3)
+    page.reload()
+    begin()
+    is_shown(3)
+    assert raters.rated_by("Ana", cache).table["rating"].tolist() == [7, 3, 1]
+    page.keyboard.press("b")
+    expect(page.get_by_role("button", name="Leave it")).to_be_visible()
+    assert page.title() != "owned"
+    assert page.locator("[data-testid=stMain] img[src='x'], [data-testid=stMain] .katex").count() == 0
 
 
 @pytest.mark.parametrize("place", range(len(HOSTILE)))
