@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +233,8 @@ def test_a_killed_process_loses_no_rating(tmp_path):
         [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
     said = [process.stdout.readline() for _ in range(30)]
+    # Not at once, which would always be before the next one is begun.
+    time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     said += process.stdout.readlines()
     process.wait()
