@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from refusal_core import __version__, runs
+from refusal_core.conditions import PRESETS
 from refusal_core.devices import DTYPES
 from refusal_core.errors import RefusalError
 from refusal_core.progress_bars import ProgressBars
@@ -126,6 +127,29 @@ def _parser() -> argparse.ArgumentParser:
     ratings.add_argument("--rater-column", metavar="NAME", help="default: rater; without one, a file is one rater's")
     ratings.add_argument("--export", metavar="FILE", help="write the ratings there as csv")
     ratings.set_defaults(command=_ratings)
+
+    intervene = verbs.add_parser("intervene", help="ablate and add a run's direction, and measure what changes")
+    intervene.add_argument("run", metavar="RUN")
+    intervene.add_argument("--model", help="where the run's model is, when it came from a folder or a GGUF file")
+    intervene.add_argument("--limit", type=int, default=16, metavar="N", help="prompts a label (default: 16)")
+    intervene.add_argument("--source", metavar="SET", help="the set they are of (default: probe-pairs)")
+    intervene.add_argument("--controls", type=int, default=20, metavar="N", help="random directions a layer (20)")
+    intervene.add_argument(
+        "--control-layers",
+        type=int,
+        nargs="+",
+        default=list(PRESETS),
+        metavar="LAYER",
+        help="where controls are measured, besides the chosen layer (default: %(default)s)",
+    )
+    intervene.add_argument(
+        "--range", type=int, nargs=2, dest="span", metavar=("FIRST", "LAST"), help="also ablate these layers together"
+    )
+    intervene.add_argument("--seed", type=int, default=0, help="of the control directions")
+    intervene.add_argument("--again", action="store_true", help="measure anew what is kept already")
+    _machine(intervene)
+    _progress_file(intervene)
+    intervene.set_defaults(command=_intervene)
 
     export = verbs.add_parser("export", help="write the report's files of a run")
     export.add_argument("run", metavar="RUN")
@@ -332,6 +356,38 @@ def _ratings(options: argparse.Namespace) -> None:
     print(f"\n{ratings.reading(run, numbers, int(best['site'].iloc[0]))}\n\nstrongest layers")
     best["site"] = [run.site_label(site) for site in best["site"]]
     print(best.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+
+
+def _intervene(options: argparse.Namespace) -> None:
+    from refusal_core import effects, intervention
+    from refusal_core.openings import read_rules
+    from refusal_core.scoring import load_model_for
+
+    run = runs.open_run(options.run, options.cache)
+    found = None if options.again else intervention.recorded(run)
+    if found is not None:
+        print("the run has its interventions: nothing was computed (--again does)\n")
+        table = found[0]
+    else:
+        dtype = None if options.dtype == "auto" else options.dtype
+        with _progress(options) as progress:
+            table = intervention.record(
+                run,
+                load_model_for(run, options.model, options.device, dtype),
+                read_rules(),
+                limit=options.limit,
+                source=options.source,
+                random_directions=options.controls,
+                control_layers=options.control_layers,
+                span=options.span,
+                seed=options.seed,
+                progress=progress,
+            )
+    summary = effects.summarise(run, table)
+    print("\n".join(effects.reading(run, table, summary)), end="\n\n")
+    print(effects.numbers(run, summary).to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="–"))
+    print("\nThe published choice, least bypass first:")
+    print(effects.candidates(run, table).head(10).to_string(index=False, float_format=lambda value: f"{value:.2f}"))
 
 
 def _printable(text: str) -> str:

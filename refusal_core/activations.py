@@ -98,6 +98,17 @@ class ResidualReader:
         """Template tokens whose keys and values are reused; 0 when every prompt is run whole."""
         return len(self._template_ids) if self._prefix_cache is not None else 0
 
+    @property
+    def template_end(self) -> int:
+        """How many tokens the template puts after every prompt; the last of them is where directions are read."""
+        return len(self._template_end)
+
+    def shared_prefix(self, sequences: list[list[int]]) -> list[int]:
+        """The template tokens that these prompts begin with and that need to be run only once; empty for none."""
+        prefix = self._template_ids[: self.prefix_tokens]
+        shared = len(sequences[0]) > len(prefix) and all(ids[: len(prefix)] == prefix for ids in sequences)
+        return prefix if shared else []
+
     def encode(self, text: str) -> list[int]:
         """Token ids of the templated prompt, generation prompt included."""
         return render(self.chat_model.tokenizer, text, self.system_prompt)
@@ -108,8 +119,12 @@ class ResidualReader:
         Returns:
             ``(prompt, site, d_model)`` float32, and the first reply token's logits ``(prompt, vocabulary)`` float32.
         """
-        kept, logits = self._forward(sequences, last_only=True)
+        kept, logits = self._forward(sequences, last=1)
         return kept[:, :, 0].cpu().numpy(), logits
+
+    def read_end(self, sequences: list[list[int]], last: int) -> np.ndarray:
+        """Read prompts of one length at their last few tokens: ``(prompt, site, token, d_model)`` float32."""
+        return self._forward(sequences, last)[0].cpu().numpy()
 
     def open_reply(self, sequences: list[list[int]]) -> tuple[torch.Tensor, Cache]:
         """Run prompts of one length up to where their replies begin.
@@ -118,14 +133,14 @@ class ResidualReader:
             The first reply token's logits ``(prompt, vocabulary)`` float32, and the prompts' keys and values.
         """
         ids, options = self._inputs(sequences)
-        with torch.inference_mode():
+        with torch.inference_mode(), contiguous_head(self.chat_model):
             output = self.chat_model.model(ids, logits_to_keep=1, **(options | {"use_cache": True}))
         return output.logits[:, -1].float(), output.past_key_values
 
     def read_tokens(self, text: str) -> TokenReading:
         """Read one prompt at each of its tokens."""
         ids = self.encode(text)
-        kept, logits = self._forward([ids], last_only=False)
+        kept, logits = self._forward([ids], last=len(ids))
         hidden = kept[0].transpose(0, 1).cpu().numpy()
         offset = len(ids) - hidden.shape[0]
         start = max(len(_common_prefix(ids, self._template_ids)), offset)
@@ -158,19 +173,21 @@ class ResidualReader:
         error = np.linalg.norm(with_prefix - plain, axis=-1) / np.linalg.norm(plain, axis=-1)
         return bool((error < _TOLERANCE[self.chat_model.dtype]).all())
 
-    def _forward(self, sequences: list[list[int]], last_only: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run prompts of one length; hidden states ``(prompt, site, position, d_model)`` and last logits, float32."""
+    def _forward(self, sequences: list[list[int]], last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run prompts of one length; hidden states ``(prompt, site, token, d_model)`` and last logits, float32.
+
+        The hidden states are those of the ``last`` tokens, or of all that had to be run where these are fewer.
+        """
         ids, options = self._inputs(sequences)
-        with torch.inference_mode(), _kept_states(self.chat_model, last_only) as kept:
+        with torch.inference_mode(), _kept_states(self.chat_model, last) as kept, contiguous_head(self.chat_model):
             logits = self.chat_model.model(ids, logits_to_keep=1, **options).logits[:, -1].float()
         return torch.stack(kept, dim=1), logits
 
     def _inputs(self, sequences: list[list[int]]) -> tuple[torch.Tensor, dict]:
         """What the model is called with for prompts of one length: new tokens, and the keys and values before them."""
-        prefix = self.prefix_tokens
-        shared = len(sequences[0]) > prefix and all(ids[:prefix] == self._template_ids for ids in sequences)
         options: dict = {"use_cache": False}
-        if self._prefix_cache is not None and shared:
+        prefix = len(self.shared_prefix(sequences))
+        if prefix and self._prefix_cache is not None:
             cache = copy.deepcopy(self._prefix_cache)
             cache.batch_repeat_interleave(len(sequences))
             options = {"past_key_values": cache, "use_cache": True}
@@ -258,25 +275,39 @@ def refusal_log_odds(logits: torch.Tensor, refusal_ids: list[int]) -> np.ndarray
 
 
 @contextmanager
-def _kept_states(chat_model: ChatModel, last_only: bool) -> Iterator[list[torch.Tensor]]:
-    """Collect what leaves each block and the final norm, in site order, as float32 ``(prompt, position, d_model)``."""
-    kept: list[torch.Tensor] = []
-
-    def keep(module, arguments, output) -> None:
-        states = output[0] if isinstance(output, tuple) else output
-        kept.append((states[:, -1:] if last_only else states).float())
+def contiguous_head(chat_model: ChatModel) -> Iterator[None]:
+    """Let the vocabulary projection of one position cost no more than that."""
 
     def contiguous(module, arguments) -> tuple:
         # transformers passes a strided slice, which torch multiplies as a batch, copying the whole vocabulary matrix.
         return (arguments[0].contiguous(), *arguments[1:])
 
+    handle = chat_model.lm_head.register_forward_pre_hook(contiguous)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _kept_states(chat_model: ChatModel, last: int) -> Iterator[list[torch.Tensor]]:
+    """Collect what leaves each block and the final norm, in site order, as float32 ``(prompt, token, d_model)``."""
+    kept: list[torch.Tensor] = []
+
+    def keep(module, arguments, output) -> None:
+        kept.append(residual_stream(output)[:, -last:].float())
+
     handles = [module.register_forward_hook(keep) for module in [*chat_model.blocks, chat_model.final_norm]]
-    handles.append(chat_model.lm_head.register_forward_pre_hook(contiguous))
     try:
         yield kept
     finally:
         for handle in handles:
             handle.remove()
+
+
+def residual_stream(output: torch.Tensor | tuple) -> torch.Tensor:
+    """The hidden states ``(prompt, token, d_model)`` in what a block returns, which may hold more beside them."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def batches(n_tokens: np.ndarray, prefix: int, batch_tokens: int) -> Iterator[np.ndarray]:

@@ -68,8 +68,13 @@ def fit_directions(hidden: np.ndarray, is_harmful: np.ndarray) -> Directions:
         )
     if not is_harmful.any() or is_harmful.all():
         raise ValueError("a direction needs prompts of both labels")
-    harmful = hidden[is_harmful].mean(axis=0, dtype=np.float64)
-    harmless = hidden[~is_harmful].mean(axis=0, dtype=np.float64)
+    return directions_of_means(
+        hidden[is_harmful].mean(axis=0, dtype=np.float64), hidden[~is_harmful].mean(axis=0, dtype=np.float64)
+    )
+
+
+def directions_of_means(harmful: np.ndarray, harmless: np.ndarray) -> Directions:
+    """The directions between two labels' mean activations, ``(site, d_model)`` float64 each."""
     difference = harmful - harmless
     norm = np.linalg.norm(difference, axis=-1, keepdims=True)
     # Two means that agree to the last bits of float32 differ by rounding alone.

@@ -99,23 +99,28 @@ class Scorer:
         if template_sha256(chat_model.tokenizer) != template["sha256"]:
             raise ModelError(f"the chat template of {chat_model.info.name} is not the one this run was made with")
         self.run = run
-        self._reader = ResidualReader(chat_model, template["system_prompt"])
+        self.reader = ResidualReader(chat_model, template["system_prompt"])
 
-    def score(self, text: str) -> Score:
-        """Score one prompt at every site.
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt with its template.
 
         Raises:
             PromptError: for an empty text, or one longer than the run's token limit.
         """
         if not text.strip():
             raise PromptError("expected a prompt, got an empty text")
-        n_tokens = len(self._reader.encode(text))
+        ids = self.reader.encode(text)
         limit = self.run.manifest["template"]["token_limit"]
-        if n_tokens > limit:
+        if len(ids) > limit:
             raise PromptError(
-                f"the prompt is {n_tokens} tokens long with its template, expected at most {limit}; shorten it"
+                f"the prompt is {len(ids)} tokens long with its template, expected at most {limit}; shorten it"
             )
-        return _placed(self.run, text, self._reader.read_tokens(text))
+        return ids
+
+    def score(self, text: str) -> Score:
+        """Score one prompt at every site. Raises what :meth:`encode` raises."""
+        self.encode(text)
+        return _placed(self.run, text, self.reader.read_tokens(text))
 
 
 def score(chat_model: ChatModel, run: Run, texts: list[str]) -> list[Score]:

@@ -154,6 +154,58 @@ def _random_model(config: transformers.PreTrainedConfig) -> transformers.PreTrai
         return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
+PLANTED_LAYER, READING_LAYER = 2, 4
+PLANTED_SIGN = "!"
+
+
+def planted_model() -> ChatModel:
+    """A Llama of 6 blocks whose weights are set by hand: it refuses if and only if one direction is strong enough.
+
+    A prompt with :data:`PLANTED_SIGN` in it moves the residual stream along one dimension after block
+    :data:`PLANTED_LAYER`, at every later token. Block :data:`READING_LAYER` holds that against a threshold; above it
+    the reply is "I cannot", below it "Sure". Block 0 spreads what tokens look like, which says nothing of refusing but
+    tells prompts with the sign from others.
+    """
+    harm, noticed, constant, refuse, chain, looks = 0, 1, 2, 3, 4, range(32, 256)
+    tokenizer = tiny_tokenizer()
+    config = tiny_config(
+        "llama",
+        # Wide, so that a random direction is nearly orthogonal to the planted one.
+        hidden_size=256,
+        head_dim=64,
+        num_hidden_layers=6,
+        num_key_value_heads=4,
+        mlp_bias=True,
+        tie_word_embeddings=False,
+    )
+    model = _random_model(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            weights.fill_(1.0 if "norm" in name else 0.0)
+        embed, head, blocks = model.model.embed_tokens.weight, model.lm_head.weight, model.model.layers
+        # Large and the same for all tokens, so that the norms scale every state alike.
+        embed[:, constant] = 28.0
+        embed[:, looks] = 0.5 * torch.randn(len(embed), len(looks), generator=generator)
+        embed[tokenizer.encode(PLANTED_SIGN)[0], harm] = 40.0
+        # With queries and keys of 0 every token attends to all before it alike.
+        for dimension in looks:
+            blocks[0].self_attn.v_proj.weight[dimension, dimension] = 1.0
+            blocks[0].self_attn.o_proj.weight[dimension, dimension] = 8.0
+        blocks[PLANTED_LAYER].self_attn.v_proj.weight[0, harm] = 1.0
+        blocks[PLANTED_LAYER].self_attn.o_proj.weight[noticed, 0] = 20.0
+        mlp = blocks[READING_LAYER].mlp
+        mlp.gate_proj.weight[0, noticed], mlp.gate_proj.bias[0] = 8.0, -7.0
+        mlp.up_proj.bias[0] = 1.0
+        mlp.down_proj.weight[refuse, 0] = 1.0
+        # Either reply is a chain of tokens, each of which has a dimension of its own that calls for the next.
+        for reply, caller, strength in (("I cannot", refuse, 2.0), ("Sure", constant, 0.35)):
+            for token in [*tokenizer.encode(reply), tokenizer.eos_token_id]:
+                head[token, caller] = strength
+                embed[token, chain], caller, strength, chain = 30.0, chain, 2.0, chain + 1
+    return wrap_model(model, tokenizer, tiny_info("llama", config))
+
+
 def write_tiny_gguf(path: Path) -> ChatModel:
     """Write a tiny Qwen2 model as an unquantised GGUF file and return the model that is in it."""
     chat_model = tiny_model("qwen2", tie_word_embeddings=False)

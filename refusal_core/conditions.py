@@ -1,0 +1,119 @@
+"""What an intervention consists of: edits of the model, one condition each, and which of them are asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ABLATE, ADD, PLAIN = "ablate", "add", "none"
+FOUND = "found"
+
+OWN = -1
+"""In place of the layer a direction was read at: every edited layer takes its own."""
+
+PRESETS = (9, 15, 18)
+"""The layers at which Experiment 0 proposes to intervene."""
+
+DOSES = (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0)
+CONTROL_DOSES = (-2.0, -1.0, 1.0, 2.0)
+
+CANDIDATE_DEPTH = 0.8
+"""The published rule chooses among layers below this share of the depth (Arditi et al. 2024, appendix C)."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One edit of the model.
+
+    Attributes:
+        edit: :data:`PLAIN`, :data:`ABLATE` or :data:`ADD`.
+        direction: :data:`FOUND`, or a control's name.
+        position: the token at which the direction was read, -1 for the last of the templated prompt.
+        read_at: the layer at which it was read, or :data:`OWN`.
+        layers: the blocks after which the residual stream is edited.
+        alpha: what is added, in units of the distance between the labels' means; 0 where nothing is.
+        openings: whether openings are generated.
+    """
+
+    edit: str
+    direction: str = FOUND
+    position: int = -1
+    read_at: int = OWN
+    layers: tuple[int, ...] = ()
+    alpha: float = 0.0
+    openings: bool = True
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What tells it from other conditions, as a table has it."""
+        return {
+            "edit": self.edit,
+            "direction": self.direction,
+            "position": self.position,
+            "read_at": self.read_at,
+            "layers": ",".join(map(str, self.layers)),
+            "alpha": self.alpha,
+        }
+
+
+COLUMNS = list(Condition(PLAIN).columns)
+
+
+def alone(layer: int, direction: str = FOUND, openings: bool = True) -> tuple[Condition, Condition]:
+    """A direction ablated, and added once, at the layer it was read at."""
+    return (
+        Condition(ABLATE, direction, read_at=layer, layers=(layer,), openings=openings),
+        Condition(ADD, direction, read_at=layer, layers=(layer,), alpha=1.0, openings=openings),
+    )
+
+
+def everywhere(
+    n_layers: int, layer: int, direction: str = FOUND, position: int = -1, openings: bool = True
+) -> Condition:
+    """A direction read at one layer and ablated at every layer."""
+    return Condition(ABLATE, direction, position, layer, tuple(range(n_layers)), openings=openings)
+
+
+def candidate_layers(n_layers: int) -> range:
+    """The layers that the published rule chooses from."""
+    return range(math.ceil(CANDIDATE_DEPTH * n_layers))
+
+
+def sweep(n_layers: int, positions: Sequence[int], span: tuple[int, int] | None = None) -> list[Condition]:
+    """Each layer alone, the presets together, all layers, and the candidates of the published choice.
+
+    Candidates are told apart by their first token alone, so no openings are generated for them.
+
+    Args:
+        positions: tokens at which candidate directions were read.
+        span: first and last layer of a range to ablate together as well, each layer its own direction.
+    """
+    conditions = [Condition(PLAIN), *(condition for layer in range(n_layers) for condition in alone(layer))]
+    together = [tuple(layer for layer in PRESETS if layer < n_layers), tuple(range(n_layers))]
+    if span is not None:
+        together.append(tuple(range(min(span), max(span) + 1)))
+    conditions += [Condition(ABLATE, layers=layers) for layers in together if len(layers) > 1]
+    for position in positions:
+        for layer in candidate_layers(n_layers):
+            conditions.append(everywhere(n_layers, layer, position=position, openings=False))
+            if position != -1:
+                conditions.append(Condition(ADD, FOUND, position, layer, (layer,), 1.0, openings=False))
+    return list(dict.fromkeys(conditions))
+
+
+def doses_and_controls(n_layers: int, layer: int, at: Sequence[int], controls: Sequence[str]) -> list[Condition]:
+    """Dose–response at one layer, and every control at some layers, at all layers together, and along the doses.
+
+    Openings take most of the time; of controls they are generated where the found direction is looked at most closely.
+    """
+    conditions = [Condition(ADD, FOUND, -1, layer, (layer,), dose) for dose in DOSES]
+    conditions.append(everywhere(n_layers, layer))
+    for control in controls:
+        conditions += [condition for place in at for condition in alone(place, control, openings=place == layer)]
+        conditions += [
+            Condition(ADD, control, -1, layer, (layer,), dose, openings=False) for dose in CONTROL_DOSES if dose != 1
+        ]
+        conditions.append(everywhere(n_layers, layer, control))
+    return conditions

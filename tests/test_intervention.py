@@ -1,0 +1,289 @@
+"""Interventions on a model that refuses, by its weights, if and only if one direction is strong enough."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import PLANTED_LAYER, PLANTED_SIGN, planted_model
+
+from refusal_core import conditions, effects, intervention, pipeline, runs
+from refusal_core.__main__ import main
+from refusal_core.conditions import ABLATE, ADD, FOUND, Condition
+from refusal_core.errors import RefusalError, RunError
+from refusal_core.models import load_model
+from refusal_core.openings import read_rules
+from refusal_core.runs import Run
+
+PROMPTS, LIMIT, CONTROLS = 24, 4, 6
+
+
+@pytest.fixture(scope="module")
+def planted_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "planted"
+    chat_model = planted_model()
+    chat_model.model.save_pretrained(folder)
+    chat_model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planted_run(planted_folder, tmp_path_factory) -> Run:
+    cache = tmp_path_factory.mktemp("cache")
+    rng = np.random.default_rng(0)
+    # Letters that are tokens of their own, so that all prompts are of one length and the planted direction is as strong
+    # in each harmful one.
+    rows = [
+        ("".join(rng.choice(list("bdgjkvwxz"), 20)) + sign, label)
+        for _ in range(PROMPTS)
+        for sign, label in ((PLANTED_SIGN, "harmful"), ("?", "harmless"))
+    ]
+    prompts = cache / "planted.csv"
+    pd.DataFrame(rows, columns=["text", "label"]).to_csv(prompts, index=False)
+    return pipeline.run(planted_folder, str(prompts), cache=cache, dtype="float32").run
+
+
+def measure(run: Run, folder, **options) -> pd.DataFrame:
+    given = {
+        "limit": LIMIT,
+        "source": run.contrast_name,
+        "random_directions": CONTROLS,
+        "control_layers": range(run.n_layers),
+    }
+    return intervention.record(run, load_model(folder, dtype="float32"), read_rules(), **(given | options))
+
+
+@pytest.fixture(scope="module")
+def table(planted_run, planted_folder) -> pd.DataFrame:
+    return measure(planted_run, planted_folder)
+
+
+@pytest.fixture(scope="module")
+def summary(planted_run, table) -> pd.DataFrame:
+    return effects.summarise(planted_run, table)
+
+
+def test_unedited_the_model_refuses_what_it_should(table, planted_run):
+    plain = table[table["edit"].eq("none")].merge(planted_run.prompts, on="prompt_id", suffixes=("", "_run"))
+    assert len(plain) == 2 * LIMIT
+    harmful = plain["label"].eq("harmful")
+    assert plain.loc[harmful, "opening_label"].eq("refuses").all()
+    assert plain.loc[harmful, "opening"].eq("I cannot").all()
+    assert plain.loc[~harmful, "opening"].eq("Sure").all()
+    assert plain["kl"].eq(0).all()
+    np.testing.assert_allclose(plain["refusal_log_odds"], plain["refusal_log_odds_run"], atol=1e-4)
+
+
+def test_the_directions_of_early_layers_separate_the_labels_and_change_nothing(planted_run, summary):
+    stats = planted_run.layer_stats.set_index("site")
+    assert (stats.loc[range(PLANTED_LAYER), "cohens_d"] > 1.5).all()
+    for edit, label in ((ABLATE, "harmful"), (ADD, "harmless")):
+        early = effects.over_layers(summary, edit, label).head(PLANTED_LAYER)
+        assert early["site"].tolist() == list(range(PLANTED_LAYER))
+        assert not any(effects.verdict(row) == "an effect" for _, row in early.iterrows())
+
+
+def test_the_sweep_finds_layer_and_sign(planted_run, summary):
+    for edit, label, sign in ((ABLATE, "harmful", -1), (ADD, "harmless", 1)):
+        swept = effects.over_layers(summary, edit, label)
+        found = [int(row["site"]) for _, row in swept.iterrows() if effects.verdict(row) == "an effect"]
+        assert found == list(range(PLANTED_LAYER, planted_run.n_layers))
+        assert (np.sign(swept["change"].iloc[PLANTED_LAYER:]) == sign).all()
+    bypassed = effects.over_layers(summary, ABLATE, "harmful").iloc[PLANTED_LAYER:]
+    induced = effects.over_layers(summary, ADD, "harmless").iloc[PLANTED_LAYER:]
+    assert bypassed["refuses"].eq(0).all()
+    assert induced["refuses"].eq(1).all()
+
+
+def test_controls_neither_remove_nor_induce_refusing(summary):
+    controls = summary[summary["direction"].ne(FOUND)]
+    assert set(controls["direction"]) == {
+        *(f"isotropic {number}" for number in (1, 2, 3)),
+        *(f"covariance {number}" for number in (1, 2, 3)),
+        "permuted",
+        "orthogonal",
+    }
+    by_name = controls[controls["direction"].isin(["orthogonal", "isotropic 1", "isotropic 2", "isotropic 3"])]
+    assert by_name[by_name["label"].eq("harmful") & by_name["edit"].eq(ABLATE)]["refusing"].eq(1).all()
+    once = by_name["edit"].eq(ADD) & by_name["alpha"].eq(1.0)
+    assert by_name[by_name["label"].eq("harmless") & once]["refusing"].eq(0).all()
+
+
+def test_more_of_the_direction_refuses_more(planted_run, table, summary):
+    layer = int(effects.published_choice(planted_run, table)["read_at"])
+    for label in ("harmful", "harmless"):
+        doses = effects.over_doses(summary, layer, label)
+        assert doses["alpha"].tolist() == sorted([*conditions.DOSES, 0.0])
+        assert (np.diff(doses["log_odds"]) > -0.2).all()
+    doses = effects.over_doses(summary, layer, "harmful").set_index("alpha")
+    assert doses.loc[[-2.0, -1.5, -1.0], "refuses"].eq(0).all()
+    doses = effects.over_doses(summary, layer, "harmless").set_index("alpha")
+    assert doses.loc[1.0, "refuses"] == 1
+    assert doses.loc[[1.0, 1.5, 2.0], "refusing"].eq(1).all()
+
+
+def test_the_published_rule_chooses_a_layer_that_carries_refusing(planted_run, table):
+    candidates = effects.candidates(planted_run, table)
+    assert set(candidates["read_at"]) == set(range(5))
+    assert candidates["position"].nunique() > 1
+    chosen = effects.published_choice(planted_run, table)
+    assert chosen["read_at"] >= PLANTED_LAYER
+    assert chosen["kl"] <= effects.MOST_KL
+    assert chosen["induce"] >= 0
+    assert chosen["bypass"] == candidates.loc[candidates["allowed"], "bypass"].min()
+    # Nothing qualifies once every candidate diverges.
+    assert effects.published_choice(planted_run, table.assign(kl=1.0)) is None
+
+
+def test_a_shifted_reading_position_gives_the_runs_own_direction(planted_run, planted_folder):
+    from refusal_core.activations import ResidualReader
+
+    reader = ResidualReader(load_model(planted_folder, dtype="float32"))
+    unit, distance = intervention._read_vectors(
+        planted_run, reader, range(-reader.template_end, 0), ["permuted"], 0, lambda *_: None
+    )
+    own = intervention.own_vectors(planted_run)
+    assert reader.template_end > 1
+    np.testing.assert_allclose(unit[FOUND, -1], own.unit[FOUND, -1], atol=1e-4)
+    np.testing.assert_allclose(distance[-1], own.distance[-1], rtol=1e-4)
+    assert np.abs(unit["permuted", -1]).max() > 0
+
+
+def test_stopped_three_times_it_computes_nothing_twice_and_changes_no_number(
+    planted_run, planted_folder, table, monkeypatch, tmp_path
+):
+    from refusal_core.edits import PromptBatch
+
+    fresh = copied(planted_run, tmp_path)
+    reply, computed, patience = PromptBatch.reply, [], [0]
+
+    def counted(batch, edit, openings=True):
+        if not patience[0]:
+            raise KeyboardInterrupt
+        patience[0] -= 1
+        computed.append(edit)
+        return reply(batch, edit, openings)
+
+    monkeypatch.setattr(PromptBatch, "reply", counted)
+    for passes in (40, 100, 31):
+        patience[0] = passes
+        with pytest.raises(KeyboardInterrupt):
+            measure(fresh, planted_folder)
+        assert intervention.recorded(fresh) is None
+        # A process that dies while it writes leaves half a line.
+        with (fresh.path / ".intervention.jsonl").open("a") as file:
+            file.write('{"pass": "half a li')
+    patience[0] = 10**9
+    again = measure(fresh, planted_folder)
+    pd.testing.assert_frame_equal(again, table)
+    passes = table[table["edit"].ne("none")].groupby(conditions.COLUMNS).ngroups
+    lengths = planted_run.prompts.set_index("prompt_id").loc[table["prompt_id"].unique(), "n_tokens"].nunique()
+    # The chosen candidate is measured twice, the second time with its openings.
+    assert len(computed) == (passes + 1) * lengths
+    assert not list(fresh.path.glob(".intervention*"))
+
+
+def test_work_of_another_request_is_not_mixed_in(planted_run, planted_folder, monkeypatch, tmp_path):
+    from refusal_core.edits import PromptBatch
+
+    fresh = copied(planted_run, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(PromptBatch, "reply", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            measure(fresh, planted_folder, seed=1)
+    other = measure(fresh, planted_folder, limit=2, control_layers=(3,))
+    assert other["prompt_id"].nunique() == 4
+    manifest = intervention.recorded(fresh)[1]
+    assert manifest["prompts"] == {"source": planted_run.contrast_name, "limit": 2}
+    assert 3 in manifest["controls"]["layers"]
+
+
+def test_the_run_itself_is_left_as_it_was(planted_run, table, tmp_path):
+    kept = {path.name for path in planted_run.path.iterdir()}
+    assert kept == {*planted_run.manifest["files"], "manifest.json", "intervention.parquet", "intervention.json"}
+    assert "intervention.parquet" in runs.verify_run(planted_run.run_id, planted_run.path.parent)
+    found, manifest = intervention.recorded(planted_run)
+    pd.testing.assert_frame_equal(found.fillna("none"), table.fillna("none"), check_dtype=False)
+    assert manifest["dose_layer"] == effects.published_choice(planted_run, table)["read_at"]
+
+
+def test_a_table_of_other_prompts_is_refused(planted_run, table, tmp_path):
+    fresh = copied(planted_run, tmp_path)
+    manifest = intervention.recorded(planted_run)[1]
+    runs.save_addition(fresh, "intervention", table.assign(prompt_id="0" * 12), manifest)
+    with pytest.raises(RunError, match="of other prompts"):
+        intervention.recorded(fresh)
+    runs.save_addition(fresh, "intervention", table.drop(columns="kl"), manifest)
+    with pytest.raises(RunError, match="lacks columns"):
+        intervention.recorded(fresh)
+    runs.save_addition(fresh, "intervention", table, manifest | {"dose_layer": 99})
+    with pytest.raises(RunError, match="dose layer"):
+        intervention.recorded(fresh)
+
+
+def test_prompts_are_of_as_few_lengths_as_possible(planted_run):
+    rows = intervention.chosen_prompts(planted_run, 3, planted_run.contrast_name)
+    chosen = planted_run.prompts.iloc[rows]
+    assert chosen["label"].value_counts().to_dict() == {"harmful": 3, "harmless": 3}
+    assert chosen["n_tokens"].nunique() == 1
+    everything = intervention.chosen_prompts(planted_run, 1000, planted_run.contrast_name)
+    assert len(everything) == 2 * PROMPTS
+    held_out = planted_run.prompts.iloc[intervention.chosen_prompts(planted_run, 4)]
+    assert held_out["source"].eq("probe-pairs").all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"source": "nowhere"}, "expected a set of this run"),
+        ({"limit": 0}, "at least 1 prompt a label"),
+        ({"random_directions": 1}, "2 random directions"),
+        ({"span": (3, 6)}, "expected a range of layers from 0 to 5"),
+    ],
+)
+def test_what_cannot_be_done_is_said(planted_run, planted_folder, options, said):
+    with pytest.raises(RefusalError, match=said):
+        measure(planted_run, planted_folder, **options)
+
+
+def test_a_range_of_layers_is_ablated_together(planted_run):
+    swept = conditions.sweep(planted_run.n_layers, [-1], span=(1, 3))
+    assert Condition(ABLATE, layers=(1, 2, 3)) in swept
+    edit = intervention.own_vectors(planted_run).edit(Condition(ABLATE, layers=(1, 2, 3)))
+    np.testing.assert_array_equal(edit.vectors[2], planted_run.directions.unit_direction[2])
+
+
+def test_the_command_line_says_what_was_found(planted_run, planted_folder, table, capsys):
+    cache = str(planted_run.path.parent)
+    assert main(["intervene", planted_run.run_id, "--cache", cache]) == 0
+    printed = capsys.readouterr().out
+    assert "nothing was computed" in printed
+    assert "The published rule chooses" in printed
+    assert "at all 6 layers" in printed
+
+
+def test_a_band_needs_controls_and_holds_one_more_of_them():
+    rng = np.random.default_rng(0)
+    rows = [{"edit": ABLATE, "direction": FOUND, "position": -1, "read_at": 3, "layers": "3", "alpha": 0.0}]
+    rows += [{**rows[0], "direction": f"isotropic {number}"} for number in range(20)]
+    inside = 0
+    for _ in range(400):
+        numbers = rng.normal(size=(len(rows), len(effects.MEASURES)))
+        frame = pd.DataFrame(rows).assign(label="harmful")
+        frame[list(effects.MEASURES)] = numbers
+        found = effects._with_bands(frame).iloc[0]
+        assert found["n_controls"] == 20
+        inside += found["change_band_low"] <= found["change"] <= found["change_band_high"]
+    assert 0.92 < inside / 400 < 0.98
+    lone = effects._with_bands(pd.DataFrame(rows[:1]).assign(label="harmful", **dict.fromkeys(effects.MEASURES, 1.0)))
+    assert lone["n_controls"].iloc[0] == 0
+    assert np.isnan(lone["change_band_low"].iloc[0])
+
+
+def copied(run: Run, folder) -> Run:
+    """The run alone, in a cache of its own."""
+    target = folder / "cache" / run.run_id
+    target.mkdir(parents=True)
+    for name in [*run.manifest["files"], "manifest.json"]:
+        (target / name).write_bytes((run.path / name).read_bytes())
+    return runs.open_run(run.run_id, target.parent)
