@@ -28,6 +28,7 @@ with st.container(horizontal=True):
         ("2_Evidence", "Ask whether it is real", "fact_check"),
         ("3_Outliers", "Read the ambiguous prompts", "find_in_page"),
         ("5_Behaviour", "See what it refuses", "forum"),
+        ("6_Causality", "Take the direction out", "science"),
         ("7_Ratings", "Compare with people", "reviews"),
         ("8_Rate", "Rate prompts blind", "rate_review"),
         ("4_Live_score", "Score a prompt of your own", "edit_note"),

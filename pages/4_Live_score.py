@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.ui import live
+from refusal_core.ui import live, model
 from refusal_core.ui.frame import frame, site_picker
 
 run = frame("Live score", "Type a prompt of your own and see its projection at every layer, among the run's prompts.")
-source = live.model_source(run)
+source = model.model_source(run)
 
 
 @st.fragment

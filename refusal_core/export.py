@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from refusal_core.behaviour import recorded
+from refusal_core import behaviour, effects, intervention
 from refusal_core.errors import RunError
 from refusal_core.evidence import Evidence
 from refusal_core.report import report_html
@@ -36,7 +36,8 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
     ``validation_results.csv``, ``variance_by_layer.csv``, ``top10_layers.csv`` and ``summary.json`` repeat the
     published names, columns and layer convention. ``layer_stats.csv`` has every site and every column, ``prompts.csv``
     every prompt and its projections, ``evidence_*.csv`` the evidence, ``behaviour.csv`` how the model answered where
-    that was measured; ``manifest.json`` is the run's, and ``report.html`` all of it in one page that can be mailed.
+    that was measured, ``intervention*.csv`` what edits of the model change; ``manifest.json`` is the run's, and
+    ``report.html`` all of it in one page that can be mailed.
 
     Raises:
         RunError: when the folder cannot be written.
@@ -70,15 +71,21 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
         "prompts.csv": _prompts_with_projections(run),
         **{f"evidence_{name}.csv": table for name, table in evidence.to_tables().items()},
     }
-    found = recorded(run)
+    found = behaviour.recorded(run)
     replies = None if found is None else found[0]
     if replies is not None:
         tables["behaviour.csv"] = run.prompts[["prompt_id", "text", "label"]].join(replies.drop(columns="prompt_id"))
+    interventions = intervention.recorded(run)
+    if interventions is not None:
+        edited, _ = interventions
+        tables["intervention.csv"] = edited
+        tables["intervention_effects.csv"] = effects.summarise(run, edited)
+        tables["intervention_candidates.csv"] = effects.candidates(run, edited)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in tables.items():
             table.to_csv(folder / name, index=False)
-        (folder / REPORT).write_text(report_html(run, evidence, replies), encoding="utf-8")
+        (folder / REPORT).write_text(report_html(run, evidence, replies, interventions), encoding="utf-8")
         for name, content in {"summary.json": summary, "manifest.json": run.manifest}.items():
             (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:

@@ -7,9 +7,10 @@ import html
 import pandas as pd
 import plotly.graph_objects as go
 
-from refusal_core import behaviour
+from refusal_core import behaviour, effects
 from refusal_core.evidence import Evidence
 from refusal_core.figures import behaviour as behaviour_figures
+from refusal_core.figures import intervention as intervention_figures
 from refusal_core.figures.evidence import FIGURES, cosines, overview
 from refusal_core.figures.layers import scrubber, separation, three_questions
 from refusal_core.findings import QUESTIONS, overview_table, reading, strongest_site, verdict
@@ -24,11 +25,17 @@ td, th { padding: 0.2rem 0.6rem; text-align: right; border-bottom: 1px solid #da
 """
 
 
-def report_html(run: Run, evidence: Evidence, replies: pd.DataFrame | None = None) -> str:
+def report_html(
+    run: Run,
+    evidence: Evidence,
+    replies: pd.DataFrame | None = None,
+    interventions: tuple[pd.DataFrame, dict] | None = None,
+) -> str:
     """The report as HTML text; every text that comes from the run is escaped.
 
     Args:
         replies: the run's recorded behaviour, when there is one.
+        interventions: the run's recorded interventions and their manifest, when there are some.
     """
     site = strongest_site(evidence)
     counts = run.manifest["prompts"]["counts"]
@@ -66,6 +73,14 @@ def report_html(run: Run, evidence: Evidence, replies: pd.DataFrame | None = Non
                 for number in behaviour_figures.NUMBERS
             ),
         ]
+    if interventions is not None:
+        edited, manifest = interventions
+        summary = effects.summarise(run, edited)
+        said = "".join(f"<li>{html.escape(line)}</li>" for line in effects.reading(run, edited, summary))
+        parts += ["<h2>What changes when the direction is taken out or put in</h2>", f"<ul>{said}</ul>"]
+        for sweep, (*_, title) in intervention_figures.SWEEPS.items():
+            parts += [f"<h3>{title}</h3>", _figure(intervention_figures.over_layers(run, summary, sweep))]
+        parts.append(_figure(intervention_figures.doses(run, summary, manifest["dose_layer"])))
     parts += ["<h2>The layers in numbers</h2>", table.to_html(float_format=lambda value: f"{value:.2f}", border=0)]
     title = html.escape(f"{run.model_name} on {run.contrast_name}")
     return (

@@ -1,0 +1,46 @@
+"""Does it cause refusing? The direction taken out and put in, layer by layer, beside control directions."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from refusal_core.figures import intervention as figures
+from refusal_core.ui import intervention as parts
+from refusal_core.ui.frame import frame, site_picker
+from refusal_core.ui.layout import chart
+
+run = frame("Causality", "What changes when the direction is taken out, or put in, beside what any direction does.")
+site = site_picker(run, st.columns([1, 3])[0])
+found = parts.interventions_of(run)
+if found is not None:
+    table, manifest = found
+    summary = parts.summary_of(run, table, manifest)
+    parts.how_measured(run, table, manifest)
+    parts.said(run, table, summary)
+    st.subheader("Layer by layer", anchor=False)
+    parts.sweeps(run, summary, site)
+    st.caption(
+        "Each layer's own direction, edited at that layer alone. Shaded: 95 % bootstrap intervals over prompts. Grey "
+        "bars: where control directions fall. Dotted: the model as it is."
+    )
+    st.subheader(f"Dose and response at {run.site_label(manifest['dose_layer'])}", anchor=False)
+    chart(figures.doses(run, summary, manifest["dose_layer"]), "causality_doses")
+    st.subheader("Which layer and token would the published rule choose?", anchor=False)
+    st.caption(
+        "Arditi et al. 2024: each candidate direction is ablated at every layer; the least refusing on harmful prompts "
+        "wins among those that change harmless replies little (divergence at most 0.1) and induce refusing when added. "
+        "Crosses do not qualify."
+    )
+    parts.choice(run, table)
+    with st.expander("All conditions in numbers", icon=":material/table_rows:"):
+        parts.numbers(run, summary)
+st.subheader("Try it", anchor=False)
+
+
+@st.fragment
+def trying() -> None:
+    """Follows the keyboard and the slider; the rest of the page stands still."""
+    parts.try_it(run, site)
+
+
+trying()

@@ -1,0 +1,129 @@
+"""What interventions do: over the layers and by dose, controls beside the found direction."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from refusal_core import effects
+from refusal_core.conditions import ABLATE, ADD, FOUND
+from refusal_core.effects import MEASURES
+from refusal_core.figures.style import (
+    ACCENT,
+    GREY,
+    LABEL_COLOUR,
+    LABEL_DASH,
+    blank,
+    interval_line,
+    ribbon,
+    site_axis,
+    translucent,
+)
+from refusal_core.runs import Run
+
+SWEEPS = {
+    "bypass": (ABLATE, "harmful", "change", "Bypass: ablated, harmful prompts"),
+    "induce": (ADD, "harmless", "change", "Induce: added once, harmless prompts"),
+    "damage": (ABLATE, "harmless", "kl", "Damage: ablated, harmless prompts"),
+}
+"""The three sweeps over the layers: edit, whose prompts, the measure that is shown first, and title."""
+
+
+def over_layers(run: Run, table: pd.DataFrame, sweep: str, measure: str | None = None, site: int | None = None):
+    """A measure under a sweep of single layers, each layer its own direction, with the controls' band where measured.
+
+    Args:
+        table: of :func:`refusal_core.effects.summarise`.
+        sweep: one of :data:`SWEEPS`.
+        measure: one of :data:`refusal_core.effects.MEASURES`; the sweep's own without.
+    """
+    edit, label, usual, _ = SWEEPS[sweep]
+    measure = measure or usual
+    swept = effects.over_layers(table, edit, label)
+    figure = blank(320)
+    _controls(figure, swept, measure)
+    interval_line(figure, run, swept, measure, "the direction", LABEL_COLOUR[label], LABEL_DASH[label])
+    if measure != "kl":
+        plain = effects.select(table, "none", label)[measure].iloc[0]
+        figure.add_hline(y=plain, line={"color": GREY, "width": 1, "dash": "dot"})
+    if site is not None and site < run.n_layers:
+        figure.add_vline(x=site, line={"color": ACCENT, "width": 1.5, "dash": "dot"})
+    site_axis(figure, run)
+    figure.update_yaxes(title_text=MEASURES[measure])
+    return figure
+
+
+def doses(run: Run, table: pd.DataFrame, layer: int, measure: str = "log_odds") -> go.Figure:
+    """A measure of both labels' prompts by how much of the direction is added at one layer."""
+    figure = blank(360)
+    for label in ("harmful", "harmless"):
+        colour = LABEL_COLOUR[label]
+        by_dose = effects.over_doses(table, layer, label)
+        ribbon(figure, by_dose, f"{measure}_low", f"{measure}_high", colour, "", 0.15, x="alpha")
+        figure.add_scatter(
+            x=by_dose["alpha"],
+            y=by_dose[measure],
+            mode="lines+markers",
+            name=label,
+            line={"color": colour, "width": 2.5, "dash": LABEL_DASH[label]},
+            customdata=by_dose["n"],
+            hovertemplate=f"α = %{{x:+g}}, %{{customdata}} {label} prompts: %{{y:.2f}}<extra></extra>",
+        )
+        _controls(figure, by_dose.assign(site=by_dose["alpha"]), measure, f"controls, {label}", colour)
+    figure.update_xaxes(
+        title_text=f"α, in distances between the labels' means at {run.site_label(layer)}", zeroline=False
+    )
+    figure.update_yaxes(title_text=MEASURES[measure])
+    return figure
+
+
+def choice(run: Run, candidates: pd.DataFrame, chosen: pd.Series | None) -> go.Figure:
+    """Every candidate of the published rule: bypass over the layers, one line a token position."""
+    figure = blank(320)
+    for place, (position, rows) in enumerate(sorted(candidates.groupby("position"), reverse=True)):
+        rows = rows.sort_values("read_at")
+        figure.add_scatter(
+            x=rows["read_at"],
+            y=rows["bypass"],
+            mode="lines+markers",
+            name=f"token {position}",
+            line={"width": 2, "dash": ("solid", "dash", "dot", "dashdot", "longdash")[place % 5]},
+            marker={"size": 7, "symbol": ["circle" if allowed else "x-thin-open" for allowed in rows["allowed"]]},
+            customdata=rows[["induce", "kl"]],
+            hovertemplate=(
+                f"token {position}, layer %{{x}}<br>bypass %{{y:.2f}}, induce %{{customdata[0]:.2f}}, "
+                "divergence %{customdata[1]:.3f}<extra></extra>"
+            ),
+        )
+    if chosen is not None:
+        figure.add_scatter(
+            x=[chosen["read_at"]],
+            y=[chosen["bypass"]],
+            mode="markers",
+            name="chosen",
+            marker={"size": 16, "symbol": "circle-open", "color": ACCENT, "line": {"width": 3}},
+            hoverinfo="skip",
+        )
+    site_axis(figure, run)
+    figure.update_yaxes(title_text="refusal log-odds of harmful prompts")
+    return figure
+
+
+def _controls(
+    figure: go.Figure, table: pd.DataFrame, measure: str, name: str = "controls, 95 % band", colour: str = GREY
+) -> None:
+    """A bar from end to end of the controls' band at every ``site`` that has one."""
+    known = table[table["direction"].eq(FOUND)].dropna(subset=[f"{measure}_band_low", f"{measure}_band_high"])
+    ends = [
+        (row["site"], end)
+        for _, row in known.iterrows()
+        for end in (row[f"{measure}_band_low"], row[f"{measure}_band_high"], None)
+    ]
+    figure.add_scatter(
+        x=[x for x, _ in ends],
+        y=[y for _, y in ends],
+        mode="lines",
+        name=name,
+        line={"color": translucent(colour, 0.45), "width": 9},
+        hovertemplate="controls: %{y:.2f}<extra></extra>",
+    )

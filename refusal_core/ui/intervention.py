@@ -1,0 +1,162 @@
+"""The parts of the Causality page."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from refusal_core import effects, intervention
+from refusal_core.conditions import ABLATE, ADD, PLAIN, Condition
+from refusal_core.effects import MEASURES
+from refusal_core.errors import PromptError, RefusalError
+from refusal_core.figures import intervention as figures
+from refusal_core.intervention import INTERVENTION, Tried, TriedPrompt
+from refusal_core.openings import OPENING_TOKENS
+from refusal_core.runs import ADDITIONS, Run
+from refusal_core.ui.layout import chart, plain
+from refusal_core.ui.model import model_source, shared_scorer
+
+_TRIED = "causality_tried"
+
+
+def interventions_of(run: Run) -> tuple[pd.DataFrame, dict] | None:
+    """The run's recorded interventions and their manifest; ``None``, having said what to do, when there are none."""
+    try:
+        found = intervention.recorded(run)
+    except RefusalError as error:
+        st.error("The interventions kept with this run cannot be used.", icon=":material/error:")
+        st.text(str(error))
+        return None
+    if found is None:
+        st.info(
+            "What happens to refusing when the direction is taken out has not been measured on this run yet. It needs "
+            "the run's model, and time:",
+            icon=":material/science:",
+        )
+        st.code(f"python -m refusal_core {ADDITIONS[INTERVENTION]} {run.run_id}", language=None)
+        return None
+    return found
+
+
+def summary_of(run: Run, table: pd.DataFrame, manifest: dict) -> pd.DataFrame:
+    """Means, intervals and bands of every condition."""
+    return _summarised(run.run_id, str(manifest["sha256"]), run, table)
+
+
+def how_measured(run: Run, table: pd.DataFrame, manifest: dict) -> None:
+    """On what, and beside which controls."""
+    labels = run.prompts.set_index("prompt_id").loc[table["prompt_id"].unique(), "label"].value_counts()
+    layers = ", ".join(str(layer) for layer in manifest["controls"]["layers"])
+    st.caption(
+        f"{labels['harmful']} harmful and {labels['harmless']} harmless prompts of "
+        f"{plain(str(manifest['prompts']['source']))}, every token edited, in "
+        f"{plain(str(manifest['compute']['dtype']))}. Controls at layers {plain(layers)}: "
+        f"{len(manifest['controls']['names'])} directions, random ones, one of permuted labels and one orthogonal. A "
+        "number is called an effect only outside the band in which 95 % of such controls fall."
+    )
+
+
+def said(run: Run, table: pd.DataFrame, summary: pd.DataFrame) -> None:
+    """The reading, a line each."""
+    st.markdown("\n".join(f"- {plain(line)}" for line in effects.reading(run, table, summary)))
+
+
+def sweeps(run: Run, summary: pd.DataFrame, site: int) -> None:
+    """The three sweeps over the layers, in a measure that can be chosen."""
+    names = {"": "as each is usually read"} | {name: MEASURES[name] for name in MEASURES if name != "log_odds"}
+    measure = st.selectbox("Measure", list(names), format_func=names.__getitem__, key="causality_measure")
+    for column, (sweep, (*_, title)) in zip(st.columns(3), figures.SWEEPS.items(), strict=True):
+        with column:
+            st.markdown(f"##### {title}")
+            chart(figures.over_layers(run, summary, sweep, measure or None, site), f"causality_{sweep}")
+
+
+def choice(run: Run, table: pd.DataFrame) -> None:
+    """What the published rule chooses, and the table it was chosen from."""
+    candidates = effects.candidates(run, table)
+    chart(figures.choice(run, candidates, effects.published_choice(run, table)), "causality_choice")
+    with st.expander("The table it was chosen from", icon=":material/table_rows:"):
+        st.dataframe(
+            candidates,
+            column_config={
+                "position": st.column_config.NumberColumn("token", help="-1 is the last of the templated prompt."),
+                "read_at": st.column_config.NumberColumn("layer"),
+                "bypass": st.column_config.NumberColumn(format="%.2f"),
+                "induce": st.column_config.NumberColumn(format="%.2f"),
+                "kl": st.column_config.NumberColumn("divergence", format="%.3f"),
+                "allowed": st.column_config.CheckboxColumn(help=f"Divergence at most {effects.MOST_KL}, induce ≥ 0."),
+            },
+            hide_index=True,
+            width="stretch",
+        )
+
+
+def numbers(run: Run, summary: pd.DataFrame) -> None:
+    """Every condition of the found direction, with intervals, controls and verdict."""
+    st.dataframe(effects.numbers(run, summary).round(3), hide_index=True, width="stretch")
+
+
+def try_it(run: Run, site: int) -> None:
+    """Type a prompt, choose an edit, and see what the model would begin to say."""
+    source = model_source(run)
+    layer = min(site, run.n_layers - 1)
+    text = st.text_input(
+        "Prompt", key="causality_text", placeholder="How do I pick the lock of a stranger's flat?", disabled=not source
+    )
+    how, where, much = st.columns([1, 1, 2], vertical_alignment="bottom")
+    edit = how.segmented_control(
+        "Edit", [ABLATE, ADD], default=ADD, required=True, key="causality_edit", help="Project out, or add α times."
+    )
+    places = {"one": f"layer {layer}", "all": f"all {run.n_layers} layers"}
+    place = where.segmented_control(
+        "Where", list(places), default="one", required=True, format_func=places.__getitem__, key="causality_where"
+    )
+    alpha = much.slider(
+        "α",
+        -2.0,
+        2.0,
+        1.0,
+        0.25,
+        key="causality_alpha",
+        disabled=edit == ABLATE,
+        help="How much is added, in distances between the two labels' means at the layer.",
+    )
+    if not source or not text.strip():
+        return
+    layers = (layer,) if place == "one" else tuple(range(run.n_layers))
+    condition = Condition(edit, layers=layers, alpha=alpha if edit == ADD else 0.0)
+    try:
+        before, after = _tried(run, source, text, condition)
+    except PromptError as error:
+        st.warning("This prompt was not tried.", icon=":material/warning:")
+        st.text(str(error))
+        return
+    except RefusalError as error:
+        st.error("The run's model cannot be used.", icon=":material/error:")
+        st.text(str(error))
+        return
+    for column, title, found in zip(st.columns(2), ("as it is", "under the edit"), (before, after), strict=True):
+        change = None if found is before else f"{after.refusal_log_odds - before.refusal_log_odds:+.2f}"
+        column.metric(f"refusal log-odds, {title}", f"{found.refusal_log_odds:.2f}", delta=change, delta_color="off")
+        column.caption("The reply opens:")
+        with column.container(border=True):
+            st.text(found.opening or "(nothing)")
+    st.caption(
+        f"The next token's distribution diverges by {after.kl:.3f} nats. Openings of at most {OPENING_TOKENS} tokens."
+    )
+
+
+def _tried(run: Run, source: str, text: str, condition: Condition) -> tuple[Tried, Tried]:
+    """The prompt without and under the edit; a prompt that was tried already is not read again."""
+    shared = shared_scorer(run, source)
+    with shared.lock, st.spinner("Asking the model …"):
+        last = st.session_state.get(_TRIED)
+        if last is None or last[0] != (run.run_id, text):
+            last = ((run.run_id, text), TriedPrompt(shared.scorer, text))
+            st.session_state[_TRIED] = last
+        return last[1].under(Condition(PLAIN)), last[1].under(condition)
+
+
+@st.cache_data(max_entries=8, show_spinner="Comparing with the controls …")
+def _summarised(run_id: str, sha256: str, _run: Run, _table: pd.DataFrame) -> pd.DataFrame:
+    return effects.summarise(_run, _table)
