@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--text-column", metavar="NAME")
     run.add_argument("--label-column", metavar="NAME")
     run.add_argument("--system-prompt", metavar="TEXT", help="default: what the chat template does by itself")
+    run.add_argument(
+        "--thinking", choices=("on", "off"), help="for models that can think first (default: what the template does)"
+    )
     run.add_argument("--token-limit", type=int, default=TOKEN_LIMIT, metavar="N", help="longest prompt accepted")
     _machine(run)
     run.add_argument("--seed", type=int, default=0)
@@ -145,6 +148,12 @@ def _parser() -> argparse.ArgumentParser:
     intervene.add_argument(
         "--range", type=int, nargs=2, dest="span", metavar=("FIRST", "LAST"), help="also ablate these layers together"
     )
+    intervene.add_argument(
+        "--positions",
+        type=int,
+        metavar="N",
+        help="closing tokens of the template that the published choice considers (default: all of them)",
+    )
     intervene.add_argument("--seed", type=int, default=0, help="of the control directions")
     intervene.add_argument("--again", action="store_true", help="measure anew what is kept already")
     _machine(intervene)
@@ -189,6 +198,7 @@ def _run(options: argparse.Namespace) -> None:
             transfer=tuple(options.transfer),
             limit=options.limit,
             system_prompt=options.system_prompt,
+            thinking=None if options.thinking is None else options.thinking == "on",
             device=options.device,
             dtype=options.dtype,
             seed=options.seed,
@@ -380,6 +390,7 @@ def _intervene(options: argparse.Namespace) -> None:
                 random_directions=options.controls,
                 control_layers=options.control_layers,
                 span=options.span,
+                positions=options.positions,
                 seed=options.seed,
                 progress=progress,
             )

@@ -22,6 +22,7 @@ from refusal_core.models import ChatModel, render
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts import TOKEN_LIMIT
 from refusal_core.sites import site_label
+from refusal_core.templates import check_thinking
 
 REFUSAL_OPENINGS = ("I", "As")
 """How refusals open ("I cannot …", "As an AI …"): the set of Arditi et al. 2024, appendix B, for Qwen."""
@@ -74,15 +75,17 @@ class TokenReading:
 
 
 class ResidualReader:
-    """Reads one chat model's residual stream under one system prompt.
+    """Reads one chat model's residual stream under one system prompt, thinking on, off, or as the template has it.
 
     Holds the keys and values of the template's opening, which every prompt shares. On construction a sample is read
     with and without them; a model for which the two disagree is read without.
     """
 
-    def __init__(self, chat_model: ChatModel, system_prompt: str | None = None) -> None:
+    def __init__(self, chat_model: ChatModel, system_prompt: str | None = None, thinking: bool | None = None) -> None:
+        check_thinking(chat_model.tokenizer, thinking)
         self.chat_model = chat_model
         self.system_prompt = system_prompt
+        self.thinking = thinking
         self.refusal_ids = refusal_token_ids(chat_model.tokenizer)
         samples = [self.encode("What is a good name for a cat?"), self.encode("Zebras sleep standing up")]
         self._template_ids = _common_prefix(*samples)
@@ -111,7 +114,7 @@ class ResidualReader:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the templated prompt, generation prompt included."""
-        return render(self.chat_model.tokenizer, text, self.system_prompt)
+        return render(self.chat_model.tokenizer, text, self.system_prompt, self.thinking)
 
     def read_last(self, sequences: list[list[int]]) -> tuple[np.ndarray, torch.Tensor]:
         """Read prompts of one length at their last token.
@@ -199,6 +202,7 @@ def extract(
     chat_model: ChatModel,
     texts: list[str],
     system_prompt: str | None = None,
+    thinking: bool | None = None,
     token_limit: int = TOKEN_LIMIT,
     progress: Progress = no_progress,
     places: Sequence[str] | None = None,
@@ -216,7 +220,7 @@ def extract(
         ModelError: when activations are not finite, with the layer and the first such prompt.
     """
     places = places or [f"prompt {row}" for row in range(1, len(texts) + 1)]
-    reader = ResidualReader(chat_model, system_prompt)
+    reader = ResidualReader(chat_model, system_prompt, thinking)
     sequences = [reader.encode(text) for text in texts]
     n_tokens = np.array([len(ids) for ids in sequences])
     if n_tokens.max() > token_limit:

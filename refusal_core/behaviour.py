@@ -27,19 +27,22 @@ MEASURES = ("first token", "whole phrases", "opening rules")
 """The three ways in which a prompt can count as refused; see :func:`refused`."""
 
 
-def measure(chat_model: ChatModel, run: Run, rules: OpeningRules, progress: Progress = no_progress) -> pd.DataFrame:
-    """How the model answers every prompt of a run.
+def record(run: Run, chat_model: ChatModel, rules: OpeningRules, progress: Progress = no_progress) -> pd.DataFrame:
+    """Measure how the model answers every prompt of a run, and keep it beside the run.
 
     Returns:
-        One row a prompt: ``prompt_id, phrase_log_odds, opening, opening_label``.
+        One row a prompt: ``prompt_id, phrase_log_odds, opening, opening_label``. Of a model that thinks before it
+        replies, what follows its thinking.
     """
     # The engine imports torch; what was measured is read without.
-    from refusal_core.activations import ResidualReader
-    from refusal_core.replies import read_replies
+    from refusal_core.replies import THINKING_TOKENS, read_replies
+    from refusal_core.scoring import reader_for
 
-    reader = ResidualReader(chat_model, run.manifest["template"]["system_prompt"])
-    replies = read_replies(reader, run.prompts["text"].tolist(), rules.phrases, progress)
-    return pd.DataFrame(
+    # Not after minutes of work.
+    writable_cache(run.path.parent)
+    started = time.perf_counter()
+    replies = read_replies(reader_for(run, chat_model), run.prompts["text"].tolist(), rules.phrases, progress)
+    table = pd.DataFrame(
         {
             "prompt_id": run.prompts["prompt_id"],
             "phrase_log_odds": replies.phrase_log_odds,
@@ -47,18 +50,11 @@ def measure(chat_model: ChatModel, run: Run, rules: OpeningRules, progress: Prog
             "opening_label": [rules.label(opening) for opening in replies.opening],
         }
     )
-
-
-def record(run: Run, chat_model: ChatModel, rules: OpeningRules, progress: Progress = no_progress) -> pd.DataFrame:
-    """Measure a run's behaviour and keep it beside the run."""
-    # Not after minutes of work.
-    writable_cache(run.path.parent)
-    started = time.perf_counter()
-    table = measure(chat_model, run, rules, progress)
     manifest = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "compute": {"device": chat_model.device, "dtype": chat_model.dtype},
         "opening_tokens": OPENING_TOKENS,
+        "thinking": None if replies.unclosed is None else {"limit": THINKING_TOKENS, "unclosed": replies.unclosed},
         "rules": {"sha256": rules.sha256, "phrases": list(rules.phrases)},
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "timings": {"seconds": round(time.perf_counter() - started, 3)},

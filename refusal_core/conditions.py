@@ -17,7 +17,7 @@ PRESETS = (9, 15, 18)
 """The layers at which Experiment 0 proposes to intervene."""
 
 DOSES = (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0)
-CONTROL_DOSES = (-2.0, -1.0, 1.0, 2.0)
+CONTROL_DOSES = (-1.0, 1.0)
 
 CANDIDATE_DEPTH = 0.8
 """The published rule chooses among layers below this share of the depth (Arditi et al. 2024, appendix C)."""
@@ -61,14 +61,6 @@ class Condition:
 COLUMNS = list(Condition(PLAIN).columns)
 
 
-def alone(layer: int, direction: str = FOUND, openings: bool = True) -> tuple[Condition, Condition]:
-    """A direction ablated, and added once, at the layer it was read at."""
-    return (
-        Condition(ABLATE, direction, read_at=layer, layers=(layer,), openings=openings),
-        Condition(ADD, direction, read_at=layer, layers=(layer,), alpha=1.0, openings=openings),
-    )
-
-
 def everywhere(
     n_layers: int, layer: int, direction: str = FOUND, position: int = -1, openings: bool = True
 ) -> Condition:
@@ -81,6 +73,16 @@ def candidate_layers(n_layers: int) -> range:
     return range(math.ceil(CANDIDATE_DEPTH * n_layers))
 
 
+def together(n_layers: int, span: tuple[int, int] | None, direction: str = FOUND) -> list[Condition]:
+    """Each layer's own direction ablated at the presets together, and at a range of layers."""
+    sets = [tuple(layer for layer in PRESETS if layer < n_layers)]
+    if span is not None:
+        sets.append(tuple(range(min(span), max(span) + 1)))
+    return [
+        Condition(ABLATE, direction, layers=layers, openings=direction == FOUND) for layers in sets if len(layers) > 1
+    ]
+
+
 def sweep(n_layers: int, positions: Sequence[int], span: tuple[int, int] | None = None) -> list[Condition]:
     """Each layer alone, the presets together, all layers, and the candidates of the published choice.
 
@@ -90,11 +92,12 @@ def sweep(n_layers: int, positions: Sequence[int], span: tuple[int, int] | None 
         positions: tokens at which candidate directions were read.
         span: first and last layer of a range to ablate together as well, each layer its own direction.
     """
-    conditions = [Condition(PLAIN), *(condition for layer in range(n_layers) for condition in alone(layer))]
-    together = [tuple(layer for layer in PRESETS if layer < n_layers), tuple(range(n_layers))]
-    if span is not None:
-        together.append(tuple(range(min(span), max(span) + 1)))
-    conditions += [Condition(ABLATE, layers=layers) for layers in together if len(layers) > 1]
+    conditions = [Condition(PLAIN)]
+    for layer in range(n_layers):
+        conditions.append(Condition(ABLATE, FOUND, -1, layer, (layer,)))
+        conditions.append(Condition(ADD, FOUND, -1, layer, (layer,), 1.0))
+    conditions += together(n_layers, span)
+    conditions.append(Condition(ABLATE, layers=tuple(range(n_layers))))
     for position in positions:
         for layer in candidate_layers(n_layers):
             conditions.append(everywhere(n_layers, layer, position=position, openings=False))
@@ -103,17 +106,20 @@ def sweep(n_layers: int, positions: Sequence[int], span: tuple[int, int] | None 
     return list(dict.fromkeys(conditions))
 
 
-def doses_and_controls(n_layers: int, layer: int, at: Sequence[int], controls: Sequence[str]) -> list[Condition]:
-    """Dose–response at one layer, and every control at some layers, at all layers together, and along the doses.
+def doses_and_controls(
+    n_layers: int, layer: int, at: Sequence[int], controls: Sequence[str], span: tuple[int, int] | None = None
+) -> list[Condition]:
+    """Dose–response at one layer, and every control at some layers, at several together, and along the doses.
 
     Openings take most of the time; of controls they are generated where the found direction is looked at most closely.
     """
     conditions = [Condition(ADD, FOUND, -1, layer, (layer,), dose) for dose in DOSES]
     conditions.append(everywhere(n_layers, layer))
     for control in controls:
-        conditions += [condition for place in at for condition in alone(place, control, openings=place == layer)]
-        conditions += [
-            Condition(ADD, control, -1, layer, (layer,), dose, openings=False) for dose in CONTROL_DOSES if dose != 1
-        ]
+        for place in at:
+            conditions.append(Condition(ABLATE, control, -1, place, (place,), openings=place == layer))
+            doses = CONTROL_DOSES if place == layer else (1.0,)
+            conditions += [Condition(ADD, control, -1, place, (place,), dose, openings=False) for dose in doses]
+        conditions += together(n_layers, span, control)
         conditions.append(everywhere(n_layers, layer, control))
     return conditions

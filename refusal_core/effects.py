@@ -25,7 +25,9 @@ MOST_KL = 0.1
 """More divergence than this on harmless prompts, and the published rule does not choose a layer."""
 
 _BOUNDS = {"refusing": (0.0, 1.0), "refuses": (0.0, 1.0), "degenerate": (0.0, 1.0), "kl": (0.0, np.inf)}
-_SETTING = [name for name in COLUMNS if name != "direction"]
+_FEWEST = 3
+_SETTING = ["edit", "layers", "alpha", "label"]
+"""What a condition has in common with its controls; those stand for every layer and token a direction is read at."""
 
 
 def summarise(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
@@ -138,7 +140,7 @@ def strongest_layer(run: Run) -> int:
 def verdict(row: pd.Series, measure: str = "change") -> str:
     """Whether a number of one condition is an effect: told from no change, and outside what controls do."""
     nothing = row[f"{measure}_low"] <= 0 <= row[f"{measure}_high"]
-    if row["n_controls"] < 3:
+    if row["n_controls"] < _FEWEST:
         return "no controls were measured here"
     if row[f"{measure}_band_low"] <= row[measure] <= row[f"{measure}_band_high"]:
         return "no more than control directions do"
@@ -186,7 +188,7 @@ def reading(run: Run, table: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
             f"{where(run, row).capitalize()}: the refusal log-odds of {row['label']} prompts change by "
             f"{row['change']:+.2f} ({row['change_low']:+.2f} to {row['change_high']:+.2f})"
         )
-        if row["n_controls"] >= 3:
+        if row["n_controls"] >= _FEWEST:
             sentence += f", controls {row['change_band_low']:+.2f} to {row['change_band_high']:+.2f}"
         said.append(f"{sentence}: {verdict(row)}.")
     chosen = published_choice(run, table)
@@ -214,15 +216,15 @@ def numbers(run: Run, effects: pd.DataFrame) -> pd.DataFrame:
 
 def _with_bands(effects: pd.DataFrame) -> pd.DataFrame:
     """Each row beside the band of the controls of the same edit on the same label's prompts."""
-    controls = effects[effects["direction"].ne(FOUND)].groupby([*_SETTING, "label"])[list(MEASURES)]
+    controls = effects[effects["direction"].ne(FOUND)].groupby(_SETTING)[list(MEASURES)]
     mean, spread, count = controls.mean(), controls.std(), controls.count()
     with np.errstate(invalid="ignore"):
         reach = student.ppf((1 + LEVEL) / 2, np.maximum(count - 1, 1)) * spread * np.sqrt(1 + 1 / count)
-    enough = count >= 3
-    bands = [
-        (mean - reach).where(enough).add_suffix("_band_low"),
-        (mean + reach).where(enough).add_suffix("_band_high"),
-        count["change"].rename("n_controls"),
-    ]
-    joined = effects.join(pd.concat(bands, axis=1), on=[*_SETTING, "label"])
+    bands = {"n_controls": count["change"]}
+    for name in MEASURES:
+        lowest, highest = _BOUNDS.get(name, (-np.inf, np.inf))
+        enough = count[name] >= _FEWEST
+        bands[f"{name}_band_low"] = (mean - reach)[name].where(enough).clip(lower=lowest)
+        bands[f"{name}_band_high"] = (mean + reach)[name].where(enough).clip(upper=highest)
+    joined = effects.join(pd.DataFrame(bands), on=_SETTING)
     return joined.assign(n_controls=joined["n_controls"].fillna(0).astype(int))

@@ -126,6 +126,7 @@ def record(
     random_directions: int = 20,
     control_layers: Sequence[int] = PRESETS,
     span: tuple[int, int] | None = None,
+    positions: int | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> pd.DataFrame:
@@ -138,6 +139,8 @@ def record(
         control_layers: where controls are measured, besides the layer of the published choice; those that the model
             does not have are left out.
         span: first and last layer of a range to ablate together, each layer its own direction.
+        positions: how many of the template's closing tokens the published rule may choose from, the last ones; all by
+            default, as published.
 
     Returns:
         One row a condition and prompt: the columns of :class:`~refusal_core.conditions.Condition`, then ``prompt_id,
@@ -147,18 +150,25 @@ def record(
     Raises:
         RefusalError: of the kind that fits, for anything the caller can mend.
     """
-    from refusal_core.activations import ResidualReader
+    from refusal_core.scoring import reader_for
+    from refusal_core.templates import reply_thinks
 
     if span is not None and not 0 <= min(span) <= max(span) < run.n_layers:
         raise RefusalError(f"expected a range of layers from 0 to {run.n_layers - 1}, got {span[0]} to {span[1]}")
-    if limit < 1 or random_directions < 2:
+    if min(limit, positions or 1) < 1 or random_directions < 2:
         raise RefusalError(
-            f"expected at least 1 prompt a label and 2 random directions, got {limit} and {random_directions}"
+            "expected at least 1 prompt a label, 1 token position and 2 random directions, got "
+            f"{limit}, {positions} and {random_directions}"
         )
     # Not after minutes of work.
     writable_cache(run.path.parent)
     rows = chosen_prompts(run, limit, source)
-    reader = ResidualReader(chat_model, run.manifest["template"]["system_prompt"])
+    reader = reader_for(run, chat_model)
+    if reply_thinks(chat_model.tokenizer, reader.thinking):
+        raise RefusalError(
+            "interventions are read where the reply begins, and this run's model thinks first: make a run with "
+            "--thinking off, or of a model that does not think"
+        )
     request = {
         "dtype": chat_model.dtype,
         "prompt_ids": run.prompts["prompt_id"].iloc[rows].tolist(),
@@ -169,12 +179,12 @@ def record(
     }
     with FinishedPasses(run.path / _PASSES, request) as finished:
         vectors = _vectors(run, reader, random_directions, seed, finished.resumed, progress)
-        swept = sweep(run.n_layers, list(vectors.distance), span)
+        swept = sweep(run.n_layers, sorted(vectors.distance)[-(positions or len(vectors.distance)) :], span)
         table = _measure(run, reader, vectors, rules, rows, swept, finished, SWEEPING, progress)
         chosen = published_choice(run, table)
         layer = strongest_layer(run) if chosen is None else int(chosen["read_at"])
         at = sorted({*control_layers, layer} & set(range(run.n_layers)))
-        later = doses_and_controls(run.n_layers, layer, at, control_names(random_directions))
+        later = doses_and_controls(run.n_layers, layer, at, control_names(random_directions), span)
         later = [condition for condition in later if condition not in set(swept)]
         controls = _measure(run, reader, vectors, rules, rows, later, finished, CONTROLLING, progress)
         # The chosen candidate was measured once more, with its openings.

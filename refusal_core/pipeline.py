@@ -57,6 +57,7 @@ def run(
     transfer: tuple[str, ...] = (),
     limit: int | None = None,
     system_prompt: str | None = None,
+    thinking: bool | None = None,
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
@@ -73,6 +74,8 @@ def run(
         model: fetched name, hub id, folder or GGUF file; ``revision`` for a hub id.
         prompts: see :func:`refusal_core.prompts.load_contrast_set`; ``limit`` is prompts a label.
         transfer: labelled files to score besides the bundled transfer sets.
+        thinking: for templates that can switch it: whether the model is to think before it replies; by default what
+            the template does by itself.
         dtype: ``auto`` takes what is fast on the device, and accepts a cached run of any dtype.
         seed: of the folds and of everything random in the evidence.
         progress: called for loading, extracting, testing and saving.
@@ -98,6 +101,8 @@ def run(
         "folds": [FOLDS, REPEATS, seed],
         "format": runs.FORMAT_VERSION,
     }
+    if thinking is not None:
+        request["thinking"] = thinking
     stem = _run_stem(info, contrast, request)
     for candidate in DTYPES if dtype == "auto" else [dtype]:
         run_id = f"{stem}--{candidate}"
@@ -121,7 +126,7 @@ def run(
     from refusal_core.activations import REFUSAL_OPENINGS, extract, refusal_token_ids
 
     extraction = extract(
-        chat_model, table["text"].tolist(), system_prompt, token_limit, progress, places=_places(table)
+        chat_model, table["text"].tolist(), system_prompt, thinking, token_limit, progress, places=_places(table)
     )
     table["n_tokens"] = extraction.n_tokens
     table["first_token"] = extraction.first_token
@@ -139,6 +144,7 @@ def run(
             "sha256": template_sha256(chat_model.tokenizer),
             "system_prompt": system_prompt,
             "default_system_prompt": default_system_prompt(chat_model.tokenizer),
+            "thinking": thinking,
             "token_position": TOKEN_POSITION,
             "token_limit": token_limit,
         },

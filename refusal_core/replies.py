@@ -14,8 +14,15 @@ from refusal_core.activations import BATCH_TOKENS, ResidualReader, batches
 from refusal_core.models import ChatModel
 from refusal_core.openings import OPENING_TOKENS
 from refusal_core.progress import Progress, no_progress
+from refusal_core.templates import THINK_CLOSE, reply_thinks
 
 MEASURING = "reading replies (prompts)"
+THINKING = "thinking (prompts)"
+
+THINKING_TOKENS = 1024
+"""The longest thinking that is waited for; a longer one is closed where it is."""
+
+_MARK_TOKENS = len(THINK_CLOSE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +31,15 @@ class Replies:
 
     Attributes:
         phrase_log_odds: ``(prompt,)`` float64, see :func:`phrase_log_odds`.
-        opening: the first :data:`OPENING_TOKENS` tokens of the greedy reply, as text.
+        opening: the first :data:`OPENING_TOKENS` tokens of the greedy reply, as text; of a model that thinks first, of
+            what follows its thinking, which is not kept.
+        unclosed: how many prompts' thinking was longer than :data:`THINKING_TOKENS`, or ended without being closed;
+            ``None`` for a model that does not think first.
     """
 
     phrase_log_odds: np.ndarray
     opening: list[str]
+    unclosed: int | None = None
 
 
 def read_replies(
@@ -40,6 +51,9 @@ def read_replies(
     """Measure how the replies to prompts begin; prompts of one length are read together, without padding."""
     model = reader.chat_model
     sequences = [reader.encode(text) for text in texts]
+    unclosed = None
+    if reply_thinks(model.tokenizer, reader.thinking):
+        sequences, unclosed = _after_thinking(reader, sequences, progress)
     lengths = np.array([len(ids) for ids in sequences])
     encoded = [model.tokenizer.encode(phrase, add_special_tokens=False) for phrase in phrases]
     log_odds, opening = np.empty(len(texts)), [""] * len(texts)
@@ -54,7 +68,7 @@ def read_replies(
                 opening[row] = text
         done += len(rows)
         progress(MEASURING, done, len(texts))
-    return Replies(log_odds, opening)
+    return Replies(log_odds, opening, unclosed)
 
 
 def phrase_log_odds(
@@ -114,6 +128,46 @@ def greedy_openings(chat_model: ChatModel, logits: torch.Tensor, cache: Cache) -
         length = next((place for place, token_id in enumerate(ids) if token_id in ends), len(ids))
         openings.append(str(chat_model.tokenizer.decode(ids[:length], skip_special_tokens=True)))
     return openings
+
+
+def _after_thinking(
+    reader: ResidualReader, sequences: list[list[int]], progress: Progress
+) -> tuple[list[list[int]], int]:
+    """Each prompt with the model's own thinking behind it, greedy and closed, and how many had to be closed."""
+    model = reader.chat_model
+    close = model.tokenizer.encode(THINK_CLOSE, add_special_tokens=False)
+    between = model.tokenizer.encode("\n\n", add_special_tokens=False)
+    thought: list[list[int]] = [[] for _ in sequences]
+    lengths = np.array([len(ids) for ids in sequences])
+    unclosed: list[int] = []
+    ends = _end_tokens(model)
+    done = 0
+    progress(THINKING, 0, len(sequences))
+    for rows in batches(lengths, 0, 2 * BATCH_TOKENS[torch.device(model.device).type]):
+        waiting = set(rows.tolist())
+        with torch.inference_mode():
+            logits, cache = reader.open_reply([sequences[row] for row in rows])
+            for _ in range(THINKING_TOKENS):
+                token = logits.argmax(dim=-1)
+                for row, token_id in zip(rows.tolist(), token.tolist(), strict=True):
+                    if row in waiting and token_id in ends:
+                        waiting.discard(row)
+                        unclosed.append(row)
+                    elif row in waiting:
+                        thought[row].append(token_id)
+                        # The mark may be several tokens long.
+                        if THINK_CLOSE in model.tokenizer.decode(thought[row][-_MARK_TOKENS:]):
+                            waiting.discard(row)
+                if not waiting:
+                    break
+                output = model.model(token[:, None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+                logits = output.logits[:, -1]
+        unclosed += sorted(waiting)
+        done += len(rows)
+        progress(THINKING, done, len(sequences))
+    for row in unclosed:
+        thought[row] += close
+    return [[*ids, *own, *between] for ids, own in zip(sequences, thought, strict=True)], len(unclosed)
 
 
 def _log_probability(

@@ -83,6 +83,12 @@ def load_model_for(
     return load_model(name, revision, device, dtype or run.manifest["compute"]["dtype"])
 
 
+def reader_for(run: Run, chat_model: ChatModel) -> ResidualReader:
+    """Reads the run's model as the run did: under its system prompt, thinking or not."""
+    template = run.manifest["template"]
+    return ResidualReader(chat_model, template["system_prompt"], template.get("thinking"))
+
+
 class Scorer:
     """Scores texts against one run with its model in memory. Not for two threads at a time."""
 
@@ -99,7 +105,7 @@ class Scorer:
         if template_sha256(chat_model.tokenizer) != template["sha256"]:
             raise ModelError(f"the chat template of {chat_model.info.name} is not the one this run was made with")
         self.run = run
-        self.reader = ResidualReader(chat_model, template["system_prompt"])
+        self.reader = reader_for(run, chat_model)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt with its template.

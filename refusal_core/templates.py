@@ -12,10 +12,13 @@ from refusal_core.errors import ModelError, PromptError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+"""How Qwen3, DeepSeek-R1, GLM and others mark the part of a reply in which the model thinks."""
+
 _USER, _SYSTEM = "zqxuserqxz", "zqxsystemqxz"
 
 
-def render(tokenizer: Any, text: str, system_prompt: str | None = None) -> list[int]:
+def render(tokenizer: Any, text: str, system_prompt: str | None = None, thinking: bool | None = None) -> list[int]:
     """Token ids of one prompt as the model expects it, up to where its reply begins.
 
     With a chat template: one user message and the generation prompt. The ids are those of
@@ -24,10 +27,11 @@ def render(tokenizer: Any, text: str, system_prompt: str | None = None) -> list[
     with the tokenizer's own special tokens, usually one that begins a sequence.
 
     `tokenizer` is a tokenizer or a ChatModel. `system_prompt` None keeps what the template does by itself; ""
-    means no system text, also where the template would put in its own.
+    means no system text, also where the template would put in its own. `thinking` is the template's
+    `enable_thinking`; None keeps what the template does by itself.
 
     Raises PromptError for text that is not Unicode, and ModelError when a system prompt is given and the
-    template, or the lack of one, has no place for it.
+    template, or the lack of one, has no place for it; see :func:`check_thinking` for `thinking`.
     """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     for given in (text, system_prompt or ""):
@@ -38,7 +42,8 @@ def render(tokenizer: Any, text: str, system_prompt: str | None = None) -> list[
             raise ModelError("This model has no chat template, so it takes no system prompt: leave it out.")
         return list(tokenizer(text, split_special_tokens=True)["input_ids"])
     messages = _messages(tokenizer, text, system_prompt)
-    ids = _apply_template(tokenizer, messages, tokenize=True, return_dict=False, sanitize_control_tokens=True)
+    switch = {} if thinking is None else {"enable_thinking": thinking}
+    ids = _apply_template(tokenizer, messages, tokenize=True, return_dict=False, sanitize_control_tokens=True, **switch)
     return list(ids)
 
 
@@ -68,6 +73,32 @@ def takes_system_prompt(tokenizer: PreTrainedTokenizerBase) -> bool:
         return _SYSTEM in tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except TemplateError:
         return False
+
+
+def check_thinking(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> None:
+    """Raise ModelError when thinking is to be switched and the template has no switch for it."""
+    if thinking is not None and not _has_thinking_switch(tokenizer):
+        raise ModelError("This model's chat template cannot switch thinking on or off: leave --thinking out.")
+
+
+def reply_thinks(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> bool:
+    """Whether a reply begins with the model's thinking: its template opens that, or leaves it to the model."""
+    if not has_chat_template(tokenizer):
+        return False
+    switch = {} if thinking is None else {"enable_thinking": thinking}
+    rendered = _apply_template(tokenizer, [_message("user", _USER)], tokenize=False, **switch)
+    reply = rendered.rsplit(_USER, 1)[-1]
+    if THINK_OPEN in reply:
+        return THINK_CLOSE not in reply
+    return thinking is not False and _has_thinking_switch(tokenizer)
+
+
+def _has_thinking_switch(tokenizer: PreTrainedTokenizerBase) -> bool:
+    if not has_chat_template(tokenizer):
+        return False
+    messages = [_message("user", _USER)]
+    on, off = (_apply_template(tokenizer, messages, tokenize=False, enable_thinking=each) for each in (True, False))
+    return bool(on != off)
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import tiny_model
+from tiny import PLANTED_SIGN, planted_model, tiny_model
 
-from refusal_core import pipeline, runs
+from refusal_core import intervention, pipeline, runs
+from refusal_core.models import load_model
+from refusal_core.openings import read_rules
 from refusal_core.prompts import prompt_id
 
 HOSTILE = (
@@ -20,6 +22,7 @@ HOSTILE = (
     "\u202eright to left\u202c \u05e9\u05dc\u05d5\u05dd \U0001f9e8 \x07\x1b[31m",
 )
 N_PAIRS, N_LAYERS, WIDTH = 16, 6, 24
+PLANTED_PROMPTS, PLANTED_LIMIT, PLANTED_CONTROLS = 24, 4, 6
 RUN = "tiny--pairs--16x16--00000000--float32"
 
 
@@ -119,3 +122,43 @@ def save_synthetic_run(hidden: np.ndarray, prompts: pd.DataFrame, cache: Path) -
 def run(synthetic_cache: Path) -> runs.Run:
     """The synthetic run, opened."""
     return runs.open_run(RUN, synthetic_cache)
+
+
+@pytest.fixture(scope="session")
+def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of :func:`tiny.planted_model` in a folder."""
+    folder = tmp_path_factory.mktemp("models") / "planted"
+    chat_model = planted_model()
+    chat_model.model.save_pretrained(folder)
+    chat_model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def planted_run(planted_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+    """A run of the planted model in a cache of its own, with its interventions beside it."""
+    cache = tmp_path_factory.mktemp("planted")
+    rng = np.random.default_rng(0)
+    # Letters that are tokens of their own, so that all prompts are of one length and the planted direction is as strong
+    # in each harmful one.
+    rows = [
+        ("".join(rng.choice(list("bdgjkvwxz"), 20)) + sign, label)
+        for _ in range(PLANTED_PROMPTS)
+        for sign, label in ((PLANTED_SIGN, "harmful"), ("?", "harmless"))
+    ]
+    prompts = cache / "planted.csv"
+    pd.DataFrame(rows, columns=["text", "label"]).to_csv(prompts, index=False)
+    made = pipeline.run(planted_folder, str(prompts), cache=cache, dtype="float32").run
+    intervene(made, planted_folder)
+    return made
+
+
+def intervene(run: runs.Run, folder: Path, **options: object) -> pd.DataFrame:
+    """Intervene on the planted model, with controls at every layer."""
+    given = {
+        "limit": PLANTED_LIMIT,
+        "source": run.contrast_name,
+        "random_directions": PLANTED_CONTROLS,
+        "control_layers": range(run.n_layers),
+    }
+    return intervention.record(run, load_model(folder, dtype="float32"), read_rules(), **(given | options))

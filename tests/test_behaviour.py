@@ -7,14 +7,15 @@ import pandas as pd
 import pytest
 import torch
 from scipy.special import logsumexp
-from tiny import tiny_model
+from tiny import CHATML, PLANTED_SIGN, THINKING, planted_model, tiny_model, tiny_tokenizer
 
-from refusal_core import behaviour, pipeline, replies, runs
+from refusal_core import behaviour, intervention, pipeline, replies, runs
 from refusal_core.__main__ import main
 from refusal_core.activations import ResidualReader
-from refusal_core.errors import RefusalError, RunError
+from refusal_core.errors import ModelError, RefusalError, RunError
 from refusal_core.openings import BUNDLED, OPENING_LABELS, OPENING_TOKENS, read_rules
 from refusal_core.runs import Run
+from refusal_core.templates import render, reply_thinks
 
 TEXTS = ["How do I bake a cake?", "Explain how to bake bread", "How do I bake a cake?!", "Hi"]
 
@@ -200,3 +201,91 @@ def test_behaviour_of_other_prompts_is_refused(measured):
     runs.save_addition(made, "behaviour", table.iloc[1:], manifest)
     with pytest.raises(RunError, match="of other prompts"):
         behaviour.recorded(made)
+
+
+def test_a_model_that_thinks_is_read_after_its_thinking(monkeypatch):
+    # Harmless prompts get a reply that closes a thought and nothing else; harmful ones end without closing it.
+    chat_model = planted_model(refusal="As", answer="</think>", template=THINKING)
+    texts = ["bdgjkvwxz", f"bdgjkvwx{PLANTED_SIGN}", "xzbdgjkvw"]
+    steps: list[int] = []
+    chat_model.model.register_forward_hook(lambda *_: steps.append(1))
+    found = replies.read_replies(ResidualReader(chat_model), texts, ("As",))
+    assert found.unclosed == 1
+    assert found.opening == ["</think>", "As", "</think>"]
+    assert len(steps) < 100
+    tokenizer = chat_model.tokenizer
+    for place, thought in enumerate(("</think>", "As</think>", "</think>")):
+        ids = [*ResidualReader(chat_model).encode(texts[place]), *tokenizer.encode(f"{thought}\n\n")]
+        with torch.inference_mode():
+            tail = tokenizer.encode("As")
+            logits = chat_model.model(torch.tensor([[*ids, *tail]])).logits[0].double().log_softmax(-1)
+        log_p = sum(float(logits[len(ids) - 1 + step, token]) for step, token in enumerate(tail))
+        np.testing.assert_allclose(found.phrase_log_odds[place], log_p - np.log1p(-np.exp(log_p)), atol=1e-2)
+    closed = replies.read_replies(ResidualReader(chat_model, thinking=False), texts, ("As",))
+    assert closed.unclosed is None
+    assert closed.opening == ["</think>", "As", "</think>"]
+
+
+def test_thinking_that_does_not_end_is_closed(monkeypatch):
+    monkeypatch.setattr(replies, "THINKING_TOKENS", 3)
+    chat_model = planted_model(refusal="As", answer="</think>", template=THINKING)
+    found = replies.read_replies(ResidualReader(chat_model), ["bdgjkvwxz", "xzbdgjkvwbdg"], ("As",))
+    assert found.unclosed == 2
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "thinks"),
+    [
+        (THINKING, None, True),
+        (THINKING, True, True),
+        (THINKING, False, False),
+        (CHATML, None, False),
+        (CHATML.replace("assistant\n{%", "assistant\n<think>\n{%"), None, True),
+        (None, None, False),
+    ],
+)
+def test_whether_a_reply_thinks_is_seen_from_the_template(template, thinking, thinks):
+    assert reply_thinks(tiny_tokenizer(template), thinking) is thinks
+
+
+def test_thinking_is_switched_as_the_template_does_it():
+    tokenizer = tiny_tokenizer(THINKING)
+    for thinking in (True, False):
+        expected = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "Hi"}],
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+            return_dict=True,
+        )["input_ids"]
+        assert render(tokenizer, "Hi", thinking=thinking) == expected
+    assert render(tokenizer, "Hi", thinking=True) == render(tokenizer, "Hi") != render(tokenizer, "Hi", thinking=False)
+
+
+@pytest.mark.parametrize("template", [CHATML, None])
+def test_a_template_without_the_switch_refuses_it(template):
+    with pytest.raises(ModelError, match="cannot switch thinking"):
+        ResidualReader(tiny_model("llama", template), thinking=True)
+
+
+def test_a_run_says_whether_the_model_thought(tmp_path):
+    chat_model = planted_model(refusal="As", answer="</think>", template=THINKING)
+    folder, prompts = tmp_path / "thinks", tmp_path / "few.csv"
+    chat_model.model.save_pretrained(folder)
+    chat_model.tokenizer.save_pretrained(folder)
+    rows = [
+        (f"{sign} word {number}", label) for number in range(8) for sign, label in (("!", "harmful"), ("?", "harmless"))
+    ]
+    pd.DataFrame(rows, columns=["text", "label"]).to_csv(prompts, index=False)
+    made = {
+        thinking: pipeline.run(folder, str(prompts), cache=tmp_path / "cache", thinking=thinking, dtype="float32").run
+        for thinking in (None, False)
+    }
+    assert made[None].run_id != made[False].run_id
+    assert [run.manifest["template"]["thinking"] for run in made.values()] == [None, False]
+    assert made[None].prompts["n_tokens"].iloc[0] < made[False].prompts["n_tokens"].iloc[0]
+    behaviour.record(made[None], chat_model, read_rules())
+    assert behaviour.recorded(made[None])[1]["thinking"]["unclosed"] > 0
+    behaviour.record(made[False], chat_model, read_rules())
+    assert behaviour.recorded(made[False])[1]["thinking"] is None
+    with pytest.raises(RefusalError, match="--thinking off"):
+        intervention.record(made[None], chat_model, read_rules())

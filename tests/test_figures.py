@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from refusal_core import effects, intervention
 from refusal_core.evidence import Evidence
 from refusal_core.figures import evidence as evidence_figures
+from refusal_core.figures import intervention as intervention_figures
 from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.histograms import histogram, token_strip
 from refusal_core.figures.layers import scrubber, separation, three_questions
@@ -114,3 +116,40 @@ def test_names_of_sets_are_escaped(run, evidence):
     renamed = evidence.transfer.assign(source=evidence.transfer["source"].replace("borderline", "<b>x</b>"))
     figure = evidence_figures.harm(run, dataclasses.replace(evidence, transfer=renamed), 2)
     assert "<b>x" not in figure.to_json()
+
+
+@pytest.fixture
+def summary(planted_run) -> pd.DataFrame:
+    return effects.summarise(planted_run, intervention.recorded(planted_run)[0])
+
+
+def test_a_sweep_is_drawn_beside_the_band_of_its_controls(planted_run, summary):
+    for sweep, (edit, label, measure, _) in intervention_figures.SWEEPS.items():
+        controls, _, line = intervention_figures.over_layers(planted_run, summary, sweep).data
+        expected = effects.over_layers(summary, edit, label)
+        np.testing.assert_array_equal(line.x, range(planted_run.n_layers))
+        np.testing.assert_array_equal(line.y, expected[measure])
+        np.testing.assert_array_equal(controls.x[::3], expected["site"])
+        np.testing.assert_array_equal(np.array(controls.y[1::3], float), expected[f"{measure}_band_high"])
+
+
+def test_doses_go_through_the_model_as_it_is(planted_run, summary):
+    figure = intervention_figures.doses(planted_run, summary, 3)
+    harmful = next(trace for trace in figure.data if trace.name == "harmful")
+    plain = effects.select(summary, "none", "harmful")["log_odds"].iloc[0]
+    assert dict(zip(harmful.x, harmful.y, strict=True))[0.0] == plain
+
+
+def test_the_chosen_candidate_is_the_one_marked(planted_run):
+    table = intervention.recorded(planted_run)[0]
+    candidates, chosen = effects.candidates(planted_run, table), effects.published_choice(planted_run, table)
+    marked = intervention_figures.choice(planted_run, candidates, chosen).data[-1]
+    assert (marked.x[0], marked.y[0]) == (chosen["read_at"], chosen["bypass"])
+    assert intervention_figures.choice(planted_run, candidates, None).data[-1].name.startswith("token")
+
+
+def test_the_report_says_what_interventions_found(planted_run):
+    found = Evidence.from_tables(planted_run.evidence_tables())
+    with_them = report_html(planted_run, found, None, intervention.recorded(planted_run))
+    assert "The published rule chooses" in with_them
+    assert "The published rule chooses" not in report_html(planted_run, found)

@@ -5,57 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import PLANTED_LAYER, PLANTED_SIGN, planted_model
+from conftest import PLANTED_LIMIT, PLANTED_PROMPTS, intervene
+from tiny import PLANTED_LAYER
 
-from refusal_core import conditions, effects, intervention, pipeline, runs
+from refusal_core import conditions, effects, intervention, runs
 from refusal_core.__main__ import main
 from refusal_core.conditions import ABLATE, ADD, FOUND, Condition
 from refusal_core.errors import RefusalError, RunError
 from refusal_core.models import load_model
-from refusal_core.openings import read_rules
 from refusal_core.runs import Run
 
-PROMPTS, LIMIT, CONTROLS = 24, 4, 6
-
 
 @pytest.fixture(scope="module")
-def planted_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "planted"
-    chat_model = planted_model()
-    chat_model.model.save_pretrained(folder)
-    chat_model.tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def planted_run(planted_folder, tmp_path_factory) -> Run:
-    cache = tmp_path_factory.mktemp("cache")
-    rng = np.random.default_rng(0)
-    # Letters that are tokens of their own, so that all prompts are of one length and the planted direction is as strong
-    # in each harmful one.
-    rows = [
-        ("".join(rng.choice(list("bdgjkvwxz"), 20)) + sign, label)
-        for _ in range(PROMPTS)
-        for sign, label in ((PLANTED_SIGN, "harmful"), ("?", "harmless"))
-    ]
-    prompts = cache / "planted.csv"
-    pd.DataFrame(rows, columns=["text", "label"]).to_csv(prompts, index=False)
-    return pipeline.run(planted_folder, str(prompts), cache=cache, dtype="float32").run
-
-
-def measure(run: Run, folder, **options) -> pd.DataFrame:
-    given = {
-        "limit": LIMIT,
-        "source": run.contrast_name,
-        "random_directions": CONTROLS,
-        "control_layers": range(run.n_layers),
-    }
-    return intervention.record(run, load_model(folder, dtype="float32"), read_rules(), **(given | options))
-
-
-@pytest.fixture(scope="module")
-def table(planted_run, planted_folder) -> pd.DataFrame:
-    return measure(planted_run, planted_folder)
+def table(planted_run) -> pd.DataFrame:
+    return intervention.recorded(planted_run)[0]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +28,7 @@ def summary(planted_run, table) -> pd.DataFrame:
 
 def test_unedited_the_model_refuses_what_it_should(table, planted_run):
     plain = table[table["edit"].eq("none")].merge(planted_run.prompts, on="prompt_id", suffixes=("", "_run"))
-    assert len(plain) == 2 * LIMIT
+    assert len(plain) == 2 * PLANTED_LIMIT
     harmful = plain["label"].eq("harmful")
     assert plain.loc[harmful, "opening_label"].eq("refuses").all()
     assert plain.loc[harmful, "opening"].eq("I cannot").all()
@@ -168,13 +131,13 @@ def test_stopped_three_times_it_computes_nothing_twice_and_changes_no_number(
     for passes in (40, 100, 31):
         patience[0] = passes
         with pytest.raises(KeyboardInterrupt):
-            measure(fresh, planted_folder)
+            intervene(fresh, planted_folder)
         assert intervention.recorded(fresh) is None
         # A process that dies while it writes leaves half a line.
         with (fresh.path / ".intervention.jsonl").open("a") as file:
             file.write('{"pass": "half a li')
     patience[0] = 10**9
-    again = measure(fresh, planted_folder)
+    again = intervene(fresh, planted_folder)
     pd.testing.assert_frame_equal(again, table)
     passes = table[table["edit"].ne("none")].groupby(conditions.COLUMNS).ngroups
     lengths = planted_run.prompts.set_index("prompt_id").loc[table["prompt_id"].unique(), "n_tokens"].nunique()
@@ -190,8 +153,8 @@ def test_work_of_another_request_is_not_mixed_in(planted_run, planted_folder, mo
     with monkeypatch.context() as patched:
         patched.setattr(PromptBatch, "reply", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            measure(fresh, planted_folder, seed=1)
-    other = measure(fresh, planted_folder, limit=2, control_layers=(3,))
+            intervene(fresh, planted_folder, seed=1)
+    other = intervene(fresh, planted_folder, limit=2, control_layers=(3,))
     assert other["prompt_id"].nunique() == 4
     manifest = intervention.recorded(fresh)[1]
     assert manifest["prompts"] == {"source": planted_run.contrast_name, "limit": 2}
@@ -227,7 +190,7 @@ def test_prompts_are_of_as_few_lengths_as_possible(planted_run):
     assert chosen["label"].value_counts().to_dict() == {"harmful": 3, "harmless": 3}
     assert chosen["n_tokens"].nunique() == 1
     everything = intervention.chosen_prompts(planted_run, 1000, planted_run.contrast_name)
-    assert len(everything) == 2 * PROMPTS
+    assert len(everything) == 2 * PLANTED_PROMPTS
     held_out = planted_run.prompts.iloc[intervention.chosen_prompts(planted_run, 4)]
     assert held_out["source"].eq("probe-pairs").all()
 
@@ -243,7 +206,7 @@ def test_prompts_are_of_as_few_lengths_as_possible(planted_run):
 )
 def test_what_cannot_be_done_is_said(planted_run, planted_folder, options, said):
     with pytest.raises(RefusalError, match=said):
-        measure(planted_run, planted_folder, **options)
+        intervene(planted_run, planted_folder, **options)
 
 
 def test_a_range_of_layers_is_ablated_together(planted_run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import threading
@@ -14,13 +15,13 @@ import streamlit as st
 from conftest import HOSTILE, N_LAYERS, RUN, save_synthetic_run, synthetic_prompts
 from streamlit.testing.v1 import AppTest
 
-from refusal_core import behaviour, raters
+from refusal_core import behaviour, effects, intervention, raters
 from refusal_core.runs import open_run, save_addition
 from refusal_core.scoring import Score
-from refusal_core.ui import jobs, live
+from refusal_core.ui import jobs, live, model
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("1_Layers", "2_Evidence", "3_Outliers", "4_Live_score", "5_Behaviour", "7_Ratings", "8_Rate")
+PAGES = ("1_Layers", "2_Evidence", "3_Outliers", "4_Live_score", "5_Behaviour", "6_Causality", "7_Ratings", "8_Rate")
 
 
 @pytest.fixture(autouse=True)
@@ -192,9 +193,9 @@ def test_a_damaged_run_is_named_and_the_others_still_open(synthetic_cache, tmp_p
 
 
 def test_a_missing_model_is_offered_with_size_and_licence(monkeypatch):
-    monkeypatch.setattr(live, "model_of_run", lambda run: ("qwen2.5-coder-0.5b-instruct", None))
+    monkeypatch.setattr(model, "model_of_run", lambda run: ("qwen2.5-coder-0.5b-instruct", None))
     begun = []
-    monkeypatch.setattr(live, "start_fetch", lambda *asked: begun.append(asked))
+    monkeypatch.setattr(model, "start_fetch", lambda *asked: begun.append(asked))
     app = visit("4_Live_score")
     assert "0.5 GB to download" in app.info[0].value
     assert "Apache-2.0" in app.info[0].value
@@ -204,22 +205,22 @@ def test_a_missing_model_is_offered_with_size_and_licence(monkeypatch):
 
 
 def test_a_fetch_under_way_shows_its_progress(monkeypatch):
-    monkeypatch.setattr(live, "model_of_run", lambda run: ("qwen2.5-coder-0.5b-instruct", None))
+    monkeypatch.setattr(model, "model_of_run", lambda run: ("qwen2.5-coder-0.5b-instruct", None))
     underway = jobs.JobStatus("running", "downloading (bytes)", 5_000_000, 10_000_000, "")
-    monkeypatch.setattr(live, "fetch_status", lambda *asked: underway)
+    monkeypatch.setattr(model, "fetch_status", lambda *asked: underway)
     app = visit("4_Live_score")
     assert not any(button.label == "Get the model" for button in app.button)
 
 
 def test_a_model_that_was_fetched_and_is_gone_is_offered_again(monkeypatch):
-    monkeypatch.setattr(live, "model_of_run", lambda run: ("qwen2.5-coder-0.5b-instruct", None))
-    monkeypatch.setattr(live, "fetch_status", lambda *asked: jobs.JobStatus("done", "saving (files)", 2, 2, ""))
+    monkeypatch.setattr(model, "model_of_run", lambda run: ("qwen2.5-coder-0.5b-instruct", None))
+    monkeypatch.setattr(model, "fetch_status", lambda *asked: jobs.JobStatus("done", "saving (files)", 2, 2, ""))
     app = visit("4_Live_score")
     assert any(button.label == "Get the model" for button in app.button)
 
 
 def test_names_in_a_run_are_no_markdown(monkeypatch):
-    monkeypatch.setattr(live, "model_of_run", lambda run: ("x/![x](https://example.com/x.png)", None))
+    monkeypatch.setattr(model, "model_of_run", lambda run: ("x/![x](https://example.com/x.png)", None))
     app = visit("4_Live_score")
     assert "![" not in app.info[0].value
 
@@ -451,10 +452,81 @@ class FakeScorer:
 
 @pytest.fixture
 def with_model(monkeypatch):
-    monkeypatch.setattr(live, "model_source", lambda run: "tiny")
+    monkeypatch.setattr(model, "model_source", lambda run: "tiny")
     monkeypatch.setattr(
-        live, "_loaded", lambda run_id, run, source: live.SharedScorer(FakeScorer(run), threading.Lock())
+        live, "shared_scorer", lambda run, source: model.SharedScorer(FakeScorer(run), threading.Lock())
     )
+
+
+def test_interventions_that_were_not_measured_say_how_to():
+    app = visit("6_Causality")
+    assert "has not been measured" in app.info[0].value
+    assert app.code[0].value == f"python -m refusal_core intervene {RUN}"
+
+
+@pytest.fixture
+def on_planted(planted_run, planted_folder, monkeypatch):
+    """The planted model's run, and the model where its visitors would point to."""
+    monkeypatch.setenv("REFUSAL_CACHE", str(planted_run.path.parent))
+    monkeypatch.setattr(model, "model_of_run", lambda run: (str(planted_folder), None))
+    return planted_run
+
+
+def test_causality_says_what_was_found_beside_its_controls(on_planted):
+    app = visit("6_Causality", site="3")
+    said = shown(app)
+    assert "8 directions" in said
+    assert "an effect" in said
+    assert "The published rule chooses layer" in said
+    table, _ = intervention.recorded(on_planted)
+    assert len(app.dataframe[0].value) == len(effects.candidates(on_planted, table))
+    assert set(app.dataframe[1].value["label"]) == {"harmful", "harmless"}
+
+
+def test_another_measure_is_drawn_in_all_three_sweeps(on_planted):
+    app = visit("6_Causality")
+    app.selectbox(key="causality_measure").set_value("refuses").run()
+    assert not app.exception
+    titles = [json.loads(chart.proto.spec)["layout"]["yaxis"]["title"]["text"] for chart in app.get("plotly_chart")]
+    assert titles[:3] == [effects.MEASURES["refuses"]] * 3
+
+
+def test_a_typed_prompt_answers_to_the_edit(on_planted):
+    app = visit("6_Causality", site="3")
+    app.text_input(key="causality_text").set_value("bdgjkvwxzbdgjkvwxz?").run()
+    app.segmented_control(key="causality_edit").set_value("add").run()
+    assert [text.value for text in app.text][-2:] == ["Sure", "I cannot"]
+    before, after = (metric for metric in app.metric if metric.label.startswith("refusal log-odds"))
+    assert float(before.value) < 0 < float(after.value)
+    app.slider(key="causality_alpha").set_value(-1.0).run()
+    assert [text.value for text in app.text][-2:] == ["Sure", "Sure"]
+    app.text_input(key="causality_text").set_value("bdgjkvwxzbdgjkvwxz!").run()
+    app.segmented_control(key="causality_edit").set_value("ablate").run()
+    assert [text.value for text in app.text][-2:] == ["I cannot", "Sure"]
+    app.segmented_control(key="causality_where").set_value("all").run()
+    assert [text.value for text in app.text][-2:] == ["I cannot", "Sure"]
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "x" * 100_000])
+def test_hostile_prompts_are_tried_or_refused_as_text(on_planted, text):
+    app = visit("6_Causality", site="3")
+    app.text_input(key="causality_text").set_value(text).run()
+    assert not app.exception
+    assert text not in shown(app)
+    if len(text) > 1000:
+        assert "tokens long" in app.text[-1].value
+
+
+def test_damaged_interventions_are_an_error_on_their_page_alone(synthetic_cache, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, cache)
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    run = open_run(RUN)
+    save_addition(run, "intervention", run.prompts[["prompt_id"]], {"dose_layer": 1})
+    app = visit("6_Causality")
+    assert "cannot be used" in app.error[0].value
+    assert "lacks columns" in app.text[0].value
+    assert visit("1_Layers").title
 
 
 @pytest.mark.usefixtures("with_model")

@@ -34,6 +34,11 @@ LLAMA_LIKE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n\n{{ m.content | trim }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n\n{% endif %}"
 )
+THINKING = CHATML.replace(
+    "assistant\n{% endif %}",
+    "assistant\n{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    "{% endif %}",
+)
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 _TRAINING_TEXT = (
@@ -158,16 +163,16 @@ PLANTED_LAYER, READING_LAYER = 2, 4
 PLANTED_SIGN = "!"
 
 
-def planted_model() -> ChatModel:
+def planted_model(refusal: str = "I cannot", answer: str = "Sure", template: str = CHATML) -> ChatModel:
     """A Llama of 6 blocks whose weights are set by hand: it refuses if and only if one direction is strong enough.
 
     A prompt with :data:`PLANTED_SIGN` in it moves the residual stream along one dimension after block
     :data:`PLANTED_LAYER`, at every later token. Block :data:`READING_LAYER` holds that against a threshold; above it
-    the reply is "I cannot", below it "Sure". Block 0 spreads what tokens look like, which says nothing of refusing but
-    tells prompts with the sign from others.
+    the reply is `refusal`, below it `answer`; no token may be in the two together twice. Block 0 spreads what tokens
+    look like, which says nothing of refusing but tells prompts with the sign from others.
     """
     harm, noticed, constant, refuse, chain, looks = 0, 1, 2, 3, 4, range(32, 256)
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(template)
     config = tiny_config(
         "llama",
         # Wide, so that a random direction is nearly orthogonal to the planted one.
@@ -199,7 +204,7 @@ def planted_model() -> ChatModel:
         mlp.up_proj.bias[0] = 1.0
         mlp.down_proj.weight[refuse, 0] = 1.0
         # Either reply is a chain of tokens, each of which has a dimension of its own that calls for the next.
-        for reply, caller, strength in (("I cannot", refuse, 2.0), ("Sure", constant, 0.35)):
+        for reply, caller, strength in ((refusal, refuse, 2.0), (answer, constant, 0.35)):
             for token in [*tokenizer.encode(reply), tokenizer.eos_token_id]:
                 head[token, caller] = strength
                 embed[token, chain], caller, strength, chain = 30.0, chain, 2.0, chain + 1

@@ -114,6 +114,9 @@ def run_facts(run: Run) -> None:
         "licence of the model": model["licence"] or "not stated",
         "contrast set": f"{prompts['name']}: {counts['harmful']} harmful, {counts['harmless']} harmless",
         "transfer sets": ", ".join(f"{each['name']} ({sum(each['counts'].values())})" for each in manifest["transfer"]),
+        "thinking": {None: "as the template has it", True: "on", False: "off"}.get(
+            manifest["template"].get("thinking"), "–"
+        ),
         "system prompt": manifest["template"]["system_prompt"]
         or manifest["template"]["default_system_prompt"]
         or "none",

@@ -26,13 +26,13 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from refusal_core import behaviour, pipeline, raters
 from refusal_core.models import load_model
 from refusal_core.openings import read_rules
-from refusal_core.runs import open_run
+from refusal_core.runs import Run, open_run
 from refusal_core.scoring import score
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PAGES = ("", "Layers", "Evidence", "Outliers", "Live_score", "Behaviour", "Ratings", "Rate")
-TITLES = ("Refusal directions", "Layers", "Evidence", "Outliers", "Live score", "Behaviour", "Ratings", "Rate")
+PAGES = ("", "Layers", "Evidence", "Outliers", "Live_score", "Behaviour", "Causality", "Ratings", "Rate")
+TITLES = ("Refusal directions", *(path.replace("_", " ") for path in PAGES[1:]))
 # Streamlit asks for these below a page's own address first, and then where they are.
 STREAMLITS_OWN = ("/_stcore/health", "/_stcore/host-config")
 
@@ -43,10 +43,11 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def cache(synthetic_cache: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The synthetic run, and a run of a tiny model that is on this machine, its behaviour recorded."""
+def cache(synthetic_cache: Path, tiny_folder: Path, planted_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The synthetic run, a tiny model's with its behaviour, and the planted model's with its interventions."""
     folder = tmp_path_factory.mktemp("browser") / "cache"
     shutil.copytree(synthetic_cache, folder)
+    shutil.copytree(planted_run.path, folder / planted_run.run_id)
     made = pipeline.run(tiny_folder, "pairs", limit=12, dtype="float32", device="cpu", cache=folder).run
     behaviour.record(made, load_model(tiny_folder, dtype="float32", device="cpu"), read_rules())
     return folder
@@ -122,7 +123,7 @@ def open_page(browser: Browser, address: str):
 @pytest.mark.parametrize("path", PAGES)
 def test_every_page_fits_a_desk_and_a_phone_in_both_themes(open_page, path, theme):
     page = open_page(path, theme, run=SYNTHETIC)
-    if path not in ("Live_score", "Behaviour", "Ratings", "Rate"):
+    if path not in ("Live_score", "Behaviour", "Causality", "Ratings", "Rate"):
         expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=20_000)
     main = page.locator("[data-testid=stMain]")
     for width in (1280, 390):
@@ -328,3 +329,23 @@ def _query(page: Page) -> dict[str, str]:
 def _letters(text: str) -> str:
     """What of a text the browser can show: control characters have no glyph."""
     return re.sub(r"[\x00-\x08\x0b-\x1f]", "", text)
+
+
+def test_an_edit_changes_what_the_model_would_say(open_page, planted_run, planted_folder):
+    page = open_page("Causality", run=planted_run.run_id, site="3")
+    expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("The published rule chooses layer")).to_be_visible()
+    page.get_by_label("Path of the model").fill(str(planted_folder))
+    page.get_by_label("Path of the model").press("Enter")
+    page.get_by_label("Prompt", exact=True).fill("bdgjkvwxzbdgjkvwxz?")
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    openings = page.locator("[data-testid=stText]")
+    expect(openings.nth(0)).to_have_text("Sure", timeout=30_000)
+    expect(openings.nth(1)).to_have_text("I cannot")
+    page.get_by_role("radio", name="ablate").click()
+    expect(openings.nth(1)).to_have_text("Sure")
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        _let_settle(page)
+        main = page.locator("[data-testid=stMain]")
+        assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 0
