@@ -1,4 +1,4 @@
-"""The extraction engine: one forward pass a prompt, every site, last token.
+"""Reading the residual stream: one forward pass a prompt, every site.
 
 The chat template puts the same tokens before every prompt: they are run once and their keys and values reused. Prompts
 are batched by equal length, so that no padding exists whose handling could change a number. Forward hooks keep the last
@@ -8,8 +8,7 @@ token's hidden state of each block, and the vocabulary projection runs on that o
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,42 +16,14 @@ import numpy as np
 import torch
 from transformers import Cache
 
-from refusal_core.errors import ModelError, PromptError
 from refusal_core.models import ChatModel, render
-from refusal_core.progress import Progress, no_progress
-from refusal_core.prompts import TOKEN_LIMIT
-from refusal_core.sites import site_label
 from refusal_core.templates import check_thinking
 
 REFUSAL_OPENINGS = ("I", "As")
 """How refusals open ("I cannot …", "As an AI …"): the set of Arditi et al. 2024, appendix B, for Qwen."""
 
-EXTRACTING = "extracting (prompts)"
-
 BATCH_TOKENS = {"cpu": 1024, "mps": 4096, "cuda": 16384}
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
-
-
-@dataclass(frozen=True, eq=False)
-class Extraction:
-    """What one pass over the prompts leaves behind.
-
-    Attributes:
-        hidden: ``(prompt, site, d_model)`` float32, the residual stream at the last token of the templated prompt.
-        n_tokens: ``(prompt,)`` tokens of each templated prompt.
-        first_token: the likeliest first token of each reply, as text.
-        refusal_log_odds: ``(prompt,)`` float64, see :func:`refusal_log_odds`.
-        prefix_tokens: template tokens that were run once for all prompts; 0 when they were not shared.
-        seconds: wall time of the forward passes.
-    """
-
-    hidden: np.ndarray
-    n_tokens: np.ndarray
-    first_token: list[str]
-    refusal_log_odds: np.ndarray
-    prefix_tokens: int
-    batch_tokens: int
-    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,11 +124,12 @@ class ResidualReader:
             hidden=hidden[start - offset : end - offset],
             last=hidden[-1],
             tokens=tokens,
-            first_token=self._first_tokens(logits)[0],
+            first_token=self.first_tokens(logits)[0],
             refusal_log_odds=float(refusal_log_odds(logits, self.refusal_ids)[0]),
         )
 
-    def _first_tokens(self, logits: torch.Tensor) -> list[str]:
+    def first_tokens(self, logits: torch.Tensor) -> list[str]:
+        """The likeliest first token of each reply, as text; ``logits`` ``(prompt, vocabulary)``."""
         return [self._decoded(int(i)) for i in logits.argmax(dim=-1)]
 
     def _decoded(self, token_id: int) -> str:
@@ -196,63 +168,6 @@ class ResidualReader:
             options = {"past_key_values": cache, "use_cache": True}
             sequences = [ids[prefix:] for ids in sequences]
         return torch.tensor(sequences, device=self.chat_model.device), options
-
-
-def extract(
-    chat_model: ChatModel,
-    texts: list[str],
-    system_prompt: str | None = None,
-    thinking: bool | None = None,
-    token_limit: int = TOKEN_LIMIT,
-    progress: Progress = no_progress,
-    places: Sequence[str] | None = None,
-) -> Extraction:
-    """Read every prompt at its last token, all sites in one pass.
-
-    Args:
-        texts: the prompts as a person would type them; the chat template is applied here.
-        token_limit: longest templated prompt that is accepted; nothing is ever cut.
-        progress: called with ``(EXTRACTING, prompts done, prompts)``.
-        places: where each prompt comes from, for errors; ``prompt 1`` and so on without.
-
-    Raises:
-        PromptError: when a prompt is longer than the limit.
-        ModelError: when activations are not finite, with the layer and the first such prompt.
-    """
-    places = places or [f"prompt {row}" for row in range(1, len(texts) + 1)]
-    reader = ResidualReader(chat_model, system_prompt, thinking)
-    sequences = [reader.encode(text) for text in texts]
-    n_tokens = np.array([len(ids) for ids in sequences])
-    if n_tokens.max() > token_limit:
-        row = int(n_tokens.argmax())
-        raise PromptError(
-            f"{places[row]} ({texts[row]!r:.60}) is {n_tokens[row]} tokens long with its template, "
-            f"expected at most {token_limit}; shorten it or raise --token-limit"
-        )
-    batch_tokens = BATCH_TOKENS[torch.device(chat_model.device).type]
-    hidden = np.empty((len(texts), chat_model.n_layers + 1, chat_model.d_model), dtype=np.float32)
-    log_odds = np.empty(len(texts))
-    first_token = [""] * len(texts)
-    done, started = 0, time.perf_counter()
-    progress(EXTRACTING, 0, len(texts))
-    for rows in batches(n_tokens, reader.prefix_tokens, batch_tokens):
-        states, logits = reader.read_last([sequences[row] for row in rows])
-        _check_finite(states, [(places[row], texts[row]) for row in rows], chat_model)
-        hidden[rows] = states
-        log_odds[rows] = refusal_log_odds(logits, reader.refusal_ids)
-        for row, token in zip(rows, reader._first_tokens(logits), strict=True):
-            first_token[row] = token
-        done += len(rows)
-        progress(EXTRACTING, done, len(texts))
-    return Extraction(
-        hidden=hidden,
-        n_tokens=n_tokens,
-        first_token=first_token,
-        refusal_log_odds=log_odds,
-        prefix_tokens=reader.prefix_tokens,
-        batch_tokens=batch_tokens,
-        seconds=time.perf_counter() - started,
-    )
 
 
 def refusal_token_ids(tokenizer) -> list[int]:
@@ -320,18 +235,6 @@ def batches(n_tokens: np.ndarray, prefix: int, batch_tokens: int) -> Iterator[np
         rows = np.flatnonzero(n_tokens == length)
         size = max(1, batch_tokens // max(1, length - prefix))
         yield from (rows[start : start + size] for start in range(0, len(rows), size))
-
-
-def _check_finite(states: np.ndarray, prompts: Sequence[tuple[str, str]], chat_model: ChatModel) -> None:
-    finite = np.isfinite(states).all(axis=-1)
-    if finite.all():
-        return
-    site = int((~finite).any(axis=0).argmax())
-    place, text = prompts[int((~finite[:, site]).argmax())]
-    raise ModelError(
-        f"activations in {chat_model.dtype} overflow at {site_label(site, chat_model.n_layers)}, first for {place} "
-        f"({text!r:.60}); run again with --dtype float32 or bfloat16"
-    )
 
 
 def _common_prefix(first: list[int], second: list[int]) -> list[int]:

@@ -70,6 +70,8 @@ def run(
 ) -> RunResult:
     """Extract, fit and test a model's refusal directions on a contrast set, or find that run in the cache.
 
+    An extraction that was stopped goes on where it was when the same run is asked for again.
+
     Args:
         model: fetched name, hub id, folder or GGUF file; ``revision`` for a hub id.
         prompts: see :func:`refusal_core.prompts.load_contrast_set`; ``limit`` is prompts a label.
@@ -115,76 +117,84 @@ def run(
                 )
             return RunResult(found, cached=True)
 
-    runs.writable_cache(cache)
     device = choose_device(device)
     dtype = choose_dtype(device, dtype)
-    progress(LOADING, 0, 1)
-    chat_model = load_model(model, revision, device, dtype)
-    progress(LOADING, 1, 1)
-    table = _prompt_table(contrast, [chosen for chosen, _ in transfer_sets])
-    # The engine imports torch; a cached run never gets here.
-    from refusal_core.activations import REFUSAL_OPENINGS, extract, refusal_token_ids
+    with runs.unfinished_work(f"{stem}--{dtype}", cache) as folder:
+        progress(LOADING, 0, 1)
+        chat_model = load_model(model, revision, device, dtype)
+        progress(LOADING, 1, 1)
+        table = _prompt_table(contrast, [chosen for chosen, _ in transfer_sets])
+        # The engine imports torch; a cached run never gets here.
+        from refusal_core.activations import REFUSAL_OPENINGS, refusal_token_ids
+        from refusal_core.extraction import extract
 
-    extraction = extract(
-        chat_model, table["text"].tolist(), system_prompt, thinking, token_limit, progress, places=_places(table)
-    )
-    table["n_tokens"] = extraction.n_tokens
-    table["first_token"] = extraction.first_token
-    table["refusal_log_odds"] = extraction.refusal_log_odds
+        extraction = extract(
+            chat_model,
+            table["text"].tolist(),
+            system_prompt,
+            thinking,
+            token_limit,
+            progress,
+            places=_places(table),
+            folder=folder,
+        )
+        table["n_tokens"] = extraction.n_tokens
+        table["first_token"] = extraction.first_token
+        table["refusal_log_odds"] = extraction.refusal_log_odds
 
-    analysis = analyse(extraction.hidden, table, seed=seed, progress=progress)
+        analysis = analyse(extraction.hidden, table, seed=seed, progress=progress)
 
-    progress(SAVING, 0, 1)
-    manifest = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {key: value for key, value in asdict(info).items() if key != "path"},
-        "prompts": _described(contrast),
-        "transfer": [{**_described(chosen), "left_out": left_out} for chosen, left_out in transfer_sets],
-        "template": {
-            "sha256": template_sha256(chat_model.tokenizer),
-            "system_prompt": system_prompt,
-            "default_system_prompt": default_system_prompt(chat_model.tokenizer),
-            "thinking": thinking,
-            "token_position": TOKEN_POSITION,
-            "token_limit": token_limit,
-        },
-        "refusal": {
-            "openings": list(REFUSAL_OPENINGS),
-            "token_ids": refusal_token_ids(chat_model.tokenizer),
-        },
-        "compute": {
-            "device": device,
-            "dtype": dtype,
-            "batch_tokens": extraction.batch_tokens,
-            "prefix_tokens": extraction.prefix_tokens,
-            "seed": seed,
-            "folds": FOLDS,
-            "repeats": REPEATS,
-        },
-        "versions": {
-            "refusal_core": version_of_this(),
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "numpy", "scipy")},
-        },
-        "timings": {
-            "load_seconds": round(chat_model.load_seconds, 3),
-            "extract_seconds": round(extraction.seconds, 3),
-            "prompts_per_second": round(len(table) / extraction.seconds, 3),
-        },
-    }
-    saved = runs.save_run(
-        f"{stem}--{dtype}",
-        manifest,
-        table,
-        analysis.projections,
-        analysis.projections_crossfit,
-        analysis.layer_stats,
-        analysis.directions,
-        analysis.evidence.to_tables(),
-        activations=extraction.hidden if keep_activations else None,
-        cache=cache,
-    )
-    progress(SAVING, 1, 1)
+        progress(SAVING, 0, 1)
+        manifest = {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "model": {key: value for key, value in asdict(info).items() if key != "path"},
+            "prompts": _described(contrast),
+            "transfer": [{**_described(chosen), "left_out": left_out} for chosen, left_out in transfer_sets],
+            "template": {
+                "sha256": template_sha256(chat_model.tokenizer),
+                "system_prompt": system_prompt,
+                "default_system_prompt": default_system_prompt(chat_model.tokenizer),
+                "thinking": thinking,
+                "token_position": TOKEN_POSITION,
+                "token_limit": token_limit,
+            },
+            "refusal": {
+                "openings": list(REFUSAL_OPENINGS),
+                "token_ids": refusal_token_ids(chat_model.tokenizer),
+            },
+            "compute": {
+                "device": device,
+                "dtype": dtype,
+                "batch_tokens": extraction.batch_tokens,
+                "prefix_tokens": extraction.prefix_tokens,
+                "seed": seed,
+                "folds": FOLDS,
+                "repeats": REPEATS,
+            },
+            "versions": {
+                "refusal_core": version_of_this(),
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "transformers", "numpy", "scipy")},
+            },
+            "timings": {
+                "load_seconds": round(chat_model.load_seconds, 3),
+                "extract_seconds": round(extraction.seconds, 3),
+                "prompts_per_second": round(len(table) / extraction.seconds, 3),
+            },
+        }
+        saved = runs.save_run(
+            f"{stem}--{dtype}",
+            manifest,
+            table,
+            analysis.projections,
+            analysis.projections_crossfit,
+            analysis.layer_stats,
+            analysis.directions,
+            analysis.evidence.to_tables(),
+            activations=extraction.hidden if keep_activations else None,
+            cache=cache,
+        )
+        progress(SAVING, 1, 1)
     return RunResult(saved, cached=False)
 
 

@@ -14,7 +14,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 from safetensors.numpy import load_file, save_file
 
 from refusal_core.directions import Directions
@@ -42,7 +44,8 @@ ADDITIONS = {"behaviour": "behaviour", "intervention": "intervene"}
 """Later measurements that may lie beside a run's own files, and the verb that makes each."""
 _REQUIRED = (PROMPTS, PROJECTIONS, LAYER_STATS, DIRECTIONS)
 
-_PARTIAL = ".partial-"
+_PARTIAL, _UNFINISHED = ".partial-", ".unfinished-"
+_HOURS_KEPT = {_PARTIAL: 24, _UNFINISHED: 30 * 24}
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,180}")
 _FILE_NAME = re.compile(r"[a-z0-9_]+\.(parquet|safetensors)")
 
@@ -141,7 +144,7 @@ def cache_folder(cache: str | Path | None = None) -> Path:
 def writable_cache(cache: str | Path | None = None) -> Path:
     """The folder runs are kept in, made when it is not there, so that no run is computed that cannot be kept.
 
-    What a killed process left half-written there for more than a day is removed.
+    What a killed process left half-written there is removed after a day, unfinished extractions after a month.
 
     Raises:
         RunError: when it cannot be written to.
@@ -151,14 +154,32 @@ def writable_cache(cache: str | Path | None = None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-        for left in folder.glob(f"{_PARTIAL}*"):
-            if time.time() - left.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(left, ignore_errors=True)
+        for prefix, hours in _HOURS_KEPT.items():
+            for left in folder.glob(f"{prefix}*"):
+                if time.time() - left.stat().st_mtime > hours * 3600:
+                    shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
         raise RunError(
             f"runs cannot be kept in {folder} ({error.strerror}): choose another folder with --cache or REFUSAL_CACHE"
         ) from error
     return folder
+
+
+@contextmanager
+def unfinished_work(run_id: str, cache: str | Path | None = None) -> Iterator[Path]:
+    """A folder beside a run that is being made; it stays when the work is stopped, and is removed once it is done.
+
+    Raises:
+        RunError: when another process is making the run, or the cache cannot be written to.
+    """
+    folder = writable_cache(cache) / f"{_UNFINISHED}{run_id}"
+    folder.mkdir(exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield folder
+    except Timeout:
+        raise RunError(f"the run {run_id} is being made by another process; wait for it, or stop it first") from None
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def save_run(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from tiny import ARCHITECTURES, tiny_model
 
 from refusal_core import activations
-from refusal_core.activations import ResidualReader, extract, refusal_log_odds, refusal_token_ids
+from refusal_core.activations import ResidualReader, refusal_log_odds, refusal_token_ids
 from refusal_core.errors import ModelError, PromptError
+from refusal_core.extraction import extract
 from refusal_core.models import render
 from refusal_core.sites import hidden_state_index
 
@@ -136,3 +140,88 @@ def test_hooks_are_gone_afterwards():
     extract(chat_model, TEXTS)
     modules = [*chat_model.blocks, chat_model.final_norm, chat_model.lm_head]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def stopped(chat_model, texts: list[str], folder, monkeypatch, after: int) -> int:
+    """Extract until a few batches are read, then stop as Ctrl-C does; returns how many prompts were read."""
+    read, read_last = [], ResidualReader.read_last
+
+    def interrupted(reader, sequences):
+        if len(read) == after:
+            raise KeyboardInterrupt
+        # Two sentences are read on construction, to see whether the template's beginning may be shared.
+        read.append(len(sequences))
+        return read_last(reader, sequences)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ResidualReader, "read_last", interrupted)
+        with contextlib.suppress(KeyboardInterrupt):
+            extract(chat_model, texts, folder=folder)
+    return sum(read[2:])
+
+
+MANY = [f"{'word ' * (number % 7)}number {number}" for number in range(60)]
+
+
+def test_an_extraction_stopped_three_times_reads_nothing_twice_and_changes_no_number(monkeypatch, tmp_path):
+    chat_model = tiny_model("qwen2")
+    whole = extract(chat_model, MANY)
+    read = [stopped(chat_model, MANY, tmp_path, monkeypatch, after) for after in (4, 3, 5, 10**9)]
+    assert all(read)
+    assert sum(read) == len(MANY)
+    again = extract(chat_model, MANY, folder=tmp_path)
+    np.testing.assert_array_equal(again.hidden, whole.hidden)
+    np.testing.assert_array_equal(again.refusal_log_odds, whole.refusal_log_odds)
+    assert again.first_token == whole.first_token
+    assert again.seconds > 0
+
+
+def test_damaged_activations_are_read_again(monkeypatch, tmp_path):
+    chat_model = tiny_model("qwen2")
+    whole = np.array(extract(chat_model, MANY, folder=tmp_path).hidden)
+    with (tmp_path / "hidden.f32").open("r+b") as file:
+        file.seek(5 * whole[0].nbytes)
+        file.write(b"\0" * 64)
+    with (tmp_path / "passes.jsonl").open("a") as file:
+        file.write('{"pass": "0 1", "prom')
+    assert 0 < stopped(chat_model, MANY, tmp_path, monkeypatch, 10**9) < len(MANY)
+    np.testing.assert_array_equal(extract(chat_model, MANY, folder=tmp_path).hidden, whole)
+    (tmp_path / "hidden.f32").write_bytes(b"")
+    assert stopped(chat_model, MANY, tmp_path, monkeypatch, 10**9) == len(MANY)
+
+
+def test_batches_of_another_model_are_not_taken(monkeypatch, tmp_path):
+    extract(tiny_model("qwen2"), MANY, folder=tmp_path)
+    other = tiny_model("qwen2", rms_norm_eps=1e-3)
+    other = dataclasses.replace(other, info=dataclasses.replace(other.info, sha256="1" * 64))
+    assert stopped(other, MANY, tmp_path, monkeypatch, 10**9) == len(MANY)
+
+
+def test_a_device_without_memory_gets_smaller_batches(monkeypatch):
+    chat_model = tiny_model("qwen2")
+    whole, read_last, sizes = extract(chat_model, MANY), ResidualReader.read_last, []
+
+    def cramped(reader, sequences):
+        if len(sequences) > 3:
+            raise torch.OutOfMemoryError
+        sizes.append(len(sequences))
+        return read_last(reader, sequences)
+
+    monkeypatch.setattr(ResidualReader, "read_last", cramped)
+    found = extract(chat_model, MANY)
+    assert found.batch_tokens < whole.batch_tokens
+    assert sum(sizes[2:]) == len(MANY)
+    np.testing.assert_allclose(found.hidden, whole.hidden, atol=1e-5)
+
+
+def test_a_prompt_that_fits_nowhere_is_named(monkeypatch):
+    chat_model = tiny_model("qwen2")
+    reader = ResidualReader(chat_model)
+    monkeypatch.setattr("refusal_core.extraction.ResidualReader", lambda *_: reader)
+
+    def full(sequences):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(reader, "read_last", full)
+    with pytest.raises(ModelError, match=r"prompt \d+ alone does not fit"):
+        extract(chat_model, MANY)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from tiny import tiny_model
 
-from refusal_core import pipeline
+from refusal_core import pipeline, runs
 from refusal_core.__main__ import main
-from refusal_core.activations import extract
 from refusal_core.errors import ModelError, PromptError, RefusalError, RunError
 from refusal_core.export import export_run
+from refusal_core.extraction import extract
 from refusal_core.models import ChatModel, load_model
 from refusal_core.published import published_table
 from refusal_core.scoring import load_model_for, score
 from refusal_core.statistics import VALIDATION_COLUMNS, VARIANCE_COLUMNS
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +272,38 @@ def test_a_broken_configuration_is_one_sentence(tiny_folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": "x"}))
     with pytest.raises(ModelError, match="cannot be used"):
         load_model(tmp_path)
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was(tiny_folder, tmp_path):
+    """Three processes are killed while they extract; the last one finds what they did, and the run is the same."""
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-m", "refusal_core", "run", "--model", str(tiny_folder), "--prompts", "pairs"]
+    command += ["--dtype", "float32", "--device", "cpu", "--cache", str(cache)]
+    for batches in (8, 16, 24):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        while process.poll() is None and finished_batches(cache) < batches:
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        assert finished_batches(cache) >= batches
+    assert not runs.list_runs(cache)[0]
+    killed = pipeline.run(tiny_folder, "pairs", dtype="float32", device="cpu", cache=cache).run
+    whole = pipeline.run(tiny_folder, "pairs", dtype="float32", device="cpu", cache=tmp_path / "other").run
+    np.testing.assert_array_equal(killed.projections, whole.projections)
+    np.testing.assert_array_equal(killed.prompts["refusal_log_odds"], whole.prompts["refusal_log_odds"])
+    assert not list(cache.glob(".unfinished-*"))
+
+
+def finished_batches(cache: Path) -> int:
+    """How many batches an extraction that is under way has on disk."""
+    kept = next(cache.glob(".unfinished-*/passes.jsonl"), None)
+    return 0 if kept is None else kept.read_text(encoding="utf-8").count("\n") - 1
+
+
+def test_two_processes_do_not_make_one_run_at_a_time(tmp_path):
+    with (
+        runs.unfinished_work("a-run", tmp_path),
+        pytest.raises(RunError, match="made by another process"),
+        runs.unfinished_work("a-run", tmp_path),
+    ):
+        pass
