@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
+from refusal_core import effects
 from refusal_core.figures import intervention as figures
 from refusal_core.ui import intervention as parts
 from refusal_core.ui.frame import frame, site_picker
-from refusal_core.ui.layout import chart
+from refusal_core.ui.layout import chart, heading
 
 run = frame("Causality", "What changes when the direction is taken out, or put in, beside what any direction does.")
 site = site_picker(run, st.columns([1, 3])[0])
@@ -15,16 +16,20 @@ found = parts.interventions_of(run)
 if found is not None:
     table, manifest = found
     summary = parts.summary_of(run, table, manifest)
+    heading(effects.headline(run, summary))
     parts.how_measured(run, table, manifest)
-    parts.said(run, table, summary)
     st.subheader("Layer by layer", anchor=False)
     parts.sweeps(run, summary, site)
     st.caption(
         "Each layer's own direction, edited at that layer alone. Shaded: 95 % bootstrap intervals over prompts. Grey "
         "bars: where control directions fall. Dotted: the model as it is."
     )
+    with st.expander(
+        "In words: the study's layers, several together, and the published choice", icon=":material/notes:"
+    ):
+        parts.said(run, table, summary)
     st.subheader(f"Dose and response at {run.site_label(manifest['dose_layer'])}", anchor=False)
-    chart(figures.doses(run, summary, manifest["dose_layer"]), "causality_doses")
+    chart(figures.doses(run, summary, manifest["dose_layer"], manifest["dose_position"]), "causality_doses")
     st.subheader("Which layer and token would the published rule choose?", anchor=False)
     st.caption(
         "Arditi et al. 2024: each candidate direction is ablated at every layer; the least refusing on harmful prompts "

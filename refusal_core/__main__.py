@@ -376,8 +376,11 @@ def _intervene(options: argparse.Namespace) -> None:
     run = runs.open_run(options.run, options.cache)
     found = None if options.again else intervention.recorded(run)
     if found is not None:
-        print("the run has its interventions: nothing was computed (--again does)\n")
-        table = found[0]
+        table, kept = found
+        print(
+            f"the run has its interventions, on {table['prompt_id'].nunique()} prompts of {kept['prompts']['source']} "
+            f"with {len(kept['controls']['names'])} controls: nothing was computed (--again measures anew)\n"
+        )
     else:
         dtype = None if options.dtype == "auto" else options.dtype
         with _progress(options) as progress:
@@ -395,7 +398,7 @@ def _intervene(options: argparse.Namespace) -> None:
                 progress=progress,
             )
     summary = effects.summarise(run, table)
-    print("\n".join(effects.reading(run, table, summary)), end="\n\n")
+    print(effects.headline(run, summary), *effects.reading(run, table, summary), sep="\n", end="\n\n")
     print(effects.numbers(run, summary).to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="–"))
     print("\nThe published choice, least bypass first:")
     print(effects.candidates(run, table).head(10).to_string(index=False, float_format=lambda value: f"{value:.2f}"))

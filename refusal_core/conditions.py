@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,8 @@ DOSES = (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0)
 CONTROL_DOSES = (-1.0, 1.0)
 
 CANDIDATE_DEPTH = 0.8
-"""The published rule chooses among layers below this share of the depth (Arditi et al. 2024, appendix C)."""
+"""The published rule chooses among layers below this share of the depth (Arditi et al. 2024, appendix C), where the
+residual stream is counted before blocks: their layer ``l + 1`` is our layer ``l``."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def everywhere(
 
 def candidate_layers(n_layers: int) -> range:
     """The layers that the published rule chooses from."""
-    return range(math.ceil(CANDIDATE_DEPTH * n_layers))
+    return range(max(1, int(CANDIDATE_DEPTH * n_layers) - 1))
 
 
 def together(n_layers: int, span: tuple[int, int] | None, direction: str = FOUND) -> list[Condition]:
@@ -107,19 +107,29 @@ def sweep(n_layers: int, positions: Sequence[int], span: tuple[int, int] | None 
 
 
 def doses_and_controls(
-    n_layers: int, layer: int, at: Sequence[int], controls: Sequence[str], span: tuple[int, int] | None = None
+    n_layers: int,
+    layer: int,
+    position: int,
+    at: Sequence[int],
+    controls: Sequence[str],
+    span: tuple[int, int] | None = None,
 ) -> list[Condition]:
-    """Dose–response at one layer, and every control at some layers, at several together, and along the doses.
+    """Dose–response of a direction at its layer, and every control at some layers, at several, and along the doses.
 
     Openings take most of the time; of controls they are generated where the found direction is looked at most closely.
+
+    Args:
+        layer, position: where the direction was read.
+        at: layers of which controls are measured alone.
     """
-    conditions = [Condition(ADD, FOUND, -1, layer, (layer,), dose) for dose in DOSES]
-    conditions.append(everywhere(n_layers, layer))
+    every = tuple(range(n_layers))
+    conditions = [Condition(ADD, FOUND, position, layer, (layer,), dose) for dose in DOSES]
+    conditions.append(everywhere(n_layers, layer, position=position))
     for control in controls:
         for place in at:
             conditions.append(Condition(ABLATE, control, -1, place, (place,), openings=place == layer))
-            doses = CONTROL_DOSES if place == layer else (1.0,)
-            conditions += [Condition(ADD, control, -1, place, (place,), dose, openings=False) for dose in doses]
-        conditions += together(n_layers, span, control)
+            conditions.append(Condition(ADD, control, -1, place, (place,), 1.0, openings=False))
+        conditions += [Condition(ADD, control, position, layer, (layer,), dose, False) for dose in CONTROL_DOSES]
+        conditions += [*together(n_layers, span, control), Condition(ABLATE, control, layers=every, openings=False)]
         conditions.append(everywhere(n_layers, layer, control))
-    return conditions
+    return list(dict.fromkeys(conditions))

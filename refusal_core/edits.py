@@ -146,19 +146,29 @@ class PromptBatch:
         return cache
 
     def _reuse_agrees(self) -> bool:
-        """Whether a pass whose lower half is handed out, and the token after it, are those of the plain pass."""
-        below = self._chat_model.n_layers // 2
+        """Whether passes that hand out their lower blocks, and the token after them, are those of the plain pass.
+
+        Tried at half of the depth, and where the last block alone computes: some models read keys and values of blocks
+        further down.
+        """
+        following = self._plain.logits.argmax(dim=-1)[:, None]
+        after = self._continued(following, self._plain)
         try:
-            half = self._pass(self._ids, self._expanded(self._plain_prefix), self._plain, below)
-            following = self._plain.logits.argmax(dim=-1)[:, None]
-            after = [
-                self._chat_model.model(following, past_key_values=_layerwise_copy(read.cache), use_cache=True).logits
-                for read in (half, self._plain)
-            ]
-        except (AttributeError, IndexError, RuntimeError, TypeError):
+            for below in (self._chat_model.n_layers // 2, self._chat_model.n_layers - 1):
+                upper = self._pass(self._ids, self._expanded(self._plain_prefix), self._plain, below)
+                same = torch.equal(upper.logits, self._plain.logits)
+                if not same or not torch.equal(self._continued(following, upper), after):
+                    return False
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError):
             # An architecture whose keys and values are not kept block by block.
             return False
-        return torch.equal(half.logits, self._plain.logits) and torch.equal(*after)
+        return True
+
+    def _continued(self, token: torch.Tensor, read: _Pass) -> torch.Tensor:
+        cache = _layerwise_copy(read.cache)
+        return self._chat_model.model(token, past_key_values=cache, use_cache=True).logits
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,10 +24,16 @@ MEASURES = {
 MOST_KL = 0.1
 """More divergence than this on harmless prompts, and the published rule does not choose a layer."""
 
+EFFECT = "an effect"
+
 _BOUNDS = {"refusing": (0.0, 1.0), "refuses": (0.0, 1.0), "degenerate": (0.0, 1.0), "kl": (0.0, np.inf)}
 _FEWEST = 3
-_SETTING = ["edit", "layers", "alpha", "label"]
-"""What a condition has in common with its controls; those stand for every layer and token a direction is read at."""
+_SETTING = ["edit", "layers", "alpha", "own", "length_of", "label"]
+"""What a condition has in common with its controls, which stand for every layer and token a direction is read at.
+
+``own``: whether each layer takes its own direction. ``length_of``: the token whose length an added vector has.
+"""
+_FEWEST_PROMPTS = 5
 
 
 def summarise(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
@@ -91,9 +97,9 @@ def over_layers(effects: pd.DataFrame, edit: str, label: str) -> pd.DataFrame:
     return rows.assign(site=rows["read_at"]).sort_values("site")
 
 
-def over_doses(effects: pd.DataFrame, layer: int, label: str) -> pd.DataFrame:
-    """What adding the direction at one layer does, by ``alpha``; without anything added, 0."""
-    added = select(effects, ADD, label, position=-1, read_at=layer, layers=str(layer))
+def over_doses(effects: pd.DataFrame, layer: int, position: int, label: str) -> pd.DataFrame:
+    """What adding a direction at its layer does, by ``alpha``; without anything added, 0."""
+    added = select(effects, ADD, label, position=position, read_at=layer, layers=str(layer))
     return pd.concat([added, select(effects, PLAIN, label)]).sort_values("alpha")
 
 
@@ -140,11 +146,13 @@ def strongest_layer(run: Run) -> int:
 def verdict(row: pd.Series, measure: str = "change") -> str:
     """Whether a number of one condition is an effect: told from no change, and outside what controls do."""
     nothing = row[f"{measure}_low"] <= 0 <= row[f"{measure}_high"]
+    if row["n"] < _FEWEST_PROMPTS:
+        return f"fewer than {_FEWEST_PROMPTS} prompts say nothing"
     if row["n_controls"] < _FEWEST:
         return "no controls were measured here"
     if row[f"{measure}_band_low"] <= row[measure] <= row[f"{measure}_band_high"]:
         return "no more than control directions do"
-    return "not told from no change" if nothing else "an effect"
+    return "not told from no change" if nothing else EFFECT
 
 
 def where(run: Run, row: pd.Series) -> str:
@@ -153,11 +161,15 @@ def where(run: Run, row: pd.Series) -> str:
     direction = "the direction" if row["direction"] == FOUND else f"the {row['direction']} direction"
     if row["read_at"] != OWN and len(layers) > 1:
         direction += f" of {run.site_label(row['read_at'])}"
+    elif len(layers) == 1 and row["position"] != -1:
+        direction += f" of token {row['position']}"
     elif len(layers) > 1:
         direction = "each layer's own direction"
     if row["edit"] == PLAIN:
         return "no edit"
-    done = "ablated" if row["edit"] == ABLATE else f"added {row['alpha']:+g} times"
+    done = (
+        "ablated" if row["edit"] == ABLATE else "added once" if row["alpha"] == 1 else f"added {row['alpha']:+g} times"
+    )
     if len(layers) == run.n_layers:
         return f"{direction} {done} at all {run.n_layers} layers"
     if len(layers) == 1:
@@ -180,6 +192,25 @@ def asked_for(run: Run, table: pd.DataFrame, effects: pd.DataFrame) -> list[pd.S
     return rows
 
 
+def headline(run: Run, effects: pd.DataFrame) -> str:
+    """The interventions in two sentences: the strongest layers, and at which layers they are effects."""
+    strongest, found = [], []
+    for edit, label, done in ((ABLATE, "harmful", "Taken out"), (ADD, "harmless", "Put in")):
+        swept = over_layers(effects, edit, label)
+        row = swept.loc[swept["change"].idxmin() if edit == ABLATE else swept["change"].idxmax()]
+        before = select(effects, PLAIN, label)["refuses"].iloc[0]
+        strongest.append(
+            f"{done} at {run.site_label(row['site'])} alone, the direction moves the share of {label} prompts whose "
+            f"replies open with a refusal from {before:.0%} to {row['refuses']:.0%}."
+        )
+        controlled = swept[swept["n_controls"] >= _FEWEST]
+        layers = [str(row["site"]) for _, row in controlled.iterrows() if verdict(row) == EFFECT]
+        found.append(f"{'ablating' if edit == ABLATE else 'adding'} is an effect at {', '.join(layers) or 'none'}")
+    tried = ", ".join(map(str, controlled["site"]))
+    against = f"Against controls at layers {tried}: {'; '.join(found)}." if tried else "No controls were measured."
+    return f"{' '.join(strongest)} {against}"
+
+
 def reading(run: Run, table: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
     """What the interventions say, a sentence each: the layers of the study, all layers, and the published choice."""
     said = []
@@ -190,7 +221,11 @@ def reading(run: Run, table: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
         )
         if row["n_controls"] >= _FEWEST:
             sentence += f", controls {row['change_band_low']:+.2f} to {row['change_band_high']:+.2f}"
-        said.append(f"{sentence}: {verdict(row)}.")
+        sentence += f": {verdict(row)}."
+        if np.isfinite(row["refuses"]):
+            before = select(effects, PLAIN, row["label"])["refuses"].iloc[0]
+            sentence += f" Openings that refuse: {before:.0%} to {row['refuses']:.0%}."
+        said.append(sentence)
     chosen = published_choice(run, table)
     if chosen is None:
         said.append(f"No layer passes the published rule (divergence at most {MOST_KL}, inducing at least 0).")
@@ -204,8 +239,9 @@ def reading(run: Run, table: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
 
 def numbers(run: Run, effects: pd.DataFrame) -> pd.DataFrame:
     """The found direction's conditions as a table to read, controls' band beside each; candidates elsewhere."""
-    kept = effects[effects["direction"].eq(FOUND) & effects["position"].eq(-1)]
-    kept = kept[kept["read_at"].eq(OWN) | ~kept["layers"].str.contains(",")]
+    kept = effects[effects["direction"].eq(FOUND)]
+    alone = kept["position"].eq(-1) & ~kept["layers"].str.contains(",")
+    kept = kept[kept["read_at"].eq(OWN) | alone | kept["refuses"].notna()]
     columns = ["label"]
     for name in ("change", "refusing", "refuses", "degenerate", "kl"):
         columns += [name, f"{name}_low", f"{name}_high", f"{name}_band_low", f"{name}_band_high"]
@@ -216,6 +252,10 @@ def numbers(run: Run, effects: pd.DataFrame) -> pd.DataFrame:
 
 def _with_bands(effects: pd.DataFrame) -> pd.DataFrame:
     """Each row beside the band of the controls of the same edit on the same label's prompts."""
+    several = effects["layers"].str.contains(",")
+    effects = effects.assign(
+        own=effects["read_at"].eq(OWN) & several, length_of=effects["position"].where(effects["edit"].eq(ADD), -1)
+    )
     controls = effects[effects["direction"].ne(FOUND)].groupby(_SETTING)[list(MEASURES)]
     mean, spread, count = controls.mean(), controls.std(), controls.count()
     with np.errstate(invalid="ignore"):
@@ -226,5 +266,5 @@ def _with_bands(effects: pd.DataFrame) -> pd.DataFrame:
         enough = count[name] >= _FEWEST
         bands[f"{name}_band_low"] = (mean - reach)[name].where(enough).clip(lower=lowest)
         bands[f"{name}_band_high"] = (mean + reach)[name].where(enough).clip(upper=highest)
-    joined = effects.join(pd.DataFrame(bands), on=_SETTING)
+    joined = effects.join(pd.DataFrame(bands), on=_SETTING).drop(columns=["own", "length_of"])
     return joined.assign(n_controls=joined["n_controls"].fillna(0).astype(int))

@@ -114,6 +114,7 @@ def extract(
                 started = time.perf_counter()
                 try:
                     states, logits = reader.read_last([sequences[row] for row in rows])
+                    odds = refusal_log_odds(logits, reader.refusal_ids).tolist()
                 except torch.OutOfMemoryError as error:
                     if len(rows) == 1:
                         raise ModelError(
@@ -125,7 +126,6 @@ def extract(
                     continue
                 _check_finite(states, [(places[row], texts[row]) for row in rows], chat_model)
                 hidden[rows] = states
-                odds = refusal_log_odds(logits, reader.refusal_ids).tolist()
                 found = [
                     {"row": row, "sha256": _digest(state), "log_odds": odd, "first_token": token}
                     for row, state, odd, token in zip(

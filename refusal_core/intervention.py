@@ -6,8 +6,10 @@ the run's folder as they come, so that work that was stopped goes on where it wa
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,10 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from refusal_core.conditions import (
+    ABLATE,
     ADD,
     COLUMNS,
     FOUND,
@@ -29,61 +30,44 @@ from refusal_core.conditions import (
     doses_and_controls,
     sweep,
 )
-from refusal_core.controls import control_direction, control_names
-from refusal_core.directions import directions_of_means
+from refusal_core.controls import control_names
 from refusal_core.effects import published_choice, strongest_layer
-from refusal_core.errors import RefusalError, RunError
+from refusal_core.errors import ModelError, RefusalError, RunError
 from refusal_core.openings import OPENING_TOKENS, OpeningRules
 from refusal_core.passes import FinishedPasses
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts import LABELS
-from refusal_core.runs import Run, read_addition, save_addition, writable_cache
+from refusal_core.runs import (
+    ADDITIONS,
+    Run,
+    check_shape,
+    read_addition,
+    save_addition,
+    unfinished_work,
+    writable_cache,
+)
+from refusal_core.vectors import Vectors, all_vectors, own_vectors
 
 if TYPE_CHECKING:
     # The engine imports torch; what was measured is read without.
     from refusal_core.activations import ResidualReader
-    from refusal_core.edits import Edit, PromptBatch
+    from refusal_core.edits import PromptBatch
     from refusal_core.models import ChatModel
     from refusal_core.scoring import Scorer
 
 INTERVENTION = "intervention"
-PREPARING = "reading the template's tokens (prompts)"
 SWEEPING = "sweeping layers (passes)"
 CONTROLLING = "controls and doses (passes)"
 
+_NUMBERS = ["position", "read_at", "alpha", "refusal_log_odds", "kl"]
 _MEASURED = ["prompt_id", "refusal_log_odds", "kl", "opening", "opening_label"]
-_PASSES, _VECTORS = f".{INTERVENTION}.jsonl", f".{INTERVENTION}.safetensors"
-
-
-@dataclass(frozen=True, eq=False)
-class Vectors:
-    """Directions by name and by the token position at which they were read.
-
-    Attributes:
-        unit: ``(layer, d_model)`` float32 each.
-        distance: position → ``(layer,)`` distance between the labels' means, in activation units.
-    """
-
-    unit: Mapping[tuple[str, int], np.ndarray]
-    distance: Mapping[int, np.ndarray]
-
-    def edit(self, condition: Condition, tokens: str = "all") -> Edit:
-        """The edit that a condition stands for; controls are added at the found direction's length."""
-        from refusal_core.edits import Edit
-
-        unit, distance = self.unit[condition.direction, condition.position], self.distance[condition.position]
-        vectors = {}
-        for layer in condition.layers:
-            source = layer if condition.read_at == OWN else condition.read_at
-            length = condition.alpha * distance[source] if condition.edit == ADD else 1.0
-            vectors[layer] = (length * unit[source]).astype(np.float32)
-        return Edit(condition.edit, vectors, tokens)
-
-
-def own_vectors(run: Run) -> Vectors:
-    """The run's own directions, without controls and other positions."""
-    unit, distance = run.directions.unit_direction, run.directions.magnitude
-    return Vectors({(FOUND, -1): unit[: run.n_layers]}, {-1: distance[: run.n_layers]})
+_MANIFEST_SHAPE = {
+    "compute": {"dtype": str},
+    "prompts": {"source": str},
+    "controls": {"layers": [int], "names": [str]},
+    "dose_layer": int,
+    "dose_position": int,
+}
 
 
 def chosen_prompts(run: Run, limit: int, source: str | None = None) -> np.ndarray:
@@ -136,8 +120,8 @@ def record(
         limit: prompts a label.
         source: see :func:`chosen_prompts`.
         random_directions: random control directions a layer; the permuted and the orthogonal one come on top.
-        control_layers: where controls are measured, besides the layer of the published choice; those that the model
-            does not have are left out.
+        control_layers: where controls are measured, besides the layer of the published choice; of :data:`PRESETS`,
+            those that the model has.
         span: first and last layer of a range to ablate together, each layer its own direction.
         positions: how many of the template's closing tokens the published rule may choose from, the last ones; all by
             default, as published.
@@ -151,10 +135,14 @@ def record(
         RefusalError: of the kind that fits, for anything the caller can mend.
     """
     from refusal_core.scoring import reader_for
-    from refusal_core.templates import reply_thinks
 
     if span is not None and not 0 <= min(span) <= max(span) < run.n_layers:
         raise RefusalError(f"expected a range of layers from 0 to {run.n_layers - 1}, got {span[0]} to {span[1]}")
+    for layer in set(control_layers) - set(PRESETS):
+        if not 0 <= layer < run.n_layers:
+            raise RefusalError(f"expected control layers from 0 to {run.n_layers - 1}, got {layer}")
+    if seed < 0:
+        raise RefusalError(f"expected a seed of 0 or more, got {seed}")
     if min(limit, positions or 1) < 1 or random_directions < 2:
         raise RefusalError(
             "expected at least 1 prompt a label, 1 token position and 2 random directions, got "
@@ -164,46 +152,48 @@ def record(
     writable_cache(run.path.parent)
     rows = chosen_prompts(run, limit, source)
     reader = reader_for(run, chat_model)
-    if reply_thinks(chat_model.tokenizer, reader.thinking):
-        raise RefusalError(
-            "interventions are read where the reply begins, and this run's model thinks first: make a run with "
-            "--thinking off, or of a model that does not think"
-        )
+    _require_reply(reader)
     request = {
-        "dtype": chat_model.dtype,
+        "model": chat_model.info.fingerprint,
+        "compute": [chat_model.device, chat_model.dtype],
         "prompt_ids": run.prompts["prompt_id"].iloc[rows].tolist(),
         "random_directions": random_directions,
         "seed": seed,
         "opening_tokens": OPENING_TOKENS,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    with FinishedPasses(run.path / _PASSES, request) as finished:
-        vectors = _vectors(run, reader, random_directions, seed, finished.resumed, progress)
-        swept = sweep(run.n_layers, sorted(vectors.distance)[-(positions or len(vectors.distance)) :], span)
+    names = control_names(random_directions)
+    under_way = unfinished_work(run.path / f".{INTERVENTION}", f"intervening on {run.run_id}")
+    with under_way as folder, FinishedPasses(folder / "passes.jsonl", request) as finished:
+        digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()
+        path = folder / "vectors.safetensors"
+        vectors = all_vectors(run, reader, random_directions, seed, path, digest, progress)
+        considered = sorted(vectors.distance)[-(positions or len(vectors.distance)) :]
+        swept = sweep(run.n_layers, considered, span)
         table = _measure(run, reader, vectors, rules, rows, swept, finished, SWEEPING, progress)
         chosen = published_choice(run, table)
-        layer = strongest_layer(run) if chosen is None else int(chosen["read_at"])
-        at = sorted({*control_layers, layer} & set(range(run.n_layers)))
-        later = doses_and_controls(run.n_layers, layer, at, control_names(random_directions), span)
+        layer, position = (strongest_layer(run), -1) if chosen is None else (chosen["read_at"], chosen["position"])
+        at = sorted({*control_layers, int(layer)} & set(range(run.n_layers)))
+        later = doses_and_controls(run.n_layers, int(layer), int(position), at, names, span)
         later = [condition for condition in later if condition not in set(swept)]
         controls = _measure(run, reader, vectors, rules, rows, later, finished, CONTROLLING, progress)
-        # The chosen candidate was measured once more, with its openings.
+        # What was swept without openings was measured once more, with them, where doses were tried.
         table = pd.concat([table, controls]).drop_duplicates([*COLUMNS, "prompt_id"], keep="last", ignore_index=True)
         manifest = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "compute": {"device": chat_model.device, "dtype": chat_model.dtype, "seed": seed},
             "prompts": {"source": str(run.prompts["source"].iloc[rows[0]]), "limit": limit},
             "tokens": "all",
-            "dose_layer": layer,
-            "controls": {"layers": at, "names": control_names(random_directions)},
+            "positions": considered,
+            "dose_layer": int(layer),
+            "dose_position": int(position),
+            "controls": {"layers": at, "names": names},
             "opening_tokens": OPENING_TOKENS,
             "rules": {"sha256": rules.sha256},
             "versions": request["versions"],
             "timings": {"seconds": round(finished.seconds, 1)},
         }
         save_addition(run, INTERVENTION, table, manifest)
-        finished.remove()
-        (run.path / _VECTORS).unlink(missing_ok=True)
     return table
 
 
@@ -220,9 +210,15 @@ class TriedPrompt:
     """One prompt under edits of the run's own directions; what does not depend on the edit is computed once."""
 
     def __init__(self, scorer: Scorer, text: str) -> None:
-        """Read the prompt without an edit. Raises what :meth:`refusal_core.scoring.Scorer.encode` raises."""
+        """Read the prompt without an edit.
+
+        Raises:
+            PromptError: see :meth:`refusal_core.scoring.Scorer.encode`.
+            RefusalError: for a model that thinks before it replies.
+        """
         from refusal_core.edits import PromptBatch
 
+        _require_reply(scorer.reader)
         self._reader = scorer.reader
         self._vectors = own_vectors(scorer.run)
         self._batch = PromptBatch(scorer.reader, [scorer.encode(text)])
@@ -243,87 +239,40 @@ def recorded(run: Run) -> tuple[pd.DataFrame, dict] | None:
     if found is None:
         return None
     table, manifest = found
-    layer = manifest.get("dose_layer")
-    if not set(table.columns) >= {*COLUMNS, *_MEASURED} or not isinstance(layer, int) or not 0 <= layer < run.n_layers:
-        raise RunError(f"run {run.run_id!r}: {INTERVENTION} lacks columns or its dose layer; measure it again")
-    if not table["prompt_id"].isin(run.prompts["prompt_id"]).all():
-        raise RunError(f"run {run.run_id!r}: {INTERVENTION}.parquet is of other prompts; measure it again")
+    again = f"measure it again with `python -m refusal_core {ADDITIONS[INTERVENTION]} {run.run_id} --again`"
+    check_shape(manifest, _MANIFEST_SHAPE, run.run_id, f"{INTERVENTION}.json", again)
+    fault = _fault(run, table, manifest["dose_layer"])
+    if fault:
+        raise RunError(f"run {run.run_id!r}: {INTERVENTION}.parquet {fault}; {again}")
     return found
 
 
-def _vectors(
-    run: Run, reader: ResidualReader, random_directions: int, seed: int, resumed: bool, progress: Progress
-) -> Vectors:
-    """The run's directions, those at the template's other closing tokens, and the controls; read again when resumed."""
-    path = run.path / _VECTORS
-    own = own_vectors(run)
-    positions = range(-max(reader.template_end, 1), 0)
-    names = control_names(random_directions)
-    wanted = {*((FOUND, position) for position in positions), *((name, -1) for name in names)}
-    if resumed and path.is_file() and not path.is_symlink():
-        try:
-            arrays = load_file(path)
-            unit = {key: arrays["{} {}".format(*key)] for key in wanted}
-            distance = {position: arrays[f"distance {position}"] for position in positions}
-            if all(values.shape == own.unit[FOUND, -1].shape for values in unit.values()):
-                return Vectors(unit, distance)
-        except (OSError, KeyError, SafetensorError):
-            pass
-    unit, distance = _read_vectors(run, reader, positions, names, seed, progress)
-    unit |= own.unit
-    distance |= own.distance
-    arrays = {"{} {}".format(*key): values for key, values in unit.items()}
-    arrays |= {f"distance {position}": values for position, values in distance.items()}
-    save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, path)
-    return Vectors(unit, distance)
-
-
-def _read_vectors(
-    run: Run, reader: ResidualReader, positions: range, names: list[str], seed: int, progress: Progress
-) -> tuple[dict[tuple[str, int], np.ndarray], dict[int, np.ndarray]]:
-    """Directions at the template's closing tokens, and controls at its last one, from the prompts that were fitted on.
-
-    All are needed as activations, which a run seldom keeps.
-    """
-    import torch
-
-    from refusal_core.activations import BATCH_TOKENS, batches
-
-    prompts = run.prompts[run.rows()]
-    is_harmful = prompts["label"].eq("harmful").to_numpy()
-    sequences = [reader.encode(text) for text in prompts["text"]]
-    lengths = np.array([len(ids) for ids in sequences])
-    width = run.directions.unit_direction.shape[1]
-    sums = np.zeros((2, len(positions), run.n_layers, width))
-    hidden = np.empty((len(prompts), run.n_layers, width), dtype=np.float32)
-    done = 0
-    progress(PREPARING, 0, len(prompts))
-    for rows in batches(lengths, reader.prefix_tokens, BATCH_TOKENS[torch.device(reader.chat_model.device).type]):
-        states = reader.read_end([sequences[row] for row in rows], len(positions))[:, : run.n_layers]
-        hidden[rows] = states[:, :, -1]
-        for place in range(len(positions)):
-            for label in (0, 1):
-                sums[label, place] += states[is_harmful[rows] == label, :, place].sum(axis=0, dtype=np.float64)
-        done += len(rows)
-        progress(PREPARING, done, len(prompts))
-    harmless, harmful = sums[0] / (~is_harmful).sum(), sums[1] / is_harmful.sum()
-    unit, distance = {}, {}
-    for place, position in enumerate(positions):
-        directions = directions_of_means(harmful[place], harmless[place])
-        unit[FOUND, position], distance[position] = directions.unit_direction, directions.magnitude
-    for number, name in enumerate(names):
-        drawn = [
-            control_direction(
-                name,
-                hidden[:, layer],
-                is_harmful,
-                run.directions.unit_direction[layer],
-                np.random.default_rng([seed, number, layer]),
-            )
-            for layer in range(run.n_layers)
-        ]
-        unit[name, -1] = np.stack(drawn)
-    return unit, distance
+def _fault(run: Run, table: pd.DataFrame, dose_layer: int) -> str | None:
+    """What keeps a table from being read, or ``None``; it may be a stranger's."""
+    if not set(table.columns) >= {*COLUMNS, *_MEASURED}:
+        return "lacks columns"
+    if not all(pd.api.types.is_numeric_dtype(table[name]) for name in _NUMBERS):
+        return "has text for numbers"
+    known = run.prompts.set_index("prompt_id")["label"]
+    if not table["prompt_id"].isin(known.index).all() or set(known[table["prompt_id"]]) != set(LABELS):
+        return "is of other prompts"
+    layers = table["layers"].astype(str).drop_duplicates()
+    parts = [part for each in layers if each for part in each.split(",")]
+    if not all(part.isdecimal() and int(part) < run.n_layers for part in parts):
+        return "is of other layers"
+    if not 0 <= dose_layer < run.n_layers or not table["read_at"].between(OWN, run.n_layers - 1).all():
+        return "is of other layers"
+    if not table["edit"].isin([PLAIN, ABLATE, ADD]).all():
+        return "has edits of other kinds"
+    # Every condition on every prompt, once.
+    counts = table.groupby(COLUMNS, sort=False).size()
+    if table.duplicated([*COLUMNS, "prompt_id"]).any() or set(counts) != {table["prompt_id"].nunique()}:
+        return "lacks rows, or has them twice"
+    found = table[table["direction"].eq(FOUND)]
+    swept = found[found["position"].eq(-1) & found["layers"].eq(found["read_at"].astype(str))]
+    if table["edit"].eq(PLAIN).sum() != table["prompt_id"].nunique() or set(swept["edit"]) != {ABLATE, ADD}:
+        return "lacks conditions"
+    return None
 
 
 def _measure(
@@ -386,5 +335,20 @@ def _replied(
     reply = batch.plain if condition.edit == PLAIN else batch.reply(vectors.edit(condition), condition.openings)
     plain, under = batch.plain.logits.double().log_softmax(dim=-1), reply.logits.double().log_softmax(dim=-1)
     divergence = (plain.exp() * (plain - under)).sum(dim=-1).clamp(min=0.0).cpu().numpy()
+    if not np.isfinite(divergence).all():
+        raise ModelError(
+            f"activations in {reader.chat_model.dtype} overflow under an edit ({condition.edit} at layers "
+            f"{', '.join(map(str, condition.layers))}); run again with --dtype float32 or bfloat16"
+        )
     openings: Sequence[str | None] = reply.openings or [None] * len(divergence)
     return refusal_log_odds(reply.logits, reader.refusal_ids), divergence, openings
+
+
+def _require_reply(reader: ResidualReader) -> None:
+    from refusal_core.templates import reply_thinks
+
+    if reply_thinks(reader.chat_model.tokenizer, reader.thinking):
+        raise RefusalError(
+            "interventions are read where the reply begins, and this run's model thinks first: make a run with "
+            "--thinking off, or of a model that does not think"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -28,13 +29,14 @@ class FinishedPasses:
     def __enter__(self) -> FinishedPasses:
         lines = list(_whole_lines(self._path))
         self.resumed = bool(lines) and lines[0] == self._request
-        kept = lines[1:] if self.resumed else []
-        beside = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        self._file = beside.open("w", encoding="utf-8")
+        handle, beside = tempfile.mkstemp(dir=self._path.parent)
+        self._file = os.fdopen(handle, "w", encoding="utf-8")
         self._write(self._request)
-        for line in kept:
+        for line in lines[1:] if self.resumed else []:
+            if not _is_pass(line):
+                break
             self.add(line["pass"], line["prompts"], line["seconds"])
-        beside.replace(self._path)
+        os.replace(beside, self._path)
         return self
 
     def __exit__(
@@ -52,14 +54,15 @@ class FinishedPasses:
         self._passes[name] = prompts
         self.seconds += seconds
 
-    def remove(self) -> None:
-        """Let go of the file, once its content is kept elsewhere."""
-        self._path.unlink(missing_ok=True)
-
     def _write(self, line: dict) -> None:
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _is_pass(line: dict) -> bool:
+    name, prompts, seconds = line.get("pass"), line.get("prompts"), line.get("seconds")
+    return isinstance(name, str) and isinstance(prompts, list) and isinstance(seconds, (int, float))
 
 
 def _whole_lines(path: Path) -> Iterator[dict]:

@@ -119,7 +119,8 @@ def run(
 
     device = choose_device(device)
     dtype = choose_dtype(device, dtype)
-    with runs.unfinished_work(f"{stem}--{dtype}", cache) as folder:
+    run_id = f"{stem}--{dtype}"
+    with runs.unfinished_work(runs.unfinished_run(run_id, cache), f"the run {run_id}") as folder:
         progress(LOADING, 0, 1)
         chat_model = load_model(model, revision, device, dtype)
         progress(LOADING, 1, 1)
@@ -183,7 +184,7 @@ def run(
             },
         }
         saved = runs.save_run(
-            f"{stem}--{dtype}",
+            run_id,
             manifest,
             table,
             analysis.projections,

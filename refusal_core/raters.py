@@ -59,7 +59,7 @@ def rate(rater: str, prompt_id: str, text: str, rating: int, cache: str | Path |
             name = next(iter(rows.values()))[2] if rows else rater_name(rater)
             now = datetime.now(UTC).isoformat(timespec="seconds")
             rows[prompt_id] = (prompt_id, text, name, rating, now)
-            _write(path, [(*row[:3], int(row[3]), row[4]) for row in rows.values()])
+            _write(path, [(*row[:3], f"{row[3]:g}", row[4]) for row in rows.values()])
     except OSError as error:
         raise RatingError(f"the rating cannot be kept in {path.parent} ({error.strerror})") from error
 

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.errors import RatingError
+from refusal_core.evidence import prompt_groups
 from refusal_core.prompts import TEXT_COLUMNS, decode, find_column, prompt_id, read_csv
-from refusal_core.resampling import correlation_interval, draw_prompts, draw_ranks
+from refusal_core.resampling import bootstrap_counts, correlation_interval, draw_ranks
 from refusal_core.runs import Run
 
 COLUMNS = ("prompt_id", "text", "rater", "rating", "rated_at")
@@ -176,7 +177,10 @@ def by_site(run: Run, ratings: Ratings, draws: int = 1000, seed: int = 0) -> pd.
         if n < MINIMUM:
             rows.extend((site, group, np.nan, np.nan, np.nan, n) for site in range(run.n_sites))
             continue
-        counts = draw_prompts(n, draws, rng)
+        # Twins are drawn together where both labels are compared.
+        prompts = run.prompts[chosen]
+        counts = bootstrap_counts(prompts["label"].eq("harmful").to_numpy(), prompt_groups(prompts), draws, rng)
+        counts = np.vstack([np.ones(n), counts])
         ranks = draw_ranks(np.broadcast_to(means[chosen], counts.shape), counts)
         for site in range(run.n_sites):
             rows.append((site, group, *correlation_interval(run.projections[chosen, site], ranks, counts), n))

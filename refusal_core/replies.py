@@ -143,7 +143,8 @@ def _after_thinking(
     ends = _end_tokens(model)
     done = 0
     progress(THINKING, 0, len(sequences))
-    for rows in batches(lengths, 0, 2 * BATCH_TOKENS[torch.device(model.device).type]):
+    # Room for what is thought, whose keys and values come on top.
+    for rows in batches(lengths + THINKING_TOKENS, 0, 2 * BATCH_TOKENS[torch.device(model.device).type]):
         waiting = set(rows.tolist())
         with torch.inference_mode():
             logits, cache = reader.open_reply([sequences[row] for row in rows])

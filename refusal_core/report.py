@@ -77,10 +77,16 @@ def report_html(
         edited, manifest = interventions
         summary = effects.summarise(run, edited)
         said = "".join(f"<li>{html.escape(line)}</li>" for line in effects.reading(run, edited, summary))
-        parts += ["<h2>What changes when the direction is taken out or put in</h2>", f"<ul>{said}</ul>"]
+        parts += [
+            "<h2>What changes when the direction is taken out or put in</h2>",
+            f"<p><strong>{html.escape(effects.headline(run, summary))}</strong></p>",
+            f"<ul>{said}</ul>",
+        ]
         for sweep, (*_, title) in intervention_figures.SWEEPS.items():
             parts += [f"<h3>{title}</h3>", _figure(intervention_figures.over_layers(run, summary, sweep))]
-        parts.append(_figure(intervention_figures.doses(run, summary, manifest["dose_layer"])))
+        parts.append(
+            _figure(intervention_figures.doses(run, summary, manifest["dose_layer"], manifest["dose_position"]))
+        )
     parts += ["<h2>The layers in numbers</h2>", table.to_html(float_format=lambda value: f"{value:.2f}", border=0)]
     title = html.escape(f"{run.model_name} on {run.contrast_name}")
     return (

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from safetensors.numpy import load_file, save_file
 
 from refusal_core.directions import Directions
-from refusal_core.errors import RunError
+from refusal_core.errors import ModelError, PromptError, RunError
 from refusal_core.sites import site_label
 
 FORMAT_VERSION = 1
@@ -166,20 +166,41 @@ def writable_cache(cache: str | Path | None = None) -> Path:
 
 
 @contextmanager
-def unfinished_work(run_id: str, cache: str | Path | None = None) -> Iterator[Path]:
-    """A folder beside a run that is being made; it stays when the work is stopped, and is removed once it is done.
+def unfinished_work(folder: Path, what: str) -> Iterator[Path]:
+    """A folder for work that is under way, of one process at a time.
+
+    It stays when the work is stopped, so that it can go on there, and is removed once the work is done or refused.
+
+    Args:
+        what: names the work in errors.
 
     Raises:
-        RunError: when another process is making the run, or the cache cannot be written to.
+        RunError: when another process is at it, or the folder cannot be written to.
     """
-    folder = writable_cache(cache) / f"{_UNFINISHED}{run_id}"
-    folder.mkdir(exist_ok=True)
     try:
-        with FileLock(folder / "lock", timeout=0):
-            yield folder
+        if folder.is_symlink():
+            raise RunError(f"{folder} is a link, and links are not followed; remove it")
+        folder.mkdir(exist_ok=True)
+        lock = FileLock(folder / "lock")
+        lock.acquire(timeout=0)
     except Timeout:
-        raise RunError(f"the run {run_id} is being made by another process; wait for it, or stop it first") from None
-    shutil.rmtree(folder, ignore_errors=True)
+        raise RunError(f"{what} is under way in another process; wait for it, or stop it first") from None
+    except OSError as error:
+        raise RunError(f"{what}: work cannot be kept in {folder} ({error.strerror})") from error
+    try:
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+    except (ModelError, PromptError):
+        # It would be refused again.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        lock.release()
+
+
+def unfinished_run(run_id: str, cache: str | Path | None = None) -> Path:
+    """Where a run that is being made keeps its work."""
+    return writable_cache(cache) / f"{_UNFINISHED}{run_id}"
 
 
 def save_run(
@@ -413,7 +434,9 @@ def _checked_manifest(path: Path, everything: bool) -> dict:
             f"the manifest of {name!r} cannot be read ({error}); delete the run and make it again"
         ) from error
     if version <= FORMAT_VERSION:
-        _check_shape(manifest, _MANIFEST_SHAPE, name)
+        check_shape(manifest, _MANIFEST_SHAPE, name)
+        if not isinstance(manifest["template"].get("thinking"), (bool, type(None))):
+            raise RunError(f"run {name!r}: the manifest's thinking is neither true, false nor null; make it again")
     else:
         raise RunError(
             f"run {name!r} has format version {version}, this program reads up to {FORMAT_VERSION}: update the program"
@@ -433,21 +456,33 @@ def _checked_manifest(path: Path, everything: bool) -> dict:
     return manifest
 
 
-def _check_shape(value: Any, shape: Any, name: str, where: str = "the manifest") -> None:
-    """Raise RunError where a manifest lacks what every reader of it relies on."""
+def check_shape(
+    value: Any,
+    shape: Any,
+    name: str,
+    where: str = "the manifest",
+    mend: str = "delete the run and make it again",
+) -> None:
+    """Raise RunError where a manifest lacks what every reader of it relies on.
+
+    Args:
+        shape: a dict of shapes by key, a list of one shape that all entries have, or types.
+        name: of the run.
+        mend: what to do, for the message.
+    """
     if isinstance(shape, dict):
         if not isinstance(value, dict) or not shape.keys() <= value.keys():
             lacking = ", ".join(sorted(shape.keys() - value.keys())) if isinstance(value, dict) else "its entries"
-            raise RunError(f"run {name!r}: {where} lacks {lacking}; delete the run and make it again")
+            raise RunError(f"run {name!r}: {where} lacks {lacking}; {mend}")
         for key, inner in shape.items():
-            _check_shape(value[key], inner, name, f"{where}: {key}")
+            check_shape(value[key], inner, name, f"{where}: {key}", mend)
     elif isinstance(shape, list):
         if not isinstance(value, list):
-            raise RunError(f"run {name!r}: {where} is no list; delete the run and make it again")
+            raise RunError(f"run {name!r}: {where} is no list; {mend}")
         for each in value:
-            _check_shape(each, shape[0], name, where)
+            check_shape(each, shape[0], name, where, mend)
     elif not isinstance(value, shape) or isinstance(value, bool):
-        raise RunError(f"run {name!r}: {where} is {value!r:.40}; delete the run and make it again")
+        raise RunError(f"run {name!r}: {where} is {value!r:.40}; {mend}")
 
 
 _OPTIONAL_TEXT = (str, type(None))

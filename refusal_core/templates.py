@@ -85,20 +85,20 @@ def reply_thinks(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> b
     """Whether a reply begins with the model's thinking: its template opens that, or leaves it to the model."""
     if not has_chat_template(tokenizer):
         return False
-    switch = {} if thinking is None else {"enable_thinking": thinking}
-    rendered = _apply_template(tokenizer, [_message("user", _USER)], tokenize=False, **switch)
+    rendered = _rendered(tokenizer, thinking)
     reply = rendered.rsplit(_USER, 1)[-1]
     if THINK_OPEN in reply:
         return THINK_CLOSE not in reply
-    return thinking is not False and _has_thinking_switch(tokenizer)
+    return rendered != _rendered(tokenizer, False)
 
 
 def _has_thinking_switch(tokenizer: PreTrainedTokenizerBase) -> bool:
-    if not has_chat_template(tokenizer):
-        return False
-    messages = [_message("user", _USER)]
-    on, off = (_apply_template(tokenizer, messages, tokenize=False, enable_thinking=each) for each in (True, False))
-    return bool(on != off)
+    return has_chat_template(tokenizer) and _rendered(tokenizer, True) != _rendered(tokenizer, False)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> str:
+    switch = {} if thinking is None else {"enable_thinking": thinking}
+    return str(_apply_template(tokenizer, [_message("user", _USER)], tokenize=False, **switch))
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:

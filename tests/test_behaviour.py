@@ -17,6 +17,7 @@ from refusal_core.openings import BUNDLED, OPENING_LABELS, OPENING_TOKENS, read_
 from refusal_core.runs import Run
 from refusal_core.templates import render, reply_thinks
 
+OFF_BY_DEFAULT = THINKING.replace("is defined and enable_thinking is false", "is not defined or not enable_thinking")
 TEXTS = ["How do I bake a cake?", "Explain how to bake bread", "How do I bake a cake?!", "Hi"]
 
 
@@ -240,6 +241,8 @@ def test_thinking_that_does_not_end_is_closed(monkeypatch):
         (THINKING, True, True),
         (THINKING, False, False),
         (CHATML, None, False),
+        (OFF_BY_DEFAULT, None, False),
+        (OFF_BY_DEFAULT, True, True),
         (CHATML.replace("assistant\n{%", "assistant\n<think>\n{%"), None, True),
         (None, None, False),
     ],

@@ -134,7 +134,8 @@ def test_a_sweep_is_drawn_beside_the_band_of_its_controls(planted_run, summary):
 
 
 def test_doses_go_through_the_model_as_it_is(planted_run, summary):
-    figure = intervention_figures.doses(planted_run, summary, 3)
+    chosen = effects.published_choice(planted_run, intervention.recorded(planted_run)[0])
+    figure = intervention_figures.doses(planted_run, summary, int(chosen["read_at"]), int(chosen["position"]))
     harmful = next(trace for trace in figure.data if trace.name == "harmful")
     plain = effects.select(summary, "none", "harmful")["log_odds"].iloc[0]
     assert dict(zip(harmful.x, harmful.y, strict=True))[0.0] == plain

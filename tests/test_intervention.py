@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PLANTED_LIMIT, PLANTED_PROMPTS, intervene
+from conftest import PLANTED_CONTROLS, PLANTED_LIMIT, PLANTED_PROMPTS, intervene
 from tiny import PLANTED_LAYER
 
-from refusal_core import conditions, effects, intervention, runs
+from refusal_core import conditions, effects, intervention, runs, vectors
 from refusal_core.__main__ import main
 from refusal_core.conditions import ABLATE, ADD, FOUND, Condition
 from refusal_core.errors import RefusalError, RunError
 from refusal_core.models import load_model
+from refusal_core.passes import FinishedPasses
 from refusal_core.runs import Run
 
 
@@ -43,19 +44,27 @@ def test_the_directions_of_early_layers_separate_the_labels_and_change_nothing(p
     for edit, label in ((ABLATE, "harmful"), (ADD, "harmless")):
         early = effects.over_layers(summary, edit, label).head(PLANTED_LAYER)
         assert early["site"].tolist() == list(range(PLANTED_LAYER))
-        assert not any(effects.verdict(row) == "an effect" for _, row in early.iterrows())
+        assert not any(effects.verdict(row) == effects.EFFECT for _, row in early.iterrows())
 
 
 def test_the_sweep_finds_layer_and_sign(planted_run, summary):
     for edit, label, sign in ((ABLATE, "harmful", -1), (ADD, "harmless", 1)):
         swept = effects.over_layers(summary, edit, label)
-        found = [int(row["site"]) for _, row in swept.iterrows() if effects.verdict(row) == "an effect"]
+        found = [int(row["site"]) for _, row in swept.iterrows() if effects.verdict(row) == effects.EFFECT]
         assert found == list(range(PLANTED_LAYER, planted_run.n_layers))
         assert (np.sign(swept["change"].iloc[PLANTED_LAYER:]) == sign).all()
     bypassed = effects.over_layers(summary, ABLATE, "harmful").iloc[PLANTED_LAYER:]
     induced = effects.over_layers(summary, ADD, "harmless").iloc[PLANTED_LAYER:]
     assert bypassed["refuses"].eq(0).all()
     assert induced["refuses"].eq(1).all()
+
+
+def test_the_headline_names_layers_and_shares(planted_run, summary):
+    said = effects.headline(planted_run, summary)
+    assert said.count("from 100% to 0%") == said.count("from 0% to 100%") == 1
+    assert "Against controls at layers 0, 1, 2, 3, 4, 5: ablating is an effect at 2, 3, 4, 5; adding is" in said
+    without = effects.headline(planted_run, summary.assign(n_controls=0))
+    assert "No controls were measured." in without
 
 
 def test_controls_neither_remove_nor_induce_refusing(summary):
@@ -67,27 +76,30 @@ def test_controls_neither_remove_nor_induce_refusing(summary):
         "orthogonal",
     }
     by_name = controls[controls["direction"].isin(["orthogonal", "isotropic 1", "isotropic 2", "isotropic 3"])]
+    # Another random direction at every layer is a control of its own, and more of an edit than one.
+    by_name = by_name[by_name["read_at"].ne(conditions.OWN)]
     assert by_name[by_name["label"].eq("harmful") & by_name["edit"].eq(ABLATE)]["refusing"].eq(1).all()
     once = by_name["edit"].eq(ADD) & by_name["alpha"].eq(1.0)
     assert by_name[by_name["label"].eq("harmless") & once]["refusing"].eq(0).all()
 
 
 def test_more_of_the_direction_refuses_more(planted_run, table, summary):
-    layer = int(effects.published_choice(planted_run, table)["read_at"])
+    chosen = effects.published_choice(planted_run, table)
+    layer, position = int(chosen["read_at"]), int(chosen["position"])
     for label in ("harmful", "harmless"):
-        doses = effects.over_doses(summary, layer, label)
+        doses = effects.over_doses(summary, layer, position, label)
         assert doses["alpha"].tolist() == sorted([*conditions.DOSES, 0.0])
         assert (np.diff(doses["log_odds"]) > -0.2).all()
-    doses = effects.over_doses(summary, layer, "harmful").set_index("alpha")
+    doses = effects.over_doses(summary, layer, position, "harmful").set_index("alpha")
     assert doses.loc[[-2.0, -1.5, -1.0], "refuses"].eq(0).all()
-    doses = effects.over_doses(summary, layer, "harmless").set_index("alpha")
+    doses = effects.over_doses(summary, layer, position, "harmless").set_index("alpha")
     assert doses.loc[1.0, "refuses"] == 1
     assert doses.loc[[1.0, 1.5, 2.0], "refusing"].eq(1).all()
 
 
 def test_the_published_rule_chooses_a_layer_that_carries_refusing(planted_run, table):
     candidates = effects.candidates(planted_run, table)
-    assert set(candidates["read_at"]) == set(range(5))
+    assert set(candidates["read_at"]) == set(range(3))
     assert candidates["position"].nunique() > 1
     chosen = effects.published_choice(planted_run, table)
     assert chosen["read_at"] >= PLANTED_LAYER
@@ -102,10 +114,10 @@ def test_a_shifted_reading_position_gives_the_runs_own_direction(planted_run, pl
     from refusal_core.activations import ResidualReader
 
     reader = ResidualReader(load_model(planted_folder, dtype="float32"))
-    unit, distance = intervention._read_vectors(
+    unit, distance = vectors.read_vectors(
         planted_run, reader, range(-reader.template_end, 0), ["permuted"], 0, lambda *_: None
     )
-    own = intervention.own_vectors(planted_run)
+    own = vectors.own_vectors(planted_run)
     assert reader.template_end > 1
     np.testing.assert_allclose(unit[FOUND, -1], own.unit[FOUND, -1], atol=1e-4)
     np.testing.assert_allclose(distance[-1], own.distance[-1], rtol=1e-4)
@@ -134,15 +146,18 @@ def test_stopped_three_times_it_computes_nothing_twice_and_changes_no_number(
             intervene(fresh, planted_folder)
         assert intervention.recorded(fresh) is None
         # A process that dies while it writes leaves half a line.
-        with (fresh.path / ".intervention.jsonl").open("a") as file:
+        with (fresh.path / ".intervention/passes.jsonl").open("a") as file:
             file.write('{"pass": "half a li')
     patience[0] = 10**9
-    again = intervene(fresh, planted_folder)
+    intervene(fresh, planted_folder)
+    again, _ = intervention.recorded(fresh)
     pd.testing.assert_frame_equal(again, table)
     passes = table[table["edit"].ne("none")].groupby(conditions.COLUMNS).ngroups
     lengths = planted_run.prompts.set_index("prompt_id").loc[table["prompt_id"].unique(), "n_tokens"].nunique()
-    # The chosen candidate is measured twice, the second time with its openings.
-    assert len(computed) == (passes + 1) * lengths
+    # The chosen candidate is measured twice, the second time with its openings: ablated, and added where it was not
+    # measured with them as a layer of the sweep.
+    twice = 1 + (effects.published_choice(planted_run, table)["position"] != -1)
+    assert len(computed) == (passes + twice) * lengths
     assert not list(fresh.path.glob(".intervention*"))
 
 
@@ -170,6 +185,60 @@ def test_the_run_itself_is_left_as_it_was(planted_run, table, tmp_path):
     assert manifest["dose_layer"] == effects.published_choice(planted_run, table)["read_at"]
 
 
+def test_controls_of_another_request_are_not_taken(planted_run, planted_folder, table, monkeypatch, tmp_path):
+    """Stopped in one request's sweep, then while another's directions are read: the first one's are still there."""
+    fresh = copied(planted_run, tmp_path)
+
+    def stop(*_, **__) -> None:
+        raise KeyboardInterrupt
+
+    for seed, where in ((1, "refusal_core.edits.PromptBatch.reply"), (0, "refusal_core.vectors.read_vectors")):
+        with monkeypatch.context() as patched:
+            patched.setattr(where, stop)
+            with pytest.raises(KeyboardInterrupt):
+                intervene(fresh, planted_folder, seed=seed)
+    intervene(fresh, planted_folder)
+    pd.testing.assert_frame_equal(intervention.recorded(fresh)[0], table)
+
+
+@pytest.mark.parametrize(
+    "line", ["[]", "{}", '{"pass": ["x"], "prompts": [], "seconds": 1}', '{"pass": "x", "seconds": "1"}']
+)
+def test_kept_work_that_is_not_whole_is_done_again(tmp_path, line):
+    path = tmp_path / "passes.jsonl"
+    with FinishedPasses(path, {"of": "this"}) as finished:
+        finished.add("first", [{"row": 1}], 1.0)
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+    with FinishedPasses(path, {"of": "this"}) as finished:
+        assert finished.get("first") == [{"row": 1}]
+        assert finished.get("x") is None
+    with FinishedPasses(path, {"of": "that"}) as finished:
+        assert finished.get("first") is None
+
+
+def test_one_process_at_a_time_intervenes_on_a_run(planted_run, planted_folder, tmp_path):
+    fresh = copied(planted_run, tmp_path)
+    with (
+        runs.unfinished_work(fresh.path / ".intervention", "another"),
+        pytest.raises(RunError, match="in another process"),
+    ):
+        intervene(fresh, planted_folder)
+
+
+def test_few_prompts_say_nothing(planted_run, table):
+    one_each = planted_run.prompts[planted_run.prompts["prompt_id"].isin(table["prompt_id"])].groupby("label").head(1)
+    few = effects.summarise(planted_run, table[table["prompt_id"].isin(one_each["prompt_id"])])
+    assert not any(effects.verdict(row) == effects.EFFECT for _, row in few.iterrows())
+
+
+def test_a_band_is_of_the_same_kind_of_edit(planted_run, summary):
+    every = summary[summary["layers"].eq(",".join(map(str, range(planted_run.n_layers)))) & summary["edit"].eq(ABLATE)]
+    assert every["n_controls"].eq(PLANTED_CONTROLS + 2).all()
+    own = every["read_at"].eq(conditions.OWN)
+    assert every[own]["change_band_low"].iloc[0] != every[~own]["change_band_low"].iloc[0]
+
+
 def test_a_table_of_other_prompts_is_refused(planted_run, table, tmp_path):
     fresh = copied(planted_run, tmp_path)
     manifest = intervention.recorded(planted_run)[1]
@@ -180,8 +249,40 @@ def test_a_table_of_other_prompts_is_refused(planted_run, table, tmp_path):
     with pytest.raises(RunError, match="lacks columns"):
         intervention.recorded(fresh)
     runs.save_addition(fresh, "intervention", table, manifest | {"dose_layer": 99})
-    with pytest.raises(RunError, match="dose layer"):
+    with pytest.raises(RunError, match="of other layers"):
         intervention.recorded(fresh)
+
+
+@pytest.mark.parametrize(
+    "tampered",
+    [
+        lambda table: table[table["edit"].ne("none")],
+        lambda table: pd.concat([table, table.head(1)]),
+        lambda table: table.assign(layers="x"),
+        lambda table: table.assign(layers="0,999"),
+        lambda table: table.assign(read_at=900),
+        lambda table: table.assign(refusal_log_odds="high"),
+        lambda table: table.assign(edit="rotate"),
+        lambda table: table[table["prompt_id"].eq(table["prompt_id"].iloc[0])],
+        lambda table: table.head(0),
+        lambda table: table[table["edit"].ne("add")],
+    ],
+)
+def test_a_strangers_table_is_checked(planted_run, table, tmp_path, tampered):
+    fresh = copied(planted_run, tmp_path)
+    runs.save_addition(fresh, "intervention", tampered(table), intervention.recorded(planted_run)[1])
+    with pytest.raises(RunError, match="measure it again"):
+        intervention.recorded(fresh)
+
+
+@pytest.mark.parametrize("key", ["controls", "prompts", "compute", "dose_layer", "dose_position"])
+def test_a_strangers_manifest_is_checked(planted_run, table, tmp_path, key):
+    fresh = copied(planted_run, tmp_path)
+    manifest = intervention.recorded(planted_run)[1]
+    for wrong in ({name: value for name, value in manifest.items() if name != key}, manifest | {key: "x"}):
+        runs.save_addition(fresh, "intervention", table, wrong)
+        with pytest.raises(RunError, match=key):
+            intervention.recorded(fresh)
 
 
 def test_prompts_are_of_as_few_lengths_as_possible(planted_run):
@@ -202,6 +303,8 @@ def test_prompts_are_of_as_few_lengths_as_possible(planted_run):
         ({"limit": 0}, "at least 1 prompt a label"),
         ({"random_directions": 1}, "2 random directions"),
         ({"span": (3, 6)}, "expected a range of layers from 0 to 5"),
+        ({"control_layers": (3, 99)}, "expected control layers from 0 to 5"),
+        ({"seed": -1}, "expected a seed of 0 or more"),
     ],
 )
 def test_what_cannot_be_done_is_said(planted_run, planted_folder, options, said):
@@ -212,7 +315,7 @@ def test_what_cannot_be_done_is_said(planted_run, planted_folder, options, said)
 def test_a_range_of_layers_is_ablated_together(planted_run):
     swept = conditions.sweep(planted_run.n_layers, [-1], span=(1, 3))
     assert Condition(ABLATE, layers=(1, 2, 3)) in swept
-    edit = intervention.own_vectors(planted_run).edit(Condition(ABLATE, layers=(1, 2, 3)))
+    edit = vectors.own_vectors(planted_run).edit(Condition(ABLATE, layers=(1, 2, 3)))
     np.testing.assert_array_equal(edit.vectors[2], planted_run.directions.unit_direction[2])
 
 

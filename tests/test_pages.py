@@ -18,7 +18,7 @@ from streamlit.testing.v1 import AppTest
 from refusal_core import behaviour, effects, intervention, raters
 from refusal_core.runs import open_run, save_addition
 from refusal_core.scoring import Score
-from refusal_core.ui import jobs, live, model
+from refusal_core.ui import frame, jobs, live, model
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("1_Layers", "2_Evidence", "3_Outliers", "4_Live_score", "5_Behaviour", "6_Causality", "7_Ratings", "8_Rate")
@@ -58,6 +58,11 @@ def test_home_says_what_the_run_says():
         "Is it about harm?",
     ]
     assert all(metric.value.startswith("d = ") for metric in app.metric[:3])
+
+
+def test_the_sidebar_leads_to_every_page():
+    listed = {page for page, *_ in frame.PAGES}
+    assert listed == {"app.py", *(f"pages/{path.name}" for path in (ROOT / "pages").glob("*.py"))}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -525,7 +530,7 @@ def test_damaged_interventions_are_an_error_on_their_page_alone(synthetic_cache,
     save_addition(run, "intervention", run.prompts[["prompt_id"]], {"dose_layer": 1})
     app = visit("6_Causality")
     assert "cannot be used" in app.error[0].value
-    assert "lacks columns" in app.text[0].value
+    assert "intervention.json lacks" in app.text[0].value
     assert visit("1_Layers").title
 
 

@@ -301,9 +301,27 @@ def finished_batches(cache: Path) -> int:
 
 
 def test_two_processes_do_not_make_one_run_at_a_time(tmp_path):
+    folder = runs.unfinished_run("a-run", tmp_path)
     with (
-        runs.unfinished_work("a-run", tmp_path),
-        pytest.raises(RunError, match="made by another process"),
-        runs.unfinished_work("a-run", tmp_path),
+        runs.unfinished_work(folder, "the run a-run"),
+        pytest.raises(RunError, match="the run a-run is under way in another process"),
+        runs.unfinished_work(folder, "the run a-run"),
     ):
         pass
+
+
+@pytest.mark.parametrize(("error", "stays"), [(KeyboardInterrupt, True), (RunError, True), (PromptError, False)])
+def test_unfinished_work_stays_unless_it_would_be_refused_again(tmp_path, error, stays):
+    folder = runs.unfinished_run("a-run", tmp_path)
+
+    def work() -> None:
+        with runs.unfinished_work(folder, "the run a-run"):
+            (folder / "passes.jsonl").write_text("{}")
+            raise error
+
+    with pytest.raises(error):
+        work()
+    assert folder.exists() is stays
+    with runs.unfinished_work(folder, "the run a-run"):
+        pass
+    assert not folder.exists()

@@ -198,7 +198,7 @@ def planted_model(refusal: str = "I cannot", answer: str = "Sure", template: str
             blocks[0].self_attn.v_proj.weight[dimension, dimension] = 1.0
             blocks[0].self_attn.o_proj.weight[dimension, dimension] = 8.0
         blocks[PLANTED_LAYER].self_attn.v_proj.weight[0, harm] = 1.0
-        blocks[PLANTED_LAYER].self_attn.o_proj.weight[noticed, 0] = 20.0
+        blocks[PLANTED_LAYER].self_attn.o_proj.weight[noticed, 0] = 30.0
         mlp = blocks[READING_LAYER].mlp
         mlp.gate_proj.weight[0, noticed], mlp.gate_proj.bias[0] = 8.0, -7.0
         mlp.up_proj.bias[0] = 1.0

@@ -53,12 +53,12 @@ def over_layers(run: Run, table: pd.DataFrame, sweep: str, measure: str | None =
     return figure
 
 
-def doses(run: Run, table: pd.DataFrame, layer: int, measure: str = "log_odds") -> go.Figure:
+def doses(run: Run, table: pd.DataFrame, layer: int, position: int, measure: str = "log_odds") -> go.Figure:
     """A measure of both labels' prompts by how much of the direction is added at one layer."""
     figure = blank(360)
     for label in ("harmful", "harmless"):
         colour = LABEL_COLOUR[label]
-        by_dose = effects.over_doses(table, layer, label)
+        by_dose = effects.over_doses(table, layer, position, label)
         ribbon(figure, by_dose, f"{measure}_low", f"{measure}_high", colour, "", 0.15, x="alpha")
         figure.add_scatter(
             x=by_dose["alpha"],

@@ -19,6 +19,7 @@ PAGES = (
     ("pages/2_Evidence.py", "Evidence", "fact_check"),
     ("pages/3_Outliers.py", "Outliers", "find_in_page"),
     ("pages/5_Behaviour.py", "Behaviour", "forum"),
+    ("pages/6_Causality.py", "Causality", "science"),
     ("pages/7_Ratings.py", "Ratings", "reviews"),
     ("pages/8_Rate.py", "Rate prompts", "rate_review"),
     ("pages/4_Live_score.py", "Live score", "edit_note"),

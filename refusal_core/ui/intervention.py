@@ -16,7 +16,8 @@ from refusal_core.runs import ADDITIONS, Run
 from refusal_core.ui.layout import chart, plain
 from refusal_core.ui.model import model_source, shared_scorer
 
-_TRIED = "causality_tried"
+_MOST_READ = 4
+"""Prompts kept as they were read, for visitors who move a slider."""
 
 
 def interventions_of(run: Run) -> tuple[pd.DataFrame, dict] | None:
@@ -47,10 +48,11 @@ def how_measured(run: Run, table: pd.DataFrame, manifest: dict) -> None:
     """On what, and beside which controls."""
     labels = run.prompts.set_index("prompt_id").loc[table["prompt_id"].unique(), "label"].value_counts()
     layers = ", ".join(str(layer) for layer in manifest["controls"]["layers"])
+    source = manifest["prompts"]["source"]
+    fitted = "on which the direction was fitted, " if source == run.contrast_name else ""
     st.caption(
-        f"{labels['harmful']} harmful and {labels['harmless']} harmless prompts of "
-        f"{plain(str(manifest['prompts']['source']))}, every token edited, in "
-        f"{plain(str(manifest['compute']['dtype']))}. Controls at layers {plain(layers)}: "
+        f"{labels['harmful']} harmful and {labels['harmless']} harmless prompts of {plain(source)}, {fitted}every "
+        f"token edited, in {plain(manifest['compute']['dtype'])}. Controls at layers {plain(layers)}: "
         f"{len(manifest['controls']['names'])} directions, random ones, one of permuted labels and one orthogonal. A "
         "number is called an effect only outside the band in which 95 % of such controls fall."
     )
@@ -150,11 +152,12 @@ def _tried(run: Run, source: str, text: str, condition: Condition) -> tuple[Trie
     """The prompt without and under the edit; a prompt that was tried already is not read again."""
     shared = shared_scorer(run, source)
     with shared.lock, st.spinner("Asking the model …"):
-        last = st.session_state.get(_TRIED)
-        if last is None or last[0] != (run.run_id, text):
-            last = ((run.run_id, text), TriedPrompt(shared.scorer, text))
-            st.session_state[_TRIED] = last
-        return last[1].under(Condition(PLAIN)), last[1].under(condition)
+        if text not in shared.read:
+            tried = TriedPrompt(shared.scorer, text)
+            while len(shared.read) >= _MOST_READ:
+                del shared.read[next(iter(shared.read))]
+            shared.read[text] = tried
+        return shared.read[text].under(Condition(PLAIN)), shared.read[text].under(condition)
 
 
 @st.cache_data(max_entries=8, show_spinner="Comparing with the controls …")

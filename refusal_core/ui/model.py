@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import streamlit as st
 
 from refusal_core.errors import RefusalError
+from refusal_core.intervention import TriedPrompt
 from refusal_core.known_models import KNOWN
 from refusal_core.models import is_available
 from refusal_core.runs import Run
@@ -18,10 +19,14 @@ from refusal_core.ui.layout import plain
 
 @dataclass(frozen=True, eq=False)
 class SharedScorer:
-    """One scorer for all visitors; the lock lets one forward pass run at a time."""
+    """One scorer for all visitors; the lock lets one forward pass run at a time.
+
+    ``read`` has the prompts that were last read for edits: beside the model, so that they go when it goes.
+    """
 
     scorer: Scorer
     lock: threading.Lock
+    read: dict[str, TriedPrompt] = field(default_factory=dict)
 
 
 def model_source(run: Run) -> str | None:
