@@ -154,6 +154,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="closing tokens of the template that the published choice considers (default: all of them)",
     )
+    intervene.add_argument(
+        "--tokens", choices=("all", "last"), default="all", help="edit every token, or the prompt's last (default: all)"
+    )
     intervene.add_argument("--seed", type=int, default=0, help="of the control directions")
     intervene.add_argument("--again", action="store_true", help="measure anew what is kept already")
     _machine(intervene)
@@ -394,6 +397,7 @@ def _intervene(options: argparse.Namespace) -> None:
                 control_layers=options.control_layers,
                 span=options.span,
                 positions=options.positions,
+                tokens=options.tokens,
                 seed=options.seed,
                 progress=progress,
             )

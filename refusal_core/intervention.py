@@ -67,6 +67,7 @@ _MANIFEST_SHAPE = {
     "controls": {"layers": [int], "names": [str]},
     "dose_layer": int,
     "dose_position": int,
+    "tokens": str,
 }
 
 
@@ -111,6 +112,7 @@ def record(
     control_layers: Sequence[int] = PRESETS,
     span: tuple[int, int] | None = None,
     positions: int | None = None,
+    tokens: str = "all",
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> pd.DataFrame:
@@ -125,6 +127,7 @@ def record(
         span: first and last layer of a range to ablate together, each layer its own direction.
         positions: how many of the template's closing tokens the published rule may choose from, the last ones; all by
             default, as published.
+        tokens: which tokens are edited, see :class:`refusal_core.edits.Edit`.
 
     Returns:
         One row a condition and prompt: the columns of :class:`~refusal_core.conditions.Condition`, then ``prompt_id,
@@ -158,6 +161,7 @@ def record(
         "compute": [chat_model.device, chat_model.dtype],
         "prompt_ids": run.prompts["prompt_id"].iloc[rows].tolist(),
         "random_directions": random_directions,
+        "tokens": tokens,
         "seed": seed,
         "opening_tokens": OPENING_TOKENS,
         "versions": {name: version(name) for name in ("torch", "transformers")},
@@ -170,20 +174,20 @@ def record(
         vectors = all_vectors(run, reader, random_directions, seed, path, digest, progress)
         considered = sorted(vectors.distance)[-(positions or len(vectors.distance)) :]
         swept = sweep(run.n_layers, considered, span)
-        table = _measure(run, reader, vectors, rules, rows, swept, finished, SWEEPING, progress)
+        table = _measure(run, reader, vectors, rules, rows, swept, tokens, finished, SWEEPING, progress)
         chosen = published_choice(run, table)
         layer, position = (strongest_layer(run), -1) if chosen is None else (chosen["read_at"], chosen["position"])
         at = sorted({*control_layers, int(layer)} & set(range(run.n_layers)))
         later = doses_and_controls(run.n_layers, int(layer), int(position), at, names, span)
         later = [condition for condition in later if condition not in set(swept)]
-        controls = _measure(run, reader, vectors, rules, rows, later, finished, CONTROLLING, progress)
+        controls = _measure(run, reader, vectors, rules, rows, later, tokens, finished, CONTROLLING, progress)
         # What was swept without openings was measured once more, with them, where doses were tried.
         table = pd.concat([table, controls]).drop_duplicates([*COLUMNS, "prompt_id"], keep="last", ignore_index=True)
         manifest = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "compute": {"device": chat_model.device, "dtype": chat_model.dtype, "seed": seed},
             "prompts": {"source": str(run.prompts["source"].iloc[rows[0]]), "limit": limit},
-            "tokens": "all",
+            "tokens": tokens,
             "positions": considered,
             "dose_layer": int(layer),
             "dose_position": int(position),
@@ -223,9 +227,9 @@ class TriedPrompt:
         self._vectors = own_vectors(scorer.run)
         self._batch = PromptBatch(scorer.reader, [scorer.encode(text)])
 
-    def under(self, condition: Condition) -> Tried:
+    def under(self, condition: Condition, tokens: str = "all") -> Tried:
         """What the model does under a condition; :data:`~refusal_core.conditions.PLAIN` for no edit."""
-        log_odds, kl, openings = _replied(self._reader, self._batch, self._vectors, condition)
+        log_odds, kl, openings = _replied(self._reader, self._batch, self._vectors, condition, tokens)
         return Tried(float(log_odds[0]), float(kl[0]), str(openings[0]))
 
 
@@ -282,6 +286,7 @@ def _measure(
     rules: OpeningRules,
     rows: np.ndarray,
     conditions: list[Condition],
+    tokens: str,
     finished: FinishedPasses,
     stage: str,
     progress: Progress,
@@ -307,7 +312,7 @@ def _measure(
             if found is None:
                 started = time.perf_counter()
                 batch = batch or PromptBatch(reader, [sequences[row] for row in group])
-                log_odds, kl, openings = _replied(reader, batch, vectors, condition)
+                log_odds, kl, openings = _replied(reader, batch, vectors, condition, tokens)
                 found = [
                     {
                         "prompt_id": run.prompts["prompt_id"].iloc[row],
@@ -327,12 +332,12 @@ def _measure(
 
 
 def _replied(
-    reader: ResidualReader, batch: PromptBatch, vectors: Vectors, condition: Condition
+    reader: ResidualReader, batch: PromptBatch, vectors: Vectors, condition: Condition, tokens: str
 ) -> tuple[np.ndarray, np.ndarray, Sequence[str | None]]:
     """Refusal log-odds and divergence from the plain reply, ``(prompt,)`` each, and openings of a batch."""
     from refusal_core.activations import refusal_log_odds
 
-    reply = batch.plain if condition.edit == PLAIN else batch.reply(vectors.edit(condition), condition.openings)
+    reply = batch.plain if condition.edit == PLAIN else batch.reply(vectors.edit(condition, tokens), condition.openings)
     plain, under = batch.plain.logits.double().log_softmax(dim=-1), reply.logits.double().log_softmax(dim=-1)
     divergence = (plain.exp() * (plain - under)).sum(dim=-1).clamp(min=0.0).cpu().numpy()
     if not np.isfinite(divergence).all():

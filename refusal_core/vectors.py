@@ -37,7 +37,7 @@ class Vectors:
     unit: Mapping[tuple[str, int], np.ndarray]
     distance: Mapping[int, np.ndarray]
 
-    def edit(self, condition: Condition, tokens: str = "all") -> Edit:
+    def edit(self, condition: Condition, tokens: str) -> Edit:
         """The edit that a condition stands for; controls are added at the found direction's length."""
         from refusal_core.edits import Edit
 

@@ -312,10 +312,24 @@ def test_what_cannot_be_done_is_said(planted_run, planted_folder, options, said)
         intervene(planted_run, planted_folder, **options)
 
 
+def test_edited_at_the_last_token_alone_what_came_before_still_counts(planted_run, planted_folder, table, tmp_path):
+    fresh = copied(planted_run, tmp_path)
+    last = intervene(fresh, planted_folder, tokens="last", control_layers=(3,))
+    assert intervention.recorded(fresh)[1]["tokens"] == "last"
+    merged = last.merge(table, on=[*conditions.COLUMNS, "prompt_id"], suffixes=("_last", "_all"))
+    # The block that reads the direction reads it at the last token.
+    alone = merged[merged["edit"].eq(ABLATE) & merged["layers"].eq("3") & merged["direction"].eq(FOUND)]
+    np.testing.assert_allclose(alone["refusal_log_odds_last"], alone["refusal_log_odds_all"], atol=1e-2)
+    harmful = alone.merge(fresh.prompts, on="prompt_id").query("label == 'harmful'")
+    # The reply's own tokens are not edited, so a refusal can still begin after the first of them.
+    assert harmful["opening_all"].eq("Sure").all()
+    assert harmful["opening_last"].str.startswith("Sure").all()
+
+
 def test_a_range_of_layers_is_ablated_together(planted_run):
     swept = conditions.sweep(planted_run.n_layers, [-1], span=(1, 3))
     assert Condition(ABLATE, layers=(1, 2, 3)) in swept
-    edit = vectors.own_vectors(planted_run).edit(Condition(ABLATE, layers=(1, 2, 3)))
+    edit = vectors.own_vectors(planted_run).edit(Condition(ABLATE, layers=(1, 2, 3)), "all")
     np.testing.assert_array_equal(edit.vectors[2], planted_run.directions.unit_direction[2])
 
 

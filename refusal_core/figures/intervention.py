@@ -70,9 +70,7 @@ def doses(run: Run, table: pd.DataFrame, layer: int, position: int, measure: str
             hovertemplate=f"α = %{{x:+g}}, %{{customdata}} {label} prompts: %{{y:.2f}}<extra></extra>",
         )
         _controls(figure, by_dose.assign(site=by_dose["alpha"]), measure, f"controls, {label}", colour)
-    figure.update_xaxes(
-        title_text=f"α, in distances between the labels' means at {run.site_label(layer)}", zeroline=False
-    )
+    figure.update_xaxes(title_text="α (distances between the labels' means)", zeroline=False)
     figure.update_yaxes(title_text=MEASURES[measure])
     return figure
 

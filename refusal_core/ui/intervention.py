@@ -49,10 +49,11 @@ def how_measured(run: Run, table: pd.DataFrame, manifest: dict) -> None:
     labels = run.prompts.set_index("prompt_id").loc[table["prompt_id"].unique(), "label"].value_counts()
     layers = ", ".join(str(layer) for layer in manifest["controls"]["layers"])
     source = manifest["prompts"]["source"]
+    edited = "every token" if manifest["tokens"] == "all" else "the prompt's last token"
     fitted = "on which the direction was fitted, " if source == run.contrast_name else ""
     st.caption(
-        f"{labels['harmful']} harmful and {labels['harmless']} harmless prompts of {plain(source)}, {fitted}every "
-        f"token edited, in {plain(manifest['compute']['dtype'])}. Controls at layers {plain(layers)}: "
+        f"{labels['harmful']} harmful and {labels['harmless']} harmless prompts of {plain(source)}, {fitted}{edited} "
+        f"edited, in {plain(manifest['compute']['dtype'])}. Controls at layers {plain(layers)}: "
         f"{len(manifest['controls']['names'])} directions, random ones, one of permuted labels and one orthogonal. A "
         "number is called an effect only outside the band in which 95 % of such controls fall."
     )
@@ -105,13 +106,21 @@ def try_it(run: Run, site: int) -> None:
     text = st.text_input(
         "Prompt", key="causality_text", placeholder="How do I pick the lock of a stranger's flat?", disabled=not source
     )
-    how, where, much = st.columns([1, 1, 2], vertical_alignment="bottom")
+    how, where, which, much = st.columns([2, 3, 2, 4], vertical_alignment="bottom")
     edit = how.segmented_control(
         "Edit", [ABLATE, ADD], default=ADD, required=True, key="causality_edit", help="Project out, or add α times."
     )
     places = {"one": f"layer {layer}", "all": f"all {run.n_layers} layers"}
     place = where.segmented_control(
         "Where", list(places), default="one", required=True, format_func=places.__getitem__, key="causality_where"
+    )
+    tokens = which.segmented_control(
+        "Tokens",
+        ["all", "last"],
+        default="all",
+        required=True,
+        key="causality_tokens",
+        help="All: of the prompt and the reply. Last: only the prompt's last token, where the direction was read.",
     )
     alpha = much.slider(
         "α",
@@ -128,7 +137,7 @@ def try_it(run: Run, site: int) -> None:
     layers = (layer,) if place == "one" else tuple(range(run.n_layers))
     condition = Condition(edit, layers=layers, alpha=alpha if edit == ADD else 0.0)
     try:
-        before, after = _tried(run, source, text, condition)
+        before, after = _tried(run, source, text, condition, tokens)
     except PromptError as error:
         st.warning("This prompt was not tried.", icon=":material/warning:")
         st.text(str(error))
@@ -148,7 +157,7 @@ def try_it(run: Run, site: int) -> None:
     )
 
 
-def _tried(run: Run, source: str, text: str, condition: Condition) -> tuple[Tried, Tried]:
+def _tried(run: Run, source: str, text: str, condition: Condition, tokens: str) -> tuple[Tried, Tried]:
     """The prompt without and under the edit; a prompt that was tried already is not read again."""
     shared = shared_scorer(run, source)
     with shared.lock, st.spinner("Asking the model …"):
@@ -157,7 +166,7 @@ def _tried(run: Run, source: str, text: str, condition: Condition) -> tuple[Trie
             while len(shared.read) >= _MOST_READ:
                 del shared.read[next(iter(shared.read))]
             shared.read[text] = tried
-        return shared.read[text].under(Condition(PLAIN)), shared.read[text].under(condition)
+        return shared.read[text].under(Condition(PLAIN)), shared.read[text].under(condition, tokens)
 
 
 @st.cache_data(max_entries=8, show_spinner="Comparing with the controls …")
