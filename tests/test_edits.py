@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import entropy
 from tiny import ARCHITECTURES, tiny_model
 
+from refusal_core import intervention
 from refusal_core.activations import ResidualReader
+from refusal_core.conditions import Condition
 from refusal_core.edits import Edit, PromptBatch, edited
 from refusal_core.openings import OPENING_TOKENS
 
@@ -101,6 +105,22 @@ def test_replies_under_an_edit_are_those_of_plain_transformers(architecture, nam
             np.testing.assert_allclose(found.logits[place], logits, atol=2e-4)
             assert found.openings[place] == shown(chat_model, tokens)
     assert not torch.allclose(batch.reply(edit, openings=False).logits, batch.plain.logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_log_odds_and_divergence_are_those_of_plain_transformers(name):
+    chat_model, edit = tiny_model("llama"), EDITS[name]
+    reader = ResidualReader(chat_model)
+    batch = PromptBatch(reader, [reader.encode(text) for text in TEXTS])
+    vectors = SimpleNamespace(edit=lambda condition, tokens: edit)
+    log_odds, divergence, _ = intervention._replied(reader, batch, vectors, Condition(edit.kind), edit.tokens)
+    for place, text in enumerate(TEXTS):
+        before, after = (
+            plain_reply(chat_model, text, each)[0].double().log_softmax(-1).numpy() for each in (None, edit)
+        )
+        assert divergence[place] == pytest.approx(entropy(np.exp(before), np.exp(after)), rel=1e-3, abs=1e-5)
+        p = np.exp(after[reader.refusal_ids]).sum()
+        assert log_odds[place] == pytest.approx(np.log(p / (1 - p)), abs=1e-3)
 
 
 def test_without_a_shared_prefix_replies_are_the_same():
