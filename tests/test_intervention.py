@@ -97,6 +97,31 @@ def test_more_of_the_direction_refuses_more(planted_run, table, summary):
     assert doses.loc[[1.0, 1.5, 2.0], "refusing"].eq(1).all()
 
 
+def test_the_summary_is_what_one_gets_by_hand(planted_run, table, summary):
+    labels = planted_run.prompts.set_index("prompt_id")["label"]
+    keyed = table.assign(label=table["prompt_id"].map(labels))
+    plain = keyed[keyed["edit"].eq("none")].set_index("prompt_id")["refusal_log_odds"]
+    for label in ("harmful", "harmless"):
+        row = effects.over_layers(summary, ABLATE, label).iloc[3]
+        rows = keyed[
+            keyed["label"].eq(label) & keyed["edit"].eq(ABLATE) & keyed["layers"].eq("3") & keyed["direction"].eq(FOUND)
+        ]
+        change = [value - plain[name] for name, value in zip(rows["prompt_id"], rows["refusal_log_odds"], strict=True)]
+        assert row["change"] == pytest.approx(np.mean(change))
+        assert row["kl"] == pytest.approx(rows["kl"].mean())
+        assert row["refuses"] == rows["opening_label"].eq("refuses").mean()
+        assert row["n"] == len(rows) == PLANTED_LIMIT
+        assert min(change) <= row["change_low"] <= row["change"] <= row["change_high"] <= max(change)
+    chosen = effects.published_choice(planted_run, table)
+    of_choice = keyed["direction"].eq(FOUND) & keyed["position"].eq(chosen["position"])
+    of_choice &= keyed["read_at"].eq(chosen["read_at"])
+    ablated = keyed[of_choice & keyed["edit"].eq(ABLATE) & keyed["layers"].eq("0,1,2,3,4,5")]
+    added = keyed[of_choice & keyed["edit"].eq(ADD) & keyed["alpha"].eq(1.0)]
+    assert chosen["bypass"] == pytest.approx(ablated[ablated["label"].eq("harmful")]["refusal_log_odds"].mean())
+    assert chosen["induce"] == pytest.approx(added[added["label"].eq("harmless")]["refusal_log_odds"].mean())
+    assert chosen["kl"] == pytest.approx(ablated[ablated["label"].eq("harmless")]["kl"].mean())
+
+
 def test_the_published_rule_chooses_a_layer_that_carries_refusing(planted_run, table):
     candidates = effects.candidates(planted_run, table)
     assert set(candidates["read_at"]) == set(range(3))

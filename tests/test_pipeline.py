@@ -325,3 +325,14 @@ def test_unfinished_work_stays_unless_it_would_be_refused_again(tmp_path, error,
     with runs.unfinished_work(folder, "the run a-run"):
         pass
     assert not folder.exists()
+
+
+def test_work_that_cannot_be_kept_is_an_error_in_words(tmp_path):
+    folder = runs.unfinished_run("a-run", tmp_path)
+    folder.write_text("a file")
+    with pytest.raises(RunError, match="work cannot be kept in"), runs.unfinished_work(folder, "the run a-run"):
+        pass
+    folder.unlink()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(RunError, match="links are not followed"), runs.unfinished_work(folder, "the run a-run"):
+        pass
