@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from refusal_core import __version__, runs
 from refusal_core.conditions import PRESETS
@@ -20,6 +21,9 @@ from refusal_core.progress_bars import ProgressBars
 from refusal_core.progress_file import ProgressFile
 from refusal_core.prompts import CONTRAST_SETS, TOKEN_LIMIT
 from refusal_core.runs import Run
+
+if TYPE_CHECKING:
+    from refusal_core.models import ChatModel
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,17 +107,15 @@ def _parser() -> argparse.ArgumentParser:
     texts.add_argument("text", nargs="?", metavar="PROMPT")
     texts.add_argument("--file", metavar="FILE", help="prompts in a csv, json, jsonl, parquet or txt file")
     score.add_argument("--text-column", metavar="NAME")
-    score.add_argument("--model", help="where the run's model is, when it came from a folder or a GGUF file")
     score.add_argument("--json", action="store_true", help="print a JSON array, one object a text")
-    _machine(score)
+    _model_of_run(score)
     score.set_defaults(command=_score)
 
     behaviour = verbs.add_parser("behaviour", help="measure how the model answers a run's prompts")
     behaviour.add_argument("run", metavar="RUN")
-    behaviour.add_argument("--model", help="where the run's model is, when it came from a folder or a GGUF file")
     behaviour.add_argument("--rules", metavar="FILE", help="other rules than data/openings.toml")
     behaviour.add_argument("--again", action="store_true", help="ask the model again where openings are kept already")
-    _machine(behaviour)
+    _model_of_run(behaviour)
     _progress_file(behaviour)
     behaviour.set_defaults(command=_behaviour)
 
@@ -133,7 +135,6 @@ def _parser() -> argparse.ArgumentParser:
 
     intervene = verbs.add_parser("intervene", help="ablate and add a run's direction, and measure what changes")
     intervene.add_argument("run", metavar="RUN")
-    intervene.add_argument("--model", help="where the run's model is, when it came from a folder or a GGUF file")
     intervene.add_argument("--limit", type=int, default=16, metavar="N", help="prompts a label (default: 16)")
     intervene.add_argument("--source", metavar="SET", help="the set they are of (default: probe-pairs)")
     intervene.add_argument("--controls", type=int, default=20, metavar="N", help="random directions a layer (20)")
@@ -159,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     intervene.add_argument("--seed", type=int, default=0, help="of the control directions")
     intervene.add_argument("--again", action="store_true", help="measure anew what is kept already")
-    _machine(intervene)
+    _model_of_run(intervene)
     _progress_file(intervene)
     intervene.set_defaults(command=_intervene)
 
@@ -176,6 +177,11 @@ def _parser() -> argparse.ArgumentParser:
 def _machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPES))
+
+
+def _model_of_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="where the run's model is, when it came from a folder or a GGUF file")
+    _machine(parser)
 
 
 def _progress_file(parser: argparse.ArgumentParser) -> None:
@@ -302,12 +308,11 @@ def _delete(options: argparse.Namespace) -> None:
 
 def _score(options: argparse.Namespace) -> None:
     from refusal_core.prompts import read_texts
-    from refusal_core.scoring import load_model_for, score
+    from refusal_core.scoring import score
 
     run = runs.open_run(options.run, options.cache)
     texts = [options.text] if options.file is None else read_texts(options.file, options.text_column)
-    dtype = None if options.dtype == "auto" else options.dtype
-    scores = score(load_model_for(run, options.model, options.device, dtype), run, texts)
+    scores = score(_loaded(run, options), run, texts)
     if options.json:
         print(json.dumps([result.to_json() for result in scores], ensure_ascii=False))
         return
@@ -329,7 +334,6 @@ def _behaviour(options: argparse.Namespace) -> None:
 
     from refusal_core import behaviour
     from refusal_core.openings import BUNDLED, read_rules
-    from refusal_core.scoring import load_model_for
 
     run = runs.open_run(options.run, options.cache)
     rules = read_rules(options.rules or BUNDLED)
@@ -337,10 +341,8 @@ def _behaviour(options: argparse.Namespace) -> None:
     if table is not None:
         print("the run has its openings: they were read by these rules, nothing was generated (--again does)\n")
     else:
-        dtype = None if options.dtype == "auto" else options.dtype
         with _progress(options) as progress:
-            chat_model = load_model_for(run, options.model, options.device, dtype)
-            table = behaviour.record(run, chat_model, rules, progress)
+            table = behaviour.record(run, _loaded(run, options), rules, progress)
     numbers = behaviour.by_site(run, table)
     strongest = int(numbers.groupby("site")["rho"].mean().fillna(-1).idxmax())
     print(
@@ -374,7 +376,6 @@ def _ratings(options: argparse.Namespace) -> None:
 def _intervene(options: argparse.Namespace) -> None:
     from refusal_core import effects, intervention
     from refusal_core.openings import read_rules
-    from refusal_core.scoring import load_model_for
 
     run = runs.open_run(options.run, options.cache)
     found = None if options.again else intervention.recorded(run)
@@ -385,11 +386,10 @@ def _intervene(options: argparse.Namespace) -> None:
             f"with {len(kept['controls']['names'])} controls: nothing was computed (--again measures anew)\n"
         )
     else:
-        dtype = None if options.dtype == "auto" else options.dtype
         with _progress(options) as progress:
             table = intervention.record(
                 run,
-                load_model_for(run, options.model, options.device, dtype),
+                _loaded(run, options),
                 read_rules(),
                 limit=options.limit,
                 source=options.source,
@@ -406,6 +406,13 @@ def _intervene(options: argparse.Namespace) -> None:
     print(effects.numbers(run, summary).to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="–"))
     print("\nThe published choice, least bypass first:")
     print(effects.candidates(run, table).head(10).to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+
+
+def _loaded(run: Run, options: argparse.Namespace) -> ChatModel:
+    """The run's model, in the run's dtype unless another is asked for."""
+    from refusal_core.scoring import load_model_for
+
+    return load_model_for(run, options.model, options.device, None if options.dtype == "auto" else options.dtype)
 
 
 def _printable(text: str) -> str:
