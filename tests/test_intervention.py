@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PLANTED_CONTROLS, PLANTED_LIMIT, PLANTED_PROMPTS, intervene
+from synthetic import PLANTED_CONTROLS, PLANTED_LIMIT, PLANTED_PROMPTS, intervene
 from tiny import PLANTED_LAYER
 
 from refusal_core import conditions, effects, intervention, runs, vectors

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import streamlit as st
-from conftest import HOSTILE, N_LAYERS, RUN, save_synthetic_run, synthetic_prompts
 from streamlit.testing.v1 import AppTest
+from synthetic import HOSTILE, N_LAYERS, RUN, save_synthetic_run, synthetic_prompts
 
 from refusal_core import behaviour, effects, intervention, raters
 from refusal_core.runs import open_run, save_addition

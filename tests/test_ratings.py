@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import HOSTILE, RUN
+from synthetic import HOSTILE, RUN
 
 from refusal_core import raters, ratings
 from refusal_core.__main__ import main

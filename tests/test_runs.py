@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import synthetic_manifest
+from synthetic import synthetic_manifest
 
 from refusal_core import runs
 from refusal_core.directions import fit_directions

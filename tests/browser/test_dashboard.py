@@ -1,126 +1,24 @@
-"""Every page in a real Chromium, driven as a visitor drives it.
-
-The dashboard is served over the synthetic run, which has hostile prompts, and over a run of a tiny random model, which
-can be scored. Any error that a page writes to the browser's console fails its test.
-"""
+"""The dashboard as a whole, driven as a visitor drives it."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from conftest import HOSTILE, N_LAYERS
-from conftest import RUN as SYNTHETIC
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from driving import TITLES, let_settle, letters, query, until
+from playwright.sync_api import expect
+from synthetic import HOSTILE, N_LAYERS
+from synthetic import RUN as SYNTHETIC
 
-from refusal_core import behaviour, pipeline, raters
+from refusal_core import raters
 from refusal_core.models import load_model
-from refusal_core.openings import read_rules
-from refusal_core.runs import Run, open_run
+from refusal_core.runs import open_run
 from refusal_core.scoring import score
-
-ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PAGES = ("", "Layers", "Evidence", "Outliers", "Live_score", "Behaviour", "Causality", "Ratings", "Rate")
-TITLES = ("Refusal directions", *(path.replace("_", " ") for path in PAGES[1:]))
-# Streamlit asks for these below a page's own address first, and then where they are.
-STREAMLITS_OWN = ("/_stcore/health", "/_stcore/host-config")
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH (Debian: apt-get install chromium)"),
-]
-
-
-@pytest.fixture(scope="module")
-def cache(synthetic_cache: Path, tiny_folder: Path, planted_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The synthetic run, a tiny model's with its behaviour, and the planted model's with its interventions."""
-    folder = tmp_path_factory.mktemp("browser") / "cache"
-    shutil.copytree(synthetic_cache, folder)
-    shutil.copytree(planted_run.path, folder / planted_run.run_id)
-    made = pipeline.run(tiny_folder, "pairs", limit=12, dtype="float32", device="cpu", cache=folder).run
-    behaviour.record(made, load_model(tiny_folder, dtype="float32", device="cpu"), read_rules())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def scored_run(cache: Path):
-    return open_run(next(path.name for path in cache.iterdir() if path.name.startswith("tiny-qwen2")), cache)
-
-
-@pytest.fixture(scope="module")
-def address(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the dashboard is served."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("wb") as written:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)],
-            cwd=ROOT,
-            stdout=written,
-            stderr=written,
-            env=os.environ | {"REFUSAL_CACHE": str(cache), "REFUSAL_MODELS": str(log.parent / "models")},
-        )
-    base = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_served(base, server, log)
-        yield base
-    finally:
-        server.terminate()
-        server.wait(20)
-    assert "Traceback" not in log.read_text(), log.read_text()[-3000:]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
-        )
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def open_page(browser: Browser, address: str):
-    """Opens a page of the dashboard and returns it; at the end no console error may have been seen."""
-    errors, contexts = [], []
-
-    def record(message) -> None:
-        if message.type == "error" and not message.location["url"].endswith(STREAMLITS_OWN):
-            errors.append(f"{message.text} ({message.location['url']})")
-
-    def opened(path: str = "", theme: str = "light", **query: str) -> Page:
-        context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=theme)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", record)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"{address}/{path}?" + "&".join(f"{name}={value}" for name, value in query.items()))
-        expect(page.locator("h1")).to_have_text(TITLES[PAGES.index(path)], timeout=30_000)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert not errors
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("path", TITLES)
 def test_every_page_fits_a_desk_and_a_phone_in_both_themes(open_page, path, theme):
     page = open_page(path, theme, run=SYNTHETIC)
     if path not in ("Live_score", "Behaviour", "Causality", "Ratings", "Rate"):
@@ -128,7 +26,7 @@ def test_every_page_fits_a_desk_and_a_phone_in_both_themes(open_page, path, them
     main = page.locator("[data-testid=stMain]")
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 900})
-        _let_settle(page)
+        let_settle(page)
         assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 0
     assert page.locator("[data-testid=stException]").count() == 0
     dark = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
@@ -136,7 +34,7 @@ def test_every_page_fits_a_desk_and_a_phone_in_both_themes(open_page, path, them
 
 
 def test_home_leads_to_every_page(open_page):
-    for path, title in zip(PAGES[1:], TITLES[1:], strict=True):
+    for path, title in list(TITLES.items())[1:]:
         page = open_page("", run=SYNTHETIC)
         page.locator(f"[data-testid=stMain] a[href*='{path}']").click()
         expect(page.locator("h1")).to_have_text(title)
@@ -148,7 +46,7 @@ def test_scrubbing_moves_the_histogram_at_once_and_the_page_follows(open_page):
     handle = page.locator(".st-key-scrubber .slider-grip-rect").first
     expect(handle).to_be_visible(timeout=20_000)
     expect(page.get_by_role("heading", name=f"layer 1 of {N_LAYERS}")).to_be_visible()
-    _let_settle(page)
+    let_settle(page)
     title = page.locator(".st-key-scrubber .gtitle")
     rail = page.locator(".st-key-scrubber .slider-rail-touch-rect").first.bounding_box()
     grip = handle.bounding_box()
@@ -156,10 +54,10 @@ def test_scrubbing_moves_the_histogram_at_once_and_the_page_follows(open_page):
     page.mouse.down()
     page.mouse.move(rail["x"] + rail["width"] * 0.98, grip["y"] + grip["height"] / 2, steps=12)
     expect(title).to_contain_text("final norm", timeout=2000)
-    assert _query(page)["site"] == "1"
+    assert query(page)["site"] == "1"
     page.mouse.up()
     expect(page.get_by_role("heading", name="final norm")).to_be_visible()
-    _until(page, lambda: _query(page)["site"] == str(N_LAYERS))
+    until(page, lambda: query(page)["site"] == str(N_LAYERS))
     expect(title).to_contain_text("final norm")
 
 
@@ -167,10 +65,10 @@ def test_a_click_on_a_curve_goes_to_its_layer(open_page):
     page = open_page("Layers", run=SYNTHETIC, site="1")
     point = page.locator(".st-key-layers_effect .scatterlayer .trace").last.locator(".point").nth(4)
     point.scroll_into_view_if_needed()
-    _let_settle(page)
+    let_settle(page)
     point.click(force=True)
     expect(page.get_by_role("heading", name=f"layer 4 of {N_LAYERS}")).to_be_visible()
-    assert _query(page)["site"] == "4"
+    assert query(page)["site"] == "4"
 
 
 def test_a_question_s_number_follows_the_layer(open_page):
@@ -185,21 +83,21 @@ def test_a_dragged_band_fills_the_table_and_its_address_opens_the_same_view(open
     page = open_page("Outliers", run=SYNTHETIC, site="2")
     plot = page.locator(".js-plotly-plot .nsewdrag").first
     expect(plot).to_be_visible(timeout=20_000)
-    _let_settle(page)
+    let_settle(page)
     box = plot.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.5)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.6, steps=8)
     page.mouse.up()
-    _until(page, lambda: "band" in _query(page))
-    _let_settle(page)
-    low, high = map(float, _query(page)["band"].split(".."))
+    until(page, lambda: "band" in query(page))
+    let_settle(page)
+    low, high = map(float, query(page)["band"].split(".."))
     run = open_run(SYNTHETIC, cache)
     values = run.projections[run.rows(), 2]
     inside = int(((values >= low) & (values <= high)).sum())
     heading = page.get_by_role("heading", name="between").inner_text()
     assert sum(map(int, re.findall(r"(\d+) harm", heading))) == inside
-    again = open_page("Outliers", **_query(page))
+    again = open_page("Outliers", **query(page))
     expect(again.get_by_role("heading", name="between")).to_have_text(heading)
     with page.expect_download() as download:
         page.get_by_role("button", name="Download as csv", exact=True).click()
@@ -211,10 +109,10 @@ def test_a_click_on_a_point_opens_its_prompt(open_page, scored_run):
     point = page.locator(".js-plotly-plot").first.locator(".scatterlayer .trace").last.locator(".point").nth(3)
     expect(point).to_be_visible(timeout=20_000)
     point.scroll_into_view_if_needed()
-    _let_settle(page)
+    let_settle(page)
     point.click(force=True)
     expect(page.get_by_role("heading", name="The chosen prompt")).to_be_visible()
-    chosen = scored_run.prompts.set_index("prompt_id")["text"][_query(page)["prompt"]]
+    chosen = scored_run.prompts.set_index("prompt_id")["text"][query(page)["prompt"]]
     expect(page.locator("[data-testid=stCode] code").first).to_have_text(chosen)
     expect(page.get_by_text("The reply opens:")).to_be_visible()
 
@@ -222,7 +120,7 @@ def test_a_click_on_a_point_opens_its_prompt(open_page, scored_run):
 def test_prompts_rated_by_key_and_by_mouse_are_kept_over_a_reload(open_page, cache):
     run = open_run(SYNTHETIC, cache)
     rows = raters.order(run, "Ana")
-    texts = [" ".join(_letters(run.prompts["text"][row]).split()) for row in rows]
+    texts = [" ".join(letters(run.prompts["text"][row]).split()) for row in rows]
     page = open_page("Rate", run=SYNTHETIC)
     prompt = page.locator("[data-testid=stMain] [data-testid=stText]").first
 
@@ -233,7 +131,7 @@ def test_prompts_rated_by_key_and_by_mouse_are_kept_over_a_reload(open_page, cac
     def is_shown(place: int) -> None:
         expect(page.get_by_text(f"{place} of {len(texts)} rated")).to_be_visible(timeout=20_000)
         expect(page.locator(f".st-key-rate_7_{run.prompts['prompt_id'][rows[place]]} button")).to_be_visible()
-        _until(page, lambda: " ".join(_letters(prompt.text_content()).split()) == texts[place])
+        until(page, lambda: " ".join(letters(prompt.text_content()).split()) == texts[place])
 
     begin()
     is_shown(0)
@@ -259,7 +157,7 @@ def test_hostile_prompts_are_text(open_page, cache, place):
     page = open_page("Outliers", run=SYNTHETIC, prompt=run.prompts["prompt_id"][2 * place])
     expect(page.locator("[data-testid=stCode] code").first).to_be_visible()
     shown = page.locator("[data-testid=stCode] code").first.evaluate("element => element.textContent")
-    assert _letters(shown) == _letters(HOSTILE[place])
+    assert letters(shown) == letters(HOSTILE[place])
     assert page.title() != "owned"
     assert page.locator("[data-testid=stMain] img[src='x'], [data-testid=stMain] .katex").count() == 0
 
@@ -297,40 +195,6 @@ def test_a_prompt_over_the_limit_is_refused_in_a_sentence(open_page, scored_run,
     expect(page.locator("[data-testid=stMetric]", has_text="projection")).to_be_visible(timeout=20_000)
 
 
-def _wait_until_served(base: str, server: subprocess.Popen, log: Path) -> None:
-    for _ in range(240):
-        assert server.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(f"{base}/_stcore/health", timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.25)
-    raise AssertionError(f"not served within a minute: {log.read_text()}")
-
-
-def _let_settle(page: Page) -> None:
-    """Wait until Streamlit has drawn what it is going to draw, so that nothing moves under the mouse."""
-    page.wait_for_timeout(600)
-    expect(page.locator("[data-testid=stStatusWidget]")).to_have_count(0, timeout=20_000)
-
-
-def _until(page: Page, holds) -> None:
-    for _ in range(100):
-        if holds():
-            return
-        page.wait_for_timeout(100)
-    raise AssertionError(page.url)
-
-
-def _query(page: Page) -> dict[str, str]:
-    return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
-
-
-def _letters(text: str) -> str:
-    """What of a text the browser can show: control characters have no glyph."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f]", "", text)
-
-
 def test_an_edit_changes_what_the_model_would_say(open_page, planted_run, planted_folder):
     page = open_page("Causality", run=planted_run.run_id, site="3")
     expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=20_000)
@@ -346,6 +210,6 @@ def test_an_edit_changes_what_the_model_would_say(open_page, planted_run, plante
     expect(openings.nth(1)).to_have_text("Sure")
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 900})
-        _let_settle(page)
+        let_settle(page)
         main = page.locator("[data-testid=stMain]")
         assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 0

@@ -1,0 +1,130 @@
+"""The dashboard served over small runs, and pages of it in a real Chromium.
+
+It is served over the synthetic run, which has hostile prompts, a run of a tiny random model, which can be scored, and
+one of a planted model, which can be edited. Any error that a page writes to the browser's console fails its test.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from driving import TITLES
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from refusal_core import behaviour, pipeline
+from refusal_core.models import load_model
+from refusal_core.openings import read_rules
+from refusal_core.runs import Run, open_run
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# Streamlit asks for these below a page's own address first, and then where they are.
+STREAMLITS_OWN = ("/_stcore/health", "/_stcore/host-config")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test in this folder drives a browser."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.browser)
+            if CHROMIUM is None:
+                item.add_marker(
+                    pytest.mark.skip(reason="needs Chromium on the PATH (Debian: apt-get install chromium)")
+                )
+
+
+@pytest.fixture(scope="session")
+def cache(synthetic_cache: Path, tiny_folder: Path, planted_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The synthetic run, a tiny model's with its behaviour, and the planted model's with its interventions."""
+    folder = tmp_path_factory.mktemp("browser") / "cache"
+    shutil.copytree(synthetic_cache, folder)
+    shutil.copytree(planted_run.path, folder / planted_run.run_id)
+    made = pipeline.run(tiny_folder, "pairs", limit=12, dtype="float32", device="cpu", cache=folder).run
+    behaviour.record(made, load_model(tiny_folder, dtype="float32", device="cpu"), read_rules())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scored_run(cache: Path):
+    return open_run(next(path.name for path in cache.iterdir() if path.name.startswith("tiny-qwen2")), cache)
+
+
+@pytest.fixture(scope="session")
+def address(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the dashboard is served."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    with log.open("wb") as written:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)],
+            cwd=ROOT,
+            stdout=written,
+            stderr=written,
+            env=os.environ | {"REFUSAL_CACHE": str(cache), "REFUSAL_MODELS": str(log.parent / "models")},
+        )
+    base = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_served(base, server, log)
+        yield base
+    finally:
+        server.terminate()
+        server.wait(20)
+    assert "Traceback" not in log.read_text(), log.read_text()[-3000:]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, address: str):
+    """Opens a page of the dashboard and returns it; at the end no console error may have been seen."""
+    errors, contexts = [], []
+
+    def record(message) -> None:
+        if message.type == "error" and not message.location["url"].endswith(STREAMLITS_OWN):
+            errors.append(f"{message.text} ({message.location['url']})")
+
+    def opened(path: str = "", theme: str = "light", **query: str) -> Page:
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=theme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", record)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"{address}/{path}?" + "&".join(f"{name}={value}" for name, value in query.items()))
+        expect(page.locator("h1")).to_have_text(TITLES[path], timeout=30_000)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not errors
+
+
+def _wait_until_served(base: str, server: subprocess.Popen, log: Path) -> None:
+    for _ in range(240):
+        assert server.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(f"{base}/_stcore/health", timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.25)
+    raise AssertionError(f"not served within a minute: {log.read_text()}")
