@@ -9,7 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,7 @@ from refusal_core import __version__, runs
 from refusal_core.conditions import PRESETS
 from refusal_core.devices import DTYPES
 from refusal_core.errors import RefusalError
+from refusal_core.progress import Progress
 from refusal_core.progress_bars import ProgressBars
 from refusal_core.progress_file import ProgressFile
 from refusal_core.prompts import CONTRAST_SETS, TOKEN_LIMIT
@@ -30,8 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
-        sys.stdout.flush()
+        with _watched(options) as options.watched:
+            options.command(options)
+            sys.stdout.flush()
     except RefusalError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -427,9 +432,22 @@ def _export(options: argparse.Namespace) -> None:
         print(path)
 
 
-def _progress(options: argparse.Namespace) -> ProgressBars | ProgressFile:
-    return ProgressFile(options.progress_file) if options.progress_file else ProgressBars()
+def _watched(options: argparse.Namespace) -> AbstractContextManager[ProgressFile | None]:
+    """The progress file, if one is asked for: open for the whole command, so that it always says how that ended."""
+    path = getattr(options, "progress_file", None)
+    return nullcontext() if path is None else ProgressFile(path)
+
+
+@contextmanager
+def _progress(options: argparse.Namespace) -> Iterator[Progress]:
+    if options.watched is not None:
+        yield options.watched
+        return
+    with ProgressBars() as bars:
+        yield bars
 
 
 if __name__ == "__main__":
+    # Asked to end, it ends as if interrupted: nothing half-written is left, and the progress file says so.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -5,25 +5,39 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from pathlib import Path
 from types import TracebackType
 
 from refusal_core.errors import RefusalError
 
 _SECONDS_BETWEEN_WRITES = 0.2
+_SECONDS_OF_RATE = 30.0
 
 
 class ProgressFile:
     """A :data:`~refusal_core.progress.Progress` callback that keeps a file up to date; a context manager.
 
-    The file holds ``stage``, ``done``, ``total``, ``state`` (``running``, ``done`` or ``failed``), ``message`` (one
-    line on failure, else empty) and ``pid``, so that whoever reads it can tell a process that died without a word.
+    The file holds ``stage``, ``done``, ``total``, ``rate`` (units a second over the last half minute, null when not
+    known yet), ``state`` (``running``, ``done``, ``failed`` or ``cancelled``), ``message`` (one line on failure, else
+    empty), ``updated`` (when it was written, in Unix seconds) and ``pid``, so that whoever reads it can tell a process
+    that died without a word.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        self._status = {"stage": "", "done": 0, "total": 0, "state": "running", "message": "", "pid": os.getpid()}
+        self._status = {
+            "stage": "",
+            "done": 0,
+            "total": 0,
+            "rate": None,
+            "state": "running",
+            "message": "",
+            "updated": 0.0,
+            "pid": os.getpid(),
+        }
         self._written = 0.0
+        self._seen: deque[tuple[float, int]] = deque()
 
     def __enter__(self) -> ProgressFile:
         try:
@@ -37,6 +51,8 @@ class ProgressFile:
     ) -> None:
         if error is None:
             self._status["state"] = "done"
+        elif isinstance(error, KeyboardInterrupt):
+            self._status["state"] = "cancelled"
         else:
             message = str(error) if isinstance(error, RefusalError) else f"{type(error).__name__}: {error}"
             self._status |= {"state": "failed", "message": (message.splitlines() or [""])[0]}
@@ -47,9 +63,22 @@ class ProgressFile:
         new_stage = stage != self._status["stage"]
         self._status |= {"stage": stage, "done": done, "total": total}
         if new_stage or time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
+            self._status["rate"] = self._rate(done, new_stage)
             self._write()
 
+    def _rate(self, done: int, new_stage: bool) -> float | None:
+        """Units a second of late: what was found finished at the start of a stage says nothing about the rest."""
+        now = time.monotonic()
+        if new_stage:
+            self._seen.clear()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[1][0] > _SECONDS_OF_RATE:
+            self._seen.popleft()
+        since, already = self._seen[0]
+        return (done - already) / (now - since) if done > already and now > since else None
+
     def _write(self) -> None:
+        self._status["updated"] = time.time()
         beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         beside.write_text(json.dumps(self._status), encoding="utf-8")
         os.replace(beside, self._path)

@@ -16,6 +16,7 @@ from streamlit.testing.v1 import AppTest
 from synthetic import HOSTILE, N_LAYERS, RUN, save_synthetic_run, synthetic_prompts
 
 from refusal_core import behaviour, effects, intervention, raters
+from refusal_core.errors import RunError
 from refusal_core.runs import open_run, save_addition
 from refusal_core.scoring import Score
 from refusal_core.ui import frame, jobs, live, model
@@ -197,29 +198,63 @@ def test_a_damaged_run_is_named_and_the_others_still_open(synthetic_cache, tmp_p
     assert app.metric
 
 
-def test_a_missing_model_is_offered_with_size_and_licence(monkeypatch):
+@pytest.fixture
+def without_model(synthetic_cache, tmp_path, monkeypatch):
+    """A copy of the cache whose run is of a known model that is not here; the command that fetches it."""
+    shutil.copytree(synthetic_cache, tmp_path / "cache")
+    monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(model, "model_of_run", lambda run: ("qwen2.5-coder-0.5b-instruct", None))
+    return model.fetch_command("qwen2.5-coder-0.5b-instruct", None)
+
+
+def job(command: jobs.Command, state: jobs.State, **more: object) -> jobs.Job:
+    """A job as ``jobs.status`` tells of it."""
+    told = {"stage": "", "done": 0, "total": 0, "message": "", "began": 0.0, "seconds": 5.0, "seconds_left": None}
+    return jobs.Job(command, state, **(told | more))
+
+
+def test_a_missing_model_is_offered_with_size_and_licence(without_model, monkeypatch):
     begun = []
-    monkeypatch.setattr(model, "start_fetch", lambda *asked: begun.append(asked))
+    monkeypatch.setattr(jobs, "start", begun.append)
     app = visit("4_Live_score")
     assert "0.5 GB to download" in app.info[0].value
     assert "Apache-2.0" in app.info[0].value
     button = next(button for button in app.button if button.label == "Get the model")
     button.click().run()
-    assert begun == [("qwen2.5-coder-0.5b-instruct", None)]
+    assert begun == [without_model]
+    assert without_model.arguments == ("fetch", "--", "qwen2.5-coder-0.5b-instruct")
 
 
-def test_a_fetch_under_way_shows_its_progress(monkeypatch):
-    monkeypatch.setattr(model, "model_of_run", lambda run: ("qwen2.5-coder-0.5b-instruct", None))
-    underway = jobs.JobStatus("running", "downloading (bytes)", 5_000_000, 10_000_000, "")
-    monkeypatch.setattr(model, "fetch_status", lambda *asked: underway)
+def test_a_fetch_under_way_shows_its_progress(without_model, monkeypatch):
+    underway = job(
+        without_model, "running", stage="downloading (bytes)", done=5_000_000, total=10_000_000, seconds_left=90.0
+    )
+    monkeypatch.setattr(jobs, "status", lambda name: underway)
     app = visit("4_Live_score")
-    assert not any(button.label == "Get the model" for button in app.button)
+    assert [button.label for button in app.button if button.label in ("Get the model", "Cancel")] == ["Cancel"]
+    (bar,) = app.get("progress")
+    assert bar.proto.text == r"downloading\: 5 of 10 MB · running for 5 s · about 2 min left of this stage"
+    assert bar.proto.value == 50
 
 
-def test_a_model_that_was_fetched_and_is_gone_is_offered_again(monkeypatch):
-    monkeypatch.setattr(model, "model_of_run", lambda run: ("qwen2.5-coder-0.5b-instruct", None))
-    monkeypatch.setattr(model, "fetch_status", lambda *asked: jobs.JobStatus("done", "saving (files)", 2, 2, ""))
+def test_a_fetch_that_failed_says_why_and_can_be_tried_again(without_model, monkeypatch):
+    monkeypatch.setattr(jobs, "status", lambda name: job(without_model, "failed", message="the disk is full"))
+    app = visit("4_Live_score")
+    assert app.text[0].value == "the disk is full"
+    assert "Try again" in [button.label for button in app.button]
+
+
+def test_where_nothing_can_be_started_a_click_says_why(without_model, tmp_path, monkeypatch):
+    def refuse(command: jobs.Command) -> None:
+        raise RunError("no room")
+
+    monkeypatch.setattr(jobs, "start", refuse)
+    app = press(visit("4_Live_score"), "Get the model")
+    assert "no room" in [text.value for text in app.text]
+
+
+def test_a_model_that_was_fetched_and_is_gone_is_offered_again(without_model, monkeypatch):
+    monkeypatch.setattr(jobs, "status", lambda name: job(without_model, "done"))
     app = visit("4_Live_score")
     assert any(button.label == "Get the model" for button in app.button)
 

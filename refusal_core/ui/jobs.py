@@ -1,86 +1,269 @@
 """Long work in the background: the command line in a process of its own, watched through its progress file.
 
-The process survives a closed tab and a restarted server; asking for the same work twice starts it once.
+A job is named after what is asked for, so two clicks, two visitors and two servers on one cache start it once. It
+survives a closed tab and a restarted server: its record, progress and log lie in ``cache/.jobs/``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import psutil
 from filelock import FileLock
 
+from refusal_core.errors import RefusalError
 from refusal_core.known_models import models_folder
+from refusal_core.runs import cache_folder, writable_cache
+
+State = Literal["running", "done", "failed", "cancelled"]
+
+_PROGRAM = (sys.executable, "-m", "refusal_core")
+_ROOT = Path(__file__).resolve().parents[2]
+_FOLDER = ".jobs"
+_NAME = re.compile(r"[a-z]+-[0-9a-f]{12}")
+_KEPT = 20
+_SECONDS_TO_END = 5.0
+_LOG_BYTES = 16_384
 
 
 @dataclass(frozen=True)
-class JobStatus:
-    """Where a job is: ``state`` is ``running``, ``done`` or ``failed``; ``total`` 0 means unknown."""
+class Command:
+    """A command of the command line that reports progress, to run in the background.
 
-    state: str
+    Attributes:
+        title: what it does, in words.
+        arguments: the verb and what follows it. A value that someone typed goes in as ``--option=value`` or after a
+            ``--``, so that it is never taken for an option.
+    """
+
+    title: str
+    arguments: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The job's name, the same whenever the same is asked for."""
+        return f"{self.arguments[0]}-{hashlib.sha256(json.dumps(self.arguments).encode()).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where a job is.
+
+    Attributes:
+        stage: named with its unit, as in ``downloading (bytes)``; ``total`` 0 means unknown.
+        message: one line that says why it failed, else empty.
+        began: Unix seconds.
+        seconds: since it began, or that it took.
+        seconds_left: of the stage, by the rate of the last half minute; ``None`` where nothing can be said.
+    """
+
+    command: Command
+    state: State
     stage: str
     done: int
     total: int
     message: str
+    began: float
+    seconds: float
+    seconds_left: float | None
+
+    @property
+    def name(self) -> str:
+        return self.command.name
 
 
-def start_fetch(name: str, revision: str | None = None) -> None:
-    """Begin to fetch a model, unless that is under way."""
-    path = _progress_path(name, revision)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    chosen = ["--revision", revision] if revision else []
-    with FileLock(path.with_suffix(".lock")):
-        status = fetch_status(name, revision)
-        if status is not None and status.state == "running":
-            return
-        with path.with_suffix(".log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "refusal_core", "fetch", name, *chosen, "--progress-file", str(path)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd=Path(__file__).resolve().parents[2],
-            )
-        begun = {"stage": "starting", "done": 0, "total": 0, "state": "running", "message": "", "pid": process.pid}
-        path.write_text(json.dumps(begun), encoding="utf-8")
+def start(command: Command) -> None:
+    """Begin a command, unless it is under way.
 
-
-def fetch_status(name: str, revision: str | None = None) -> JobStatus | None:
-    """Where the fetch of a model is, or ``None`` when none was begun."""
+    Raises:
+        RefusalError: when no process or no record of it can be made.
+    """
+    folder = writable_cache() / _FOLDER
     try:
-        record = json.loads(_progress_path(name, revision).read_text(encoding="utf-8"))
-        status = JobStatus(*(record[field] for field in ("state", "stage", "done", "total", "message")))
-        pid = int(record["pid"])
-    except FileNotFoundError:
+        folder.mkdir(exist_ok=True)
+        with _lock():
+            job = status(command.name)
+            if job is not None and job.state == "running":
+                return
+            _begin(command)
+    except OSError as error:
+        raise RefusalError(f"{command.title}: the job cannot be started ({error.strerror})") from error
+    finished = [job for job in all_jobs() if job.state != "running"]
+    for job in finished[_KEPT:]:
+        forget(job.name)
+
+
+def status(name: str) -> Job | None:
+    """Where a job is, or ``None`` when none of that name was begun."""
+    record = _record(name)
+    if record is None:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return JobStatus("failed", "", 0, 0, "the record of the last attempt cannot be read; start again")
-    if status.state == "running" and not _alive(pid):
-        return JobStatus("failed", status.stage, status.done, status.total, "it ended without a word; start again")
-    return status
-
-
-def _progress_path(name: str, revision: str | None) -> Path:
-    named = "--".join([*name.split("/"), *filter(None, [revision])])
-    return models_folder() / ".jobs" / f"{named.replace('/', '-')}.json"
-
-
-def _alive(pid: int) -> bool:
+    # The process first: one that ends between the two has written how before it ended.
+    alive = _process(name) is not None
+    progress = _read(_path(name, ".progress")) or {}
     try:
-        # A child of this server that has ended stays a zombie, which still answers, until it is waited for.
-        if os.waitpid(pid, os.WNOHANG)[0] == pid:
-            return False
-    except ChildProcessError:
-        pass
+        command = Command(str(record["title"]), tuple(map(str, record["arguments"])))
+        began, cancelled = float(record["began"]), bool(record["cancelled"])
+        stage, done, total = str(progress.get("stage", "")), int(progress.get("done", 0)), int(progress.get("total", 0))
+        said, message = progress.get("state", "running"), str(progress.get("message", ""))
+        updated, rate = float(progress.get("updated", began)), progress.get("rate")
+        left = (total - done) / float(rate) if rate else None
+    except (ValueError, KeyError, TypeError, ZeroDivisionError):
+        return None
+    state: State
+    if said in ("done", "failed"):
+        state = said
+    elif alive:
+        state = "running"
+    elif cancelled or said == "cancelled":
+        state = "cancelled"
+    else:
+        state, message = "failed", _last_words(name)
+    now = time.time()
+    return Job(
+        command=command,
+        state=state,
+        stage=stage,
+        done=done,
+        total=total,
+        message=message,
+        began=began,
+        seconds=max((now if state == "running" else updated) - began, 0.0),
+        seconds_left=max(left - (now - updated), 0.0) if state == "running" and total and left is not None else None,
+    )
+
+
+def all_jobs() -> list[Job]:
+    """The jobs that run and the last of those that ended, newest first."""
+    names = [path.stem for path in (cache_folder() / _FOLDER).glob("*.json")]
+    jobs = [job for job in map(status, filter(_NAME.fullmatch, names)) if job is not None]
+    return sorted(jobs, key=lambda job: job.began, reverse=True)
+
+
+def cancel(name: str) -> None:
+    """End a job and what it started: asked first, and killed when it has not ended within seconds.
+
+    What the command keeps of its work stays, so that an extraction that is begun again goes on where it was.
+    """
+    if not _path(name, ".json").is_file():
+        return
+    with _lock():
+        process, record = _process(name), _record(name)
+        if process is None or record is None:
+            return
+        _write(_path(name, ".json"), record | {"cancelled": True})
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [process, *process.children(recursive=True)]
+        _end(family, psutil.Process.terminate)
+        _end(family, psutil.Process.kill)
+
+
+def forget(name: str) -> None:
+    """Remove what is kept of a job that has ended."""
+    if not _path(name, ".json").is_file():
+        return
+    with _lock():
+        job = status(name)
+        if job is None or job.state != "running":
+            for ending in (".json", ".progress", ".log"):
+                _path(name, ending).unlink(missing_ok=True)
+
+
+def log(name: str, lines: int = 20) -> str:
+    """The last lines a job printed."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        with _path(name, ".log").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))
+            return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
+    except OSError:
+        return ""
+
+
+def _begin(command: Command) -> None:
+    verb, *rest = command.arguments
+    progress = _path(command.name, ".progress")
+    progress.unlink(missing_ok=True)
+    # The job works in the program's folder, so what is relative to the server's has to be made absolute.
+    folders = {"REFUSAL_CACHE": str(cache_folder().absolute()), "REFUSAL_MODELS": str(models_folder().absolute())}
+    with _path(command.name, ".log").open("wb") as written:
+        process = subprocess.Popen(
+            [*_PROGRAM, verb, _watched(command.name), *rest],
+            stdin=subprocess.DEVNULL,
+            stdout=written,
+            stderr=written,
+            start_new_session=True,
+            cwd=_ROOT,
+            env=os.environ | folders,
+        )
+    record = {"title": command.title, "arguments": command.arguments, "pid": process.pid, "began": time.time()}
+    _write(_path(command.name, ".json"), record | {"cancelled": False})
+
+
+def _end(family: list[psutil.Process], end: Callable[[psutil.Process], None]) -> None:
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            end(process)
+    psutil.wait_procs(family, timeout=_SECONDS_TO_END)
+
+
+def _process(name: str) -> psutil.Process | None:
+    """The job's process while it runs: the recorded one, if that is still the one that was started.
+
+    A pid may have gone to another process meanwhile; only the job's own was told to write the job's progress file.
+    """
+    record = _record(name)
+    try:
+        process = psutil.Process(int((record or {})["pid"]))
+        return process if _watched(name) in process.cmdline() else None
+    except (psutil.Error, KeyError, ValueError, TypeError):
+        return None
+
+
+def _watched(name: str) -> str:
+    return f"--progress-file={_path(name, '.progress').absolute()}"
+
+
+def _last_words(name: str) -> str:
+    """What a process that left no state printed last, if that was an error."""
+    *_, last = ["", *log(name).split("\n")]
+    _, error, words = last.partition("error: ")
+    return words if error else "it ended without a word; start it again"
+
+
+def _path(name: str, ending: str) -> Path:
+    if not _NAME.fullmatch(name):
+        raise RefusalError(f"{name!r:.80} is no job")
+    return cache_folder() / _FOLDER / f"{name}{ending}"
+
+
+def _lock() -> FileLock:
+    return FileLock(cache_folder() / _FOLDER / "lock")
+
+
+def _record(name: str) -> dict | None:
+    return _read(_path(name, ".json"))
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return read if isinstance(read, dict) else None
+
+
+def _write(path: Path, content: dict) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(beside, path)

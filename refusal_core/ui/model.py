@@ -13,7 +13,8 @@ from refusal_core.known_models import KNOWN
 from refusal_core.models import is_available
 from refusal_core.runs import Run
 from refusal_core.scoring import Scorer, load_model_for, model_of_run
-from refusal_core.ui.jobs import JobStatus, fetch_status, start_fetch
+from refusal_core.ui.background import offer
+from refusal_core.ui.jobs import Command
 from refusal_core.ui.layout import plain
 
 
@@ -69,7 +70,12 @@ def _path_of_local_model(run: Run) -> str | None:
     return path or None
 
 
-@st.fragment(run_every=1.0)
+def fetch_command(name: str, revision: str | None) -> Command:
+    """The command that makes a model ready to open."""
+    pinned = (f"--revision={revision}",) if revision else ()
+    return Command(f"Get the model {name}", ("fetch", *pinned, "--", name))
+
+
 def _offer_fetch(name: str, revision: str | None) -> None:
     known = KNOWN.get(name)
     size = (
@@ -83,27 +89,4 @@ def _offer_fetch(name: str, revision: str | None) -> None:
         "Everything else works without it.",
         icon=":material/download:",
     )
-    status = fetch_status(name, revision)
-    if status is not None and status.state == "done":
-        # Fetched and gone again is as good as never fetched.
-        if is_available(name, revision):
-            st.rerun()
-        status = None
-    if status is not None and status.state == "running":
-        share = min(status.done / status.total, 1.0) if status.total else 0.0
-        st.progress(share, text=_progress_in_words(status))
-        return
-    if status is not None and status.state == "failed":
-        st.error("The last attempt failed.", icon=":material/error:")
-        st.text(status.message)
-    st.button("Get the model", icon=":material/download:", type="primary", on_click=start_fetch, args=(name, revision))
-
-
-def _progress_in_words(status: JobStatus) -> str:
-    """A stage is named with the unit it is counted in, as in ``downloading (bytes)``."""
-    stage, _, unit = status.stage.rstrip(")").partition(" (")
-    if not status.total:
-        return f"{stage} …"
-    if unit == "bytes":
-        return f"{stage}: {status.done / 1e6:.0f} of {status.total / 1e6:.0f} MB"
-    return f"{stage}: {status.done} of {status.total} {unit}"
+    offer(fetch_command(name, revision), "Get the model", ":material/download:")

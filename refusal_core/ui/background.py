@@ -1,0 +1,96 @@
+"""Long work as a page shows it: a button that starts it and, while it runs, its progress, its log and a way to stop."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from refusal_core.errors import RefusalError
+from refusal_core.ui import jobs
+from refusal_core.ui.jobs import Command, Job
+from refusal_core.ui.layout import plain
+
+_MINUTE, _HOUR = 60, 3600
+
+
+def offer(command: Command, label: str, icon: str = ":material/play_arrow:") -> None:
+    """A button that starts a command; in its place how that is going, and on failure why, with another try.
+
+    The page is drawn anew when the command ends, so a caller shows this only while what the command makes is missing.
+    """
+    job = jobs.status(command.name)
+    if job is not None and job.state == "running":
+        watch(job)
+        return
+    if job is not None and job.state != "done":
+        how_it_ended(job)
+    again = {"failed": "Try again", "cancelled": "Go on"}.get(job.state if job else "", label)
+    start_button(command, again, icon)
+
+
+def start_button(command: Command, label: str, icon: str) -> None:
+    """A button that starts a command."""
+    if st.button(label, icon=icon, type="primary", key=f"start_{command.name}"):
+        try:
+            jobs.start(command)
+        except RefusalError as error:
+            st.error("This cannot be started.", icon=":material/error:")
+            st.text(str(error))
+        else:
+            st.rerun()
+
+
+def how_it_ended(job: Job) -> None:
+    """What there is to say of a job that is not running."""
+    if job.state == "failed":
+        st.error("The last attempt failed.", icon=":material/error:")
+        st.text(job.message)
+        _log(job)
+    elif job.state == "cancelled":
+        st.info("Stopped. What it keeps of its work stays: started again, it goes on there.", icon=":material/pause:")
+
+
+@st.fragment(run_every=1.0)
+def watch(job: Job) -> None:
+    """A running job: a bar with stage, count and time left, its log, and a button that stops it."""
+    now = jobs.status(job.name)
+    if now is None or now.state != "running":
+        st.rerun()
+        return
+    st.progress(min(now.done / now.total, 1.0) if now.total else 0.0, text=plain(in_words(now)))
+    st.button(
+        "Cancel",
+        icon=":material/stop_circle:",
+        key=f"cancel_{now.name}",
+        on_click=jobs.cancel,
+        args=(now.name,),
+        help="Stops the process. What it keeps of its work stays: started again, it goes on there.",
+    )
+    _log(now)
+
+
+def in_words(job: Job) -> str:
+    """Where a job is: ``extracting: 120 of 608 prompts · running for 40 s · about 2 min left of this stage``."""
+    stage, _, unit = (job.stage or "starting").rstrip(")").partition(" (")
+    if not job.total:
+        where = f"{stage} …"
+    elif unit == "bytes":
+        where = f"{stage}: {job.done / 1e6:.0f} of {job.total / 1e6:.0f} MB"
+    else:
+        where = f"{stage}: {job.done} of {job.total} {unit}"
+    parts = [where, f"running for {duration(job.seconds)}"]
+    if job.seconds_left is not None:
+        parts.append(f"about {duration(job.seconds_left)} left of this stage")
+    return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``2 min``, ``1 h 5 min``."""
+    if seconds < _MINUTE:
+        return f"{seconds:.0f} s"
+    hours, rest = divmod(round(seconds / _MINUTE) * _MINUTE, _HOUR)
+    return (f"{hours} h " if hours else "") + f"{rest // _MINUTE} min"
+
+
+def _log(job: Job) -> None:
+    with st.expander("Log", icon=":material/terminal:"):
+        st.code(jobs.log(job.name) or "nothing printed yet", language=None, wrap_lines=True)
