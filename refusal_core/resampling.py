@@ -203,6 +203,30 @@ def draw_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return ranks
 
 
+def value_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """:func:`draw_ranks` of values that no draw changes, which are put in order once.
+
+    Args:
+        values: ``(prompt,)``.
+        counts: ``(draw, prompt)`` multiplicities.
+
+    Returns:
+        ``(draw, prompt)`` ranks from 1; those of prompts that were not drawn mean nothing.
+    """
+    _, place = np.unique(values, return_inverse=True)
+    sizes = tied_counts(values, counts)
+    return (np.cumsum(sizes, axis=1) - sizes + (sizes + 1) / 2)[:, place]
+
+
+def tied_counts(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """How often each different value was drawn, in ascending order: ``(draw, value)``; arguments as above."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    drawn = counts[:, order]
+    return drawn if len(starts) == len(values) else np.add.reduceat(drawn, starts, axis=1)
+
+
 def draw_auroc(projections: np.ndarray, harmful: np.ndarray, harmless: np.ndarray) -> np.ndarray:
     """:func:`refusal_core.statistics.auroc` of every draw; arguments as in :func:`draw_d`, ``(draw,)``."""
     harmful, harmless = (np.broadcast_to(counts, projections.shape) for counts in (harmful, harmless))
@@ -288,7 +312,7 @@ def correlation_interval(values: np.ndarray, other_ranks: np.ndarray, counts: np
     Returns:
         The correlation, its lower and its upper bound; NaN where either does not vary.
     """
-    rho = draw_correlation(draw_ranks(np.broadcast_to(values, counts.shape), counts), other_ranks, counts)
+    rho = draw_correlation(value_ranks(values, counts), other_ranks, counts)
     low, high = interval(rho[1:], rho[0], -1.0, 1.0)
     return float(rho[0]), float(low), float(high)
 

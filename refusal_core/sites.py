@@ -6,6 +6,8 @@ block ``l`` and before the final norm; site ``L`` is the same stream after the f
 
 from __future__ import annotations
 
+import math
+
 
 def _check(site: int, n_layers: int) -> None:
     if not 0 <= site <= n_layers:
@@ -58,3 +60,15 @@ def transformer_lens_name(site: int, n_layers: int) -> str:
     """
     _check(site, n_layers)
     return "ln_final.hook_normalized" if site == n_layers else f"blocks.{site}.hook_resid_post"
+
+
+def relative_depth(site: int, n_layers: int) -> float:
+    """How deep a layer lies, from 0 at the first to 1 at the last; NaN for the final norm, which is no layer."""
+    _check(site, n_layers)
+    return math.nan if site == n_layers else site / max(n_layers - 1, 1)
+
+
+def matched_site(site: int, n_layers: int, other_layers: int) -> int:
+    """The site of another model at the same relative depth: its nearest layer; the final norm for the final norm."""
+    depth = relative_depth(site, n_layers)
+    return other_layers if math.isnan(depth) else math.floor(depth * (other_layers - 1) + 0.5)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from refusal_core import sites
@@ -29,3 +31,12 @@ def test_the_last_layer_has_no_hidden_state():
 def test_sites_outside_the_model_are_refused(site):
     with pytest.raises(ValueError, match="0 to 28"):
         sites.site_label(site, 28)
+
+
+def test_layers_of_different_models_are_matched_by_relative_depth():
+    assert [sites.relative_depth(site, 5) for site in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+    assert math.isnan(sites.relative_depth(5, 5))
+    assert [sites.matched_site(site, 28, 28) for site in range(29)] == list(range(29))
+    assert [sites.matched_site(site, 3, 5) for site in range(4)] == [0, 2, 4, 5]
+    assert sites.matched_site(13, 28, 24) == round(13 / 27 * 23)
+    assert sites.relative_depth(0, 1) == 0

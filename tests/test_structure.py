@@ -50,7 +50,7 @@ def test_figures_know_runs_and_nothing_that_computes_them(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["statistics", "directions", "crossfit", "runs", "prompts", "published", "export", "ratings"]
+    "name", ["statistics", "directions", "crossfit", "runs", "prompts", "published", "export", "ratings", "comparison"]
 )
 def test_reading_a_run_needs_no_model_library(name):
     assert not uses(CORE / f"{name}.py", "torch", "transformers")
