@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import Cache
 
+from refusal_core.errors import ModelError
 from refusal_core.models import ChatModel, render
 from refusal_core.templates import check_thinking
 
@@ -23,6 +24,8 @@ REFUSAL_OPENINGS = ("I", "As")
 """How refusals open ("I cannot …", "As an AI …"): the set of Arditi et al. 2024, appendix B, for Qwen."""
 
 BATCH_TOKENS = {"cpu": 1024, "mps": 4096, "cuda": 16384}
+NO_SHARED_BEGINNING = "none: the template puts no tokens before every prompt"
+NOT_REPRODUCED = "none: for this model, reused keys and values did not give what a plain forward pass gives"
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
 
 
@@ -49,7 +52,7 @@ class ResidualReader:
     """Reads one chat model's residual stream under one system prompt, thinking on, off, or as the template has it.
 
     Holds the keys and values of the template's opening, which every prompt shares. On construction a sample is read
-    with and without them; a model for which the two disagree is read without.
+    with and without them; a model for which the two disagree is read without, and ``prefix_note`` says so.
     """
 
     def __init__(self, chat_model: ChatModel, system_prompt: str | None = None, thinking: bool | None = None) -> None:
@@ -62,15 +65,21 @@ class ResidualReader:
         self._template_ids = _common_prefix(*samples)
         self._template_end = _common_prefix(*(sample[::-1] for sample in samples))[::-1]
         self._prefix_cache: Cache | None = None
+        self._prefix_note = NO_SHARED_BEGINNING
         if len(self._template_ids) >= 2:
             self._prefix_cache = self._run_prefix()
             if not self._prefix_agrees(samples[0]):
-                self._prefix_cache = None
+                self._prefix_cache, self._prefix_note = None, NOT_REPRODUCED
 
     @property
     def prefix_tokens(self) -> int:
         """Template tokens whose keys and values are reused; 0 when every prompt is run whole."""
         return len(self._template_ids) if self._prefix_cache is not None else 0
+
+    @property
+    def prefix_note(self) -> str:
+        """How many template tokens are run once for all prompts, or why none are, in words."""
+        return f"{self.prefix_tokens} tokens, run once for all prompts" if self.prefix_tokens else self._prefix_note
 
     @property
     def template_end(self) -> int:
@@ -214,7 +223,13 @@ def _kept_states(chat_model: ChatModel, last: int) -> Iterator[list[torch.Tensor
     kept: list[torch.Tensor] = []
 
     def keep(module, arguments, output) -> None:
-        kept.append(residual_stream(output)[:, -last:].float())
+        states = residual_stream(output)
+        if states.ndim != 3 or states.shape[-1] != chat_model.d_model:
+            raise ModelError(
+                f"{chat_model.info.name} hands {tuple(states.shape)} from a block to the next; this needs a model with "
+                f"one residual stream, (prompt, token, {chat_model.d_model})"
+            )
+        kept.append(states[:, -last:].float())
 
     handles = [module.register_forward_hook(keep) for module in [*chat_model.blocks, chat_model.final_norm]]
     try:

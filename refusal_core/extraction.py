@@ -38,6 +38,7 @@ class Extraction:
         first_token: the likeliest first token of each reply, as text.
         refusal_log_odds: ``(prompt,)`` float64, see :func:`refusal_log_odds`.
         prefix_tokens: template tokens that were run once for all prompts; 0 when they were not shared.
+        prefix_note: the same in words, with the reason where it is 0.
         seconds: wall time of the forward passes, those of earlier attempts included.
         batch_tokens: most new tokens that were run together; less than usual where a device ran out of memory.
     """
@@ -47,6 +48,7 @@ class Extraction:
     first_token: list[str]
     refusal_log_odds: np.ndarray
     prefix_tokens: int
+    prefix_note: str
     batch_tokens: int
     seconds: float
 
@@ -143,6 +145,7 @@ def extract(
         first_token=first_token,
         refusal_log_odds=log_odds,
         prefix_tokens=reader.prefix_tokens,
+        prefix_note=reader.prefix_note,
         batch_tokens=batch_tokens,
         seconds=finished.seconds,
     )

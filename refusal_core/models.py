@@ -56,6 +56,8 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     "*.jinja",
 )
+_STATEFUL_LAYERS = {"conv", "linear_attention", "hybrid", "hybrid_sliding"}
+"""What transformers calls the layers of a configuration that hand a state on from token to token."""
 _IDENTIFYING_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", *_TOKENIZER_FILES)
 
 
@@ -340,7 +342,9 @@ def _refuse_unsupported(config: PreTrainedConfig, model_class: type[Any] | None,
         raise ModelError(f"{name} is an encoder-decoder model ({config.model_type}); this needs a decoder-only model.")
     if model_class is None:
         raise ModelError(f"{name} is no causal language model that transformers knows ({config.model_type}).")
-    if getattr(model_class, "_is_stateful", False):
+    if getattr(model_class, "_is_stateful", False) or _STATEFUL_LAYERS & set(
+        getattr(text_config(config), "layer_types", None) or ()
+    ):
         raise ModelError(
             f"{name} keeps a recurrent state ({config.model_type}); "
             "this needs a transformer, in which every block attends to all tokens before it."

@@ -168,6 +168,7 @@ def run(
                 "dtype": dtype,
                 "batch_tokens": extraction.batch_tokens,
                 "prefix_tokens": extraction.prefix_tokens,
+                "prefix_note": extraction.prefix_note,
                 "seed": seed,
                 "folds": FOLDS,
                 "repeats": REPEATS,

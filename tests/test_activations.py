@@ -46,10 +46,14 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float((np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)).max())
 
 
+@pytest.mark.parametrize("shared", [True, False], ids=["prefix", "whole"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_hidden_states_are_those_of_plain_transformers(architecture):
+def test_hidden_states_are_those_of_plain_transformers(architecture, shared, monkeypatch):
     chat_model = tiny_model(architecture)
+    if not shared:
+        monkeypatch.setattr(ResidualReader, "_prefix_agrees", lambda self, sample: False)
     extraction = extract(chat_model, TEXTS)
+    assert (extraction.prefix_tokens > 8) is shared
     for row, text in enumerate(TEXTS):
         assert relative_error(extraction.hidden[row], plain_states(chat_model, text)) < 1e-4
 
@@ -77,8 +81,19 @@ def test_a_prefix_that_does_not_reproduce_the_plain_pass_is_not_used(monkeypatch
 
     monkeypatch.setattr(ResidualReader, "_run_prefix", spoiled)
     extraction = extract(chat_model, TEXTS)
-    assert extraction.prefix_tokens == 0
+    assert (extraction.prefix_tokens, extraction.prefix_note) == (0, activations.NOT_REPRODUCED)
     assert relative_error(extraction.hidden[0], plain_states(chat_model, TEXTS[0])) < 1e-4
+
+
+def test_what_is_shared_is_said_in_words():
+    assert extract(tiny_model("llama"), TEXTS).prefix_note == "17 tokens, run once for all prompts"
+    assert extract(tiny_model("llama", template=None), TEXTS).prefix_note == activations.NO_SHARED_BEGINNING
+
+
+def test_a_model_with_several_residual_streams_is_refused():
+    four = {"num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 300}
+    with pytest.raises(ModelError, match=r"tiny-gemma3n hands \(4, 1, \d+, 32\).* one residual stream"):
+        extract(tiny_model("gemma3n", **four), TEXTS)
 
 
 def test_order_and_batching_change_nothing(monkeypatch):

@@ -266,6 +266,7 @@ def test_torn_weights_are_reported(saved: tuple[Path, ChatModel]) -> None:
         (transformers.T5Config(d_model=32, num_layers=2), "encoder-decoder"),
         (transformers.MambaConfig(hidden_size=32, num_hidden_layers=2), "recurrent state"),
         (transformers.RwkvConfig(hidden_size=32, num_hidden_layers=2), "recurrent state"),
+        (transformers.Lfm2Config(hidden_size=32, num_hidden_layers=2, full_attn_idxs=[1]), "recurrent state"),
         (transformers.ViTConfig(hidden_size=32, num_hidden_layers=2), "no causal language model"),
     ],
 )

@@ -102,6 +102,9 @@ def test_the_manifest_says_what_was_done_and_nothing_of_the_machine(made, tiny_f
     assert manifest["template"]["default_system_prompt"] == "You are a tiny model."
     assert manifest["prompts"]["counts"] == {"harmful": 12, "harmless": 12}
     assert manifest["compute"]["prefix_tokens"] > 0
+    assert (
+        manifest["compute"]["prefix_note"] == f"{manifest['compute']['prefix_tokens']} tokens, run once for all prompts"
+    )
     assert set(manifest["timings"]) == {"load_seconds", "extract_seconds", "prompts_per_second"}
 
 

@@ -57,37 +57,65 @@ _SHARED: dict[str, Any] = {
     "initializer_range": 0.2,
 }
 _GROUPED: dict[str, Any] = _SHARED | {"num_key_value_heads": 2, "head_dim": 8}
+_TWO_HEADS = {"num_key_value_heads": 2}
+# Shorter than the template's beginning, and so than every prompt.
 _SLIDING = {"sliding_window": 8}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
 _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", _GROUPED),
     "mistral": ("MistralConfig", _GROUPED | _SLIDING),
-    "qwen2": ("Qwen2Config", _SHARED | {"num_key_value_heads": 2}),
+    "qwen2": ("Qwen2Config", _SHARED | _TWO_HEADS),
+    "qwen2_windows": (
+        "Qwen2Config",
+        _SHARED | _TWO_HEADS | _SLIDING | {"use_sliding_window": True, "max_window_layers": 2},
+    ),
     "qwen3": ("Qwen3Config", _GROUPED),
     "qwen2_moe": (
         "Qwen2MoeConfig",
-        _SHARED
-        | {
-            "num_key_value_heads": 2,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 32,
-            "shared_expert_intermediate_size": 32,
-        },
+        _SHARED | _TWO_HEADS | _EXPERTS | {"shared_expert_intermediate_size": 32},
     ),
-    "mixtral": ("MixtralConfig", _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": ("Qwen3MoeConfig", _GROUPED | _EXPERTS),
+    "mixtral": ("MixtralConfig", _GROUPED | _SLIDING | {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "gemma": ("GemmaConfig", _GROUPED),
     "gemma2": ("Gemma2Config", _GROUPED | _SLIDING),
     "gemma3": ("Gemma3TextConfig", _GROUPED | _SLIDING),
-    "phi3": ("Phi3Config", _SHARED | {"num_key_value_heads": 2}),
-    "olmo2": ("Olmo2Config", _SHARED | {"num_key_value_heads": 2}),
+    "phi": ("PhiConfig", _SHARED),
+    "phi3": ("Phi3Config", _SHARED | _TWO_HEADS | _SLIDING),
+    "olmo2": ("Olmo2Config", _SHARED | _TWO_HEADS),
+    "olmo3": ("Olmo3Config", _SHARED | _TWO_HEADS | _SLIDING),
+    "granite": ("GraniteConfig", _SHARED | _TWO_HEADS | {"embedding_multiplier": 3.0, "residual_multiplier": 0.5}),
+    "cohere": ("CohereConfig", _SHARED | _TWO_HEADS),
+    "cohere2": ("Cohere2Config", _GROUPED | _SLIDING),
+    "smollm3": ("SmolLM3Config", _SHARED | _TWO_HEADS),
+    "gpt_oss": ("GptOssConfig", _GROUPED | _SLIDING | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "glm4": ("Glm4Config", _GROUPED),
+    "deepseek_v3": ("DeepseekV3Config", _SHARED | _LATENT),
+    "stablelm": ("StableLmConfig", _SHARED | _TWO_HEADS),
     "gpt_neox": ("GPTNeoXConfig", _SHARED),
-    "gpt2": (
-        "GPT2Config",
-        {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 512, "initializer_range": 0.2},
-    ),
+    "gpt_neox_serial": ("GPTNeoXConfig", _SHARED | {"use_parallel_residual": False}),
+    "gpt2": ("GPT2Config", _SHARED),
+    "opt": ("OPTConfig", _SHARED | {"ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.2}),
+    "bloom": ("BloomConfig", _SHARED),
     "falcon": ("FalconConfig", _SHARED),
+    "falcon_alibi": ("FalconConfig", _SHARED | {"alibi": True, "multi_query": False}),
+    "falcon_grouped": ("FalconConfig", _SHARED | {"new_decoder_architecture": True, "num_kv_heads": 2}),
 }
 ARCHITECTURES = tuple(_CONFIGS)
+_CONFIGS["gemma3n"] = ("Gemma3nTextConfig", _GROUPED | {"laurel_rank": 4, "activation_sparsity_pattern": None})
 
 
 def tiny_model(architecture: str = "llama", template: str | None = CHATML, **overrides: Any) -> ChatModel:

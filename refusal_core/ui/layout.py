@@ -122,6 +122,7 @@ def run_facts(run: Run) -> None:
         or "none",
         "read at": manifest["template"]["token_position"],
         "computed in": f"{compute['dtype']} on {compute['device']}, seed {compute['seed']}",
+        "beginning of the template": str(compute.get("prefix_note", "not recorded")),
         "made": manifest["created"],
         "name": run.run_id,
     }
