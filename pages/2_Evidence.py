@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from refusal_core.figures import evidence as figures
-from refusal_core.findings import QUESTIONS, reading, verdict
+from refusal_core.findings import QUESTIONS, reading, sampling, verdict
 from refusal_core.ui.evidence import evidence_of, numbers_table
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.layout import chart, heading, plain
@@ -20,6 +20,8 @@ st.caption(
     "layer from which the lower end of the interval on the probe pairs stays above 0. The published decision layer is "
     "the first without mean crossings; it says that the two labels' texts come apart, not that harm does."
 )
+if note := sampling(evidence):
+    st.caption(plain(note))
 for name, question in QUESTIONS.items():
     st.subheader(question, anchor=False)
     st.markdown(plain(reading(evidence, name, site)))

@@ -285,11 +285,11 @@ def _headline(run: Run) -> str:
 
 def _evidence(options: argparse.Namespace) -> None:
     from refusal_core.evidence import Evidence
-    from refusal_core.findings import QUESTIONS, overview_table, reading, strongest_site, verdict
+    from refusal_core.findings import QUESTIONS, overview_table, reading, sampling, strongest_site, verdict
 
     run = runs.open_run(options.run, options.cache)
     evidence = Evidence.from_tables(run.evidence_tables())
-    print(verdict(evidence))
+    print(*filter(None, (verdict(evidence), sampling(evidence))), sep="\n")
     table = overview_table(evidence)
     table.index = [run.site_label(int(site)) for site in table.index]
     print(table.to_string(float_format=lambda value: f"{value:.2f}", na_rep="–"))

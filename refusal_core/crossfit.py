@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refusal_core.gram import Gram
 from refusal_core.statistics import auroc, cohens_d, range_overlap
 
 NO_SPREAD = "the projections do not vary within the labels, so d has no denominator"
 TOO_FEW_GROUPS = "cross-fitting needs at least two prompts (or pairs) of either label"
 
-# Relative to the activations: what half-precision arithmetic in another order of batches can leave behind.
-_SPREAD_TOLERANCE = 1e-6
 # Squared, relative to the largest squared distance from the mean: a few times what rounding leaves in the Gram matrix.
 _NORM_TOLERANCE = 1e-14
 
@@ -47,36 +46,6 @@ class Crossfit:
     folds: int
     repeats: int
     reason: str | None = None
-
-
-def gram_matrix(hidden_site: np.ndarray) -> np.ndarray:
-    """``K = X Xᵀ`` of one site's activations, centred by their mean, which no difference between prompts feels.
-
-    Args:
-        hidden_site: ``(prompt, d_model)`` activations.
-
-    Returns:
-        ``(prompt, prompt)`` float64; zeros where the activations are constant up to rounding.
-    """
-    return gram_matrices(hidden_site, np.ones(len(hidden_site), dtype=bool))
-
-
-def gram_matrices(hidden_site: np.ndarray, fitted: np.ndarray) -> np.ndarray:
-    """Inner products of all prompts with each other after the mean of the *fitted* ones is taken off.
-
-    Args:
-        hidden_site: ``(prompt, d_model)`` activations.
-        fitted: ``(prompt,)`` bool, the prompts whose mean is taken off and whose spread decides what is constant.
-
-    Returns:
-        ``(prompt, prompt)`` float64; zeros where the fitted prompts' activations are constant up to rounding.
-    """
-    hidden = hidden_site.astype(np.float64)
-    scale = np.linalg.norm(hidden[fitted], axis=1).max()
-    hidden -= hidden[fitted].mean(axis=0)
-    if not np.linalg.norm(hidden[fitted], axis=1).max() > _SPREAD_TOLERANCE * scale:
-        return np.zeros((len(hidden), len(hidden)))
-    return hidden @ hidden.T
 
 
 def assign_folds(
@@ -136,7 +105,7 @@ def fold_weights(harmful: np.ndarray, harmless: np.ndarray, fold: np.ndarray) ->
     return np.stack([contrast_weights(harmful * (fold != k), harmless * (fold != k)) for k in range(fold.max() + 1)])
 
 
-def project_draws(gram: np.ndarray, weights: np.ndarray, cross_gram: np.ndarray | None = None) -> np.ndarray:
+def project_draws(gram: Gram, weights: np.ndarray, cross_gram: Gram | None = None) -> np.ndarray:
     """Projections on the direction of every draw, relative to the midpoint of that draw's two means.
 
     Args:
@@ -158,7 +127,7 @@ def project_draws(gram: np.ndarray, weights: np.ndarray, cross_gram: np.ndarray 
     return products
 
 
-def crossfit_draws(gram: np.ndarray, weights: np.ndarray, fold: np.ndarray) -> np.ndarray:
+def crossfit_draws(gram: Gram, weights: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """Cross-fitted projections of every draw: each prompt on the direction of the fold that left it out.
 
     Each fold is centred on its training midpoint before the folds are pooled: activations share a large mean that
@@ -201,7 +170,7 @@ def remove_covariate(weights: np.ndarray, counts: np.ndarray, covariate: np.ndar
 
 
 def crossfit_draws_without(
-    gram: np.ndarray, weights: np.ndarray, counts: np.ndarray, fold: np.ndarray, covariate: np.ndarray
+    gram: Gram, weights: np.ndarray, counts: np.ndarray, fold: np.ndarray, covariate: np.ndarray
 ) -> np.ndarray:
     """:func:`crossfit_draws` after a linear regression of the activations on one covariate.
 
@@ -231,7 +200,7 @@ def crossfit_draws_without(
 
 
 def crossfit(
-    gram: np.ndarray,
+    gram: Gram,
     is_harmful: np.ndarray,
     groups: np.ndarray,
     folds: int = 10,
@@ -241,7 +210,7 @@ def crossfit(
     """Fit the direction without each fold in turn and project that fold on it (Stone 1974).
 
     Args:
-        gram: ``(prompt, prompt)`` from :func:`gram_matrix`.
+        gram: ``(prompt, prompt)`` from :func:`refusal_core.gram.gram_matrix`.
         is_harmful: ``(prompt,)`` bool.
         groups: ``(prompt,)`` what has to stay in one fold: the matched pair, or the prompt by itself.
         folds: lowered to the number of groups of the rarer label.
@@ -271,7 +240,7 @@ def crossfit(
     )
 
 
-def no_direction(gram: np.ndarray) -> str:
+def no_direction(gram: Gram) -> str:
     """Why a direction of no length has none, in a sentence."""
     if not gram.any():
         return "the activations are the same for every prompt"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refusal_core.gram import BLOCK, mean_activation
+
 
 @dataclass(frozen=True, eq=False)
 class Directions:
@@ -44,19 +46,24 @@ class Directions:
         expected = self.unit_direction.shape
         if hidden.shape[-2:] != expected:
             raise ValueError(f"activations must end in (site, d_model) = {expected}, got {hidden.shape}")
-        projections = np.empty(hidden.shape[:-1])
+        flat = hidden.reshape(-1, *expected)
+        projections = np.empty(flat.shape[:-1])
         for site in range(self.n_sites):
             unit = self.unit_direction[site].astype(np.float64)
-            projections[..., site] = hidden[..., site, :].astype(np.float64) @ unit
-        return projections
+            # In blocks, since the activations of many prompts are in a file larger than memory.
+            for start in range(0, len(flat), BLOCK):
+                block = slice(start, start + BLOCK)
+                projections[block, site] = flat[block, site].astype(np.float64) @ unit
+        return projections.reshape(hidden.shape[:-1])
 
 
-def fit_directions(hidden: np.ndarray, is_harmful: np.ndarray) -> Directions:
+def fit_directions(hidden: np.ndarray, is_harmful: np.ndarray, fitted: np.ndarray | None = None) -> Directions:
     """Fit the direction at every site as the difference of the two labels' means.
 
     Args:
         hidden: ``(prompt, site, d_model)`` activations.
         is_harmful: ``(prompt,)`` bool.
+        fitted: ``(prompt,)`` bool, the prompts to fit on; all without.
 
     Raises:
         ValueError: when a label has no prompt or the shapes disagree.
@@ -66,11 +73,12 @@ def fit_directions(hidden: np.ndarray, is_harmful: np.ndarray) -> Directions:
             "expected activations (prompt, site, d_model) and one label a prompt, "
             f"got {hidden.shape} and {is_harmful.shape}"
         )
-    if not is_harmful.any() or is_harmful.all():
+    fitted = np.ones(len(hidden), dtype=bool) if fitted is None else fitted
+    labels = is_harmful & fitted, ~is_harmful & fitted
+    if not all(rows.any() for rows in labels):
         raise ValueError("a direction needs prompts of both labels")
-    return directions_of_means(
-        hidden[is_harmful].mean(axis=0, dtype=np.float64), hidden[~is_harmful].mean(axis=0, dtype=np.float64)
-    )
+    means = [np.stack([mean_activation(hidden[:, site], rows) for site in range(hidden.shape[1])]) for rows in labels]
+    return directions_of_means(*means)
 
 
 def directions_of_means(harmful: np.ndarray, harmless: np.ndarray) -> Directions:

@@ -23,13 +23,12 @@ from refusal_core.crossfit import (
     TrainingSample,
     assign_folds,
     crossfit,
-    gram_matrices,
-    gram_matrix,
     project_draws,
     sample_training_sizes,
 )
 from refusal_core.directions import Directions
 from refusal_core.errors import RunError
+from refusal_core.gram import BLOCK, EXPLICIT, Gram, gram_matrices, gram_matrix, mean_products
 from refusal_core.progress import Progress, no_progress
 from refusal_core.questions import BOTH, N_COMPONENTS, Contrast, TransferSet
 
@@ -40,6 +39,10 @@ CONTRAST = "contrast"
 
 TESTING = "testing (sites)"
 MOST_WORKERS = 8
+MOST_MEMORY = 600e6
+"""Bytes that the sites which are under way may take together."""
+MOST_REDRAWN = 1024
+"""Most prompts of a set that are redrawn, permuted or compared each with each; of more, a sample is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,10 @@ class Evidence:
 
     ``x_low`` and ``x_high`` are the 95 % bootstrap interval of ``x``: groups of prompts redrawn, the direction
     refitted in every draw (:func:`refusal_core.resampling.interval`).
+
+    Every number is of all prompts. Of a set of more than :data:`MOST_REDRAWN`, what needs thousands of directions, or
+    every prompt's distance to every other, is of a sample, whole pairs and labels in proportion: intervals (wider than
+    those of all prompts would be), permutations, random directions, learning and ``Silh``. ``settings`` says so.
 
     Attributes:
         sites: one row a site: ``in_sample_d, in_sample_auroc, mean_crossings``; ``crossfit_d, crossfit_auroc,
@@ -76,7 +83,7 @@ class Evidence:
         cosines: ``site, other, cosine`` of the directions of every two sites.
         components: ``prompt_id, site, pc1 …``: scores on the contrast set's principal components, in activation units.
         reasons: ``table, number, source, site, reason``: why a number is missing; a missing site means at every site.
-        settings: one row: seed, draws, folds, prompts, width.
+        settings: one row: seed, draws, folds, prompts, width; ``most_redrawn`` prompts of a set.
     """
 
     sites: pd.DataFrame
@@ -205,8 +212,10 @@ def evaluate(
         prompts=prompts,
         fitted=fitted,
         contrast=contrast,
-        transfers=_transfer_sets(prompts, draws, _stream(seed, 2)),
-        samples=sample_training_sizes(contrast.is_harmful, contrast.groups, learning_draws, folds, _stream(seed, 3)),
+        transfers=_transfer_sets(prompts, draws, seed),
+        samples=sample_training_sizes(
+            contrast.sampled.is_harmful, contrast.sampled.groups, learning_draws, folds, _stream(seed, 3)
+        ),
         random_directions=random_directions,
         seed=seed,
     )
@@ -216,7 +225,7 @@ def evaluate(
         collected.explain("transfer", dict.fromkeys(("d", "auroc", "pair_accuracy"), reason), None)
     if not design.samples:
         collected.explain("learning", dict.fromkeys(("d", "cosine"), TOO_FEW_GROUPS), None)
-    workers = min(os.cpu_count() or 1, MOST_WORKERS, n_sites)
+    workers = _workers(n_prompts, n_sites, d_model, len(contrast.sampled.is_harmful) * draws)
     # One site a core: the matrices are too small to be worth sharing out, and BLAS threads that wait for each other
     # on a busy machine took three times as long as none.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
@@ -228,8 +237,8 @@ def evaluate(
         _add_baselines(design, collected)
 
     null = np.stack(collected.draws.pop(("null", CONTRAST)), axis=1)
+    observed = np.array(collected.draws.pop(("observed", CONTRAST)))
     sites = collected.table("sites")
-    observed = sites["in_sample_d"].to_numpy()
     sites["permutation_p"] = resampling.permutation_p(observed, null)
     sites["permutation_p_corrected"] = resampling.corrected_p(observed, null)
     transfer = collected.table("transfer", ("site", "source", "d", "d_low", "d_high", "auroc", "pair_accuracy"))
@@ -242,6 +251,7 @@ def evaluate(
         "n_harmful": int(contrast.is_harmful.sum()),
         "n_harmless": int((~contrast.is_harmful).sum()),
         "n_pairs": len(contrast.twins),
+        "most_redrawn": MOST_REDRAWN,
         "d_model": d_model,
     }
     return Evidence(
@@ -265,6 +275,15 @@ def evaluate(
     )
 
 
+def _workers(n_prompts: int, n_sites: int, d_model: int, drawn: int) -> int:
+    """How many sites to have under way; ``drawn`` is draws times the prompts that they are of."""
+    side = n_prompts if n_prompts <= EXPLICIT else d_model
+    # Projections of all draws and what ranks them, a few blocks of activations, a square matrix and its eigenvectors.
+    numbers = 10 * drawn + 4 * min(n_prompts, BLOCK) * d_model + 2 * side**2
+    most = int(MOST_MEMORY // (numbers * np.dtype(np.float64).itemsize))
+    return max(1, min(os.cpu_count() or 1, MOST_WORKERS, n_sites, most))
+
+
 def _stream(seed: int, *purpose: int) -> np.random.Generator:
     """A stream of its own for every purpose, so that more draws of one change nothing in another."""
     return np.random.default_rng([seed, *purpose])
@@ -274,8 +293,10 @@ def _contrast(prompts: pd.DataFrame, folds: int, repeats: int, seed: int, permut
     is_harmful, groups = prompts["label"].eq("harmful").to_numpy(), prompt_groups(prompts)
     if is_harmful.all() or not is_harmful.any():
         raise ValueError("evidence needs fitted prompts of both labels")
-    # The first of the folds that `crossfit` deals from the same seed.
-    fold = assign_folds(is_harmful, groups, folds, 1, np.random.default_rng(seed))
+    sample = resampling.sample_groups(is_harmful, groups, MOST_REDRAWN, _stream(seed, 5))
+    drawn, drawn_groups = is_harmful[sample], groups[sample]
+    # Of a set that is redrawn whole the first of the folds that `crossfit` deals from the same seed.
+    fold = assign_folds(drawn, drawn_groups, folds, 1, np.random.default_rng(seed))
     return Contrast(
         is_harmful=is_harmful,
         groups=groups,
@@ -284,18 +305,21 @@ def _contrast(prompts: pd.DataFrame, folds: int, repeats: int, seed: int, permut
         folds=folds,
         repeats=repeats,
         seed=seed,
-        bootstrap=resampling.draw_bootstrap(is_harmful, groups, fold, draws, _stream(seed, 0)),
-        permutations=resampling.draw_permutations(is_harmful, groups, fold, permutations, _stream(seed, 1)),
+        bootstrap=resampling.draw_bootstrap(drawn, drawn_groups, fold, draws, _stream(seed, 0)),
+        permutations=resampling.draw_permutations(drawn, drawn_groups, fold, permutations, _stream(seed, 1)),
+        sample=sample,
     )
 
 
-def _transfer_sets(prompts: pd.DataFrame, draws: int, rng: np.random.Generator) -> list[TransferSet]:
+def _transfer_sets(prompts: pd.DataFrame, draws: int, seed: int) -> list[TransferSet]:
+    rng, sampling = _stream(seed, 2), _stream(seed, 6)
     labelled = ~prompts["fitted"].to_numpy(bool) & prompts["label"].isin(("harmful", "harmless")).to_numpy()
     sets = []
     for source in prompts.loc[~prompts["fitted"].astype(bool), "source"].unique():
         rows = np.flatnonzero(labelled & prompts["source"].eq(source).to_numpy())
         table = prompts.iloc[rows]
         is_harmful, groups = table["label"].eq("harmful").to_numpy(), prompt_groups(table)
+        sample = resampling.sample_groups(is_harmful, groups, MOST_REDRAWN, sampling)
         sets.append(
             TransferSet(
                 source=str(source),
@@ -303,7 +327,8 @@ def _transfer_sets(prompts: pd.DataFrame, draws: int, rng: np.random.Generator) 
                 is_harmful=is_harmful,
                 log_odds=table["refusal_log_odds"].to_numpy(np.float64),
                 twins=questions.find_twins(is_harmful, groups),
-                counts=resampling.bootstrap_counts(is_harmful, groups, draws, rng),
+                counts=resampling.bootstrap_counts(is_harmful[sample], groups[sample], draws, rng),
+                sample=sample,
             )
         )
     return sets
@@ -316,62 +341,75 @@ def prompt_groups(prompts: pd.DataFrame) -> np.ndarray:
 def _ask_site(site: int, hidden_site: np.ndarray, design: _Design) -> _Rows:
     answers = _Rows()
     contrast, fitted = design.contrast, design.fitted
-    activations = hidden_site.astype(np.float64)
-    every_gram = gram_matrices(activations, fitted)
+    every_gram = gram_matrices(hidden_site, fitted)
     gram, cross_gram = every_gram[np.ix_(fitted, fitted)], every_gram[fitted]
-    components = geometry.principal_components(gram)
+    sampled, sampled_gram = contrast.sampled, _held(gram, contrast.sample, contrast.sample)
+    if sampled is contrast:
+        gram = sampled_gram
+    components = geometry.principal_components(gram, N_COMPONENTS)
 
+    fit, why_no_fit = questions.does_it_fit(gram, contrast)
+    sampled_d = fit["in_sample_d"]
+    if sampled is not contrast:
+        sampled_d = questions.does_it_fit(sampled_gram, sampled)[0]["in_sample_d"]
     held_out = contrast.crossfit(gram)
-    drawn = contrast.bootstrap.project_held_out(gram)
-    chance, null = questions.is_it_chance(gram, contrast)
-    answers.draws["null", CONTRAST] = [null]
+    drawn = contrast.bootstrap.project_held_out(sampled_gram)
+    chance, null = questions.is_it_chance(sampled_gram, sampled)
+    answers.draws["null", CONTRAST], answers.draws["observed", CONTRAST] = [null], [np.array(sampled_d)]
     answers.draws["crossfit_d", CONTRAST] = [
         resampling.draw_d(drawn, contrast.bootstrap.harmful, contrast.bootstrap.harmless)
     ]
     site_numbers: dict[str, float] = {}
     for numbers, reasons in (
-        questions.does_it_fit(gram, contrast),
+        (fit, why_no_fit),
         questions.does_it_hold(held_out, drawn, contrast),
         (chance, {}),
-        questions.is_it_length(gram, contrast),
-        questions.is_it_the_same_as_refusing(gram, contrast),
+        questions.is_it_length(gram, sampled_gram, contrast),
+        questions.is_it_the_same_as_refusing(gram, sampled_gram, contrast),
         questions.what_does_the_space_look_like(gram, contrast, components),
     ):
         site_numbers |= numbers
         answers.explain("sites", reasons, site)
     answers.add("sites", site=site, **site_numbers)
 
-    refusing = {
-        CONTRAST: (held_out.projection, drawn, contrast.log_odds, contrast.is_harmful, contrast.bootstrap.counts)
-    }
+    behaviour = contrast.log_odds, contrast.is_harmful, contrast.bootstrap.counts, contrast.sample
+    refusing = {CONTRAST: (held_out.projection, drawn, *behaviour)}
     for transfer in design.transfers:
         cross = cross_gram[:, transfer.rows]
-        projected = project_draws(gram, contrast.bootstrap.weights, cross)
+        sampled_cross = _held(cross, contrast.sample, transfer.sample)
+        projected = project_draws(sampled_gram, contrast.bootstrap.weights, sampled_cross)
         numbers, reasons, draws_d = questions.is_it_about_harm(gram, cross, contrast, transfer, projected)
         answers.add("transfer", site=site, source=transfer.source, **numbers)
         answers.explain("transfer", reasons, site, transfer.source)
         answers.draws["d", transfer.source] = [draws_d]
         point = project_draws(gram, contrast.weights, cross)[0]
-        refusing[transfer.source] = (point, projected, transfer.log_odds, transfer.is_harmful, transfer.counts)
+        behaviour = transfer.log_odds, transfer.is_harmful, transfer.counts, transfer.sample
+        refusing[transfer.source] = (point, projected, *behaviour)
     for source, projections_and_behaviour in refusing.items():
         for label, (numbers, reason) in questions.does_it_go_with_refusing(*projections_and_behaviour).items():
             answers.add("refusal", site=site, source=source, label=label, **numbers)
             if reason is not None:
                 answers.explain("refusal", {label: reason}, site, source)
-    for row in questions.how_many_prompts(gram, contrast, design.samples):
+    for row in questions.how_many_prompts(sampled_gram, sampled, design.samples):
         answers.add("learning", site=site, **row)
 
-    mean = activations[fitted].mean(axis=0)
-    on_mean = (activations[fitted] - mean) @ mean
-    answers.add(
-        "geometry", site=site, **geometry.residual_geometry(gram, on_mean, float(mean @ mean), contrast.is_harmful)
-    )
+    shape = geometry.residual_geometry(gram, *mean_products(hidden_site, fitted), contrast.is_harmful)
+    shape["Silh"] = geometry.silhouette(sampled_gram, sampled.is_harmful)
+    answers.add("geometry", site=site, **shape)
     of_kind = geometry.random_direction_d(
-        components, contrast.is_harmful, design.random_directions, _stream(design.seed, 4, site)
+        components if sampled is contrast else geometry.principal_components(sampled_gram, N_COMPONENTS),
+        sampled.is_harmful,
+        design.random_directions,
+        _stream(design.seed, 4, site),
     )
-    _add_random_directions(site, of_kind, site_numbers["in_sample_d"], answers)
+    _add_random_directions(site, of_kind, sampled_d, answers)
     answers.components.append(_component_scores(site, design.prompts["prompt_id"], components, cross_gram))
     return answers
+
+
+def _held(gram: Gram, rows: np.ndarray | slice, columns: np.ndarray | slice) -> np.ndarray:
+    """A part of a Gram matrix that is small enough to be held."""
+    return np.asarray(gram[rows][:, columns])
 
 
 def _add_random_directions(site: int, of_kind: Mapping[str, np.ndarray], in_sample: float, answers: _Rows) -> None:
@@ -390,7 +428,7 @@ def _add_random_directions(site: int, of_kind: Mapping[str, np.ndarray], in_samp
 
 
 def _component_scores(
-    site: int, prompt_ids: pd.Series, components: geometry.Components, cross_gram: np.ndarray
+    site: int, prompt_ids: pd.Series, components: geometry.Components, cross_gram: Gram
 ) -> pd.DataFrame:
     scores = np.full((len(prompt_ids), N_COMPONENTS), np.nan, dtype=np.float32)
     found = min(N_COMPONENTS, len(components.values))
@@ -410,13 +448,14 @@ def _add_baselines(design: _Design, collected: _Rows) -> None:
         contrast.repeats,
         contrast.seed,
     )
-    sources = [(CONTRAST, np.flatnonzero(design.fitted), contrast.is_harmful, contrast.bootstrap.counts)]
-    sources += [(transfer.source, transfer.rows, transfer.is_harmful, transfer.counts) for transfer in design.transfers]
+    fitted = np.flatnonzero(design.fitted)
+    sources = [(CONTRAST, fitted, contrast.is_harmful, contrast.bootstrap.counts, contrast.sample)]
+    sources += [(each.source, each.rows, each.is_harmful, each.counts, each.sample) for each in design.transfers]
     for baseline in baselines:
-        for source, rows, is_harmful, counts in sources:
+        for source, rows, is_harmful, counts, sample in sources:
             score = baseline.score[rows]
             point = (baseline.d, baseline.auroc) if source == CONTRAST else None
-            numbers, reason = questions.baseline_numbers(score, is_harmful, counts, point)
+            numbers, reason = questions.baseline_numbers(score, is_harmful, counts, point, sample)
             collected.add("baselines", baseline=baseline.name, source=source, **numbers)
             if reason is not None:
                 own = source == CONTRAST or not np.isfinite(score).all()

@@ -43,6 +43,26 @@ def reading(evidence: Evidence, question: str, site: int) -> str:
     return _READINGS[question](evidence, site)
 
 
+def sampling(evidence: Evidence) -> str:
+    """What was measured on a sample because a set is large, in a sentence; empty where nothing was."""
+    settings = evidence.settings.iloc[0]
+    if "most_redrawn" not in settings:
+        return ""
+    most = settings["most_redrawn"]
+    sizes = {"the contrast set": settings["n_harmful"] + settings["n_harmless"]}
+    table = evidence.transfer.drop_duplicates("source")
+    if len(table):
+        sizes |= dict(zip(table["source"], table["n_harmful"] + table["n_harmless"], strict=True))
+    large = [f"{name} ({size:,.0f} prompts)" for name, size in sizes.items() if size > most]
+    if not large:
+        return ""
+    return (
+        f"Estimates are of all prompts. Of {' and '.join(large)} a sample of about {most:,.0f}, whole pairs and "
+        "labels in proportion, was redrawn: intervals are wider than those of all prompts would be, and permutations, "
+        "random directions, the silhouette and what fewer prompts give are the sample's."
+    )
+
+
 def verdict(evidence: Evidence) -> str:
     """The run in a sentence or two: whether any site tells harm on matched pairs, from where on, and where best."""
     source = probe_source(evidence)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import eigh
 
+from refusal_core.gram import Gram, InnerProducts
 from refusal_core.resampling import draw_d
 
 _MEDIAN_STEPS = 200
@@ -20,10 +22,12 @@ class Components:
     Attributes:
         vectors: ``(prompt, component)`` orthonormal eigenvectors of the Gram matrix, largest variance first.
         values: ``(component,)`` its eigenvalues, above rounding only.
+        variance: the sum of all eigenvalues, of those that were not asked for too.
     """
 
     vectors: np.ndarray
     values: np.ndarray
+    variance: float
 
     @property
     def scores(self) -> np.ndarray:
@@ -33,24 +37,34 @@ class Components:
     @property
     def shares(self) -> np.ndarray:
         """``(component,)`` share of the total variance."""
-        return self.values / self.values.sum()
+        return self.values / self.variance
 
-    def project(self, cross_gram: np.ndarray, count: int) -> np.ndarray:
+    def project(self, cross_gram: Gram, count: int) -> np.ndarray:
         """Scores of other prompts: ``(prompt, other)`` inner products to ``(other, count)``."""
         return cross_gram.T @ (self.vectors[:, :count] / np.sqrt(self.values[:count]))
 
 
-def principal_components(gram: np.ndarray) -> Components:
-    """Eigenvectors of the centred Gram matrix, ``(prompt, prompt)``; none where activations are constant."""
-    values, vectors = np.linalg.eigh(gram)
+def principal_components(gram: Gram, count: int) -> Components:
+    """Eigenvectors of the centred Gram matrix, ``(prompt, prompt)``; none where activations are constant.
+
+    Args:
+        count: how many are needed; of a matrix that is held all come.
+    """
+    if isinstance(gram, InnerProducts):
+        width = len(gram.covariance)
+        values, vectors = eigh(gram.covariance, subset_by_index=(max(width - count, 0), width - 1))
+    else:
+        values, vectors = np.linalg.eigh(gram)
     kept = np.flatnonzero(values > _RANK_TOLERANCE * max(values[-1], np.finfo(float).tiny))[::-1]
-    vectors = vectors[:, kept]
+    vectors, variance = vectors[:, kept], float(values[kept].sum())
+    if isinstance(gram, InnerProducts):
+        vectors, variance = gram.along(vectors) / np.sqrt(values[kept]), float(gram.diagonal().sum())
     # The sign of an eigenvector is arbitrary; a fixed one makes runs comparable.
     largest = np.abs(vectors).argmax(axis=0)
-    return Components(vectors * np.sign(vectors[largest, np.arange(len(kept))]), values[kept])
+    return Components(vectors * np.sign(vectors[largest, np.arange(len(kept))]), values[kept], variance)
 
 
-def effective_dimension(gram: np.ndarray) -> float:
+def effective_dimension(gram: Gram) -> float:
     """How many directions the variance is spread over: the participation ratio ``(Σλ)² / Σλ²``.
 
     Litwin-Kumar et al. 2017, equation 1.
@@ -58,11 +72,11 @@ def effective_dimension(gram: np.ndarray) -> float:
     Args:
         gram: ``(prompt, prompt)``, centred; its eigenvalues are the covariance's times the number of prompts.
     """
-    square = float((gram**2).sum())
-    return float(np.trace(gram) ** 2 / square) if square > 0 else float("nan")
+    square = float(((gram.covariance if isinstance(gram, InnerProducts) else gram) ** 2).sum())
+    return float(gram.diagonal().sum() ** 2 / square) if square > 0 else float("nan")
 
 
-def variance_share(gram: np.ndarray, weights: np.ndarray) -> float:
+def variance_share(gram: Gram, weights: np.ndarray) -> float:
     """Share of the activations' total variance that lies along the direction: ``‖K w‖² / (wᵀ K w · tr K)``.
 
     Args:
@@ -70,11 +84,11 @@ def variance_share(gram: np.ndarray, weights: np.ndarray) -> float:
         weights: ``(prompt,)`` of the direction.
     """
     products = gram @ weights
-    denominator = float(weights @ products) * float(np.trace(gram))
+    denominator = float(weights @ products) * float(gram.diagonal().sum())
     return float(products @ products / denominator) if denominator > 0 else float("nan")
 
 
-def cosine(gram: np.ndarray, weights: np.ndarray, other: np.ndarray) -> np.ndarray:
+def cosine(gram: Gram, weights: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Cosine of two directions of every draw: ``wᵀ K u / (‖·‖ ‖·‖)``.
 
     Args:
@@ -114,12 +128,12 @@ def silhouette(gram: np.ndarray, is_harmful: np.ndarray) -> float:
     return float(width.mean())
 
 
-def mean_weights(gram: np.ndarray) -> np.ndarray:
+def mean_weights(gram: Gram) -> np.ndarray:
     """``(prompt,)`` weights of the mean of one label's prompts, whose ``(prompt, prompt)`` inner products are given."""
     return np.full(len(gram), 1 / len(gram))
 
 
-def geometric_median_weights(gram: np.ndarray) -> np.ndarray:
+def geometric_median_weights(gram: Gram) -> np.ndarray:
     """The point with the least summed distance to the prompts, as their weighted mean (Weiszfeld 1937).
 
     Args:
@@ -143,14 +157,12 @@ def geometric_median_weights(gram: np.ndarray) -> np.ndarray:
     return weights
 
 
-def residual_geometry(
-    gram: np.ndarray, on_mean: np.ndarray, mean_square: float, is_harmful: np.ndarray
-) -> dict[str, float]:
+def residual_geometry(gram: Gram, on_mean: np.ndarray, mean_square: float, is_harmful: np.ndarray) -> dict[str, float]:
     """The columns of heretic's table of residual geometry (Weidmann 2025), under its names.
 
     ``g`` and ``b`` are the mean activations of harmless and harmful prompts, ``r = b - g``, a star marks geometric
-    medians in place of means; ``S(x,y)`` is a cosine, ``|x|`` a norm in activation units, ``Silh`` the
-    :func:`silhouette`.
+    medians in place of means; ``S(x,y)`` is a cosine, ``|x|`` a norm in activation units. Its last column, ``Silh``,
+    is the :func:`silhouette`.
 
     Args:
         gram: ``(prompt, prompt)`` of activations from which their mean ``m`` was taken off.
@@ -168,7 +180,7 @@ def residual_geometry(
         good_good = mean_square + 2 * good @ on_mean + good @ gram @ good
         bad_bad = mean_square + 2 * bad @ on_mean + bad @ gram @ bad
         good_bad = mean_square + (good + bad) @ on_mean + good @ gram @ bad
-        along = difference @ gram @ difference
+        along = float(difference @ gram @ difference)
         good_r = difference @ on_mean + good @ gram @ difference
         bad_r = difference @ on_mean + bad @ gram @ difference
         columns[f"S(g{star},b{star})"] = _ratio(good_bad, good_good * bad_bad)
@@ -177,7 +189,6 @@ def residual_geometry(
         columns[f"|g{star}|"] = float(np.sqrt(max(good_good, 0.0)))
         columns[f"|b{star}|"] = float(np.sqrt(max(bad_bad, 0.0)))
         columns[f"|r{star}|"] = float(np.sqrt(max(along, 0.0)))
-    columns["Silh"] = silhouette(gram, is_harmful)
     return columns
 
 

@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 
 from refusal_core import runs
-from refusal_core.crossfit import crossfit, gram_matrix
+from refusal_core.crossfit import crossfit
 from refusal_core.devices import DTYPES, choose_device, choose_dtype
 from refusal_core.directions import Directions, fit_directions
 from refusal_core.errors import RefusalError
 from refusal_core.evidence import CONTRAST, Evidence, evaluate, prompt_groups
+from refusal_core.gram import gram_matrix
 from refusal_core.models import ModelInfo, default_system_prompt, identify, load_model, template_sha256
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts import (
@@ -226,13 +227,14 @@ def analyse(hidden: np.ndarray, prompts: pd.DataFrame, *, seed: int = 0, progres
         seed: of the folds and of everything random in the evidence.
     """
     fitted = prompts["fitted"].to_numpy()
-    is_harmful = prompts["label"].eq("harmful").to_numpy()[fitted]
-    directions = fit_directions(hidden[fitted], is_harmful)
+    is_harmful = prompts["label"].eq("harmful").to_numpy()
+    directions = fit_directions(hidden, is_harmful, fitted)
+    is_harmful = is_harmful[fitted]
     projections = directions.project(hidden)
     projections_crossfit = np.full_like(projections, np.nan)
     groups = prompt_groups(prompts[fitted])
     for site in range(directions.n_sites):
-        held_out = crossfit(gram_matrix(hidden[fitted, site]), is_harmful, groups, FOLDS, REPEATS, seed)
+        held_out = crossfit(gram_matrix(hidden[:, site], fitted), is_harmful, groups, FOLDS, REPEATS, seed)
         projections_crossfit[fitted, site] = held_out.projection
     evidence = evaluate(hidden, prompts, directions, seed=seed, folds=FOLDS, repeats=REPEATS, progress=progress)
     probes = evidence.transfer[evidence.transfer["source"].eq("probe-pairs")].set_index("site")

@@ -6,7 +6,7 @@ Every function returns numbers by name, NaN where one does not exist, and the re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,7 +25,8 @@ from refusal_core.crossfit import (
     project_draws,
     remove_covariate,
 )
-from refusal_core.resampling import Draws
+from refusal_core.gram import Gram
+from refusal_core.resampling import EVERY, Draws
 from refusal_core.statistics import auroc, cohens_d, mean_crossings
 
 BOTH = "both"
@@ -46,7 +47,8 @@ class Contrast:
         groups: ``(prompt,)`` str, the matched pair or the prompt by itself.
         n_tokens, log_odds: ``(prompt,)`` float64; log-odds of a refusal may be NaN.
         folds, repeats, seed: of the cross-fitting.
-        bootstrap, permutations: the draws that serve every site.
+        bootstrap, permutations: the draws that serve every site, of the sampled prompts.
+        sample: positions of the prompts that draws are taken of; all of them unless there are too many.
     """
 
     is_harmful: np.ndarray
@@ -58,6 +60,15 @@ class Contrast:
     seed: int
     bootstrap: Draws
     permutations: Draws
+    sample: np.ndarray | slice = field(default_factory=lambda: EVERY)
+
+    @cached_property
+    def sampled(self) -> Contrast:
+        """The prompts that draws are taken of, as a contrast set of their own; this one itself when those are all."""
+        if isinstance(self.sample, slice):
+            return self
+        each = ("is_harmful", "groups", "n_tokens", "log_odds")
+        return replace(self, **{name: getattr(self, name)[self.sample] for name in each}, sample=EVERY)
 
     @property
     def weights(self) -> np.ndarray:
@@ -71,12 +82,12 @@ class Contrast:
         harmful = np.broadcast_to(self.is_harmful, fold.shape).astype(np.float64)
         return Draws(harmful, 1 - harmful, fold)
 
-    @property
+    @cached_property
     def twins(self) -> np.ndarray:
         """``(pair, 2)`` positions of harmful and harmless twins."""
         return find_twins(self.is_harmful, self.groups)
 
-    def crossfit(self, gram: np.ndarray) -> Crossfit:
+    def crossfit(self, gram: Gram) -> Crossfit:
         """:func:`refusal_core.crossfit.crossfit` in this contrast set's folds."""
         return crossfit(gram, self.is_harmful, self.groups, self.folds, self.repeats, self.seed)
 
@@ -90,7 +101,8 @@ class TransferSet:
         rows: ``(prompt,)`` int, positions in the run's table.
         is_harmful, log_odds: ``(prompt,)``.
         twins: ``(pair, 2)`` positions within the set.
-        counts: ``(draw, prompt)`` bootstrap multiplicities, pairs drawn as pairs.
+        counts: ``(draw, sampled)`` bootstrap multiplicities, pairs drawn as pairs.
+        sample: positions within the set of the prompts that draws are taken of; all of them unless there are too many.
     """
 
     source: str
@@ -99,6 +111,16 @@ class TransferSet:
     log_odds: np.ndarray
     twins: np.ndarray
     counts: np.ndarray
+    sample: np.ndarray | slice = field(default_factory=lambda: EVERY)
+
+    @property
+    def sampled(self) -> TransferSet:
+        """The prompts that draws are taken of, as a set of their own; this one itself when those are all."""
+        if isinstance(self.sample, slice):
+            return self
+        each = {name: getattr(self, name)[self.sample] for name in ("rows", "is_harmful", "log_odds")}
+        twins = self.twins[np.isin(self.twins[:, 0], self.sample)]
+        return replace(self, **each, twins=np.searchsorted(self.sample, twins), sample=EVERY)
 
 
 def find_twins(is_harmful: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -113,7 +135,7 @@ def find_twins(is_harmful: np.ndarray, groups: np.ndarray) -> np.ndarray:
     ).reshape(-1, 2)
 
 
-def does_it_fit(gram: np.ndarray, contrast: Contrast) -> tuple[Numbers, Reasons]:
+def does_it_fit(gram: Gram, contrast: Contrast) -> tuple[Numbers, Reasons]:
     """``in_sample_d, in_sample_auroc, mean_crossings``: on the prompts that the direction was fitted on."""
     projection = project_draws(gram, contrast.weights)[0]
     names = ("in_sample_d", "in_sample_auroc", "mean_crossings")
@@ -130,24 +152,27 @@ def does_it_hold(held_out: Crossfit, drawn: np.ndarray, contrast: Contrast) -> t
 
     Args:
         held_out: the cross-fitted numbers themselves.
-        drawn: ``(draw, prompt)`` cross-fitted projections of every bootstrap draw. Extremes are what a bootstrap knows
-            least, so the range overlap's interval is a rough one.
+        drawn: ``(draw, sampled)`` cross-fitted projections of every bootstrap draw. Extremes are what a bootstrap knows
+            least, so the range overlap's interval is a rough one, and those of a sample say nothing of all prompts'.
     """
     harmful, harmless = contrast.bootstrap.harmful, contrast.bootstrap.harmless
-    twins = contrast.twins
-    pairs = resampling.draw_pair_accuracy(held_out.projection[None, :], twins, np.ones((1, len(contrast.groups))))
+    whole = contrast.sampled is contrast
+    pairs = resampling.draw_pair_accuracy(
+        held_out.projection[None, :], contrast.twins, np.ones((1, len(contrast.groups)))
+    )
+    overlap = resampling.draw_range_overlap(drawn, harmful, harmless)
     measured = {
         "crossfit_d": (held_out.d, resampling.draw_d(drawn, harmful, harmless), {}),
         "crossfit_auroc": (held_out.auroc, resampling.draw_auroc(drawn, harmful, harmless), _SHARES),
         "crossfit_accuracy": (held_out.accuracy, resampling.draw_accuracy(drawn, harmful, harmless), _SHARES),
         "crossfit_range_overlap": (
             held_out.range_overlap,
-            resampling.draw_range_overlap(drawn, harmful, harmless),
+            overlap if whole else np.full_like(overlap, np.nan),
             {"low": 0.0, "high": float(len(contrast.groups))},
         ),
         "crossfit_pair_accuracy": (
             float(pairs[0]),
-            resampling.draw_pair_accuracy(drawn, twins, contrast.bootstrap.counts),
+            resampling.draw_pair_accuracy(drawn, contrast.sampled.twins, contrast.bootstrap.counts),
             _SHARES,
         ),
     }
@@ -157,12 +182,12 @@ def does_it_hold(held_out: Crossfit, drawn: np.ndarray, contrast: Contrast) -> t
     reasons: Reasons = {}
     if held_out.reason is not None:
         reasons = {name: held_out.reason for name in measured if not np.isfinite(numbers[name])}
-    if not len(twins):
+    if not len(contrast.twins):
         reasons["crossfit_pair_accuracy"] = "the contrast set has no matched pairs"
     return numbers, reasons
 
 
-def is_it_chance(gram: np.ndarray, contrast: Contrast) -> tuple[Numbers, np.ndarray]:
+def is_it_chance(gram: Gram, contrast: Contrast) -> tuple[Numbers, np.ndarray]:
     """What shuffled labels give, the direction refitted on each.
 
     The tested number is the in-sample d, the same function of the labels for the true and the shuffled ones; it is
@@ -188,19 +213,20 @@ def is_it_chance(gram: np.ndarray, contrast: Contrast) -> tuple[Numbers, np.ndar
 
 
 def is_it_about_harm(
-    gram: np.ndarray, cross_gram: np.ndarray, contrast: Contrast, transfer: TransferSet, drawn: np.ndarray
+    gram: Gram, cross_gram: Gram, contrast: Contrast, transfer: TransferSet, drawn: np.ndarray
 ) -> tuple[Numbers, Reasons, np.ndarray]:
     """``d, auroc, pair_accuracy`` of a transfer set on the direction, with intervals; both sets redrawn in every draw.
 
     Args:
         gram: ``(prompt, prompt)`` of the contrast set.
         cross_gram: ``(prompt, other)`` with the transfer set.
-        drawn: ``(draw, other)`` projections on the bootstrap draws' directions.
+        drawn: ``(draw, sampled other)`` projections on the bootstrap draws' directions.
 
     Returns:
         Numbers, reasons, and ``(draw,)`` the bootstrap draws of d.
     """
-    harmful, harmless = transfer.counts * transfer.is_harmful, transfer.counts * ~transfer.is_harmful
+    drawn_of = transfer.sampled
+    harmful, harmless = transfer.counts * drawn_of.is_harmful, transfer.counts * ~drawn_of.is_harmful
     projection = project_draws(gram, contrast.weights, cross_gram)[0]
     draws_d = resampling.draw_d(drawn, harmful, harmless)
     n_harmful, n_harmless = int(transfer.is_harmful.sum()), int((~transfer.is_harmful).sum())
@@ -217,7 +243,7 @@ def is_it_about_harm(
     pairs = resampling.draw_pair_accuracy(projection[None, :], transfer.twins, np.ones((1, len(projection))))
     of_label = projection[transfer.is_harmful], projection[~transfer.is_harmful]
     area = resampling.draw_auroc(drawn, harmful, harmless)
-    pair_draws = resampling.draw_pair_accuracy(drawn, transfer.twins, transfer.counts)
+    pair_draws = resampling.draw_pair_accuracy(drawn, drawn_of.twins, transfer.counts)
     numbers = (
         _with_interval("d", cohens_d(*of_label), draws_d)
         | _with_interval("auroc", auroc(*of_label), area, **_SHARES)
@@ -231,11 +257,15 @@ def is_it_about_harm(
     return numbers | counted, reasons, draws_d
 
 
-def is_it_length(gram: np.ndarray, contrast: Contrast) -> tuple[Numbers, Reasons]:
+def is_it_length(gram: Gram, sampled_gram: np.ndarray, contrast: Contrast) -> tuple[Numbers, Reasons]:
     """``length_d, length_auroc``: cross-fitted, prompt length regressed out; ``length_cosine`` to the full direction.
 
     In every training part each dimension is regressed on the number of tokens, whatever the label: the strict
     reading, in which all that label and length share is put down to length.
+
+    Args:
+        gram: ``(prompt, prompt)`` of the contrast set.
+        sampled_gram: ``(sampled, sampled)`` of the prompts that draws are taken of.
     """
     names = ("length_d", "length_auroc", "length_cosine")
     ends = [f"{name}{end}" for name in names[:2] for end in ("", "_low", "_high")]
@@ -246,7 +276,8 @@ def is_it_length(gram: np.ndarray, contrast: Contrast) -> tuple[Numbers, Reasons
         return empty, dict.fromkeys(names, TOO_FEW_GROUPS)
     length = contrast.n_tokens - contrast.n_tokens.mean()
     itself = contrast.repeated.project_held_out_without(gram, length)
-    drawn = contrast.bootstrap.project_held_out_without(gram, length)
+    drawn_length = contrast.sampled.n_tokens - contrast.sampled.n_tokens.mean()
+    drawn = contrast.bootstrap.project_held_out_without(sampled_gram, drawn_length)
     d, area = (
         float(statistic(itself, contrast.repeated.harmful, contrast.repeated.harmless).mean())
         for statistic in (resampling.draw_d, resampling.draw_auroc)
@@ -263,14 +294,19 @@ def is_it_length(gram: np.ndarray, contrast: Contrast) -> tuple[Numbers, Reasons
 
 
 def baseline_numbers(
-    score: np.ndarray, is_harmful: np.ndarray, counts: np.ndarray, point: tuple[float, float] | None = None
+    score: np.ndarray,
+    is_harmful: np.ndarray,
+    counts: np.ndarray,
+    point: tuple[float, float] | None = None,
+    sample: np.ndarray | slice = EVERY,
 ) -> tuple[Numbers, str | None]:
     """``d, auroc`` of a text-only score with intervals: prompts are redrawn, the rule that gave the score is kept.
 
     Args:
         score: ``(prompt,)``.
         is_harmful: ``(prompt,)`` bool.
-        counts: ``(draw, prompt)`` multiplicities.
+        counts: ``(draw, sampled)`` multiplicities.
+        sample: positions of the prompts that draws are taken of.
         point: d and AUROC where they are known already, as means over repeats.
 
     Returns:
@@ -281,8 +317,8 @@ def baseline_numbers(
         return dict.fromkeys(names, np.nan), "there are prompts of one label only"
     of_label = score[is_harmful], score[~is_harmful]
     d, area = point or (cohens_d(*of_label), auroc(*of_label) if np.isfinite(score).all() else np.nan)
-    scores = np.broadcast_to(score, counts.shape)
-    harmful, harmless = counts * is_harmful, counts * ~is_harmful
+    scores = np.broadcast_to(score[sample], counts.shape)
+    harmful, harmless = counts * is_harmful[sample], counts * ~is_harmful[sample]
     numbers = _with_interval("d", d, resampling.draw_d(scores, harmful, harmless)) | _with_interval(
         "auroc", area, resampling.draw_auroc(scores, harmful, harmless), **_SHARES
     )
@@ -290,15 +326,21 @@ def baseline_numbers(
 
 
 def does_it_go_with_refusing(
-    projection: np.ndarray, drawn: np.ndarray, log_odds: np.ndarray, is_harmful: np.ndarray, counts: np.ndarray
+    projection: np.ndarray,
+    drawn: np.ndarray,
+    log_odds: np.ndarray,
+    is_harmful: np.ndarray,
+    counts: np.ndarray,
+    sample: np.ndarray | slice = EVERY,
 ) -> dict[str, tuple[Numbers, str | None]]:
     """Spearman's ``rho`` of projection and refusal log-odds within each label, so that the label explains none of it.
 
     Args:
         projection: ``(prompt,)``.
-        drawn: ``(draw, prompt)`` projections of the bootstrap draws.
+        drawn: ``(draw, sampled)`` projections of the bootstrap draws.
         log_odds: ``(prompt,)``; prompts without are left out.
-        counts: ``(draw, prompt)`` multiplicities.
+        counts: ``(draw, sampled)`` multiplicities.
+        sample: positions of the prompts that draws are taken of.
 
     Returns:
         ``harmful``, ``harmless`` and ``both`` (their mean weighted by prompts) → ``rho, rho_low, rho_high, n`` and the
@@ -313,8 +355,9 @@ def does_it_go_with_refusing(
             continue
         once = np.ones((1, sizes[label]))
         points[label] = float(_correlation(projection[None, rows], log_odds[None, rows], once)[0])
+        drawn_rows, behaviour = rows[sample], log_odds[sample][rows[sample]]
         draws[label] = _correlation(
-            drawn[:, rows], np.broadcast_to(log_odds[rows], (len(drawn), sizes[label])), counts[:, rows]
+            drawn[:, drawn_rows], np.broadcast_to(behaviour, (len(drawn), len(behaviour))), counts[:, drawn_rows]
         )
     share = sizes["harmful"] / max(sum(sizes.values()), 1)
     points[BOTH] = share * points["harmful"] + (1 - share) * points["harmless"]
@@ -347,11 +390,15 @@ def why_no_behaviour(log_odds: np.ndarray) -> str | None:
     return None
 
 
-def is_it_the_same_as_refusing(gram: np.ndarray, contrast: Contrast) -> tuple[Numbers, Reasons]:
+def is_it_the_same_as_refusing(gram: Gram, sampled_gram: np.ndarray, contrast: Contrast) -> tuple[Numbers, Reasons]:
     """The direction between prompts the model would refuse (refusal log-odds above 0) and those it would answer.
 
     ``behaviour_d, behaviour_auroc`` tell how well it holds, cross-fitted, for the behaviour; ``behaviour_cosine`` is
     its cosine with the harm direction, with interval.
+
+    Args:
+        gram: ``(prompt, prompt)`` of the contrast set.
+        sampled_gram: ``(sampled, sampled)`` of the prompts that draws are taken of.
     """
     names = ("behaviour_d", "behaviour_auroc", "behaviour_cosine")
     empty = dict.fromkeys([*names, "behaviour_cosine_low", "behaviour_cosine_high"], np.nan)
@@ -367,16 +414,17 @@ def is_it_the_same_as_refusing(gram: np.ndarray, contrast: Contrast) -> tuple[Nu
     )
     if held_out.reason is not None:
         return empty, dict.fromkeys(names, held_out.reason)
-    counts = contrast.bootstrap.counts
     weights = contrast_weights(refused[None, :], answered[None, :])
     point = float(geometry.cosine(gram, contrast.weights, weights)[0])
-    drawn = geometry.cosine(gram, contrast.bootstrap.weights, contrast_weights(counts * refused, counts * answered))
+    counts = contrast.bootstrap.counts
+    redrawn = contrast_weights(counts * refused[contrast.sample], counts * answered[contrast.sample])
+    drawn = geometry.cosine(sampled_gram, contrast.bootstrap.weights, redrawn)
     numbers = {"behaviour_d": held_out.d, "behaviour_auroc": held_out.auroc}
     return numbers | _with_interval("behaviour_cosine", point, drawn, low=-1.0, high=1.0), {}
 
 
 def what_does_the_space_look_like(
-    gram: np.ndarray, contrast: Contrast, components: geometry.Components
+    gram: Gram, contrast: Contrast, components: geometry.Components
 ) -> tuple[Numbers, Reasons]:
     """``effective_dimension``, ``variance_share`` of the direction, ``pc1_share …`` of the first components."""
     numbers = {
@@ -390,7 +438,7 @@ def what_does_the_space_look_like(
     return numbers, {name: no_direction(gram) for name, value in numbers.items() if not np.isfinite(value)}
 
 
-def how_many_prompts(gram: np.ndarray, contrast: Contrast, samples: list[TrainingSample]) -> list[Numbers]:
+def how_many_prompts(gram: Gram, contrast: Contrast, samples: list[TrainingSample]) -> list[Numbers]:
     """Cross-fitted d of directions that saw few prompts, and their cosine to the direction that saw all.
 
     Returns:

@@ -13,7 +13,7 @@ from refusal_core.figures import behaviour as behaviour_figures
 from refusal_core.figures import intervention as intervention_figures
 from refusal_core.figures.evidence import FIGURES, cosines, overview
 from refusal_core.figures.layers import scrubber, separation, three_questions
-from refusal_core.findings import QUESTIONS, overview_table, reading, strongest_site, verdict
+from refusal_core.findings import QUESTIONS, overview_table, reading, sampling, strongest_site, verdict
 from refusal_core.runs import Run
 
 _STYLE = """
@@ -49,6 +49,7 @@ def report_html(
         f"<h1>{html.escape(run.model_name)} on {html.escape(run.contrast_name)}</h1>",
         f'<p class="fact">{html.escape(facts)}</p>',
         f"<p><strong>{html.escape(verdict(evidence))}</strong></p>",
+        f'<p class="fact">{html.escape(sampling(evidence))}</p>',
         # The one copy of Plotly's script that all figures share.
         _figure(overview(run, evidence), with_script=True),
         "<h2>Projections, layer by layer</h2>",

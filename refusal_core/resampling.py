@@ -11,8 +11,11 @@ from functools import cached_property
 import numpy as np
 
 from refusal_core.crossfit import contrast_weights, crossfit_draws, crossfit_draws_without, fold_weights, project_draws
+from refusal_core.gram import Gram
 
 LEVEL = 0.95
+EVERY = slice(None)
+"""The positions of all prompts, where draws are not of a sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,19 +47,44 @@ class Draws:
         """``(fold, draw, prompt)`` of the directions fitted without each fold."""
         return fold_weights(self.harmful, self.harmless, self.fold)
 
-    def project(self, gram: np.ndarray) -> np.ndarray:
+    def project(self, gram: Gram) -> np.ndarray:
         """``(draw, prompt)`` in-sample projections."""
         return project_draws(gram, self.weights)
 
-    def project_held_out(self, gram: np.ndarray) -> np.ndarray:
+    def project_held_out(self, gram: Gram) -> np.ndarray:
         """``(draw, prompt)`` cross-fitted projections; NaN where there are no folds."""
         if not len(self.fold):
             return np.full(self.harmful.shape, np.nan)
         return crossfit_draws(gram, self.fold_weights, self.fold)
 
-    def project_held_out_without(self, gram: np.ndarray, covariate: np.ndarray) -> np.ndarray:
+    def project_held_out_without(self, gram: Gram, covariate: np.ndarray) -> np.ndarray:
         """``(draw, prompt)`` cross-fitted projections, the ``(prompt,)`` covariate regressed out; needs folds."""
         return crossfit_draws_without(gram, self.fold_weights, self.counts, self.fold, covariate)
+
+
+def sample_groups(
+    is_harmful: np.ndarray, groups: np.ndarray, most: int, rng: np.random.Generator
+) -> np.ndarray | slice:
+    """Positions of about ``most`` prompts for draws of a larger set: whole groups, every kind of them in its share.
+
+    Args:
+        is_harmful: ``(prompt,)`` bool.
+        groups: ``(prompt,)`` what stays together: the matched pair, or the prompt by itself.
+
+    Returns:
+        ``(sampled,)`` int in order, or :data:`EVERY` when there are no more than ``most``.
+    """
+    if len(is_harmful) <= most:
+        return EVERY
+    _, group_of = np.unique(groups, return_inverse=True)
+    has_harmful = np.bincount(group_of, weights=is_harmful) > 0
+    has_harmless = np.bincount(group_of, weights=~is_harmful) > 0
+    chosen = np.zeros(len(has_harmful), dtype=bool)
+    for kind in (has_harmful & has_harmless, ~has_harmless, ~has_harmful):
+        size = int(kind.sum())
+        wanted = min(size, max(2, size * most // len(is_harmful)))
+        chosen[rng.permutation(np.flatnonzero(kind))[:wanted]] = True
+    return np.flatnonzero(chosen[group_of])
 
 
 def draw_bootstrap(

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refusal_core.crossfit import assign_folds, crossfit, gram_matrix
+from refusal_core.crossfit import assign_folds, crossfit
+from refusal_core.gram import gram_matrix
 from refusal_core.statistics import auroc, cohens_d
 
 
