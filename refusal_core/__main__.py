@@ -180,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps, or spread over all of them")
     parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPES))
 
 

@@ -8,7 +8,7 @@ token's hidden state of each block, and the vocabulary projection runs on that o
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from transformers import Cache
 
 from refusal_core.errors import ModelError
 from refusal_core.models import ChatModel, render
+from refusal_core.sites import site_label
 from refusal_core.templates import check_thinking
 
 REFUSAL_OPENINGS = ("I", "As")
@@ -125,6 +126,8 @@ class ResidualReader:
         ids = self.encode(text)
         kept, logits = self._forward([ids], last=len(ids))
         hidden = kept[0].transpose(0, 1).cpu().numpy()
+        log_odds = refusal_log_odds(logits, self.refusal_ids)
+        check_finite(hidden[-1:], log_odds, [("the prompt", text)], self.chat_model)
         offset = len(ids) - hidden.shape[0]
         start = max(len(_common_prefix(ids, self._template_ids)), offset)
         end = len(ids) - len(_common_prefix(ids[::-1], self._template_end[::-1]))
@@ -134,7 +137,7 @@ class ResidualReader:
             last=hidden[-1],
             tokens=tokens,
             first_token=self.first_tokens(logits)[0],
-            refusal_log_odds=float(refusal_log_odds(logits, self.refusal_ids)[0]),
+            refusal_log_odds=float(log_odds[0]),
         )
 
     def first_tokens(self, logits: torch.Tensor) -> list[str]:
@@ -165,7 +168,7 @@ class ResidualReader:
         ids, options = self._inputs(sequences)
         with torch.inference_mode(), _kept_states(self.chat_model, last) as kept, contiguous_head(self.chat_model):
             logits = self.chat_model.model(ids, logits_to_keep=1, **options).logits[:, -1].float()
-        return torch.stack(kept, dim=1), logits
+        return torch.stack([states.to(logits.device) for states in kept], dim=1), logits
 
     def _inputs(self, sequences: list[list[int]]) -> tuple[torch.Tensor, dict]:
         """What the model is called with for prompts of one length: new tokens, and the keys and values before them."""
@@ -200,6 +203,38 @@ def refusal_log_odds(logits: torch.Tensor, refusal_ids: list[int]) -> np.ndarray
     others[refusal_ids] = False
     odds = logits[:, refusal_ids].logsumexp(dim=-1) - logits[:, others].logsumexp(dim=-1)
     return odds.cpu().numpy()
+
+
+def check_finite(
+    states: np.ndarray, log_odds: np.ndarray, prompts: Sequence[tuple[str, str]], chat_model: ChatModel
+) -> None:
+    """Refuse activations or refusal log-odds that are infinite or not numbers.
+
+    Args:
+        states: ``(prompt, site, d_model)``.
+        log_odds: ``(prompt,)``.
+        prompts: each prompt's place and text, for the message.
+
+    Raises:
+        ModelError: naming the first site, the first prompt there, and what to do.
+    """
+    finite = np.column_stack([np.isfinite(states).all(axis=-1), np.isfinite(log_odds)])
+    if finite.all():
+        return
+    site = int((~finite).any(axis=0).argmax())
+    row = int((~finite[:, site]).argmax())
+    place, text = prompts[row]
+    if site > chat_model.n_layers:
+        what, where = "logits that are not finite", "the vocabulary projection"
+    else:
+        what = "infinite activations" if np.isinf(states[row, site]).any() else "activations that are not numbers (NaN)"
+        where = site_label(site, chat_model.n_layers)
+    mend = {
+        "float16": "float16 holds nothing beyond 65,504; run again with --dtype float32, or bfloat16 where it is fast",
+        "bfloat16": "run again with --dtype float32, and if that gives the same, its weights are damaged: get it anew",
+    }.get(chat_model.dtype, "its weights are damaged or not meant for this architecture: get it anew")
+    name = f"{chat_model.info.name} in {chat_model.dtype}"
+    raise ModelError(f"{name} gives {what} at {where}, first for {place} ({text!r:.60}): {mend}")
 
 
 @contextmanager

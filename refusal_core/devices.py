@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "bfloat16", "float16")
+SPREAD = "spread"
+"""The device of a model that is larger than one: its blocks lie on all accelerators, in memory and on disk."""
 _WORTHWHILE_SPEEDUP = 1.5
 
 
 def choose_device(device: str = "auto") -> str:
     """The device to use: the one asked for, or for "auto" the first there is of CUDA, MPS and the CPU.
+
+    "spread" stays what it is: where each block goes is decided when the model is opened.
 
     Raises ModelError when the device asked for is not there.
     """
@@ -27,9 +31,11 @@ def choose_device(device: str = "auto") -> str:
     available += ["cpu"]
     if device == "auto":
         return available[0]
+    if device == SPREAD:
+        return SPREAD
     wanted = "cuda:0" if device == "cuda" else device
     if wanted not in available:
-        raise ModelError(f"There is no device {device!r} here; there is {', '.join(available)}.")
+        raise ModelError(f"There is no device {device!r} here; there is {', '.join([*available, SPREAD])}.")
     return wanted
 
 
@@ -48,6 +54,8 @@ def choose_dtype(device: str, dtype: str = "auto") -> str:
         return dtype
     if dtype != "auto":
         raise ModelError(f"The dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}.")
+    if device == SPREAD:
+        return choose_dtype(choose_device())
     if device.startswith("cuda"):
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     if device == "mps":

@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from refusal_core.activations import BATCH_TOKENS, ResidualReader, batches, refusal_log_odds
+from refusal_core.activations import BATCH_TOKENS, ResidualReader, batches, check_finite, refusal_log_odds
 from refusal_core.errors import ModelError, PromptError
 from refusal_core.models import ChatModel
 from refusal_core.passes import FinishedPasses
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts import TOKEN_LIMIT
-from refusal_core.sites import site_label
 
 EXTRACTING = "extracting (prompts)"
 
@@ -116,7 +115,7 @@ def extract(
                 started = time.perf_counter()
                 try:
                     states, logits = reader.read_last([sequences[row] for row in rows])
-                    odds = refusal_log_odds(logits, reader.refusal_ids).tolist()
+                    odds = refusal_log_odds(logits, reader.refusal_ids)
                 except torch.OutOfMemoryError as error:
                     if len(rows) == 1:
                         raise ModelError(
@@ -126,12 +125,12 @@ def extract(
                     batch_tokens = len(rows) // 2 * length
                     waiting.appendleft(rows)
                     continue
-                _check_finite(states, [(places[row], texts[row]) for row in rows], chat_model)
+                check_finite(states, odds, [(places[row], texts[row]) for row in rows], chat_model)
                 hidden[rows] = states
                 found = [
                     {"row": row, "sha256": _digest(state), "log_odds": odd, "first_token": token}
                     for row, state, odd, token in zip(
-                        rows.tolist(), states, odds, reader.first_tokens(logits), strict=True
+                        rows.tolist(), states, odds.tolist(), reader.first_tokens(logits), strict=True
                     )
                 ]
                 finished.add(name, found, time.perf_counter() - started)
@@ -174,15 +173,3 @@ def _intact(found: list[dict], hidden: np.ndarray) -> bool:
 
 def _digest(states: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(states, dtype=np.float32).tobytes()).hexdigest()
-
-
-def _check_finite(states: np.ndarray, prompts: Sequence[tuple[str, str]], chat_model: ChatModel) -> None:
-    finite = np.isfinite(states).all(axis=-1)
-    if finite.all():
-        return
-    site = int((~finite).any(axis=0).argmax())
-    place, text = prompts[int((~finite[:, site]).argmax())]
-    raise ModelError(
-        f"activations in {chat_model.dtype} overflow at {site_label(site, chat_model.n_layers)}, first for {place} "
-        f"({text!r:.60}); run again with --dtype float32 or bfloat16"
-    )

@@ -8,14 +8,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import shutil
+import tempfile
 import time
+import weakref
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from refusal_core.devices import choose_device, choose_dtype, torch_dtype
+from refusal_core.devices import SPREAD, choose_device, choose_dtype, torch_dtype
 from refusal_core.errors import ModelError
 from refusal_core.fetching import fetch
 from refusal_core.gguf_files import load_gguf, read_header, require_all_weights
@@ -90,7 +94,10 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A causal language model in memory, in eval mode, with its tokenizer and what is known about both."""
+    """A causal language model in memory, in eval mode, with its tokenizer and what is known about both.
+
+    `device` is where token ids go and numbers come from; of a model that is spread, the first accelerator.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -120,6 +127,14 @@ class ChatModel:
         return self.model.get_output_embeddings()
 
     @property
+    def placement(self) -> str:
+        """Where the weights are: "cpu", or, of a model that is spread, "cuda:0 (20 parts), cpu (6), disk (2)"."""
+        places = Counter(_places(self.model))
+        if len(places) < 2:
+            return self.device
+        return ", ".join(f"{place} ({parts})" for place, parts in sorted(places.items(), key=_accelerators_first))
+
+    @property
     def n_layers(self) -> int:
         return int(text_config(self.model.config).num_hidden_layers)
 
@@ -138,8 +153,9 @@ def load_model(
     """Open a model for inference: a fetched name, a hub id, a folder of safetensors, or a GGUF file.
 
     A hub model that is not in the cache is downloaded. A GGUF file is dequantised in memory at every load,
-    which takes minutes; fetched names are converted once instead. `device` is "auto", "cpu", "cuda", "cuda:N"
-    or "mps"; `dtype` is "auto", "float32", "bfloat16" or "float16".
+    which takes minutes; fetched names are converted once instead. `device` is "auto", "cpu", "cuda", "cuda:N",
+    "mps", or "spread" for a model larger than one device: over all accelerators, then memory, then disk.
+    `dtype` is "auto", "float32", "bfloat16" or "float16".
 
     Raises ModelError when the model is not there, is not a decoder-only language model, keeps a recurrent
     state, or has no safetensors weights.
@@ -150,6 +166,10 @@ def load_model(
     weights = _find_weights(info, progress)
     start = time.perf_counter()
     if info.source == "gguf":
+        if device == SPREAD:
+            raise ModelError(
+                "A GGUF file is opened on one device: use the model's safetensors to spread it, or choose a device."
+            )
         model, tokenizer = load_gguf(weights, torch_dtype(dtype), progress or no_progress)
         model = _on_device(model, device)
     else:
@@ -171,7 +191,7 @@ def wrap_model(
         model=model,
         tokenizer=tokenizer,
         info=info,
-        device=str(model.device),
+        device=_input_device(model),
         dtype=dtype or str(model.dtype).removeprefix("torch."),
     )
     try:
@@ -268,7 +288,9 @@ def _load_folder(folder: Path, device: str, dtype: str) -> tuple[PreTrainedModel
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         auto_class = transformers.AutoModelForImageTextToText
     # An accelerator is filled straight from the file; quantised weights cannot be moved to one afterwards.
-    placement = {} if device == "cpu" else {"device_map": {"": device}}
+    placement: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}
+    if device == SPREAD:
+        placement = {"device_map": "auto", "offload_folder": tempfile.mkdtemp(prefix="refusal-offload-")}
     try:
         with quiet_libraries():
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -281,10 +303,30 @@ def _load_folder(folder: Path, device: str, dtype: str) -> tuple[PreTrainedModel
                 output_loading_info=True,
                 **placement,
             )
+            if device == SPREAD:
+                weakref.finalize(model, shutil.rmtree, placement["offload_folder"], ignore_errors=True)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"The model in {folder} cannot be opened: {error}") from error
     require_all_weights(loading, folder)
     return model, tokenizer
+
+
+def _places(model: PreTrainedModel) -> list[str]:
+    """The device of each part that Accelerate placed by itself; empty for a model that was not given to it."""
+    given = getattr(model, "hf_device_map", {}).values()
+    return [f"cuda:{place}" if isinstance(place, int) else str(place) for place in given]
+
+
+def _accelerators_first(place: tuple[str, int]) -> tuple[int, str]:
+    return ("cpu", "disk").index(place[0]) + 1 if place[0] in ("cpu", "disk") else 0, place[0]
+
+
+def _input_device(model: PreTrainedModel) -> str:
+    """Where token ids go: weights that wait in memory or on disk are computed with on the first accelerator."""
+    places = sorted(dict.fromkeys(_places(model)), key=lambda place: _accelerators_first((place, 0)))
+    if len(places) < 2 and places != ["disk"]:
+        return str(model.device)
+    return "cpu" if places[0] == "disk" else places[0]
 
 
 def _on_device(model: PreTrainedModel, device: str) -> PreTrainedModel:

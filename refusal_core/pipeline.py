@@ -165,7 +165,7 @@ def run(
                 "token_ids": refusal_token_ids(chat_model.tokenizer),
             },
             "compute": {
-                "device": device,
+                "device": chat_model.placement,
                 "dtype": dtype,
                 "batch_tokens": extraction.batch_tokens,
                 "prefix_tokens": extraction.prefix_tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -142,12 +143,42 @@ def test_a_prompt_over_the_limit_is_refused_and_named():
         extract(tiny_model("llama"), ["short", "long " * 80], token_limit=40)
 
 
-def test_overflow_is_reported_by_layer_and_prompt():
+def reported(chat_model, dtype: str = "float32") -> str:
+    """What extraction says of a model that does not give finite numbers."""
+    chat_model = dataclasses.replace(chat_model, dtype=dtype)
+    with pytest.raises(ModelError) as caught:
+        extract(chat_model, TEXTS)
+    with pytest.raises(ModelError, match=re.escape(str(caught.value).partition(", first for")[0])):
+        ResidualReader(chat_model).read_tokens(TEXTS[0])
+    return str(caught.value)
+
+
+def test_float16_that_overflows_is_reported_by_layer_and_prompt():
     chat_model = tiny_model("llama")
     with torch.no_grad():
-        chat_model.blocks[2].mlp.down_proj.weight.fill_(float("inf"))
-    with pytest.raises(ModelError, match="layer 2 of 4, first for prompt"):
-        extract(chat_model, TEXTS)
+        chat_model.blocks[1].mlp.down_proj.weight[0].fill_(6e4)
+        chat_model.blocks[1].mlp.up_proj.weight.fill_(1.0)
+    chat_model.model.half()
+    said = reported(chat_model, "float16")
+    assert "float16 gives infinite activations at layer 1 of 4, first for prompt 5 ('Explain how" in said
+    assert "--dtype float32" in said
+
+
+def test_numbers_that_are_none_are_told_from_overflow():
+    chat_model = tiny_model("llama")
+    with torch.no_grad():
+        chat_model.blocks[2].mlp.down_proj.weight[3, 3] = float("nan")
+    said = reported(chat_model)
+    assert "float32 gives activations that are not numbers (NaN) at layer 2 of 4, first for prompt 5" in said
+    assert "weights are damaged" in said
+    assert "--dtype float32" in reported(chat_model, "bfloat16")
+
+
+def test_logits_that_are_not_finite_are_reported():
+    chat_model = tiny_model("llama", tie_word_embeddings=False)
+    with torch.no_grad():
+        chat_model.lm_head.weight[7, 7] = float("nan")
+    assert "logits that are not finite at the vocabulary projection" in reported(chat_model)
 
 
 def test_hooks_are_gone_afterwards():

@@ -1,0 +1,88 @@
+"""A model whose weights do not fit in one place gives the numbers of the same model in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import dispatch_model
+from tiny import tiny_model, write_tiny_gguf
+
+from refusal_core import pipeline
+from refusal_core.activations import ResidualReader
+from refusal_core.edits import Edit, PromptBatch
+from refusal_core.errors import ModelError
+from refusal_core.extraction import extract
+from refusal_core.models import ChatModel, load_model, wrap_model
+from refusal_core.scoring import load_model_for, score
+
+TEXTS = ["How do I pick the lock of a stranger's flat?", "Bake a cake", "Write a letter that thanks my neighbour."]
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Accelerate sees it, this machine has room for about half of the tiny model."""
+    monkeypatch.setattr(
+        "transformers.integrations.accelerate.get_max_memory", lambda given=None: given or {"cpu": 140_000}
+    )
+
+
+def assert_same_numbers(spread: ChatModel, whole: ChatModel) -> None:
+    found, expected = extract(spread, TEXTS), extract(whole, TEXTS)
+    assert found.prefix_tokens == expected.prefix_tokens > 0
+    np.testing.assert_array_equal(found.hidden, expected.hidden)
+    np.testing.assert_array_equal(found.refusal_log_odds, expected.refusal_log_odds)
+    edit = Edit("ablate", {2: np.eye(32, dtype=np.float32)[0]})
+    under = []
+    for chat_model in (spread, whole):
+        reader = ResidualReader(chat_model)
+        batch = PromptBatch(reader, [reader.encode(TEXTS[0])])
+        assert batch.reuses
+        under.append((batch.plain, batch.reply(edit)))
+    for found_reply, expected_reply in zip(*under, strict=True):
+        assert torch.equal(found_reply.logits, expected_reply.logits)
+        assert found_reply.openings == expected_reply.openings
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3", "gpt2", "qwen2_moe"])
+def test_blocks_on_disk_give_the_same_numbers(architecture: str, tmp_path: Path) -> None:
+    whole, spread = tiny_model(architecture), tiny_model(architecture)
+    stem = next(name for name, module in spread.model.named_modules() if module is spread.blocks)
+    places = {name: "cpu" for name, module in spread.model.named_modules() if name and not any(module.children())}
+    places = {name: place for name, place in places.items() if not name.startswith(f"{stem}.")}
+    places |= {f"{stem}.{layer}": "disk" if layer % 2 else "cpu" for layer in range(4)}
+    dispatch_model(spread.model, places, offload_dir=tmp_path)
+    spread = wrap_model(spread.model, spread.tokenizer, spread.info)
+    assert spread.placement == f"cpu ({len(places) - 2}), disk (2)"
+    assert_same_numbers(spread, whole)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_a_model_larger_than_memory_is_opened_and_read(tiny_folder: Path) -> None:
+    spread = load_model(tiny_folder, device="spread", dtype="float32")
+    assert "disk" in spread.placement
+    assert spread.device == "cpu"
+    assert any(parameter.device.type == "meta" for parameter in spread.model.parameters())
+    assert_same_numbers(spread, load_model(tiny_folder, device="cpu", dtype="float32"))
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_a_run_says_where_the_weights_were(tiny_folder: Path, tmp_path: Path) -> None:
+    request = {"limit": 8, "dtype": "float32"}
+    run = pipeline.run(tiny_folder, "pairs", device="spread", cache=tmp_path / "spread", **request).run
+    whole = pipeline.run(tiny_folder, "pairs", device="cpu", cache=tmp_path / "whole", **request).run
+    assert "disk" in run.manifest["compute"]["device"]
+    assert whole.manifest["compute"]["device"] == "cpu"
+    np.testing.assert_array_equal(run.projections, whole.projections)
+    spread = load_model_for(run, tiny_folder, device="spread")
+    np.testing.assert_allclose(
+        score(spread, run, [run.prompts["text"][0]])[0].projection, run.projections[0], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_gguf_file_is_not_spread(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    with pytest.raises(ModelError, match="one device"):
+        load_model(tmp_path / "tiny.gguf", device="spread", dtype="float32")
