@@ -32,6 +32,7 @@ with st.container(horizontal=True):
         ("7_Ratings", "Compare with people", "reviews"),
         ("8_Rate", "Rate prompts blind", "rate_review"),
         ("4_Live_score", "Score a prompt of your own", "edit_note"),
+        ("9_Compare", "Put runs side by side", "compare"),
     ):
         st.page_link(f"pages/{page}.py", label=label, icon=f":material/{icon}:", width="content")
 run_facts(run)

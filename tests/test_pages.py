@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -22,7 +23,17 @@ from refusal_core.scoring import Score
 from refusal_core.ui import frame, jobs, live, model
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("1_Layers", "2_Evidence", "3_Outliers", "4_Live_score", "5_Behaviour", "6_Causality", "7_Ratings", "8_Rate")
+PAGES = (
+    "1_Layers",
+    "2_Evidence",
+    "3_Outliers",
+    "4_Live_score",
+    "5_Behaviour",
+    "6_Causality",
+    "7_Ratings",
+    "8_Rate",
+    "9_Compare",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -588,3 +599,81 @@ def test_prompts_can_be_pinned_compared_and_let_go():
     assert app.dataframe[0].value["prompt"].tolist() == ["another", "first"]
     next(button for button in app.button if button.label == "Unpin").click().run()
     assert "first" not in [text.value[3:] for text in app.text]
+
+
+@pytest.fixture
+def two_runs(synthetic_cache, tmp_path, monkeypatch) -> str:
+    """The synthetic run and, beside it, one of another model with fewer layers on its first prompts."""
+    cache = tmp_path / "cache"
+    prompts = synthetic_prompts().iloc[::-1].reset_index(drop=True).iloc[:-2]
+    hidden = np.random.default_rng(4).normal(size=(len(prompts), 4, 24))
+    hidden[..., 1] += 2 * prompts["label"].map({"harmful": 1.0, "harmless": -1.0, "grey": 0.0}).to_numpy()[:, None]
+    save_synthetic_run(hidden, prompts, cache)
+    other = f"other-{RUN}"
+    (cache / RUN).rename(cache / other)
+    manifest = cache / other / "manifest.json"
+    described = json.loads(manifest.read_text())
+    described["model"] |= {"name": "other", "sha256": "1" * 64}
+    described["template"]["sha256"] = None
+    manifest.write_text(json.dumps(described))
+    shutil.copytree(synthetic_cache / RUN, cache / RUN)
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    return other
+
+
+def test_runs_are_compared_and_a_base_model_is_a_control(two_runs):
+    app = visit("9_Compare", run=RUN)
+    assert app.multiselect(key="compare_beside").value == [two_runs]
+    assert "B is of a base model (no chat template)" in app.info[0].value
+    assert "d on probe pairs at its highest: A" in shown(app)
+    assert "the 30 shared prompts that both fitted" in shown(app)
+    assert app.dataframe[0].value["run"].tolist() == ["A", "B"]
+    assert app.query_params["beside"] == two_runs
+    assert "directions of different models have no angle" in app.info[-1].value
+
+
+def test_a_comparison_s_address_opens_the_same_comparison(two_runs):
+    app = visit("9_Compare", run=two_runs, beside=RUN, versus=RUN, prompts="borderline", site="2")
+    assert app.multiselect(key="compare_beside").value == [RUN]
+    assert "the 6 shared prompts of borderline" in shown(app)
+    assert "layer 2 of 3 of A" in shown(app)
+    assert f"layer {N_LAYERS - 1} of {N_LAYERS} of B" in shown(app)
+
+
+def test_a_prompt_is_shown_in_the_runs_that_have_it(two_runs):
+    run = open_run(RUN)
+    app = visit("9_Compare", run=RUN, prompt=run.prompts["prompt_id"][0])
+    assert app.code[0].value == run.prompts["text"][0] == HOSTILE[0]
+    assert "Not among the prompts of B." in shown(app)
+    assert HOSTILE[0] not in shown(app)
+
+
+def test_a_comparison_with_nothing_says_what_to_choose(two_runs):
+    for beside in ("", "no-such-run"):
+        app = visit("9_Compare", run=RUN, beside=beside)
+        assert "Choose at least one run" in app.info[0].value
+
+
+def test_one_run_alone_has_nothing_to_be_compared_with():
+    app = visit("9_Compare")
+    assert "a comparison takes two" in app.info[0].value
+    assert "python -m refusal_core run" in app.code[0].value
+
+
+def test_runs_without_shared_prompts_or_evidence_are_compared_in_what_they_have(two_runs):
+    cache = Path(open_run(RUN).path.parent)
+    manifest = cache / two_runs / "manifest.json"
+    described = json.loads(manifest.read_text())
+    kept = {name: sha256 for name, sha256 in described["files"].items() if not name.startswith("evidence_")}
+    strangers = pd.read_parquet(cache / two_runs / "prompts.parquet")
+    ids = dict(zip(strangers["prompt_id"], [f"{place:012x}" for place in range(len(strangers))], strict=True))
+    for name in ("prompts", "projections"):
+        table = pd.read_parquet(cache / two_runs / f"{name}.parquet")
+        table.assign(prompt_id=table["prompt_id"].map(ids)).to_parquet(cache / two_runs / f"{name}.parquet")
+        content = (cache / two_runs / f"{name}.parquet").read_bytes()
+        kept[f"{name}.parquet"] = hashlib.sha256(content).hexdigest()
+    manifest.write_text(json.dumps(described | {"files": kept}))
+    app = visit("9_Compare", run=RUN)
+    assert "share no prompt that both fitted" in shown(app)
+    assert "Without intervals and onset: B" in shown(app)
+    assert "There is no shared prompt to disagree on." in [info.value for info in app.info]

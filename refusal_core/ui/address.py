@@ -19,12 +19,21 @@ _NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 
 @dataclass(frozen=True)
 class View:
-    """What is looked at; ``None`` where nothing was chosen. ``band`` is in activation units, lower end first."""
+    """What is looked at; ``None`` where nothing was chosen.
+
+    Attributes:
+        band: in activation units, lower end first.
+        beside: runs compared with ``run``, and ``versus`` the one of them that is looked at prompt by prompt, on those
+            of ``prompts``.
+    """
 
     run: str | None = None
     site: int | None = None
     band: tuple[float, float] | None = None
     prompt: str | None = None
+    beside: tuple[str, ...] | None = None
+    versus: str | None = None
+    prompts: str | None = None
 
 
 def view() -> View:
@@ -43,7 +52,15 @@ def write() -> None:
     """Make the address say what the view is, leaving Streamlit's own options in it."""
     shown = view()
     band = "..".join(f"{end:.6g}" for end in shown.band) if shown.band else None
-    named = {"run": shown.run, "site": shown.site, "band": band, "prompt": shown.prompt}
+    named = {
+        "run": shown.run,
+        "site": shown.site,
+        "band": band,
+        "prompt": shown.prompt,
+        "beside": None if shown.beside is None else ",".join(shown.beside),
+        "versus": shown.versus,
+        "prompts": shown.prompts,
+    }
     others = {name: value for name, value in st.query_params.to_dict().items() if name not in named}
     address = others | {name: str(value) for name, value in named.items() if value is not None}
     if st.query_params.to_dict() != address:
@@ -66,4 +83,7 @@ def _parsed(address: dict[str, str]) -> View:
         site=int(site) if re.fullmatch(r"\d{1,4}", site) else None,
         band=(ends[0], ends[1]) if ends else None,
         prompt=prompt if re.fullmatch(r"[0-9a-f]{12}", prompt) else None,
+        beside=tuple(filter(None, address["beside"].split(","))) if "beside" in address else None,
+        versus=address.get("versus"),
+        prompts=address.get("prompts"),
     )

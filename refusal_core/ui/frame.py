@@ -23,6 +23,7 @@ PAGES = (
     ("pages/7_Ratings.py", "Ratings", "reviews"),
     ("pages/8_Rate.py", "Rate prompts", "rate_review"),
     ("pages/4_Live_score.py", "Live score", "edit_note"),
+    ("pages/9_Compare.py", "Compare", "compare"),
 )
 
 
@@ -57,6 +58,12 @@ def shared_run(run_id: str) -> Run:
     folder = cache_folder() / run_id
     manifest = folder / MANIFEST
     return _opened(run_id, str(cache_folder()), manifest.stat().st_mtime_ns if manifest.is_file() else 0)
+
+
+def described_runs() -> dict[str, str]:
+    """What every run of the cache that can be opened is called on screen, by its id."""
+    summaries, _ = _listed(_cache_state())
+    return {summary.run_id: _described(summary, summaries) for summary in summaries}
 
 
 def site_picker(run: Run, container: DeltaGenerator) -> int:

@@ -18,6 +18,7 @@ TITLES = {
     "Causality": "Causality",
     "Ratings": "Ratings",
     "Rate": "Rate",
+    "Compare": "Compare",
 }
 """Every page's address and its title."""
 

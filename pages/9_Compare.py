@@ -1,0 +1,32 @@
+"""Runs side by side: where each tells harm, how alike they rank the same prompts, and on which they differ."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from refusal_core.comparison import probe_reading
+from refusal_core.ui import comparison as parts
+from refusal_core.ui.frame import frame, site_picker
+from refusal_core.ui.layout import heading
+
+run = frame("Compare", "Two to five runs side by side: where each tells harm, and how alike they see the same prompts.")
+compared = parts.chosen_sides(run)
+evidence = [parts.evidence_or_none(side) for side in compared]
+heading(probe_reading([side.run for side in compared], [side.letter for side in compared], evidence))
+parts.controls(compared)
+parts.overview(compared, evidence)
+st.subheader("Over relative depth", anchor=False)
+parts.over_depth(compared, evidence)
+st.caption("Shaded: 95 % bootstrap intervals. Stars: the onset. The final norm is no layer and stands apart.")
+st.subheader("Do they rank the prompts alike?", anchor=False)
+site = site_picker(run, st.columns([1, 3])[0])
+other, shared, other_site = parts.chosen_pair(compared, site)
+parts.rank_agreement(compared, other, shared, site, other_site)
+st.subheader("Where they disagree", anchor=False)
+st.caption("The shared prompts, those first that the two runs rank most differently. Choose a row to read one.")
+parts.disagreement_table(compared[0], other, shared, site, other_site)
+parts.chosen_prompt(compared, site)
+st.subheader("By category", anchor=False)
+parts.by_category(compared, site, shared.source)
+st.subheader("Do their directions point the same way?", anchor=False)
+parts.direction_cosines(compared)

@@ -1,0 +1,298 @@
+"""Runs beside each other: over relative depth, by rank of the prompts they share, by category."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from refusal_core.comparison import NUMBERS, Shared, is_control, matched
+from refusal_core.evidence import Evidence
+from refusal_core.figures.style import ACCENT, GREY, PROBE, blank, ribbon, safe
+from refusal_core.findings import PROBE_PAIRS, onset
+from refusal_core.outliers import standardised
+from refusal_core.runs import Run
+from refusal_core.sites import relative_depth, site_short
+
+MOST_RUNS = 5
+
+_COLOURS = (ACCENT, "#B8860B", "#7B5EA7", PROBE, "#3D8BC9")
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
+_NORM = 1.1
+"""Where the final norm is drawn, which has no depth."""
+
+CATEGORY_NUMBERS = {
+    "mean": ("mean projection (standard deviations)", 0.0),
+    "auroc": ("AUROC within the category", 0.5),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """A run in a comparison: the letter it goes by, what it is, and its look, the same in every figure."""
+
+    run: Run
+    letter: str
+    described: str
+    colour: str
+    dash: str
+    symbol: str
+
+    @property
+    def name(self) -> str:
+        return safe(f"{self.letter}: {self.described}", limit=70)
+
+
+def sides(runs: Sequence[Run], described: Sequence[str]) -> list[Side]:
+    """Up to five runs with a letter, a colour, a dash and a mark each; base models, as controls, are grey."""
+    return [
+        Side(run, "ABCDE"[place], text, GREY if is_control(run) else _COLOURS[place], _DASHES[place], _SYMBOLS[place])
+        for place, (run, text) in enumerate(zip(runs, described, strict=True))
+    ]
+
+
+def over_depth(
+    compared: Sequence[Side],
+    tables: Sequence[pd.DataFrame],
+    evidence: Sequence[Evidence | None],
+    number: str,
+) -> go.Figure:
+    """A number of every run over relative depth, with its interval; stars mark the onset on probe pairs.
+
+    Args:
+        tables: of :func:`refusal_core.comparison.over_depth`.
+        number: one of :data:`refusal_core.comparison.NUMBERS`.
+    """
+    figure = blank(340)
+    for side, table, found in zip(compared, tables, evidence, strict=True):
+        _add_line(figure, side, table, number, NUMBERS[number])
+        first = onset(found, "d", PROBE_PAIRS) if found is not None and number == "probe_d" else None
+        if first is not None:
+            figure.add_scatter(
+                x=[_x(first, side.run.n_layers)],
+                y=[table[number][first]],
+                mode="markers",
+                showlegend=False,
+                marker={"symbol": "star", "size": 14, "color": side.colour, "line": {"width": 1, "color": "#FFFFFF"}},
+                hovertemplate=f"onset of {side.letter}: {side.run.site_label(first)}<extra></extra>",
+            )
+    figure.add_hline(
+        y=0.5 if number.endswith("auroc") else 0, line={"color": GREY, "width": 1, "dash": "dot"}, layer="below"
+    )
+    _depth_axis(figure)
+    figure.update_yaxes(title_text=NUMBERS[number])
+    return figure
+
+
+def rank_over_depth(compared: Sequence[Side], matrices: Sequence[np.ndarray], label: str) -> go.Figure:
+    """Spearman's rho of the first run with each other one, at matched relative depth.
+
+    Args:
+        compared: the first run, then the others.
+        matrices: of :func:`refusal_core.comparison.rank_matrix`, one for each other run.
+    """
+    first = compared[0].run
+    figure = blank(320)
+    for side, matrix in zip(compared[1:], matrices, strict=True):
+        sites = [matched(first, site, side.run) for site in range(first.n_sites)]
+        table = pd.DataFrame(
+            {
+                "site": range(first.n_sites),
+                "rho": matrix[range(first.n_sites), sites],
+                "place": [
+                    f"{first.site_label(site)} and {side.run.site_label(other)}" for site, other in enumerate(sites)
+                ],
+            }
+        )
+        table["depth"] = [relative_depth(site, first.n_layers) for site in table["site"]]
+        if table["rho"].notna().any():
+            _add_line(figure, side, table, "rho", "ρ")
+    figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"}, layer="below")
+    _depth_axis(figure)
+    figure.update_yaxes(
+        title_text="Spearman's ρ with A" + ("" if label == "both" else f", {label} prompts"), range=[-1.05, 1.05]
+    )
+    return figure
+
+
+def rank_heat(shared: Shared, matrix: np.ndarray, site: int, other_site: int, letters: Sequence[str]) -> go.Figure:
+    """Spearman's rho of every site of one run with every site of another; a square marks the two that are shown."""
+    figure = blank(420)
+    labels = [[each.site_label(at) for at in range(each.n_sites)] for each in (shared.run, shared.other)]
+    figure.add_heatmap(
+        z=matrix,
+        zmin=-1,
+        zmax=1,
+        colorscale="RdBu",
+        reversescale=True,
+        colorbar={"title": {"text": "ρ"}, "thickness": 12},
+        customdata=[
+            [f"{ours} of {letters[0]}, {theirs} of {letters[1]}" for theirs in labels[1]] for ours in labels[0]
+        ],
+        hovertemplate="%{customdata}: ρ = %{z:.2f}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=[other_site],
+        y=[site],
+        mode="markers",
+        marker={"symbol": "square-open", "size": 15, "color": "#000000", "line": {"width": 2.5}},
+        showlegend=False,
+        hoverinfo="skip",
+    )
+    for update, each, letter in (
+        (figure.update_yaxes, shared.run, letters[0]),
+        (figure.update_xaxes, shared.other, letters[1]),
+    ):
+        ticks = [*range(0, each.n_layers, max(1, each.n_layers // 6)), each.n_layers]
+        if ticks[-1] - ticks[-2] < 3 and len(ticks) > 2:
+            del ticks[-2]
+        update(
+            title_text=f"layer of {letter}",
+            tickvals=ticks,
+            ticktext=[site_short(tick, each.n_layers) for tick in ticks],
+            range=[-0.5, each.n_layers + 0.5],
+            showgrid=False,
+            zeroline=False,
+        )
+    return figure
+
+
+def prompt_over_depth(compared: Sequence[Side], rows: Sequence[int | None], depth: float) -> go.Figure:
+    """One prompt's course in every run that has it, in pooled standard deviations from each run's midpoint.
+
+    Args:
+        rows: the prompt's row in each run, or None.
+        depth: marked with a vertical line; NaN for the final norm.
+    """
+    figure = blank(340)
+    for side, row in zip(compared, rows, strict=True):
+        if row is None:
+            continue
+        table = pd.DataFrame(
+            {"site": range(side.run.n_sites), "course": standardised(side.run, side.run.projections[row])}
+        )
+        table["depth"] = [relative_depth(site, side.run.n_layers) for site in table["site"]]
+        _add_line(figure, side, table, "course", "projection")
+    figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"}, layer="below")
+    figure.add_vline(
+        x=_NORM if np.isnan(depth) else depth, line={"color": GREY, "width": 1.5, "dash": "dot"}, layer="below"
+    )
+    _depth_axis(figure)
+    figure.update_yaxes(title_text="standard deviations from the midpoint")
+    return figure
+
+
+def by_category(compared: Sequence[Side], tables: Sequence[pd.DataFrame], number: str) -> go.Figure:
+    """A number of every harm category in every run, with intervals.
+
+    Args:
+        tables: of :func:`refusal_core.comparison.by_category`.
+        number: one of :data:`CATEGORY_NUMBERS`.
+    """
+    title, chance = CATEGORY_NUMBERS[number]
+    categories = sorted({category for table in tables for category in table["category"]}, reverse=True)
+    figure = blank(110 + 30 * len(categories))
+    step = 0.6 / len(compared)
+    for place, (side, table) in enumerate(zip(compared, tables, strict=True)):
+        known = table.dropna(subset=number)
+        figure.add_scatter(
+            x=known[number],
+            y=[categories.index(each) + (len(compared) - 1 - 2 * place) / 2 * step for each in known["category"]],
+            mode="markers",
+            name=side.name,
+            marker={"color": side.colour, "symbol": side.symbol, "size": 8},
+            error_x={
+                "type": "data",
+                "array": known[f"{number}_high"] - known[number],
+                "arrayminus": known[number] - known[f"{number}_low"],
+                "color": side.colour,
+                "thickness": 1.5,
+                "width": 0,
+            },
+            customdata=[
+                f"{safe(row.category)}, {side.letter}: {row.n_harmful} harmful, {row.n_harmless} harmless prompts"
+                for row in known.itertuples()
+            ],
+            hovertemplate="%{customdata}<br>%{x:.2f}<extra></extra>",
+        )
+    figure.add_vline(x=chance, line={"color": GREY, "width": 1, "dash": "dot"}, layer="below")
+    figure.update_xaxes(title_text=title)
+    figure.update_yaxes(
+        tickvals=list(range(len(categories))),
+        ticktext=[safe(each, width=18, limit=40) for each in categories],
+        range=[-0.6, len(categories) - 0.4],
+        zeroline=False,
+    )
+    return figure
+
+
+def direction_cosines(compared: Sequence[Side], cosines: Sequence[np.ndarray | None]) -> go.Figure:
+    """Cosine of the first run's direction with that of every other run of the same model, over the layers.
+
+    Args:
+        compared: the first run, then the others.
+        cosines: of :func:`refusal_core.comparison.direction_cosines`, one for each other run.
+    """
+    first = compared[0].run
+    figure = blank(300)
+    for side, cosine in zip(compared[1:], cosines, strict=True):
+        if cosine is None:
+            continue
+        table = pd.DataFrame({"site": range(first.n_sites), "cosine": cosine})
+        table["depth"] = [relative_depth(site, first.n_layers) for site in table["site"]]
+        _add_line(figure, side, table, "cosine", "cosine")
+    figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"}, layer="below")
+    _depth_axis(figure)
+    figure.update_yaxes(title_text="cosine with A's direction", range=[-1.05, 1.05])
+    return figure
+
+
+def _add_line(figure: go.Figure, side: Side, table: pd.DataFrame, number: str, name: str) -> None:
+    """A run's number over depth; the final norm stands apart, a mark without a line."""
+    table = table.assign(x=table["depth"].fillna(_NORM))
+    if "place" not in table:
+        table["place"] = [side.run.site_label(int(site)) for site in table["site"]]
+    layers, norm = table[table["depth"].notna()], table[table["depth"].isna()]
+    if f"{number}_low" in table:
+        ribbon(figure, layers, f"{number}_low", f"{number}_high", side.colour, "", 0.13, x="x")
+        known = norm.dropna(subset=f"{number}_low")
+        figure.add_scatter(
+            x=np.repeat(known["x"], 2),
+            y=known[[f"{number}_low", f"{number}_high"]].to_numpy().ravel(),
+            mode="lines",
+            line={"color": side.colour, "width": 1.5},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    for part, mode in ((layers, "lines+markers"), (norm, "markers")):
+        figure.add_scatter(
+            x=part["x"],
+            y=part[number],
+            mode=mode,
+            name=side.name,
+            legendgroup=side.letter,
+            showlegend=mode != "markers",
+            line={"color": side.colour, "width": 2.5, "dash": side.dash},
+            marker={"symbol": side.symbol, "size": 6 if mode != "markers" else 9, "color": side.colour},
+            customdata=part["place"],
+            hovertemplate=f"{side.letter}, %{{customdata}}<br>{name} = %{{y:.2f}}<extra></extra>",
+        )
+
+
+def _x(site: int, n_layers: int) -> float:
+    return _NORM if site == n_layers else relative_depth(site, n_layers)
+
+
+def _depth_axis(figure: go.Figure) -> None:
+    figure.update_xaxes(
+        title_text="relative depth (0: first layer, 1: last)",
+        tickvals=[0, 0.25, 0.5, 0.75, 1, _NORM],
+        ticktext=["0", "¼", "½", "¾", "1", "norm"],
+        tickangle=0,
+        range=[-0.03, _NORM + 0.03],
+        zeroline=False,
+    )

@@ -1,0 +1,407 @@
+"""The parts of the Compare page."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from refusal_core import comparison
+from refusal_core.comparison import NUMBERS, Shared
+from refusal_core.errors import RunError
+from refusal_core.evidence import Evidence
+from refusal_core.figures import comparison as figures
+from refusal_core.figures.comparison import MOST_RUNS, Side
+from refusal_core.outliers import row_of
+from refusal_core.runs import MANIFEST, Run
+from refusal_core.sites import relative_depth
+from refusal_core.ui import address
+from refusal_core.ui.evidence import evidence_of
+from refusal_core.ui.frame import described_runs, shared_run
+from refusal_core.ui.layout import COLUMN_HELP, chart, plain
+from refusal_core.ui.selection import newly
+
+FITTED = "fitted in both"
+_USUALLY_BESIDE = 2
+_INTERVAL = " In brackets the 95 % bootstrap interval, where the run has evidence."
+
+
+def chosen_sides(run: Run) -> list[Side]:
+    """The run and those beside it; the page ends here, saying what to do, when there is none to compare with."""
+    described = described_runs()
+    others = [run_id for run_id in described if run_id != run.run_id]
+    if not others:
+        st.info(
+            "There is one run in the cache, and a comparison takes two: another model on the same prompts, the base "
+            "model as a control, or the same model on other prompts. Make one, then reload this page:",
+            icon=":material/compare:",
+        )
+        st.code("python -m refusal_core run --model MODEL", language=None)
+        st.stop()
+    if address.view().beside is None:
+        address.change(beside=_usual(run, others))
+    chosen = [run_id for run_id in address.view().beside or () if run_id in others][: MOST_RUNS - 1]
+    st.multiselect(
+        "Beside it",
+        others,
+        format_func=described.__getitem__,
+        max_selections=MOST_RUNS - 1,
+        key=address.fill("compare_beside", chosen),
+        on_change=lambda: address.change(beside=tuple(st.session_state["compare_beside"])),
+        placeholder="Choose up to four runs",
+        help="The run in the sidebar is A; these are B, C, D and E. Layers are matched by relative depth.",
+    )
+    address.write()
+    if not chosen:
+        st.info("Choose at least one run to put beside this one.", icon=":material/compare:")
+        st.stop()
+    runs = [run]
+    for run_id in chosen:
+        try:
+            runs.append(shared_run(run_id))
+        except RunError as error:
+            st.error("One of the runs cannot be opened; the others are shown.", icon=":material/error:")
+            st.text(str(error))
+    if len(runs) == 1:
+        st.stop()
+    return figures.sides(runs, [described[each.run_id] for each in runs])
+
+
+def evidence_or_none(side: Side) -> Evidence | None:
+    """A run's evidence, or None for a run without."""
+    try:
+        return evidence_of(side.run)
+    except RunError:
+        return None
+
+
+def controls(compared: list[Side]) -> None:
+    """What a base model beside the others means, and which runs lack evidence."""
+    letters = [side.letter for side in compared if comparison.is_control(side.run)]
+    if letters:
+        of = "is of a base model" if len(letters) == 1 else "are of base models"
+        st.info(
+            f"{', '.join(letters)} {of} (no chat template), drawn in grey as a control: what it shows is there without "
+            "refusal training. Only what a chat model shows beyond it can come from that training, and it is a fair "
+            "control only for the chat model that was made from it.",
+            icon=":material/science:",
+        )
+    bare = [side.letter for side in compared if evidence_or_none(side) is None]
+    if bare:
+        st.caption(f"Without intervals and onset: {', '.join(bare)}, no evidence is kept with it.")
+
+
+def overview(compared: list[Side], evidence: list[Evidence | None]) -> None:
+    """The runs as rows: the three effect sizes at their highest, and the onset."""
+    rows = []
+    for side, found in zip(compared, evidence, strict=True):
+        table = comparison.over_depth(side.run, found)
+        best = {number: _at_best(side.run, table, number) for number in NUMBERS}
+        rows.append(
+            {"run": side.letter, "of": side.described, "onset": comparison.onset_in_words(side.run, found), **best}
+        )
+    st.dataframe(
+        pd.DataFrame(rows),
+        column_config={
+            "run": st.column_config.TextColumn("run", width="small"),
+            "of": st.column_config.TextColumn("contrast set · model"),
+            **{
+                number: st.column_config.TextColumn(f"highest {name}", help=COLUMN_HELP[number] + _INTERVAL)
+                for number, name in NUMBERS.items()
+            },
+            "onset": st.column_config.TextColumn(
+                "onset",
+                help="First layer from which the interval of d on probe pairs stays above 0, with the 95 % interval "
+                "of that layer.",
+            ),
+        },
+        hide_index=True,
+        width="stretch",
+    )
+
+
+def over_depth(compared: list[Side], evidence: list[Evidence | None]) -> None:
+    """The four numbers over relative depth."""
+    tables = [comparison.over_depth(side.run, found) for side, found in zip(compared, evidence, strict=True)]
+    places = st.columns(2)
+    for place, number in enumerate(NUMBERS):
+        with places[place % 2]:
+            st.caption(COLUMN_HELP[number])
+            chart(figures.over_depth(compared, tables, evidence, number), f"compare_{number}")
+
+
+def chosen_pair(compared: list[Side], site: int) -> tuple[Side, Shared, int]:
+    """Which other run is looked at prompt by prompt, on which prompts, and its site."""
+    first, others = compared[0], compared[1:]
+    by_id = {side.run.run_id: side for side in others}
+    which, what = st.columns([1, 1])
+    if address.view().versus not in by_id:
+        address.change(versus=others[0].run.run_id)
+    which.segmented_control(
+        f"{first.letter} against",
+        list(by_id),
+        format_func=lambda run_id: plain(by_id[run_id].letter),
+        key=address.fill("compare_versus", address.view().versus),
+        required=True,
+        on_change=lambda: address.change(versus=st.session_state["compare_versus"]),
+        help="The run whose prompts are looked at beside A's below.",
+    )
+    other = by_id[address.view().versus or ""]
+    options = [FITTED, *comparison.shared_sources(first.run, other.run)]
+    if address.view().prompts not in options:
+        address.change(prompts=_most_shared(first.run, other.run, options))
+    what.segmented_control(
+        "Prompts",
+        options,
+        format_func=plain,
+        key=address.fill("compare_prompts", address.view().prompts),
+        required=True,
+        on_change=lambda: address.change(prompts=st.session_state["compare_prompts"]),
+        help="Prompts that both runs fitted, by their cross-fitted projections, or a transfer set that neither fitted.",
+    )
+    address.write()
+    source = None if address.view().prompts == FITTED else address.view().prompts
+    shared = comparison.shared_prompts(first.run, other.run, source)
+    if left := comparison.left_out(first.run, other.run):
+        st.caption(f"{left} more prompts are in both runs, but only one of the two fitted them; they are left out.")
+    return other, shared, comparison.matched(first.run, site, other.run)
+
+
+def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int, other_site: int) -> None:
+    """Rank correlations in words, as a table, over depth and layer against layer."""
+    first = compared[0]
+    numbers = _correlations(_key(first.run), _key(other.run), shared.source, site, other_site, shared)
+    letters = [first.letter, other.letter]
+    st.markdown(plain(comparison.rank_reading(shared, numbers, site, other_site, letters)))
+    if len(shared.prompts) < comparison.MINIMUM:
+        return
+    best = (comparison.best_site(first.run), comparison.best_site(other.run))
+    at_best = _correlations(_key(first.run), _key(other.run), shared.source, *best, shared)
+    tables = [
+        table.assign(where=f"{first.run.site_label(ours)} and {other.run.site_label(theirs)}", kind=kind)
+        for table, kind, (ours, theirs) in (
+            (numbers, "same relative depth", (site, other_site)),
+            (at_best, "each run's best", best),
+        )
+    ]
+    _correlation_table(pd.concat(tables, ignore_index=True))
+    labels = [label for label in comparison.LABELS if shared.of_label(label).sum() >= comparison.MINIMUM]
+    label = st.segmented_control(
+        "Labels",
+        labels,
+        default=labels[0],
+        required=True,
+        key=f"compare_label_{len(labels)}",
+        help="Over both labels a correlation is mostly that both runs tell the labels apart; within one it cannot be.",
+    )
+    curve, heat = st.columns(2)
+    everyone = [comparison.shared_prompts(first.run, side.run, shared.source) for side in compared[1:]]
+    with curve:
+        st.caption("Rank correlation with A at the same relative depth, layer by layer of A.")
+        chart(
+            figures.rank_over_depth(compared, [comparison.rank_matrix(each, label) for each in everyone], label),
+            "compare_rank_depth",
+        )
+    with heat:
+        st.caption(f"Every layer of A against every layer of {other.letter}; the square marks the two shown here.")
+        chart(
+            figures.rank_heat(shared, comparison.rank_matrix(shared, label), site, other_site, letters),
+            "compare_rank_heat",
+        )
+
+
+def disagreement_table(first: Side, other: Side, shared: Shared, site: int, other_site: int) -> None:
+    """The shared prompts, the most disputed first; a chosen row becomes the page's prompt."""
+    found = comparison.disagreements(shared, site, other_site)
+    if found.empty:
+        st.info("There is no shared prompt to disagree on.", icon=":material/join_inner:")
+        return
+    if (found["difference"] == 0).all():
+        st.info("The two runs put every shared prompt at the same rank.", icon=":material/equal:")
+        return
+    units = (
+        "In activation units; cross-fitted, 0 at the training midpoint."
+        if shared.source is None
+        else "In activation units."
+    )
+    columns = {
+        "text": st.column_config.TextColumn("prompt", width=420),
+        "label": st.column_config.TextColumn("label", width="small"),
+        "difference": st.column_config.NumberColumn(
+            "rank difference",
+            format="%+.0f",
+            help=f"Percentile in {first.letter} less percentile in {other.letter}, among the shared prompts.",
+        ),
+        "percentile": st.column_config.NumberColumn(f"percentile in {first.letter}", format="%.0f"),
+        "other_percentile": st.column_config.NumberColumn(f"percentile in {other.letter}", format="%.0f"),
+        "projection": st.column_config.NumberColumn(f"projection in {first.letter}", format="%.3g", help=units),
+        "other_projection": st.column_config.NumberColumn(f"projection in {other.letter}", format="%.3g", help=units),
+        "category": st.column_config.TextColumn("category"),
+        "source": st.column_config.TextColumn("set", width="small"),
+    }
+    event = st.dataframe(
+        found,
+        column_order=list(columns),
+        column_config=columns,
+        hide_index=True,
+        width="stretch",
+        height=min(380, 38 + 35 * len(found)),
+        on_select="rerun",
+        selection_mode="single-row",
+        key="compare_disagreements",
+    )
+    rows = event["selection"]["rows"]
+    chosen = newly("compare_disagreements", found["prompt_id"].iloc[rows[0]] if rows and rows[0] < len(found) else None)
+    if chosen is not None:
+        address.change(prompt=chosen)
+        address.write()
+    st.download_button(
+        "Download as csv",
+        found.drop(columns=["row", "other_row"]).to_csv(index=False).encode(),
+        file_name=f"{first.run.run_id}--against--{other.run.run_id}.csv",
+        mime="text/csv",
+        icon=":material/download:",
+    )
+
+
+def chosen_prompt(compared: list[Side], site: int) -> None:
+    """The chosen prompt in full, with its course in every run that has it."""
+    rows = [row_of(side.run, address.view().prompt) for side in compared]
+    known = [(side, row) for side, row in zip(compared, rows, strict=True) if row is not None]
+    if not known:
+        st.caption("Choose a row to see its prompt over the layers of every run.")
+        return
+    side, row = known[0]
+    prompt = side.run.prompts.loc[row]
+    st.subheader("The chosen prompt", anchor=False)
+    st.caption(plain(f"{prompt['label']} · {prompt['source']}"))
+    st.code(prompt["text"], language=None, wrap_lines=True)
+    lacking = [each.letter for each, row in zip(compared, rows, strict=True) if row is None]
+    if lacking:
+        st.caption(f"Not among the prompts of {', '.join(lacking)}.")
+    chart(figures.prompt_over_depth(compared, rows, relative_depth(site, compared[0].run.n_layers)), "compare_courses")
+    st.caption("0 lies halfway between the two labels' means; the dotted line marks the depth that is shown above.")
+
+
+def by_category(compared: list[Side], site: int, source: str | None) -> None:
+    """The harm categories in every run."""
+    tables = [
+        _by_category(_key(side.run), source, comparison.matched(compared[0].run, site, side.run), side.run)
+        for side in compared
+    ]
+    if all(table.empty for table in tables):
+        st.info("These prompts have no categories.", icon=":material/category:")
+        return
+    places = st.columns(2)
+    for place, (number, explained) in enumerate(
+        (
+            (
+                "mean",
+                "How far along the direction a category's harmful prompts lie; 0 is halfway between the labels.",
+            ),
+            ("auroc", "How well harmful prompts are told from harmless ones of the same category; 0.5 is chance."),
+        )
+    ):
+        with places[place]:
+            st.caption(explained)
+            if any(table[number].notna().any() for table in tables):
+                chart(figures.by_category(compared, tables, number), f"compare_category_{number}")
+            else:
+                st.info("No category has three prompts of each label.", icon=":material/category:")
+    with st.expander("The numbers", icon=":material/table_rows:"):
+        numbers = [table.assign(run=side.letter) for side, table in zip(compared, tables, strict=True)]
+        st.dataframe(pd.concat(numbers).set_index("run").reset_index(), hide_index=True, width="stretch")
+
+
+def direction_cosines(compared: list[Side]) -> None:
+    """How alike the directions of runs of the same model are."""
+    first = compared[0]
+    cosines = [comparison.direction_cosines(first.run, side.run) for side in compared[1:]]
+    if all(cosine is None for cosine in cosines):
+        st.info(
+            "None of the others is of A's model, and directions of different models have no angle between them.",
+            icon=":material/explore_off:",
+        )
+        return
+    chart(figures.direction_cosines(compared, cosines), "compare_cosines")
+    chance = 1.96 / np.sqrt(first.run.directions.unit_direction.shape[1])
+    st.caption(
+        f"Directions of the same model, fitted on different prompts. Random directions of this width stay within "
+        f"±{chance:.2f}; any two directions fitted on its activations share more, since those fill few dimensions."
+    )
+
+
+def _usual(run: Run, others: list[str]) -> tuple[str, ...]:
+    """Up to two runs that share the most with one: its contrast set, then its model."""
+    described = described_runs()
+
+    def shares(run_id: str) -> tuple[bool, bool]:
+        words = described[run_id].split(" · ")
+        return run.contrast_name in words, run.model_name.rsplit("/", 1)[-1] in words
+
+    return tuple(sorted(others, key=shares, reverse=True)[:_USUALLY_BESIDE])
+
+
+def _most_shared(run: Run, other: Run, options: list[str]) -> str:
+    """Prompts that have both labels in both runs, where there are any."""
+    for option in options:
+        shared = comparison.shared_prompts(run, other, None if option == FITTED else option)
+        if min(shared.of_label(label).sum() for label in comparison.LABELS) >= comparison.MINIMUM:
+            return option
+    return options[0]
+
+
+def _at_best(run: Run, table: pd.DataFrame, number: str) -> str:
+    if table[number].isna().all():
+        return "–"
+    row = table.loc[table[number].idxmax()]
+    low, high = row[f"{number}_low"], row[f"{number}_high"]
+    interval = "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
+    return f"{row[number]:.2f}{interval}, {run.site_label(int(row['site']))}"
+
+
+def _correlation_table(table: pd.DataFrame) -> None:
+    numbers = {
+        "rho": ("Spearman's ρ", "Rank correlation of the two runs' projections; 1: the same order, 0: none."),
+        "tau": ("Kendall's τ-b", "Pairs of prompts that both runs put in the same order less those that they do not."),
+    }
+    shown = table[["kind", "where", "label", "n"]].copy()
+    for number, (name, _) in numbers.items():
+        shown[name] = [
+            "–"
+            if np.isnan(row[number])
+            else f"{row[number]:.2f} ({row[f'{number}_low']:.2f} to {row[f'{number}_high']:.2f})"
+            for _, row in table.iterrows()
+        ]
+    st.dataframe(
+        shown,
+        column_config={
+            "kind": st.column_config.TextColumn("at"),
+            "where": st.column_config.TextColumn("layers"),
+            "label": st.column_config.TextColumn("labels", width="small"),
+            "n": st.column_config.NumberColumn("prompts", width="small"),
+            **{
+                name: st.column_config.TextColumn(name, help=f"{said} In brackets the 95 % bootstrap interval.")
+                for name, said in numbers.values()
+            },
+        },
+        hide_index=True,
+        width="stretch",
+    )
+
+
+def _key(run: Run) -> tuple[str, int]:
+    """What tells a run from one that was made again under its name."""
+    return run.run_id, (run.path / MANIFEST).stat().st_mtime_ns
+
+
+@st.cache_data(max_entries=64, show_spinner="Correlating ranks …")
+def _correlations(
+    run: tuple[str, int], other: tuple[str, int], source: str | None, site: int, other_site: int, _shared: Shared
+) -> pd.DataFrame:
+    return comparison.rank_correlations(_shared, site, other_site)
+
+
+@st.cache_data(max_entries=64, show_spinner="Comparing categories …")
+def _by_category(run: tuple[str, int], source: str | None, site: int, _run: Run) -> pd.DataFrame:
+    return comparison.by_category(_run, source, site)
