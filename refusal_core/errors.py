@@ -25,3 +25,7 @@ class RunError(RefusalError):
 
 class RatingError(RefusalError):
     """Ratings that cannot be read or kept."""
+
+
+class MarkError(RefusalError):
+    """Marks on prompts that cannot be read or kept."""

@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -42,6 +43,10 @@ TOKEN_LIMIT = 512
 
 _EXPERIMENT_0 = ("mlabonne/harmful_behaviors", "mlabonne/harmless_alpaca")
 _EXPERIMENT_0_ROWS = 256
+
+MOST_BYTES = 5_000_000
+"""Largest file of ratings or marks that is read."""
+PROMPT_ID = re.compile(r"[0-9a-f]{12}")
 
 TEXT_COLUMNS = ("text", "prompt", "instruction", "goal", "question")
 _LABEL_NAMES = {"harmful": HARMFUL, "1": HARMFUL, "harmless": HARMLESS, "0": HARMLESS, "grey": GREY}
@@ -154,6 +159,43 @@ def read_texts(path: str | Path, text_column: str | None = None) -> list[str]:
     if not texts:
         raise PromptError(f"{path.name}: expected at least one prompt, found none")
     return texts
+
+
+def small_file(source: str | Path | BinaryIO) -> tuple[bytes, str]:
+    """What is in a file of people's answers, a path or one that is open, and the file's name.
+
+    Raises:
+        PromptError: when it cannot be read, or is larger than such files are.
+    """
+    if not isinstance(source, (str, Path)):
+        source.seek(0)
+        content, name = source.read(MOST_BYTES + 1), Path(getattr(source, "name", "uploaded.csv")).name
+    else:
+        path = Path(source).expanduser()
+        name = path.name
+        if not _is_file(path):
+            raise PromptError(f"cannot read {str(source)!r:.120}: expected a csv file, found none")
+        try:
+            with path.open("rb") as file:
+                content = file.read(MOST_BYTES + 1)
+        except OSError as error:
+            raise PromptError(f"cannot read {name}: {error.strerror}") from error
+    if len(content) > MOST_BYTES:
+        raise PromptError(f"{name}: expected at most {MOST_BYTES / 1e6:.0f} MB, found more")
+    return content, name
+
+
+def identified(given: str, text: str, where: str) -> str:
+    """The prompt_id of what a row of such a file is about: ``given`` where that is one of ours, else its text's.
+
+    Raises:
+        PromptError: when neither is there.
+    """
+    if PROMPT_ID.fullmatch(given.strip()):
+        return given.strip()
+    if text.strip():
+        return prompt_id(text)
+    raise PromptError(f"{where}: expected a prompt_id of twelve hexadecimal digits or a text, found {given!r:.60}")
 
 
 def read_csv(text: str, name: str) -> pd.DataFrame:

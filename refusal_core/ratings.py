@@ -5,7 +5,6 @@ Ratings join a run by prompt: those made in the dashboard (:mod:`refusal_core.ra
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import pandas as pd
 
 from refusal_core.errors import RatingError
 from refusal_core.evidence import prompt_groups
-from refusal_core.prompts import TEXT_COLUMNS, decode, find_column, prompt_id, read_csv
+from refusal_core.prompts import TEXT_COLUMNS, decode, find_column, identified, read_csv, small_file
 from refusal_core.resampling import bootstrap_counts, correlation_interval, draw_ranks
 from refusal_core.runs import Run
 
@@ -25,11 +24,9 @@ COLUMNS = ("prompt_id", "text", "rater", "rating", "rated_at")
 GROUPS = ("all", "harmful", "harmless", "transfer")
 """Which prompts are compared; see :func:`by_site`."""
 MINIMUM = 5
-MOST_BYTES = 5_000_000
 MOST_VALUES = 101
 """Different ratings on a scale whose raters can be said to agree: up to those of a slider from 0 to 100."""
 _LARGEST = 1e9
-_PROMPT_ID = re.compile(r"[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +69,7 @@ def read_ratings(
     Raises:
         RefusalError: when it cannot be read, naming the row.
     """
-    content, name = _content(source)
+    content, name = small_file(source)
     frame = read_csv(decode(content, name), name)
     rating_name = find_column(frame, rating_column, ("rating",), name, "rating")
     by_name = {str(column).strip().lower(): column for column in frame.columns}
@@ -95,7 +92,7 @@ def read_ratings(
         if not rater:
             raise RatingError(f"{where}: expected a rater in column {rater_name!r}, found none")
         text = record[text_name] if text_name else ""
-        found = _prompt_id(record[id_name].strip() if id_name else "", text, where)
+        found = identified(record[id_name] if id_name else "", text, where)
         rows.append((found, text, rater, _rating(record[rating_name], where), record.get("rated_at", "")))
     return combined([Ratings(pd.DataFrame(rows, columns=list(COLUMNS)).astype({"rating": float}), blank)])
 
@@ -106,7 +103,7 @@ def columns(source: str | Path | BinaryIO) -> list[str]:
     Raises:
         RefusalError: when it cannot be read.
     """
-    content, name = _content(source)
+    content, name = small_file(source)
     return [str(column) for column in read_csv(decode(content, name), name).columns]
 
 
@@ -281,35 +278,6 @@ def disagreements(run: Run, ratings: Ratings, site: int) -> pd.DataFrame:
         table[f"{number}_rank"] = 100 * (table[number].rank() - 0.5) / len(table)
     table["difference"] = table["rating_rank"] - table["projection_rank"]
     return table.loc[table["difference"].abs().sort_values(ascending=False, kind="stable").index]
-
-
-def _content(source: str | Path | BinaryIO) -> tuple[bytes, str]:
-    """A file's bytes and its name."""
-    if not isinstance(source, (str, Path)):
-        source.seek(0)
-        content, name = source.read(MOST_BYTES + 1), Path(getattr(source, "name", "ratings.csv")).name
-    else:
-        path = Path(source).expanduser()
-        name = path.name
-        if not path.is_file():
-            raise RatingError(f"cannot read {str(source)!r:.120}: expected a csv file, found none")
-        try:
-            with path.open("rb") as file:
-                content = file.read(MOST_BYTES + 1)
-        except OSError as error:
-            raise RatingError(f"cannot read {name}: {error.strerror}") from error
-    if len(content) > MOST_BYTES:
-        raise RatingError(f"{name}: expected at most {MOST_BYTES / 1e6:.0f} MB of ratings, found more")
-    return content, name
-
-
-def _prompt_id(given: str, text: str, where: str) -> str:
-    """What a row is about: its prompt_id where that is one of ours, else its text."""
-    if _PROMPT_ID.fullmatch(given):
-        return given
-    if text.strip():
-        return prompt_id(text)
-    raise RatingError(f"{where}: expected a prompt_id of twelve hexadecimal digits or a text, found {given!r:.60}")
 
 
 def _rating(value: str, where: str) -> float:

@@ -10,6 +10,7 @@ import streamlit as st
 from refusal_core import raters, ratings
 from refusal_core.errors import RefusalError
 from refusal_core.figures import ratings as figures
+from refusal_core.prompts import MOST_BYTES
 from refusal_core.ratings import Ratings
 from refusal_core.runs import Run
 from refusal_core.ui.layout import chart, plain
@@ -223,7 +224,7 @@ def _uploaded() -> Ratings:
     file = st.file_uploader(
         "A csv with a rating column, and a prompt_id or text column to join by",
         type="csv",
-        max_upload_size=ratings.MOST_BYTES // 1_000_000,
+        max_upload_size=MOST_BYTES // 1_000_000,
         key="ratings_file",
     )
     if file is None:
