@@ -106,6 +106,25 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("run", metavar="RUN")
         verb.set_defaults(command=command)
 
+    refit = verbs.add_parser("refit", help="make a run again without the prompts that are marked; prints its name")
+    refit.add_argument("run", metavar="RUN")
+    refit.add_argument(
+        "--without",
+        metavar="CSV",
+        help="marks with a prompt_id or text column; without a mark column all its prompts are left out "
+        "(default: the marks made in the dashboard)",
+    )
+    refit.add_argument(
+        "--marked",
+        default="mislabelled",
+        metavar="KINDS",
+        help="which marks leave a prompt out: mislabelled, ambiguous, fine, joined by commas (default: %(default)s)",
+    )
+    refit.add_argument("--model", help="where the run's model is, when activations were not kept and it was local")
+    refit.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    _progress_file(refit)
+    refit.set_defaults(command=_refit)
+
     score = verbs.add_parser("score", help="project prompts of your own at every site of a run")
     score.add_argument("run", metavar="RUN")
     texts = score.add_mutually_exclusive_group(required=True)
@@ -232,6 +251,27 @@ def _run(options: argparse.Namespace) -> None:
             f"({timings['prompts_per_second']:.2f} prompts/s), model opened in {timings['load_seconds']:.1f} s"
         )
         print(_headline(result.run))
+    print(result.run.run_id)
+
+
+def _refit(options: argparse.Namespace) -> None:
+    from refusal_core import marks, refits
+    from refusal_core.pipeline import refit
+
+    run = runs.open_run(options.run, options.cache)
+    kinds = options.marked.split(",")
+    marked = marks.kept(options.cache)
+    if options.without:
+        marked = marks.table_of(marks.read_marks(options.without, usual=kinds[0]))
+    with _progress(options) as progress:
+        result = refit(
+            run, marks.prompts_marked(marked, kinds), model=options.model, device=options.device, progress=progress
+        )
+    if result.cached:
+        print(f"found in the cache, nothing computed: {result.run.path}")
+    change = refits.compare(runs.open_run(result.run.manifest["refit"]["parent"], options.cache), result.run)
+    print(refits.reading(change))
+    print(refits.numbers(change).to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="–"))
     print(result.run.run_id)
 
 

@@ -1,8 +1,8 @@
 """What people find of single prompts: *mislabelled*, *ambiguous* or *fine*, with a note; outside any run.
 
-Marks are kept by prompt, so every run on the same prompts shows them. All are lines of one file that only ever grows, of
-which a prompt's last line counts: two people at once lose nothing of each other's, and a line that was being written
-when a process was killed counts as never written.
+Marks are kept by prompt, so every run on the same prompts shows them. All are lines of one file that only ever grows,
+and a prompt's last line counts: two people at once lose nothing of each other's, and a line that was being written when
+a process was killed counts as never written.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def kept(cache: str | Path | None = None) -> pd.DataFrame:
                 latest[each.prompt_id] = each
     except OSError as error:
         raise MarkError(f"the marks in {path.parent} cannot be read ({error.strerror}); mend or remove them") from error
-    return _table(latest.values())
+    return table_of(latest.values())
 
 
 def marks_file(folder: Path) -> Path:
@@ -146,6 +146,12 @@ def to_csv(marks: pd.DataFrame) -> bytes:
     return marks.to_csv(index=False, columns=list(COLUMNS)).encode("utf-8", "replace")
 
 
+def table_of(marks: Iterable[Mark]) -> pd.DataFrame:
+    """Marks, one a prompt, in the form of :func:`kept`."""
+    table = pd.DataFrame([astuple(each) for each in marks], columns=list(COLUMNS), dtype=object)
+    return table.set_index("prompt_id", drop=False).rename_axis(None)
+
+
 def prompts_marked(marks: pd.DataFrame, kinds: Collection[str]) -> list[str]:
     """The prompt_ids that have a mark of one of these kinds.
 
@@ -156,11 +162,6 @@ def prompts_marked(marks: pd.DataFrame, kinds: Collection[str]) -> list[str]:
     if unknown:
         raise MarkError(f"expected marks among {', '.join(KINDS)}, found {unknown[0]!r:.60}")
     return marks.loc[marks["mark"].isin(list(kinds)), "prompt_id"].tolist()
-
-
-def _table(marks: Iterable[Mark]) -> pd.DataFrame:
-    table = pd.DataFrame([astuple(each) for each in marks], columns=list(COLUMNS), dtype=object)
-    return table.set_index("prompt_id", drop=False).rename_axis(None)
 
 
 def _lines(path: Path) -> Iterator[Mark]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,12 +19,14 @@ from refusal_core import runs
 from refusal_core.crossfit import crossfit
 from refusal_core.devices import DTYPES, choose_device, choose_dtype
 from refusal_core.directions import Directions, fit_directions
-from refusal_core.errors import RefusalError
+from refusal_core.errors import PromptError, RefusalError, RunError
 from refusal_core.evidence import CONTRAST, Evidence, evaluate, prompt_groups
 from refusal_core.gram import gram_matrix
-from refusal_core.models import ModelInfo, default_system_prompt, identify, load_model, template_sha256
+from refusal_core.models import ChatModel, default_system_prompt, identify, load_model, template_sha256
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts import (
+    LABELS,
+    MINIMUM_PER_LABEL,
     TOKEN_LIMIT,
     TRANSFER_SETS,
     PromptSet,
@@ -33,6 +37,9 @@ from refusal_core.prompts import (
 )
 from refusal_core.runs import Run
 from refusal_core.statistics import layer_statistics
+
+if TYPE_CHECKING:
+    from refusal_core.extraction import Extraction
 
 FOLDS = 10
 REPEATS = 5
@@ -106,7 +113,7 @@ def run(
     }
     if thinking is not None:
         request["thinking"] = thinking
-    stem = _run_stem(info, contrast, request)
+    stem = _run_stem(info.name, contrast.name, contrast.counts, request)
     for candidate in DTYPES if dtype == "auto" else [dtype]:
         run_id = f"{stem}--{candidate}"
         if (runs.cache_folder(cache) / run_id).exists():
@@ -140,9 +147,7 @@ def run(
             places=_places(table),
             folder=folder,
         )
-        table["n_tokens"] = extraction.n_tokens
-        table["first_token"] = extraction.first_token
-        table["refusal_log_odds"] = extraction.refusal_log_odds
+        _add_replies(table, extraction)
 
         analysis = analyse(extraction.hidden, table, seed=seed, progress=progress)
 
@@ -174,31 +179,144 @@ def run(
                 "folds": FOLDS,
                 "repeats": REPEATS,
             },
-            "versions": {
-                "refusal_core": version_of_this(),
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "transformers", "numpy", "scipy")},
-            },
-            "timings": {
-                "load_seconds": round(chat_model.load_seconds, 3),
-                "extract_seconds": round(extraction.seconds, 3),
-                "prompts_per_second": round(len(table) / extraction.seconds, 3),
-            },
+            "versions": _versions(),
+            "timings": _timings(chat_model, extraction),
         }
-        saved = runs.save_run(
-            run_id,
-            manifest,
-            table,
-            analysis.projections,
-            analysis.projections_crossfit,
-            analysis.layer_stats,
-            analysis.directions,
-            analysis.evidence.to_tables(),
-            activations=extraction.hidden if keep_activations else None,
-            cache=cache,
-        )
+        saved = _save(run_id, manifest, table, analysis, extraction.hidden if keep_activations else None, cache)
         progress(SAVING, 1, 1)
     return RunResult(saved, cached=False)
+
+
+LEFT_OUT = "left-out"
+"""The transfer set of a refit: what it is not fitted on any more."""
+
+
+def refit(
+    run: Run,
+    without: Collection[str],
+    *,
+    model: str | Path | None = None,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> RunResult:
+    """Make a run again without some of its prompts, or find that refit in the cache; the run itself stays as it is.
+
+    It is made from the run's stored activations, or else the run's model reads the prompts again. What is left out is
+    scored as a transfer set called :data:`LEFT_OUT`. Behaviour and interventions do not carry over. A refit of a refit
+    is one of the original run, while that is in the cache, without the prompts of both.
+
+    Args:
+        without: prompt_ids; see :func:`leave_out`.
+        model: where the run's model is, when it came from a folder or a GGUF file; not needed with stored activations.
+
+    Raises:
+        RefusalError: of the kind that fits, for anything the caller can mend.
+    """
+    original, table = _left_out_of_original(run, without)
+    run_id = _refit_id(original, table)
+    cache = original.path.parent
+    if (cache / run_id).exists():
+        return RunResult(runs.open_run(run_id, cache), cached=True)
+    with runs.unfinished_work(runs.unfinished_run(run_id, cache), f"the refit {run_id}") as folder:
+        manifest = {key: value for key, value in original.manifest.items() if key not in _OF_ONE_RUN}
+        stored = runs.load_activations(original)
+        rows, table = table.index.to_numpy(), table.reset_index(drop=True)
+        if stored is not None:
+            hidden: np.ndarray = np.memmap(folder / "hidden.f32", np.float32, "w+", shape=stored.shape)
+            for site in range(original.n_sites):
+                hidden[:, site] = stored[rows, site]
+        else:
+            # The engine imports torch; stored activations are read without.
+            from refusal_core.extraction import extract
+            from refusal_core.scoring import check_model, load_model_for
+
+            progress(LOADING, 0, 1)
+            chat_model = load_model_for(original, model, device)
+            check_model(original, chat_model)
+            progress(LOADING, 1, 1)
+            template = original.manifest["template"]
+            extraction = extract(
+                chat_model,
+                table["text"].tolist(),
+                template["system_prompt"],
+                template.get("thinking"),
+                template["token_limit"],
+                progress,
+                places=_places(table),
+                folder=folder,
+            )
+            hidden = extraction.hidden
+            _add_replies(table, extraction)
+            manifest["compute"] = manifest["compute"] | {
+                "device": chat_model.device,
+                "batch_tokens": extraction.batch_tokens,
+                "prefix_tokens": extraction.prefix_tokens,
+            }
+            manifest |= {"versions": _versions(), "timings": _timings(chat_model, extraction)}
+
+        analysis = analyse(hidden, table, seed=original.manifest["compute"]["seed"], progress=progress)
+
+        progress(SAVING, 0, 1)
+        known = {each["name"]: each for each in original.manifest["transfer"]}
+        transfer = table[~table["fitted"]]
+        manifest |= {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "prompts": _left(original.manifest["prompts"], table[table["fitted"]]),
+            "transfer": [
+                _left(known.get(name, {"name": name}), part) for name, part in transfer.groupby("source", sort=False)
+            ],
+            "refit": {
+                "parent": original.run_id,
+                "left_out": int(table["source"].eq(LEFT_OUT).sum()),
+                "sha256": _left_out_sha256(table),
+                "activations": "extracted again" if stored is None else "stored",
+            },
+        }
+        saved = _save(run_id, manifest, table, analysis, None, cache)
+        progress(SAVING, 1, 1)
+    return RunResult(saved, cached=False)
+
+
+def refit_id(run: Run, without: Collection[str]) -> str:
+    """What the refit of a run without some prompts is called, whether there is one or not. Raises what refit raises."""
+    return _refit_id(*_left_out_of_original(run, without))
+
+
+def leave_out(prompts: pd.DataFrame, without: Collection[str]) -> pd.DataFrame:
+    """A run's prompt table with some prompts no longer fitted on, nor in their transfer set.
+
+    A matched pair is left out whole: a twin by itself would tilt the two labels' forms and topics, which pairs are
+    there to hold equal, and a pair of which one prompt is mislabelled says nothing of harm.
+
+    Args:
+        prompts: a run's prompt table.
+        without: prompt_ids; those of other prompts count for nothing.
+
+    Returns:
+        The table with what is left out at its end, in the set :data:`LEFT_OUT`; the index is the row in ``prompts``.
+
+    Raises:
+        PromptError: when none of them is there, or too few prompts of a label are left.
+    """
+    # Pairs of two sets may have one name.
+    pair = prompts["source"].str.cat(prompts["pair_id"], sep=" ")
+    out = prompts["prompt_id"].isin(list(without))
+    if not out.any():
+        raise PromptError(f"expected prompts of this run to leave out, found none of them among {len(without)}")
+    out |= pair.isin(pair[out].dropna())
+    table = prompts.assign(
+        fitted=prompts["fitted"] & ~out,
+        source=prompts["source"].mask(out, LEFT_OUT),
+        pair_id=prompts["pair_id"].mask(out, pair),
+    )
+    counts = table.loc[table["fitted"], "label"].value_counts()
+    for label in LABELS:
+        if (left := counts.get(label, 0)) < MINIMUM_PER_LABEL:
+            raise PromptError(
+                f"without {int(out.sum())} prompts {left} {label} ones are left to fit on, expected at least "
+                f"{MINIMUM_PER_LABEL}: leave fewer out"
+            )
+    return pd.concat([table[~out], table[out]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,16 +371,100 @@ def version_of_this() -> str:
     return __version__
 
 
-def _run_stem(info: ModelInfo, contrast: PromptSet, request: dict) -> str:
+_OF_ONE_RUN = ("format_version", "run_id", "files", "refit")
+"""What a refit's manifest does not take over from the run it is of."""
+
+
+def _run_stem(model: str, contrast: str, counts: Mapping[str, int], request: dict) -> str:
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
-    counts = contrast.counts
     sizes = f"{counts['harmful']}x{counts['harmless']}"
-    return f"{slug(Path(info.name).name)}--{slug(contrast.name)}--{sizes}--{digest}"
+    return f"{slug(Path(model).name)}--{slug(contrast)}--{sizes}--{digest}"
+
+
+def _refit_id(original: Run, table: pd.DataFrame) -> str:
+    request = {"refit": original.run_id, "left_out": _left_out_sha256(table), "format": runs.FORMAT_VERSION}
+    counts = table.loc[table["fitted"], "label"].value_counts()
+    stem = _run_stem(original.model_name, original.contrast_name, counts, request)
+    return f"{stem}--{original.manifest['compute']['dtype']}"
+
+
+def _left_out_of_original(run: Run, without: Collection[str]) -> tuple[Run, pd.DataFrame]:
+    """The run that a refit is of, and its prompts after :func:`leave_out`."""
+    described = run.manifest.get("refit")
+    if described is not None:
+        try:
+            original = runs.open_run(described["parent"], run.path.parent)
+        except RunError:
+            # It was deleted, or never here; the refit is a run like any other.
+            return run, leave_out(run.prompts, without)
+        earlier = run.prompts.loc[run.prompts["source"].eq(LEFT_OUT), "prompt_id"]
+        return original, leave_out(original.prompts, {*earlier, *without})
+    return run, leave_out(run.prompts, without)
+
+
+def _left_out_sha256(table: pd.DataFrame) -> str:
+    """Digest of the left-out prompt_ids, whatever their order."""
+    ids = sorted(table.loc[table["source"].eq(LEFT_OUT), "prompt_id"])
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+
+def _left(described: dict, table: pd.DataFrame) -> dict:
+    """What a manifest says of a set, for the part of it that is left."""
+    return described | _described(PromptSet(described["name"], described.get("revision"), table))
+
+
+def _add_replies(table: pd.DataFrame, extraction: Extraction) -> None:
+    """Put into a prompt table what was read besides activations."""
+    table["n_tokens"] = extraction.n_tokens
+    table["first_token"] = extraction.first_token
+    table["refusal_log_odds"] = extraction.refusal_log_odds
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "refusal_core": version_of_this(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "numpy", "scipy")},
+    }
+
+
+def _timings(chat_model: ChatModel, extraction: Extraction) -> dict[str, float]:
+    return {
+        "load_seconds": round(chat_model.load_seconds, 3),
+        "extract_seconds": round(extraction.seconds, 3),
+        "prompts_per_second": round(len(extraction.n_tokens) / extraction.seconds, 3),
+    }
+
+
+def _save(
+    run_id: str,
+    manifest: dict,
+    table: pd.DataFrame,
+    analysis: Analysis,
+    activations: np.ndarray | None,
+    cache: str | Path | None,
+) -> Run:
+    return runs.save_run(
+        run_id,
+        manifest,
+        table,
+        analysis.projections,
+        analysis.projections_crossfit,
+        analysis.layer_stats,
+        analysis.directions,
+        analysis.evidence.to_tables(),
+        activations=activations,
+        cache=cache,
+    )
 
 
 def _check_names(contrast: PromptSet, transfer: list[PromptSet]) -> None:
     """Every set of a run needs a name of its own, by which its numbers are told apart."""
-    taken = {contrast.name: "the contrast set", CONTRAST: "the contrast set in the tables of evidence"}
+    taken = {
+        contrast.name: "the contrast set",
+        CONTRAST: "the contrast set in the tables of evidence",
+        LEFT_OUT: "the prompts that a refit leaves out",
+    }
     for chosen in transfer:
         if chosen.name in taken:
             raise RefusalError(

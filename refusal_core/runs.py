@@ -292,10 +292,32 @@ def open_run(run_id: str, cache: str | Path | None = None) -> Run:
 
 
 def load_activations(run: Run) -> np.ndarray | None:
-    """The run's ``(prompt, site, d_model)`` activations, or ``None`` when they were not kept."""
+    """The run's ``(prompt, site, d_model)`` float32 activations, or ``None`` when they were not kept.
+
+    They are checked against the manifest, and then read from the file as they are used.
+
+    Raises:
+        RunError: when they are not what the manifest describes.
+    """
     if ACTIVATIONS not in run.manifest["files"]:
         return None
-    return load_file(run.path / ACTIVATIONS)["activations"]
+    path = run.path / ACTIVATIONS
+    described = (len(run.prompts), *run.directions.unit_direction.shape)
+    try:
+        if _sha256(path) != run.manifest["files"][ACTIVATIONS]:
+            raise ValueError("its SHA-256 differs")
+        # Safetensors: the header's length in eight bytes, the header, the numbers.
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            entry = json.loads(file.read(size))["activations"]
+        if entry["dtype"] != "F32" or tuple(entry["shape"]) != described:
+            raise ValueError(f"expected float32 of shape {described}")
+        return np.memmap(path, np.float32, "r", 8 + size + int(entry["data_offsets"][0]), described)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"run {run.run_id!r}: {ACTIVATIONS} is not the file the manifest describes ({error}); "
+            "delete the run and make it again"
+        ) from error
 
 
 def save_addition(run: Run, name: str, table: pd.DataFrame, manifest: dict) -> None:
@@ -437,6 +459,8 @@ def _checked_manifest(path: Path, everything: bool) -> dict:
         check_shape(manifest, _MANIFEST_SHAPE, name)
         if not isinstance(manifest["template"].get("thinking"), (bool, type(None))):
             raise RunError(f"run {name!r}: the manifest's thinking is neither true, false nor null; make it again")
+        if "refit" in manifest:
+            check_shape(manifest["refit"], _REFIT_SHAPE, name, "the manifest: refit")
     else:
         raise RunError(
             f"run {name!r} has format version {version}, this program reads up to {FORMAT_VERSION}: update the program"
@@ -486,6 +510,7 @@ def check_shape(
 
 
 _OPTIONAL_TEXT = (str, type(None))
+_REFIT_SHAPE = {"parent": str, "left_out": int, "sha256": str, "activations": str}
 _SET_SHAPE = {"name": str, "counts": dict}
 _MANIFEST_SHAPE = {
     "created": str,

@@ -89,21 +89,23 @@ def reader_for(run: Run, chat_model: ChatModel) -> ResidualReader:
     return ResidualReader(chat_model, template["system_prompt"], template.get("thinking"))
 
 
+def check_model(run: Run, chat_model: ChatModel) -> None:
+    """Raise ModelError when a model or its chat template is not what the run was made with."""
+    expected = (run.n_layers, run.directions.unit_direction.shape[1])
+    if (chat_model.n_layers, chat_model.d_model) != expected:
+        raise ModelError(
+            f"{chat_model.info.name} has {chat_model.n_layers} layers of width {chat_model.d_model}, "
+            f"the run has {expected[0]} of width {expected[1]}; use the run's own model"
+        )
+    if template_sha256(chat_model.tokenizer) != run.manifest["template"]["sha256"]:
+        raise ModelError(f"the chat template of {chat_model.info.name} is not the one this run was made with")
+
+
 class Scorer:
     """Scores texts against one run with its model in memory. Not for two threads at a time."""
 
     def __init__(self, chat_model: ChatModel, run: Run) -> None:
-        if (chat_model.n_layers, chat_model.d_model) != (
-            run.n_layers,
-            run.directions.unit_direction.shape[1],
-        ):
-            raise ModelError(
-                f"{chat_model.info.name} has {chat_model.n_layers} layers of width {chat_model.d_model}, "
-                f"the run has {run.n_layers} of width {run.directions.unit_direction.shape[1]}; use the run's own model"
-            )
-        template = run.manifest["template"]
-        if template_sha256(chat_model.tokenizer) != template["sha256"]:
-            raise ModelError(f"the chat template of {chat_model.info.name} is not the one this run was made with")
+        check_model(run, chat_model)
         self.run = run
         self.reader = reader_for(run, chat_model)
 
