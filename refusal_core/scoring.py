@@ -9,7 +9,7 @@ import numpy as np
 
 from refusal_core.activations import ResidualReader, TokenReading
 from refusal_core.errors import ModelError, PromptError, RunError
-from refusal_core.models import KNOWN, ChatModel, identify, load_model, template_sha256
+from refusal_core.models import KNOWN, ChatModel, ModelInfo, identify, load_model, template_sha256
 from refusal_core.prompts import LABELS
 from refusal_core.runs import Run
 from refusal_core.statistics import percentile
@@ -64,6 +64,31 @@ def model_of_run(run: Run) -> tuple[str, str | None]:
     raise RunError(f"the model {model['name']!r} of this run is a local {model['source']}; say where it is (--model)")
 
 
+def identify_for(run: Run, model: str | Path | None = None) -> ModelInfo:
+    """Find the model a run was made with, without loading it.
+
+    Args:
+        model: where it is, for a model that :func:`model_of_run` cannot name.
+
+    Raises:
+        ModelError: when ``model`` is not the run's model.
+    """
+    name, revision = (model, None) if model is not None else model_of_run(run)
+    info = identify(name, revision)
+    if info.fingerprint != fingerprint_of(run):
+        raise ModelError(
+            f"{name} is not the model of this run: expected {run.manifest['model']['name']} with fingerprint "
+            f"{fingerprint_of(run)[:12]}, got {info.fingerprint[:12]}"
+        )
+    return info
+
+
+def fingerprint_of(run: Run) -> str:
+    """The :attr:`~refusal_core.models.ModelInfo.fingerprint` of the model a run was made with."""
+    described = run.manifest["model"]
+    return str(described["sha256"] or described["revision"])
+
+
 def load_model_for(
     run: Run, model: str | Path | None = None, device: str = "auto", dtype: str | None = None
 ) -> ChatModel:
@@ -72,14 +97,8 @@ def load_model_for(
     Raises:
         ModelError: when ``model`` is not the run's model.
     """
+    identify_for(run, model)
     name, revision = (model, None) if model is not None else model_of_run(run)
-    described = run.manifest["model"]
-    info = identify(name, revision)
-    if info.fingerprint != (described["sha256"] or described["revision"]):
-        raise ModelError(
-            f"{name} is not the model of this run: expected {described['name']} with fingerprint "
-            f"{(described['sha256'] or described['revision'])[:12]}, got {info.fingerprint[:12]}"
-        )
     return load_model(name, revision, device, dtype or run.manifest["compute"]["dtype"])
 
 

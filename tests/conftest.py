@@ -35,6 +35,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+    """A run of the tiny model in a cache of its own."""
+    cache = tmp_path_factory.mktemp("tiny")
+    return pipeline.run(tiny_folder, "pairs", limit=12, dtype="float32", device="cpu", cache=cache).run
+
+
 @pytest.fixture
 def run(synthetic_cache: Path) -> runs.Run:
     """The synthetic run, opened."""

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import shutil
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -501,12 +500,17 @@ class FakeScorer:
         )
 
 
+class FakeModel:
+    """A model that answers at once."""
+
+    def ask(self, run, source, question, say):
+        return question(model.OpenRun(FakeScorer(run)))
+
+
 @pytest.fixture
 def with_model(monkeypatch):
     monkeypatch.setattr(model, "model_source", lambda run: "tiny")
-    monkeypatch.setattr(
-        live, "shared_scorer", lambda run, source: model.SharedScorer(FakeScorer(run), threading.Lock())
-    )
+    monkeypatch.setattr(live, "one_model", FakeModel)
 
 
 def test_interventions_that_were_not_measured_say_how_to():

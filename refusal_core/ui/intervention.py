@@ -14,7 +14,7 @@ from refusal_core.intervention import INTERVENTION, Tried, TriedPrompt
 from refusal_core.openings import OPENING_TOKENS
 from refusal_core.runs import ADDITIONS, Run
 from refusal_core.ui.layout import chart, plain
-from refusal_core.ui.model import model_source, shared_scorer
+from refusal_core.ui.model import OpenRun, model_source, one_model
 
 _MOST_READ = 4
 """Prompts kept as they were read, for visitors who move a slider."""
@@ -159,14 +159,20 @@ def try_it(run: Run, site: int) -> None:
 
 def _tried(run: Run, source: str, text: str, condition: Condition, tokens: str) -> tuple[Tried, Tried]:
     """The prompt without and under the edit; a prompt that was tried already is not read again."""
-    shared = shared_scorer(run, source)
-    with shared.lock, st.spinner("Asking the model …"):
-        if text not in shared.read:
-            tried = TriedPrompt(shared.scorer, text)
-            while len(shared.read) >= _MOST_READ:
-                del shared.read[next(iter(shared.read))]
-            shared.read[text] = tried
-        return shared.read[text].under(Condition(PLAIN)), shared.read[text].under(condition, tokens)
+
+    def question(opened: OpenRun) -> tuple[Tried, Tried]:
+        if text not in opened.read:
+            tried = TriedPrompt(opened.scorer, text)
+            while len(opened.read) >= _MOST_READ:
+                del opened.read[next(iter(opened.read))]
+            opened.read[text] = tried
+        return opened.read[text].under(Condition(PLAIN)), opened.read[text].under(condition, tokens)
+
+    slot = st.empty()
+    with st.spinner("Asking the model …"):
+        answers = one_model().ask(run, source, question, slot.caption)
+    slot.empty()
+    return answers
 
 
 @st.cache_data(max_entries=8, show_spinner="Comparing with the controls …")

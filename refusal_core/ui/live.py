@@ -13,7 +13,7 @@ from refusal_core.outliers import nearest_prompts
 from refusal_core.runs import Run
 from refusal_core.scoring import Score
 from refusal_core.ui.layout import chart
-from refusal_core.ui.model import shared_scorer
+from refusal_core.ui.model import one_model
 
 MOST_PINS = len(LINE_COLOURS) - 1
 
@@ -31,10 +31,9 @@ def scored(run: Run, source: str, text: str) -> Score | None:
     last = st.session_state.get(_LAST)
     if last is not None and last[0] == (run.run_id, text):
         return last[1]
+    slot = st.empty()
     try:
-        shared = shared_scorer(run, source)
-        with shared.lock:
-            score = shared.scorer.score(text)
+        score = one_model().ask(run, source, lambda opened: opened.scorer.score(text), slot.caption)
     except PromptError as error:
         st.warning("This prompt was not scored.", icon=":material/warning:")
         st.text(str(error))
@@ -43,6 +42,7 @@ def scored(run: Run, source: str, text: str) -> Score | None:
         st.error("The run's model cannot be used.", icon=":material/error:")
         st.text(str(error))
         return None
+    slot.empty()
     st.session_state[_LAST] = ((run.run_id, text), score)
     return score
 

@@ -2,32 +2,103 @@
 
 from __future__ import annotations
 
-import threading
+import gc
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import streamlit as st
+import torch
 
 from refusal_core.errors import RefusalError
 from refusal_core.intervention import TriedPrompt
 from refusal_core.known_models import KNOWN
-from refusal_core.models import is_available
+from refusal_core.models import ChatModel, is_available
 from refusal_core.runs import Run
-from refusal_core.scoring import Scorer, load_model_for, model_of_run
+from refusal_core.scoring import Scorer, fingerprint_of, identify_for, load_model_for, model_of_run
 from refusal_core.ui.background import offer
 from refusal_core.ui.jobs import Command
 from refusal_core.ui.layout import plain
+from refusal_core.ui.turns import Turns
+
+T = TypeVar("T")
+
+_MOST_OPEN = 4
+"""Runs of one model that are held open; each keeps the keys and values of its template."""
 
 
 @dataclass(frozen=True, eq=False)
-class SharedScorer:
-    """One scorer for all visitors; the lock lets one forward pass run at a time.
+class OpenRun:
+    """A run with its model in memory.
 
     ``read`` has the prompts that were last read for edits: beside the model, so that they go when it goes.
     """
 
     scorer: Scorer
-    lock: threading.Lock
     read: dict[str, TriedPrompt] = field(default_factory=dict)
+
+
+class OneModel:
+    """The one model in memory, whichever run asks for it; questions to it are answered in the order asked.
+
+    Nobody keeps hold of the model or of what reads it: they are here alone, so that a model is gone from memory before
+    another is loaded.
+    """
+
+    def __init__(self) -> None:
+        self._turns = Turns()
+        self._checked: set[tuple[str, tuple[str, str]]] = set()
+        self._wanted: tuple[str, str] | None = None
+        self._chat_model: ChatModel | None = None
+        self._open: dict[str, OpenRun] = {}
+
+    def ask(self, run: Run, source: str, question: Callable[[OpenRun], T], say: Callable[[str], object]) -> T:
+        """Answer a question when its turn has come, with the run's model opened first if another one or none is.
+
+        Args:
+            source: where the run's model is, as :func:`model_source` returns it.
+            question: keeps no reference to what it is given.
+            say: called every so often with what is waited for; what it raises gives the question up.
+
+        Raises:
+            RefusalError: when the model cannot be used, and what the question raises.
+        """
+        wanted = (fingerprint_of(run), str(run.manifest["compute"]["dtype"]))
+        named = None if source == run.model_name else source
+        if (source, wanted) not in self._checked:
+            identify_for(run, named)
+            self._checked.add((source, wanted))
+        with self._turns.turn(lambda before: say(f"Waiting for the model: {before} before you …")):
+            if wanted != self._wanted:
+                self.let_go()
+                say("Opening the model; this takes a moment the first time …")
+                self._chat_model = load_model_for(run, named)
+                self._wanted = wanted
+            return question(self._opened(run))
+
+    def let_go(self) -> None:
+        """Free the model's memory. For whoever has the turn."""
+        self._wanted, self._chat_model = None, None
+        self._open.clear()
+        # Models hold themselves in cycles.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _opened(self, run: Run) -> OpenRun:
+        opened = self._open.get(run.run_id)
+        if opened is None or opened.scorer.run is not run:
+            assert self._chat_model is not None
+            while len(self._open) >= _MOST_OPEN:
+                del self._open[next(iter(self._open))]
+            opened = self._open[run.run_id] = OpenRun(Scorer(self._chat_model, run))
+        return opened
+
+
+@st.cache_resource(show_spinner=False)
+def one_model() -> OneModel:
+    """The model that all visitors share."""
+    return OneModel()
 
 
 def model_source(run: Run) -> str | None:
@@ -40,21 +111,6 @@ def model_source(run: Run) -> str | None:
         return name
     _offer_fetch(name, revision)
     return None
-
-
-def shared_scorer(run: Run, source: str) -> SharedScorer:
-    """The scorer of a run, its model opened with the first question.
-
-    Raises:
-        RefusalError: when the model cannot be used.
-    """
-    return _loaded(run.run_id, run, source)
-
-
-@st.cache_resource(max_entries=1, show_spinner="Opening the model; this takes a moment the first time …")
-def _loaded(run_id: str, _run: Run, source: str) -> SharedScorer:
-    chat_model = load_model_for(_run, None if source == _run.model_name else source)
-    return SharedScorer(Scorer(chat_model, _run), threading.Lock())
 
 
 def _path_of_local_model(run: Run) -> str | None:

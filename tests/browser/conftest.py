@@ -20,7 +20,7 @@ import pytest
 from driving import TITLES
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from refusal_core import behaviour, pipeline
+from refusal_core import behaviour
 from refusal_core.models import load_model
 from refusal_core.openings import read_rules
 from refusal_core.runs import Run, open_run
@@ -43,12 +43,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cache(synthetic_cache: Path, tiny_folder: Path, planted_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(
+    synthetic_cache: Path,
+    tiny_folder: Path,
+    tiny_run: Run,
+    planted_run: Run,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """The synthetic run, a tiny model's with its behaviour, and the planted model's with its interventions."""
     folder = tmp_path_factory.mktemp("browser") / "cache"
     shutil.copytree(synthetic_cache, folder)
     shutil.copytree(planted_run.path, folder / planted_run.run_id)
-    made = pipeline.run(tiny_folder, "pairs", limit=12, dtype="float32", device="cpu", cache=folder).run
+    shutil.copytree(tiny_run.path, folder / tiny_run.run_id)
+    made = open_run(tiny_run.run_id, folder)
     behaviour.record(made, load_model(tiny_folder, dtype="float32", device="cpu"), read_rules())
     return folder
 
