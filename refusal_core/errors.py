@@ -29,3 +29,7 @@ class RatingError(RefusalError):
 
 class MarkError(RefusalError):
     """Marks on prompts that cannot be read or kept."""
+
+
+class RenderingError(RefusalError):
+    """A figure that cannot be drawn into a file."""

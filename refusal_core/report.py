@@ -12,7 +12,9 @@ from refusal_core.evidence import Evidence
 from refusal_core.figures import behaviour as behaviour_figures
 from refusal_core.figures import intervention as intervention_figures
 from refusal_core.figures.evidence import FIGURES, cosines, overview
-from refusal_core.figures.layers import scrubber, separation, three_questions
+from refusal_core.figures.layers import separation, three_questions
+from refusal_core.figures.panels import linked
+from refusal_core.figures.style import page_look
 from refusal_core.findings import QUESTIONS, overview_table, reading, sampling, strongest_site, verdict
 from refusal_core.runs import Run
 
@@ -53,7 +55,7 @@ def report_html(
         # The one copy of Plotly's script that all figures share.
         _figure(overview(run, evidence), with_script=True),
         "<h2>Projections, layer by layer</h2>",
-        _figure(scrubber(run, site)),
+        _figure(linked(run, site)),
         "<h2>Effect size and separation</h2>",
         _figure(three_questions(run)),
         _figure(separation(run)),
@@ -97,5 +99,5 @@ def report_html(
 
 
 def _figure(figure: go.Figure, with_script: bool = False) -> str:
-    figure.update_layout(template="plotly_white")
+    figure.update_layout(page_look(dark=False))
     return figure.to_html(full_html=False, include_plotlyjs=with_script, config={"displaylogo": False})

@@ -13,7 +13,8 @@ from refusal_core.figures import evidence as evidence_figures
 from refusal_core.figures import intervention as intervention_figures
 from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.histograms import histogram, token_strip
-from refusal_core.figures.layers import scrubber, separation, three_questions
+from refusal_core.figures.layers import SUMMARIES, eight_layers, separation, three_questions
+from refusal_core.figures.panels import AXES, LEVELS, PANELS, POINTS, linked
 from refusal_core.figures.style import safe
 from refusal_core.findings import QUESTIONS
 from refusal_core.published import published_table
@@ -25,28 +26,155 @@ def evidence(run) -> Evidence:
     return Evidence.from_tables(run.evidence_tables())
 
 
-def test_the_scrubber_has_a_frame_a_site_that_counts_every_prompt(run):
-    figure = scrubber(run, 2)
+def traces_of(figure, place: int, kind: str, name: str | None = None) -> list:
+    """Traces of a kind as a frame leaves them, on the ``place``-th pair of axes."""
+    axis = "x" if place == 1 else f"x{place}"
+    return [i for i, t in enumerate(figure.data) if t.type == kind and t.xaxis == axis and name in (None, t.name)]
+
+
+def test_the_panels_have_a_frame_a_site_that_counts_every_prompt(run):
+    figure = linked(run, 2)
     assert [frame.name for frame in figure.frames] == [str(site) for site in range(run.n_sites)]
     assert [step.label for step in figure.layout.sliders[0].steps] == [*map(str, range(run.n_layers)), "norm"]
-    for frame in figure.frames:
-        bars = [trace for trace in frame.data if trace.type == "bar"]
-        assert {bar.name: int(np.sum(bar.y)) for bar in bars} == {"harmful": 16, "harmless": 16}
+    bars = traces_of(figure, 1, "bar")
+    for site, frame in enumerate(figure.frames):
+        for place in bars:
+            bar, label = frame.data[place], figure.data[place].name
+            edges = np.concatenate([bar.x - bar.width / 2, bar.x[-1:] + bar.width / 2]).astype(float)
+            values = run.projections[run.rows(label), site]
+            edges[[0, -1]] = min(edges[0], values.min()), max(edges[-1], values.max())
+            assert int(np.sum(bar.y)) == 16
+            np.testing.assert_array_equal(np.cumsum(bar.y), [(values <= edge).sum() for edge in edges[1:]])
     assert figure.layout.sliders[0].active == 2
     np.testing.assert_array_equal(figure.data[0].y, figure.frames[2].data[0].y)
 
 
-def test_the_scrubber_marks_the_means_where_they_are(run):
-    for site, frame in enumerate(scrubber(run, 0).frames):
-        means = {trace.name: trace.x[0] for trace in frame.data if trace.name.endswith(" mean")}
-        assert means["harmful mean"] == pytest.approx(run.layer_stats["harmful_mean"][site])
-        assert means["harmless mean"] == pytest.approx(run.layer_stats["harmless_mean"][site])
+def test_a_bar_says_its_own_edges(run):
+    bar = linked(run, 0).frames[3].data[0]
+    low, high = (float(end) for end in bar.customdata[7].split(" to "))
+    assert low == pytest.approx(bar.x[7] - bar.width / 2, rel=1e-3, abs=1e-3)
+    assert high == pytest.approx(bar.x[7] + bar.width / 2, rel=1e-3, abs=1e-3)
+
+
+def test_the_panels_mark_the_means_where_they_are(run):
+    figure = linked(run, 0, ["histogram"])
+    names = [trace.name for trace in figure.data]
+    for site, frame in enumerate(figure.frames):
+        for label in ("harmful", "harmless"):
+            mean = frame.data[names.index(f"{label} mean")].x[0]
+            assert mean == pytest.approx(run.layer_stats[f"{label}_mean"][site])
+
+
+def test_cumulative_curves_rise_to_all_prompts(run):
+    figure = linked(run, 0, ["cumulative"])
+    for site, frame in enumerate(figure.frames):
+        for trace, curve in zip(figure.data, frame.data, strict=True):
+            values = run.projections[run.rows(trace.name), site]
+            assert curve.y[-1] == 1.0
+            assert (np.diff(curve.y) >= 0).all()
+            assert (np.diff(curve.x) >= 0).all()
+            for x, y in zip(curve.x[1:], curve.y[1:], strict=True):
+                assert y == pytest.approx((values <= x + 1e-5).mean())
+
+
+def test_boxes_are_numpy_s_quartiles_and_whiskers_end_at_prompts(run):
+    figure = linked(run, 0, ["box"])
+    for site, frame in enumerate(figure.frames):
+        for place in traces_of(figure, 1, "box"):
+            box, values = frame.data[place], run.projections[run.rows(figure.data[place].name), site]
+            np.testing.assert_allclose(
+                [box.q1[0], box.median[0], box.q3[0]], np.percentile(values, [25, 50, 75]), rtol=1e-6
+            )
+            assert {box.lowerfence[0], box.upperfence[0]} <= set(values.tolist())
+
+
+def test_sorted_prompts_stand_at_their_rank_and_keep_their_row(run):
+    figure = linked(run, 0, ["sorted"])
+    points = [place for place, trace in enumerate(figure.data) if trace.mode == "markers"]
+    for site, frame in enumerate(figure.frames):
+        for place in points:
+            values = run.projections[run.rows(figure.data[place].name), site]
+            rows = [row for (row,) in figure.data[place].customdata]
+            np.testing.assert_allclose(frame.data[place].y, run.projections[rows, site], rtol=1e-5)
+            for row, rank in zip(rows, frame.data[place].x, strict=True):
+                assert rank == (values < run.projections[row, site]).sum() + 1
+
+
+def test_the_same_axes_hold_every_layer(run):
+    for axes in AXES:
+        frames = linked(run, 0, axes=axes).frames
+        ranges = {tuple(frame.layout.xaxis.range) for frame in frames}
+        assert (len(ranges) == 1) == (axes != "own")
+    scaled = linked(run, 0, ["histogram"], axes="standardised")
+    names = [trace.name for trace in scaled.data]
+    for site, frame in enumerate(scaled.frames):
+        apart = frame.data[names.index("harmful mean")].x[0] - frame.data[names.index("harmless mean")].x[0]
+        assert apart == pytest.approx(run.layer_stats["cohens_d"][site])
+
+
+def test_followed_prompts_are_marked_and_have_a_course(run):
+    plain, followed = linked(run, 1), linked(run, 1, followed=(3, 8))
+    assert len(followed.data) > len(plain.data) + 2
+    assert [list(frame.layout.shapes)[-1].x0 for frame in followed.frames] == list(range(run.n_sites))
+    assert all(len(frame.traces) == len(frame.data) for frame in followed.frames)
 
 
 def test_transfer_sets_are_drawn_on_demand(run):
-    drawn = {trace.name for trace in scrubber(run, 0, ["borderline"]).frames[1].data}
+    drawn = {trace.name for trace in linked(run, 0, sources=["borderline"]).data}
     assert {"borderline, harmful", "borderline, harmless", "borderline, grey"} <= drawn
-    assert not any("borderline" in trace.name for trace in scrubber(run, 0).frames[1].data)
+    assert not any("borderline" in trace.name for trace in linked(run, 0).data)
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_each_panel_stands_alone_and_stacked(run, panel):
+    assert linked(run, 0, [panel]).data
+    assert linked(run, 0, stacked=True).layout.xaxis.domain == (0.0, 1.0)
+
+
+def test_a_run_of_25_000_prompts_is_a_figure_of_less_than_two_megabytes(run):
+    rng = np.random.default_rng(0)
+    count, sites = 25_000, 29
+    label = np.where(np.arange(count) % 2, "harmful", "harmless")
+    prompts = pd.DataFrame(
+        {
+            "prompt_id": [f"{place:012x}" for place in range(count)],
+            "text": [f"prompt {place} " + "words " * 40 for place in range(count)],
+            "label": label,
+            "source": "big",
+            "fitted": True,
+        }
+    )
+    projections = rng.normal(size=(count, sites)) + 2 * (label == "harmful")[:, None]
+    stats = pd.concat([run.layer_stats] * 5, ignore_index=True)[:sites].assign(
+        **{f"{name}_mean": projections[label == name].mean(axis=0) for name in ("harmful", "harmless")}
+    )
+    big = dataclasses.replace(
+        run, prompts=prompts, projections=projections, projections_crossfit=projections, layer_stats=stats
+    )
+    for axes in AXES:
+        figure = linked(big, 0, axes=axes, followed=(5, 6))
+        assert len(figure.to_json()) < 2_000_000
+        points = [trace for trace in figure.data if trace.type == "scatter" and trace.customdata is not None]
+        assert all(len(trace.customdata) <= POINTS + 2 * sites for trace in points if trace.mode == "markers")
+        curves = [trace for trace in figure.data if trace.type == "scatter" and trace.line.shape == "hv"]
+        assert len(curves) == 2
+        assert all(len(trace.y) == LEVELS + 1 for trace in curves)
+        extreme = int(np.flatnonzero(label == "harmful")[projections[label == "harmful", 7].argmax()])
+        assert any([extreme] in list(map(list, trace.customdata)) for trace in points)
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_the_report_s_curves_stand_beside_the_published_ones(run, name):
+    plain, published = SUMMARIES[name](run, 2), SUMMARIES[name](run, 2, published_table())
+    assert len(published.data) > len(plain.data)
+    assert len(plain.data[0].x) == run.n_sites
+
+
+def test_eight_layers_count_every_prompt_from_the_first_to_the_last(run):
+    figure = eight_layers(run)
+    assert figure.layout.annotations[0].text == run.site_label(0)
+    assert figure.layout.annotations[-1].text == "final norm"
+    assert {int(np.sum(bar.y)) for bar in figure.data} == {16}
 
 
 def test_the_published_curve_ends_at_the_final_norm(run):

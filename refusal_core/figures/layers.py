@@ -1,160 +1,35 @@
-"""Histograms one can scrub through, and curves over the layers."""
+"""Curves over the layers: effect size, separation, spread, crossings; and eight layers side by side."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
+from refusal_core.figures.histograms import histogram
 from refusal_core.figures.style import (
     ACCENT,
     GREY,
     LABEL_COLOUR,
     LABEL_DASH,
+    LABEL_SYMBOL,
     PROBE,
-    bars_of,
+    TEXT_SIZE,
     blank,
-    safe,
+    dress,
     site_axis,
-    translucent,
 )
 from refusal_core.published import PUBLISHED_LAYERS
 from refusal_core.runs import Run
-from refusal_core.sites import site_short
-from refusal_core.statistics import plausible_band
 
-BINS = 40
+_SMALL = 300
 
 QUESTIONS = {
-    "cohens_d": ("does it fit? in-sample", GREY, "dot"),
-    "crossfit_d": ("does it hold on new prompts? cross-fitted", ACCENT, "dash"),
-    "probe_d": ("is it about harm? probe pairs", PROBE, "solid"),
+    "cohens_d": ("does it fit? in-sample", GREY, "dot", "circle"),
+    "crossfit_d": ("does it hold on new prompts? cross-fitted", ACCENT, "dash", "square"),
+    "probe_d": ("is it about harm? probe pairs", PROBE, "solid", "diamond"),
 }
-
-
-def scrubber(run: Run, site: int, sources: Sequence[str] = ()) -> go.Figure:
-    """Projection histograms of both labels, one Plotly frame a site, with a slider the browser moves by itself.
-
-    Args:
-        site: the frame shown at first.
-        sources: transfer sets drawn as outlines over the contrast set's bars.
-    """
-    frames = [_frame(run, each, sources) for each in range(run.n_sites)]
-    figure = blank(430, barmode="overlay", bargap=0)
-    figure.add_traces(frames[site].data)
-    figure.update_layout(frames[site].layout)
-    figure.update_layout(
-        margin={"l": 8, "r": 8, "t": 84, "b": 8},
-        sliders=[
-            {
-                "active": site,
-                "pad": {"t": 46, "b": 4},
-                "currentvalue": {"visible": False},
-                "ticklen": 4,
-                "steps": [
-                    {
-                        "label": site_short(each, run.n_layers),
-                        "method": "animate",
-                        "args": [
-                            [str(each)],
-                            {
-                                "mode": "immediate",
-                                "frame": {"duration": 0, "redraw": True},
-                                "transition": {"duration": 0},
-                            },
-                        ],
-                    }
-                    for each in range(run.n_sites)
-                ],
-            }
-        ],
-    )
-    figure.update_xaxes(title_text="projection (activation units)", title_standoff=6)
-    figure.update_yaxes(title_text="prompts")
-    figure.frames = frames
-    return figure
-
-
-def _frame(run: Run, site: int, sources: Sequence[str]) -> go.Frame:
-    shown = [run.rows(), *(run.rows(source=source) for source in sources)]
-    values = run.projections[np.logical_or.reduce(shown), site]
-    span = max(float(np.ptp(values)), 1e-9)
-    edges = np.linspace(values.min() - 0.02 * span, values.max() + 0.02 * span, BINS + 1)
-    centres = (edges[:-1] + edges[1:]) / 2
-    ranges = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
-    traces: list = []
-    by_label = {label: run.projections[run.rows(label), site] for label in ("harmful", "harmless")}
-    counts = {label: np.histogram(of_label, edges)[0] for label, of_label in by_label.items()}
-    outlines = []
-    for source in sources:
-        for label, colour in LABEL_COLOUR.items():
-            rows = run.rows(label, source)
-            if rows.any():
-                outlines.append((source, label, colour, np.histogram(run.projections[rows, site], edges)[0]))
-    top = float(max([1, *(c.max() for c in counts.values()), *(c.max() for *_, c in outlines)]))
-    for label, of_label in counts.items():
-        traces.append(go.Bar(x=centres, y=of_label, width=edges[1] - edges[0], customdata=ranges, **bars_of(label)))
-    for label, of_label in by_label.items():
-        mean = float(of_label.mean())
-        traces.append(
-            go.Scatter(
-                x=[mean, mean],
-                y=[0, top],
-                mode="lines",
-                name=f"{label} mean",
-                showlegend=False,
-                line={"color": LABEL_COLOUR[label], "width": 2, "dash": LABEL_DASH[label]},
-                hovertemplate=f"mean of the {label} prompts: %{{x:.4g}}<extra></extra>",
-            )
-        )
-    for source, label, colour, binned in outlines:
-        traces.append(
-            go.Scatter(
-                x=centres,
-                y=binned,
-                mode="lines",
-                name=f"{safe(source)}, {label}",
-                line={"color": colour, "width": 1.5, "shape": "hvh", "dash": LABEL_DASH[label]},
-                hovertemplate=f"%{{y}} {label} prompts of {safe(source)}<extra></extra>",
-            )
-        )
-    low, high = plausible_band(by_label["harmful"], by_label["harmless"])
-    band = {
-        "type": "rect",
-        "xref": "x",
-        "yref": "paper",
-        "x0": low,
-        "x1": high,
-        "y0": 0,
-        "y1": 1,
-        "line": {"width": 0},
-        "fillcolor": translucent(GREY, 0.18),
-        "layer": "below",
-    }
-    layout = {
-        "title": {"text": _headline(run, site), "x": 0, "xanchor": "left", "y": 0.97, "font": {"size": 15}},
-        "shapes": [band],
-        "xaxis": {"range": [edges[0], edges[-1]], "title": {"text": "projection (activation units)"}},
-        "yaxis": {"range": [0, top * 1.08], "title": {"text": "prompts"}},
-    }
-    return go.Frame(name=str(site), data=traces, layout=layout)
-
-
-def _headline(run: Run, site: int) -> str:
-    row = run.layer_stats.loc[site]
-    return (
-        f"<b>{run.site_label(site)}</b><br>"
-        f"<span style='font-size:12px'>d in-sample {_number(row['cohens_d'])} · cross-fitted "
-        f"{_number(row['crossfit_d'])} · probe pairs {_number(row['probe_d'])}"
-        f"<br>mean crossings {row['overlap_count']} · in the other label's range {row['range_overlap']}</span>"
-    )
-
-
-def _number(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:.2f}"
 
 
 def three_questions(run: Run, site: int | None = None, published: pd.DataFrame | None = None) -> go.Figure:
@@ -165,16 +40,13 @@ def three_questions(run: Run, site: int | None = None, published: pd.DataFrame |
         published: the table of Experiment 0, drawn over it at relative depth when the layer counts differ.
     """
     figure = blank(380)
-    for column, (name, colour, dash) in QUESTIONS.items():
+    for column, (name, colour, dash, symbol) in QUESTIONS.items():
         figure.add_scatter(
             x=run.layer_stats["site"],
             y=run.layer_stats[column],
-            mode="lines+markers",
-            name=name,
-            line={"color": colour, "dash": dash, "width": 2.5},
-            marker={"size": 6},
-            customdata=[run.site_label(each) for each in range(run.n_sites)],
+            customdata=_labels(run),
             hovertemplate=f"%{{customdata}}<br>{name}: d = %{{y:.2f}}<extra></extra>",
+            **_line(name, colour, dash, symbol),
         )
     if published is not None:
         _add_published(figure, run, published, "cohens_d", "d")
@@ -184,16 +56,13 @@ def three_questions(run: Run, site: int | None = None, published: pd.DataFrame |
 
 def separation(run: Run, site: int | None = None, published: pd.DataFrame | None = None) -> go.Figure:
     """Distance of the two labels' means over the layers, in activation units, logarithmic."""
-    figure = blank(300)
+    figure = blank(_SMALL)
     figure.add_scatter(
         x=run.layer_stats["site"],
         y=run.layer_stats["magnitude"],
-        mode="lines+markers",
-        name="this run",
-        line={"color": ACCENT, "width": 2.5},
-        marker={"size": 6},
-        customdata=[run.site_label(each) for each in range(run.n_sites)],
+        customdata=_labels(run),
         hovertemplate="%{customdata}<br>separation %{y:.3g}<extra></extra>",
+        **_line("this run", ACCENT),
     )
     if published is not None:
         _add_published(figure, run, published, "magnitude", "separation")
@@ -202,13 +71,115 @@ def separation(run: Run, site: int | None = None, published: pd.DataFrame | None
     return figure
 
 
-def _add_published(figure: go.Figure, run: Run, published: pd.DataFrame, column: str, name: str) -> None:
+def together(run: Run, site: int | None = None, published: pd.DataFrame | None = None) -> go.Figure:
+    """Separation and in-sample d, each as a share of its maximum: whether they grow together."""
+    figure = blank(_SMALL)
+    table = run.layer_stats
+    for column, name, colour, dash in (
+        ("magnitude", "separation", ACCENT, "solid"),
+        ("cohens_d", "d in-sample", GREY, "dot"),
+    ):
+        figure.add_scatter(
+            x=table["site"],
+            y=table[column] / table[column].max(),
+            customdata=np.column_stack([_labels(run), table[column].map("{:.3g}".format)]),
+            hovertemplate=f"%{{customdata[0]}}<br>{name} %{{customdata[1]}}, %{{y:.0%}} of its maximum<extra></extra>",
+            **_line(name, colour, dash),
+        )
+    if published is not None:
+        for column, dash in (("magnitude", "dashdot"), ("cohens_d", "longdashdot")):
+            _add_published(
+                figure,
+                run,
+                published.assign(**{column: published[column] / published[column].max()}),
+                column,
+                column,
+                dash,
+            )
+    _finish(figure, run, site, "share of maximum")
+    figure.update_yaxes(tickformat=".0%", range=[0, 1.05])
+    return figure
+
+
+def spread(run: Run, site: int | None = None, published: pd.DataFrame | None = None) -> go.Figure:
+    """Standard deviation of each label's projections over the layers, in activation units, logarithmic."""
+    figure = blank(_SMALL)
+    for label in ("harmful", "harmless"):
+        figure.add_scatter(
+            x=run.layer_stats["site"],
+            y=run.layer_stats[f"{label}_std"],
+            customdata=_labels(run),
+            hovertemplate=f"%{{customdata}}<br>standard deviation of the {label} prompts %{{y:.3g}}<extra></extra>",
+            **_line(label, LABEL_COLOUR[label], LABEL_DASH[label], LABEL_SYMBOL[label]),
+        )
+        if published is not None:
+            _add_published(figure, run, published, f"{label}_std", f"standard deviation, {label}", LABEL_DASH[label])
+    _finish(figure, run, site, "standard deviation")
+    figure.update_yaxes(type="log", dtick=1)
+    return figure
+
+
+def crossings(run: Run, site: int | None = None, published: pd.DataFrame | None = None) -> go.Figure:
+    """Mean crossings, the report's overlap count, over the layers."""
+    figure = blank(_SMALL)
+    figure.add_scatter(
+        x=run.layer_stats["site"],
+        y=run.layer_stats["overlap_count"],
+        customdata=_labels(run),
+        hovertemplate="%{customdata}<br>%{y} prompts beyond the other label's mean<extra></extra>",
+        **_line("this run", ACCENT),
+    )
+    if published is not None:
+        _add_published(figure, run, published, "overlap_count", "mean crossings")
+    _finish(figure, run, site, "mean crossings")
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def eight_layers(run: Run) -> go.Figure:
+    """Histograms of eight sites from the first to the last, side by side: how the labels come apart."""
+    sites = np.unique(np.linspace(0, run.n_sites - 1, 8).round().astype(int))
+    columns = 4
+    rows = -(-len(sites) // columns)
+    figure = make_subplots(
+        rows, columns, subplot_titles=[run.site_label(int(each)) for each in sites], vertical_spacing=0.2
+    )
+    dress(figure, 250 * rows, barmode="overlay", bargap=0)
+    for place, site in enumerate(sites):
+        for bars in histogram(run, int(site)).data:
+            bars.showlegend = not place
+            figure.add_trace(bars, row=place // columns + 1, col=place % columns + 1)
+    figure.update_annotations(font_size=TEXT_SIZE)
+    figure.update_layout(margin={"t": 64}, legend={"y": 1.1})
+    return figure
+
+
+SUMMARIES = {"separation": separation, "together": together, "spread": spread, "crossings": crossings}
+"""What the report's first figure and its table of variances show, over the layers."""
+
+
+def _labels(run: Run) -> list[str]:
+    return [run.site_label(each) for each in range(run.n_sites)]
+
+
+def _line(name: str, colour: str, dash: str = "solid", symbol: str = "circle") -> dict[str, object]:
+    return {
+        "mode": "lines+markers",
+        "name": name,
+        "line": {"color": colour, "width": 2.5, "dash": dash},
+        "marker": {"size": 6, "symbol": symbol},
+    }
+
+
+def _add_published(
+    figure: go.Figure, run: Run, published: pd.DataFrame, column: str, name: str, dash: str = "dashdot"
+) -> None:
     figure.add_scatter(
         x=published["site"] * run.n_layers / PUBLISHED_LAYERS,
         y=published[column],
         mode="lines",
         name="Experiment 0, published",
-        line={"color": "#B8860B", "width": 2, "dash": "dashdot"},
+        line={"color": "#B8860B", "width": 2, "dash": dash},
         customdata=published["layer"],
         hovertemplate=f"Experiment 0, its layer %{{customdata}} of 28: {name} %{{y:.3g}}<extra></extra>",
     )

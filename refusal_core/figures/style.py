@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import textwrap
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,15 @@ LABEL_COLOUR = {"harmful": HARMFUL, "harmless": HARMLESS, "grey": GREY}
 LABEL_SYMBOL = {"harmful": "triangle-up", "harmless": "circle", "grey": "square"}
 LABEL_DASH = {"harmful": "solid", "harmless": "dash", "grey": "dot"}
 LABEL_PATTERN = {"harmful": "", "harmless": "/"}
+
+TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 16, 13, 12
+"""The type scale, in pixels: a figure's title; axis titles, hover text and notes; ticks and legends."""
+
+CONTROLS = 56
+"""Height of a slider with its buttons above a figure that has frames, in pixels."""
+
+_PAGE = {False: ("#FFFFFF", "#1C2321", "#5B6663", "#E4E8E5"), True: ("#14191A", "#E6EAE8", "#A9B4B1", "#2B3536")}
+"""Background, text, muted text and grid of the light and the dark theme, as in .streamlit/config.toml."""
 
 LINE_COLOURS = ("#2A9D83", "#CC79A7", "#B8860B", "#56B4E9", "#7B5EA7", "#8C5A2B")
 
@@ -49,21 +59,60 @@ def bars_of(label: str) -> dict[str, object]:
 
 
 def blank(height: int, **layout: object) -> go.Figure:
-    """An empty figure in the shared look; text and grid colours are left to the page's theme."""
-    figure = go.Figure()
+    """An empty figure in the shared look."""
+    return dress(go.Figure(), height, **layout)
+
+
+def dress(figure: go.Figure, height: int, **layout: object) -> go.Figure:
+    """Give a figure the shared look; text and grid colours are left to the page's theme."""
     figure.update_layout(
         height=height,
         margin={"l": 8, "r": 8, "t": 36, "b": 8},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "left", "x": 0},
-        hoverlabel={"align": "left"},
+        font={"size": TEXT_SIZE},
+        title={"font": {"size": TITLE_SIZE}},
+        legend={
+            "orientation": "h",
+            "yanchor": "bottom",
+            "y": 1.02,
+            "xanchor": "left",
+            "x": 0,
+            "font": {"size": SMALL_SIZE},
+        },
+        hoverlabel={"align": "left", "font": {"size": TEXT_SIZE}},
         dragmode=False,
-        **layout,
     )
-    figure.update_xaxes(automargin=True, fixedrange=True)
-    figure.update_yaxes(automargin=True, fixedrange=True)
+    figure.update_layout(**layout)
+    axis = {"tickfont": {"size": SMALL_SIZE}, "title": {"font": {"size": TEXT_SIZE}}}
+    figure.update_xaxes(automargin=True, fixedrange=True, **axis)
+    figure.update_yaxes(automargin=True, fixedrange=True, **axis)
     return figure
+
+
+def page_look(dark: bool) -> dict[str, Any]:
+    """What the dashboard's theme gives a figure on a page, as layout for a figure that leaves it."""
+    background, text, muted, grid = _PAGE[dark]
+    axis = {
+        "gridcolor": grid,
+        "linecolor": grid,
+        "zerolinecolor": grid,
+        "tickfont": {"color": muted},
+        "title": {"font": {"color": muted}},
+    }
+    return {
+        "paper_bgcolor": background,
+        "plot_bgcolor": background,
+        "template": {
+            "layout": {
+                "font": {"family": "Source Sans, system-ui, sans-serif", "color": text},
+                "colorway": [ACCENT, *LINE_COLOURS[1:]],
+                "hoverlabel": {"bgcolor": background, "bordercolor": grid, "font": {"color": text}},
+                "xaxis": {**axis, "showgrid": False},
+                "yaxis": axis,
+            }
+        },
+    }
 
 
 def site_axis(figure: go.Figure, run: Run, **position: object) -> None:

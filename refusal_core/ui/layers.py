@@ -1,40 +1,166 @@
-"""The scrubbing histogram of the Layers page."""
+"""What the Layers page keeps and draws: linked panels that the browser moves, and what follows them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import plotly.graph_objects as go
 import streamlit as st
 
-from refusal_core.figures.layers import scrubber
+from refusal_core.figures.layers import SUMMARIES, three_questions
+from refusal_core.figures.panels import AXES, PANELS, linked
+from refusal_core.outliers import row_of
+from refusal_core.published import published_table
 from refusal_core.runs import Run
 from refusal_core.ui import address
-from refusal_core.ui.layout import chart
-from refusal_core.ui.scrubbing import when_released
+from refusal_core.ui.frame import site_picker
+from refusal_core.ui.layout import chart, layer_numbers
+from refusal_core.ui.scrubbing import keep_together
+from refusal_core.ui.selection import newly
 
-_DRAWN = "scrubber_drawn_for"
-_CONTAINER = "scrubber"
+_CONTAINER, _CHART = "panels-place", "panels"
+_FOLLOWED = "layers_followed"
+_NARROW = "layers_narrow"
+_STARTS, _SHOWN = "layers_starts", "layers_shown"
+MOST_FOLLOWED = 6
 
 
-def scrubbing_histogram(run: Run, site: int, sources: tuple[str, ...]) -> None:
-    """Draw the histogram with its slider; releasing the slider moves the page's site along.
+def panel_options(run: Run) -> dict:
+    """Fields for what the panels show; returns options of :func:`~refusal_core.figures.panels.linked`."""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        panels = st.pills(
+            "Panels",
+            list(PANELS),
+            format_func=lambda panel: PANELS[panel].capitalize(),
+            selection_mode="multi",
+            default=list(PANELS),
+            key="layers_panels",
+            persist_state="session",
+            width="content",
+            help="All of them move with the one slider.",
+        )
+        axes = st.selectbox(
+            "Axes",
+            list(AXES),
+            format_func=lambda axes: AXES[axes].capitalize(),
+            key="layers_axes",
+            persist_state="session",
+            width=260,
+            help="Activations grow over the layers, so with the same axes in activation units early layers shrink to a "
+            "line. Standard deviations, counted from the midpoint of the two means, compare layers.",
+        )
+        sources = st.pills(
+            "Draw over it",
+            run.transfer_sources,
+            selection_mode="multi",
+            key="layers_sources",
+            persist_state="session",
+            width="content",
+            help="Transfer sets are scored and never fitted on; they are drawn as outlines and thin curves.",
+        )
+    return {"panels": tuple(panels or ("histogram",)), "axes": axes, "sources": tuple(sources)}
 
-    The figure is drawn anew only when the site was changed elsewhere: what the browser already shows stays untouched.
+
+def linked_panels(run: Run, options: dict) -> None:
+    """Draw the panels with their slider; a click on a prompt's point follows it over the layers.
+
+    The figure is drawn for the site it was first asked for and is not drawn again when the site changes: the browser
+    moves it there.
     """
-    view = (run.run_id, sources)
-    drawn = st.session_state.get(_DRAWN)
-    if drawn is None or drawn["view"] != view or drawn["shown"] != site:
-        drawn = {"view": view, "start": site, "shown": site}
-        st.session_state[_DRAWN] = drawn
+    followed = _followed(run)
+    options = options | {"followed": tuple(followed), "stacked": st.session_state.get(_NARROW, False)}
+    site = int(address.view().site or 0)
+    starts = st.session_state.setdefault(_STARTS, {})
+    start = starts.setdefault((run.run_id, *map(str, options.values())), site)
+    # Read when a file is asked for, which may be after the browser has moved the figure.
+    shown = st.session_state.setdefault(_SHOWN, {})
+    shown["site"] = site
     with st.container(key=_CONTAINER):
-        chart(_figure(run.run_id, run, drawn["start"], sources), f"{_CONTAINER}_chart_{drawn['start']}")
-    when_released(_CONTAINER, _let_go)
+        event = chart(
+            _figure(run.run_id, run, start, **options),
+            _CHART,
+            frame=lambda: str(shown["site"]),
+            on_select="rerun",
+            selection_mode="points",
+        )
+    points = event["selection"]["points"]
+    clicked = newly(_CHART, points[0]["customdata"] if points else None)
+    if isinstance(clicked, (list, tuple)):
+        _follow(run, [*followed, int(clicked[0])])
+        st.rerun()
+    if followed:
+        st.multiselect(
+            "Prompts followed",
+            followed,
+            format_func=lambda row: " ".join(run.prompts["text"][row].split())[:80],
+            key=address.fill("layers_followed_field", followed),
+            on_change=lambda: _follow(run, st.session_state["layers_followed_field"]),
+            help="Their course over the layers, in pooled standard deviations from the midpoint of the two means.",
+        )
 
 
-def _let_go(site: int) -> None:
-    st.session_state[_DRAWN]["shown"] = site
+@st.fragment
+def at_this_layer(run: Run) -> None:
+    """What follows the slider: the layer's numbers and its mark in the curves; the panels are left as they are."""
+    address.write()
+    site = int(address.view().site or 0)
+    st.session_state[_SHOWN]["site"] = site
+    heading, field = st.columns([3, 1], vertical_alignment="bottom")
+    heading.subheader(run.site_label(site), anchor=False)
+    site_picker(run, field)
+    keep_together(_CONTAINER, site, _go_to, _narrow)
+    layer_numbers(run, site)
+    st.subheader("Over the layers", anchor=False)
+    overlay = st.toggle(
+        "Experiment 0, published",
+        key="layers_published",
+        help="Qwen2.5-1.5B-Instruct on AdvBench and Alpaca prompts (Pierucci 2025); its layer 27 is a final norm.",
+    )
+    published = published_table() if overlay else None
+    _curve("effect", three_questions(run, site, published))
+    for left, right in (("separation", "together"), ("spread", "crossings")):
+        for column, name in zip(st.columns(2), (left, right), strict=True):
+            with column:
+                _curve(name, SUMMARIES[name](run, site, published))
+    st.caption("Click a point to go to its layer.")
+
+
+def _curve(name: str, figure: go.Figure) -> None:
+    key = f"layers_{name}"
+
+    def clicked() -> None:
+        points = st.session_state[key]["selection"]["points"]
+        if points:
+            address.change(site=round(points[0]["x"]))
+
+    chart(figure, key, on_select=clicked, selection_mode="points")
+
+
+def _go_to(site: int) -> None:
     address.change(site=site)
 
 
-@st.cache_resource(max_entries=32, show_spinner=False)
-def _figure(run_id: str, _run: Run, start: int, sources: tuple[str, ...]) -> go.Figure:
-    return scrubber(_run, start, sources)
+def _narrow(narrow: bool) -> None:
+    st.session_state[_NARROW] = narrow
+
+
+def _followed(run: Run) -> list[int]:
+    """Rows of the prompts that are followed in this run: those clicked here, and the one chosen on any page."""
+    state = st.session_state.setdefault(_FOLLOWED, {})
+    rows = state.setdefault(run.run_id, [])
+    chosen = row_of(run, address.view().prompt)
+    if chosen is not None and chosen not in rows:
+        _follow(run, [*rows, chosen])
+    return state[run.run_id]
+
+
+def _follow(run: Run, rows: Sequence[int]) -> None:
+    """Follow these prompts, the latest of them at most; the last one becomes the chosen prompt."""
+    unique = list(dict.fromkeys(rows))[-MOST_FOLLOWED:]
+    st.session_state[_FOLLOWED][run.run_id] = unique
+    address.change(prompt=run.prompts["prompt_id"][unique[-1]] if unique else None)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _figure(run_id: str, _run: Run, start: int, **options) -> go.Figure:
+    return linked(_run, start, **options)

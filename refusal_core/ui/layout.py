@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core.figures.layers import QUESTIONS
+from refusal_core.rendering import MIME, browser_found, image, page
 from refusal_core.runs import Run
 
 _CHART_CONFIG = {"displaylogo": False, "displayModeBar": False}
@@ -52,9 +54,54 @@ _COLUMN_NAMES = {
 }
 
 
-def chart(figure: go.Figure, key: str, **options: Any) -> Any:
-    """A figure over the whole width, in the page's theme."""
-    return st.plotly_chart(figure, key=key, width="stretch", config=_CHART_CONFIG, **options)
+def chart(figure: go.Figure, key: str, frame: Callable[[], str] | None = None, **options: Any) -> Any:
+    """A figure over the whole width, in the page's theme, with a menu below that saves it.
+
+    Args:
+        key: also the name of the saved file.
+        frame: of a figure with frames, the name of the one to draw as PNG or SVG, asked for when it is saved.
+        options: of ``st.plotly_chart``.
+    """
+    with st.container(gap=None):
+        event = st.plotly_chart(figure, key=key, width="stretch", config=_CHART_CONFIG, **options)
+        _save_menu(figure, key, frame)
+    return event
+
+
+def _save_menu(figure: go.Figure, key: str, frame: Callable[[], str] | None) -> None:
+    """PNG, SVG and HTML of a figure; nothing is drawn before one of them is asked for."""
+    dark = st.context.theme.type == "dark"
+    drawable = _drawable()
+    files: dict[str, Callable[[], bytes]] = {
+        "png": lambda: image(figure, "png", dark, frame and frame()),
+        "svg": lambda: image(figure, "svg", dark, frame and frame()),
+        "html": lambda: page(figure, key.replace("_", " "), dark),
+    }
+    with (
+        st.container(horizontal=True, horizontal_alignment="right"),
+        st.popover("Save", type="tertiary", icon=":material/download:", help="This figure as a file."),
+    ):
+        for kind, contents in files.items():
+            st.download_button(
+                f"Save as {kind.upper()}",
+                contents,
+                file_name=f"{key}.{kind}",
+                mime=MIME[kind],
+                on_click="ignore",
+                disabled=kind != "html" and not drawable,
+                key=f"{key}-{kind}",
+                width="stretch",
+            )
+        st.caption(
+            "PNG and SVG take some seconds; HTML keeps what moves and what shows on hover, without a network."
+            if drawable
+            else "PNG and SVG need a Chrome or Chromium on the machine that serves this page; it has none."
+        )
+
+
+@st.cache_data(ttl=600, show_spinner=False)
+def _drawable() -> bool:
+    return browser_found()
 
 
 def plain(text: str) -> str:
@@ -89,10 +136,11 @@ def strongest_layers(run: Run) -> None:
 def layer_numbers(run: Run, site: int) -> None:
     """The site's row of statistics, each number with what it means on hover."""
     row = run.layer_stats.loc[site]
-    for column, name in _COLUMN_NAMES.items():
+    columns = st.columns(4)
+    for place, (column, name) in enumerate(_COLUMN_NAMES.items()):
         value = row[column]
         shown = "–" if pd.isna(value) else f"{value:.0f}" if column.endswith("overlap_count") else f"{value:.3g}"
-        st.markdown(f"{name} **{shown}**", help=COLUMN_HELP[column])
+        columns[4 * place // len(_COLUMN_NAMES)].markdown(f"{name} **{shown}**", help=COLUMN_HELP[column])
 
 
 def run_in_a_line(run: Run) -> str:

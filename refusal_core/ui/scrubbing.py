@@ -1,7 +1,9 @@
-"""Tells Python where a Plotly slider was let go of.
+"""Keeps a figure that the browser moves by itself and the page around it at the same site.
 
-The browser moves the figure's frames by itself, without the server. This component listens to the figure's own public
-``plotly_sliderend`` event, so that the address and the numbers beside the figure can follow.
+The browser shows the figure's frames without the server. This component listens to the figure's own public events,
+tells Python once the figure has come to rest, moves the figure when the site was changed elsewhere on the page, and
+adds what Plotly's slider lacks: arrow keys, and a name for screen readers. It moves the slider as a hand does, by
+pressing it.
 """
 
 from __future__ import annotations
@@ -10,41 +12,149 @@ from collections.abc import Callable
 
 import streamlit as st
 
-_LISTEN = """
-export default function({ data, setTriggerValue }) {
-    let chart = null;
-    const report = (event) => setTriggerValue("site", event.slider.active);
-    const attach = () => {
-        const found = document.querySelector(`.st-key-${data.container} .js-plotly-plot`);
-        if (!found || found === chart || typeof found.on !== "function") return;
-        chart = found;
-        chart.on("plotly_sliderend", report);
+_DRIVE = """
+const AT_REST = 250;
+const PLAYING = 700;
+const TAKES_ARROWS = "input, textarea, select, [contenteditable=true], [role=radio], [role=tab], [role=option], " +
+    "[role=grid], [role=slider], [role=combobox], [role=spinbutton], [role=menuitem]";
+const drivers = new WeakMap();
+
+function start() {
+    let chart = null, container = null, tell = {}, timer = null, narrow = null;
+    // The page's site, sites told to Python that it has not answered yet, and one the chart is still to be moved to.
+    let page = null, wanted = null;
+    const told = [];
+    const slider = () => chart && chart.layout && chart.layout.sliders && chart.layout.sliders[0];
+
+    const rest = (site, after) => {
+        clearTimeout(timer);
+        timer = setTimeout(() => {
+            if (site === (told.length ? told[told.length - 1] : page)) return;
+            told.push(site);
+            tell.site(site);
+        }, after);
     };
-    attach();
-    const timer = setInterval(attach, 250);
+    const ended = (event) => rest(event.slider.active, AT_REST);
+    const moved = (event) => rest(Number(event.name), PLAYING);
+
+    const press = (site) => {
+        const tick = chart.querySelectorAll(".slider-tick-rect")[site];
+        const rail = chart.querySelector(".slider-rail-touch-rect");
+        if (!tick || !rail) return;
+        const box = tick.getBoundingClientRect(), along = rail.getBoundingClientRect();
+        const where = {
+            bubbles: true, cancelable: true, view: window, button: 0,
+            clientX: box.left + box.width / 2, clientY: along.top + along.height / 2,
+        };
+        rail.dispatchEvent(new MouseEvent("mousedown", where));
+        rail.dispatchEvent(new MouseEvent("mouseup", where));
+    };
+    const keyed = (event) => {
+        const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+        if (!by || !slider() || event.defaultPrevented) return;
+        if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+        const focused = document.activeElement;
+        if (focused && !chart.contains(focused) && focused.closest(TAKES_ARROWS)) return;
+        event.preventDefault();
+        const next = slider().active + by;
+        if (next >= 0 && next < slider().steps.length) press(next);
+    };
+
+    const name = () => {
+        const group = chart.querySelector(".slider-group");
+        if (!group || !slider()) return;
+        const { active, steps } = slider();
+        const says = {
+            tabindex: "0", role: "slider", "aria-label": "Layer", "aria-valuemin": "0",
+            "aria-valuemax": String(steps.length - 1), "aria-valuenow": String(active),
+            "aria-valuetext": steps[active].label,
+        };
+        for (const key in says) if (group.getAttribute(key) !== says[key]) group.setAttribute(key, says[key]);
+    };
+    const let_go = () => {
+        if (!chart || !chart.removeListener) return;
+        chart.removeListener("plotly_sliderend", ended);
+        chart.removeListener("plotly_animatingframe", moved);
+    };
+    const look = () => {
+        const holder = document.querySelector(`.st-key-${container}`);
+        if (!holder) return;
+        if (holder.clientWidth && narrow !== holder.clientWidth < 620) {
+            narrow = holder.clientWidth < 620;
+            tell.narrow(narrow);
+        }
+        const found = holder.querySelector(".js-plotly-plot");
+        if (found && found !== chart && typeof found.on === "function") {
+            let_go();
+            chart = found;
+            wanted = page;
+            chart.on("plotly_sliderend", ended);
+            chart.on("plotly_animatingframe", moved);
+        }
+        if (!slider()) return;
+        name();
+        if (wanted !== null && chart.querySelector(".slider-tick-rect")) {
+            const site = wanted;
+            wanted = null;
+            if (slider().active !== site) press(site);
+        }
+    };
+    document.addEventListener("keydown", keyed);
+    const looking = setInterval(look, 200);
+    return {
+        update(data, site, narrowed) {
+            container = data.container;
+            tell = { site, narrow: narrowed };
+            const answered = told.indexOf(data.site);
+            if (answered >= 0) told.splice(0, answered + 1);
+            else if (data.site !== page) wanted = data.site;
+            page = data.site;
+            look();
+        },
+        stop() {
+            clearInterval(looking);
+            clearTimeout(timer);
+            document.removeEventListener("keydown", keyed);
+            let_go();
+        },
+    };
+}
+
+export default function({ parentElement, data, setTriggerValue, setStateValue }) {
+    if (!drivers.has(parentElement)) drivers.set(parentElement, start());
+    const driver = drivers.get(parentElement);
+    driver.update(data, (site) => setTriggerValue("site", site), (narrow) => setStateValue("narrow", narrow));
     return () => {
-        clearInterval(timer);
-        if (chart && chart.removeListener) chart.removeListener("plotly_sliderend", report);
+        driver.stop();
+        drivers.delete(parentElement);
     };
 }
 """
 
 
-def when_released(container: str, changed: Callable[[int], None]) -> None:
-    """Call ``changed(site)`` when the slider of the figure in a keyed container is released, then rerun.
+def keep_together(container: str, site: int, moved: Callable[[int], None], narrowed: Callable[[bool], None]) -> None:
+    """Keep the slider of a figure and the page at one site.
 
     Args:
         container: the ``key`` of the ``st.container`` that holds the figure.
+        site: what the page shows; the figure is moved there.
+        moved: called with the site where the figure came to rest, before the rerun that follows.
+        narrowed: called with whether the container is as narrow as on a phone, when that changes.
     """
-    key = f"{container}-released"
+    key = f"{container}-driver"
 
-    def forward() -> None:
-        site = st.session_state[key].site
-        if site is not None:
-            changed(int(site))
+    def forward_site() -> None:
+        rested = st.session_state[key].site
+        if rested is not None:
+            moved(int(rested))
 
-    _listener()(key=key, data={"container": container}, on_site_change=forward)
+    _driver()(
+        key=key,
+        data={"container": container, "site": site},
+        on_site_change=forward_site,
+        on_narrow_change=lambda: narrowed(bool(st.session_state[key].narrow)),
+    )
 
 
-def _listener():
-    return st.components.v2.component("slider_release", js=_LISTEN)
+def _driver():
+    return st.components.v2.component("figure_driver", js=_DRIVE)

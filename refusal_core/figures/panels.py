@@ -1,0 +1,558 @@
+"""Linked panels one can scrub through: all show the same site, and the browser moves them by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from refusal_core.figures.courses import Course, courses
+from refusal_core.figures.style import (
+    ACCENT,
+    CONTROLS,
+    GREY,
+    LABEL_COLOUR,
+    LABEL_DASH,
+    LABEL_SYMBOL,
+    LINE_COLOURS,
+    SMALL_SIZE,
+    bars_of,
+    dress,
+    safe,
+    site_axis,
+    translucent,
+)
+from refusal_core.outliers import standardised
+from refusal_core.runs import Run
+from refusal_core.sites import site_short
+from refusal_core.statistics import plausible_band
+
+PANELS = {"histogram": "histogram", "cumulative": "cumulative", "box": "box", "sorted": "sorted prompts"}
+AXES = {
+    "own": "each layer's own",
+    "same": "same at all layers",
+    "standardised": "same, in standard deviations",
+}
+"""What the panels' axes span, and the unit of projections."""
+
+BINS, SAME_BINS = 40, 80
+POINTS = 300
+"""Prompts of a label that are drawn as points of their own; of more, a sample with every site's extremes."""
+LEVELS = 200
+"""Points of a curve over the prompts of a label; of fewer prompts, each is one."""
+
+_LABELS = ("harmful", "harmless")
+_SYMBOLS = ("star", "diamond", "square", "cross", "hexagram", "x")
+_HEADLINE, _STEP_MS = 76, 400
+_HEIGHT = {False: 250, True: 230}
+
+
+@dataclass(frozen=True, eq=False)
+class _Trace:
+    """A trace of a panel: what all sites share, and what a site changes of it."""
+
+    panel: str
+    still: dict[str, Any]
+    at: Callable[[int], dict[str, Any]]
+
+
+def linked(
+    run: Run,
+    site: int,
+    panels: Sequence[str] = tuple(PANELS),
+    sources: Sequence[str] = (),
+    axes: str = "own",
+    followed: Sequence[int] = (),
+    stacked: bool = False,
+) -> go.Figure:
+    """The projections at one site in one or more panels, a Plotly frame a site, with a slider, play and pause.
+
+    Points carry the prompt's row in the run as ``customdata[0]``. However many prompts a run has, a panel holds at most
+    :data:`POINTS` points and :data:`LEVELS` steps of a curve a label, so that the figure stays small.
+
+    Args:
+        site: the frame shown at first.
+        panels: of :data:`PANELS`.
+        sources: transfer sets drawn as outlines and curves beside the contrast set.
+        axes: of :data:`AXES`.
+        followed: rows of prompts that are marked in the panels and whose course over the layers is drawn below them.
+        stacked: one panel above the other, for narrow screens.
+    """
+    panels = [panel for panel in PANELS if panel in panels]
+    shown = _Shown(run, axes, tuple(sources), tuple(followed))
+    makers = {"histogram": _histogram, "cumulative": _cumulative, "box": _box, "sorted": _sorted}
+    traces = [trace for panel in panels for trace in makers[panel](shown)]
+    figure, places = _grid(panels, bool(followed), stacked)
+    for trace in traces:
+        row, column = places[trace.panel]
+        figure.add_trace({**trace.still, **trace.at(site)}, row=row, col=column)
+    refs = {trace.panel: (figure.data[i].xaxis or "x", figure.data[i].yaxis or "y") for i, trace in enumerate(traces)}
+    _name_axes(figure, shown, refs)
+    if followed:
+        _add_courses(figure, run, followed, places["course"])
+        refs["course"] = (figure.data[-1].xaxis, figure.data[-1].yaxis)
+    figure.frames = [
+        {
+            "name": str(each),
+            "data": [{"type": trace.still["type"], **trace.at(each)} for trace in traces],
+            "traces": list(range(len(traces))),
+            "layout": _layout(shown, each, refs),
+        }
+        for each in range(run.n_sites)
+    ]
+    figure.update_layout(_layout(shown, site, refs), **_controls(run, site, stacked))
+    return figure
+
+
+class _Shown:
+    """The numbers of a run that the panels draw, on one scale."""
+
+    def __init__(self, run: Run, axes: str, sources: tuple[str, ...], followed: tuple[int, ...]):
+        self.run, self.sources, self.followed = run, sources, followed
+        self.same, self.scaled = axes != "own", axes == "standardised"
+        # A site without spread has all its prompts at the midpoint.
+        self.values = np.nan_to_num(standardised(run, run.projections)) if self.scaled else run.projections
+        self.rows = {label: np.flatnonzero(run.rows(label)) for label in _LABELS}
+        order = {label: np.argsort(self.values[rows], axis=0) for label, rows in self.rows.items()}
+        self.rising = {label: np.take_along_axis(self.values[self.rows[label]], order[label], 0) for label in _LABELS}
+        self.ranks = {label: np.argsort(order[label], axis=0) + 1 for label in _LABELS}
+        self.sample = {label: _sample(len(rows), order[label]) for label, rows in self.rows.items()}
+        self.transfer = [
+            (source, label, self.values[run.rows(label, source)])
+            for source in sources
+            for label in LABEL_COLOUR
+            if run.rows(label, source).any()
+        ]
+        everything = np.concatenate([*self.rising.values(), *(values for *_, values in self.transfer)])
+        low, high = everything.min(axis=0), everything.max(axis=0)
+        if self.same:
+            low, high = np.full_like(low, low.min()), np.full_like(high, high.max())
+        margin = 0.02 * np.maximum(high - low, 1e-9)
+        bins = SAME_BINS if self.same else BINS
+        self.edges = np.linspace(low - margin, high + margin, bins + 1)
+        self.counts = {label: self._counted(self.rising[label]) for label in _LABELS}
+        self.transfer_counts = [self._counted(values) for *_, values in self.transfer]
+        tallest = np.max([counts.max(axis=0) for counts in (*self.counts.values(), *self.transfer_counts)], axis=0)
+        self.top = np.full_like(tallest, tallest.max()) if self.same else np.maximum(tallest, 1)
+
+    @property
+    def unit(self) -> str:
+        return "standard deviations from the midpoint" if self.scaled else "activation units"
+
+    def range(self, site: int) -> list[float]:
+        return [float(self.edges[0, site]), float(self.edges[-1, site])]
+
+    def _counted(self, values: np.ndarray) -> np.ndarray:
+        """``(bin, site)`` counts of ``(prompt, site)`` values."""
+        return np.stack(
+            [np.histogram(of_site, edges)[0] for of_site, edges in zip(values.T, self.edges.T, strict=True)], 1
+        )
+
+
+def _sample(count: int, order: np.ndarray) -> np.ndarray:
+    """Positions of a label's prompts that are drawn: all, or every site's extremes and an even choice of the others."""
+    if count <= POINTS:
+        return np.arange(count)
+    extremes = np.unique(order[[0, -1]])
+    even = np.linspace(0, count - 1, max(POINTS - len(extremes), POINTS // 3)).astype(int)
+    return np.union1d(extremes, even)
+
+
+def _steps(rising: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most :data:`LEVELS` of the order statistics ``(prompt, site)``, and how many prompts reach up to each."""
+    count = len(rising)
+    levels = min(count, LEVELS)
+    reached = -(-np.arange(1, levels + 1) * count // levels)
+    return rising[reached - 1], reached
+
+
+def _histogram(shown: _Shown) -> list[_Trace]:
+    edges = shown.edges
+    centres, widths = (edges[:-1] + edges[1:]) / 2, edges[1] - edges[0]
+
+    def bars(label: str) -> Callable[[int], dict[str, Any]]:
+        return lambda site: {
+            "x": _compact(centres[:, site]),
+            "y": shown.counts[label][:, site].astype(np.int32),
+            "width": float(widths[site]),
+            "customdata": [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges[:, site])],
+        }
+
+    def mean(label: str) -> Callable[[int], dict[str, Any]]:
+        means = shown.rising[label].mean(axis=0)
+        return lambda site: {"x": [float(means[site])] * 2, "y": [0, float(shown.top[site])]}
+
+    def outline(place: int) -> Callable[[int], dict[str, Any]]:
+        return lambda site: {
+            "x": _compact(centres[:, site]),
+            "y": shown.transfer_counts[place][:, site].astype(np.int32),
+        }
+
+    traces = [
+        _Trace("histogram", {"type": "bar", "legendgroup": label, **bars_of(label)}, bars(label)) for label in _LABELS
+    ]
+    for label in _LABELS:
+        still = {
+            "type": "scatter",
+            "mode": "lines",
+            "name": f"{label} mean",
+            "legendgroup": label,
+            "showlegend": False,
+            "line": {"color": LABEL_COLOUR[label], "width": 2, "dash": LABEL_DASH[label]},
+            "hovertemplate": f"mean of the {label} prompts: %{{x:.4g}}<extra></extra>",
+        }
+        traces.append(_Trace("histogram", still, mean(label)))
+    for place, (source, label, _) in enumerate(shown.transfer):
+        still = {
+            "type": "scatter",
+            "mode": "lines",
+            **_transfer_look(source, label, "hvh"),
+            "hovertemplate": f"%{{y}} {label} prompts of {safe(source)}<extra></extra>",
+        }
+        traces.append(_Trace("histogram", still, outline(place)))
+    return traces
+
+
+def _cumulative(shown: _Shown) -> list[_Trace]:
+    def curve(rising: np.ndarray) -> Callable[[int], dict[str, Any]]:
+        steps, reached = _steps(rising)
+        x = np.vstack([steps[:1], steps])
+        share = np.concatenate([[0.0], reached / len(rising)])
+        return lambda site: {"x": _compact(x[:, site]), "y": _compact(share)}
+
+    traces = []
+    for label in _LABELS:
+        still = {
+            "type": "scatter",
+            "mode": "lines",
+            "name": label,
+            "legendgroup": label,
+            "showlegend": False,
+            "line": {"color": LABEL_COLOUR[label], "width": 2.5, "dash": LABEL_DASH[label], "shape": "hv"},
+            "hovertemplate": f"%{{y:.1%}} of the {label} prompts up to %{{x:.4g}}<extra></extra>",
+        }
+        traces.append(_Trace("cumulative", still, curve(shown.rising[label])))
+    for source, label, values in shown.transfer:
+        still = {
+            "type": "scatter",
+            "mode": "lines",
+            **_transfer_look(source, label, "hv"),
+            "showlegend": False,
+            "hovertemplate": f"%{{y:.1%}} of the {label} prompts of {safe(source)} up to %{{x:.4g}}<extra></extra>",
+        }
+        traces.append(_Trace("cumulative", still, curve(np.sort(values, axis=0))))
+    return traces
+
+
+def _box(shown: _Shown) -> list[_Trace]:
+    heights = {"harmful": 1.0, "harmless": 0.0}
+    jitter = np.random.default_rng(0).uniform(-0.14, 0.14, len(shown.run.prompts))
+
+    def quartiles(label: str) -> Callable[[int], dict[str, Any]]:
+        low, middle, high = np.percentile(shown.rising[label], [25, 50, 75], axis=0)
+        reach = 1.5 * (high - low)
+        inside = (shown.rising[label] >= low - reach) & (shown.rising[label] <= high + reach)
+        ends = np.where(inside, shown.rising[label], np.nan)
+        whiskers = np.nanmin(ends, axis=0), np.nanmax(ends, axis=0)
+        named = {"q1": low, "median": middle, "q3": high, "lowerfence": whiskers[0], "upperfence": whiskers[1]}
+        return lambda site: {name: [float(values[site])] for name, values in named.items()}
+
+    traces = []
+    for label in _LABELS:
+        still = {
+            "type": "box",
+            "orientation": "h",
+            "y": [heights[label] + 0.16],
+            "width": 0.3,
+            "name": label,
+            "legendgroup": label,
+            "showlegend": False,
+            "line": {"color": LABEL_COLOUR[label], "width": 1.5},
+            "fillcolor": translucent(LABEL_COLOUR[label], 0.25),
+            "hoveron": "boxes",
+        }
+        traces.append(_Trace("box", still, quartiles(label)))
+    for label in _LABELS:
+        rows = shown.rows[label][shown.sample[label]]
+        still = {**_points(shown.run, label, rows), "y": _compact(heights[label] - 0.2 + jitter[rows])}
+        traces.append(_Trace("box", still, _at_rows(shown, rows, "x")))
+    height_of = {row: heights[label] - 0.2 for label in _LABELS for row in shown.rows[label].tolist()}
+    for row, look in _followed(shown):
+        if row in height_of:
+            traces.append(_Trace("box", {**look, "y": [height_of[row]]}, _at_rows(shown, np.array([row]), "x")))
+    return traces
+
+
+def _sorted(shown: _Shown) -> list[_Trace]:
+    def curve(label: str) -> Callable[[int], dict[str, Any]]:
+        steps, _ = _steps(shown.rising[label])
+        return lambda site: {"y": _compact(steps[:, site])}
+
+    def points(label: str, places: np.ndarray) -> Callable[[int], dict[str, Any]]:
+        values = shown.values[shown.rows[label][places]]
+        ranks = shown.ranks[label][places]
+        return lambda site: {"x": ranks[:, site].astype(np.int32), "y": _compact(values[:, site])}
+
+    traces = []
+    for label in _LABELS:
+        still = {
+            "type": "scatter",
+            "mode": "lines",
+            "x": _steps(shown.rising[label])[1].astype(np.int32),
+            "name": label,
+            "legendgroup": label,
+            "showlegend": False,
+            "hoverinfo": "skip",
+            "line": {"color": LABEL_COLOUR[label], "width": 1, "dash": LABEL_DASH[label]},
+        }
+        traces.append(_Trace("sorted", still, curve(label)))
+    for label in _LABELS:
+        still = _points(shown.run, label, shown.rows[label][shown.sample[label]])
+        still["hovertemplate"] = "%{text}<br>rank %{x}, projection %{y:.4g}<extra></extra>"
+        traces.append(_Trace("sorted", still, points(label, shown.sample[label])))
+    for row, look in _followed(shown):
+        for label in _LABELS:
+            place = np.flatnonzero(shown.rows[label] == row)
+            if len(place):
+                traces.append(_Trace("sorted", dict(look), points(label, place)))
+    return traces
+
+
+def _points(run: Run, label: str, rows: np.ndarray) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": label,
+        "legendgroup": label,
+        "showlegend": False,
+        "marker": {"color": LABEL_COLOUR[label], "symbol": LABEL_SYMBOL[label], "size": 6, "opacity": 0.6},
+        "selected": {"marker": {"opacity": 0.6}},
+        "unselected": {"marker": {"opacity": 0.6}},
+        "customdata": [[int(row)] for row in rows],
+        "text": [safe(text, limit=120) for text in run.prompts["text"].iloc[rows]],
+        "hovertemplate": "%{text}<br>projection %{x:.4g}<extra></extra>",
+    }
+
+
+def _at_rows(shown: _Shown, rows: np.ndarray, axis: str) -> Callable[[int], dict[str, Any]]:
+    return lambda site: {axis: _compact(shown.values[rows, site])}
+
+
+def _followed(shown: _Shown) -> list[tuple[int, dict[str, Any]]]:
+    """The followed prompts' rows, and how each is marked."""
+    return [
+        (
+            row,
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "showlegend": False,
+                "marker": {
+                    "color": colour,
+                    "symbol": symbol,
+                    "size": 13,
+                    "line": {"color": "#FFFFFF", "width": 1.5},
+                },
+                "hoverinfo": "skip",
+            },
+        )
+        for row, colour, symbol in zip(shown.followed, cycle(LINE_COLOURS), cycle(_SYMBOLS), strict=False)
+    ]
+
+
+def _add_courses(figure: go.Figure, run: Run, followed: Sequence[int], place: tuple[int, int]) -> None:
+    lines = [
+        Course(text, run.projections[row], safe(text, limit=40), colour)
+        for row, text, colour in zip(
+            followed, run.prompts["text"].iloc[list(followed)], cycle(LINE_COLOURS), strict=False
+        )
+    ]
+    drawn = courses(run, lines)
+    for line, symbol in zip(drawn.data[-len(lines) :], cycle(_SYMBOLS), strict=False):
+        line.marker.symbol, line.marker.size = symbol, 7
+    row, column = place
+    for trace in drawn.data:
+        figure.add_trace(trace, row=row, col=column)
+    site_axis(figure, run, row=row, col=column)
+    figure.update_yaxes(title_text="standard deviations", row=row, col=column)
+
+
+def _transfer_look(source: str, label: str, shape: str) -> dict[str, Any]:
+    return {
+        "name": f"{safe(source)}, {label}",
+        "legendgroup": f"{source}, {label}",
+        "line": {"color": LABEL_COLOUR[label], "width": 1.5, "dash": LABEL_DASH[label], "shape": shape},
+    }
+
+
+def _grid(panels: Sequence[str], with_course: bool, stacked: bool) -> tuple[go.Figure, dict[str, tuple[int, int]]]:
+    """An empty figure with a place for each panel: two a row, the last alone when their number is odd."""
+    columns = 1 if stacked or len(panels) < 2 else 2
+    places = {panel: (i // columns + 1, i % columns + 1) for i, panel in enumerate(panels)}
+    rows = -(-len(panels) // columns)
+    specs: list[list[dict | None]] = [[{} for _ in range(columns)] for _ in range(rows)]
+    if len(panels) % columns:
+        specs[-1] = [{"colspan": 2}, None]
+    if with_course:
+        rows += 1
+        specs.append([{"colspan": columns}, *([None] * (columns - 1))])
+        places["course"] = (rows, 1)
+    plot = _HEIGHT[stacked] * rows + (70 if rows == 1 else 0)
+    gap = 58
+    figure = make_subplots(
+        rows, columns, specs=specs, vertical_spacing=gap / plot if rows > 1 else 0, horizontal_spacing=0.09
+    )
+    dress(figure, _HEADLINE + CONTROLS + plot + 74, barmode="overlay", bargap=0, clickmode="event+select")
+    figure.update_layout(
+        margin={"l": 8, "r": 8, "t": _HEADLINE + CONTROLS, "b": 74},
+        legend={"y": -52 / plot, "yanchor": "top"},
+        hovermode="closest",
+    )
+    return figure, places
+
+
+def _name_axes(figure: go.Figure, shown: _Shown, refs: dict[str, tuple[str, str]]) -> None:
+    def axis(ref: str, **settings: object) -> None:
+        figure.update_layout({ref[0] + "axis" + ref[1:]: {"title": {"standoff": 6}, "zeroline": False, **settings}})
+
+    for panel, (x, y) in refs.items():
+        if panel == "sorted":
+            axis(x, title_text="rank within the label")
+            axis(y, title_text=f"projection ({'standard deviations' if shown.scaled else shown.unit})")
+        else:
+            axis(x, title_text=f"projection ({shown.unit})")
+    if "histogram" in refs:
+        axis(refs["histogram"][1], title_text="prompts")
+    if "cumulative" in refs:
+        axis(refs["cumulative"][1], title_text="share of the label", tickformat=".0%", range=[0, 1.02])
+    if "box" in refs:
+        axis(refs["box"][1], tickvals=[0, 1], ticktext=["harmless", "harmful"], range=[-0.5, 1.45], showgrid=False)
+
+
+def _layout(shown: _Shown, site: int, refs: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    """What a site changes of the layout: headline, ranges, the band, and the mark in the courses."""
+    layout: dict[str, Any] = {"title": {"text": _headline(shown.run, site)}, "shapes": []}
+    for panel, (x, y) in refs.items():
+        names = x[0] + "axis" + x[1:], y[0] + "axis" + y[1:]
+        if panel == "course":
+            layout["shapes"].append(
+                {
+                    "type": "line",
+                    "xref": x,
+                    "yref": f"{y} domain",
+                    "x0": site,
+                    "x1": site,
+                    "y0": 0,
+                    "y1": 1,
+                    "line": {"color": ACCENT, "width": 1.5, "dash": "dot"},
+                }
+            )
+        elif panel == "sorted":
+            layout[names[1]] = {"range": shown.range(site)}
+        else:
+            layout[names[0]] = {"range": shown.range(site)}
+        if panel in ("histogram", "cumulative"):
+            low, high = plausible_band(shown.rising["harmful"][:, site], shown.rising["harmless"][:, site])
+            layout["shapes"].append(
+                {
+                    "type": "rect",
+                    "xref": x,
+                    "yref": f"{y} domain",
+                    "x0": low,
+                    "x1": high,
+                    "y0": 0,
+                    "y1": 1,
+                    "line": {"width": 0},
+                    "fillcolor": translucent(GREY, 0.18),
+                    "layer": "below",
+                }
+            )
+        if panel == "histogram":
+            layout[names[1]] = {"range": [0, 1.08 * float(shown.top[site])]}
+    return layout
+
+
+def _controls(run: Run, site: int, stacked: bool) -> dict[str, Any]:
+    """Play, pause and the slider, between the headline and the panels."""
+    at_once = {"mode": "immediate", "transition": {"duration": 0}}
+    show = {**at_once, "frame": {"duration": 0, "redraw": True}}
+    play = {**at_once, "fromcurrent": True, "frame": {"duration": _STEP_MS, "redraw": True}}
+    buttons = 0.25 if stacked else 0.11
+    clear = "rgba(0,0,0,0)"
+    return {
+        "title": {
+            "x": 0,
+            "xanchor": "left",
+            "yref": "container",
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 20},
+            "font": {"weight": 400},
+        },
+        "updatemenus": [
+            {
+                "type": "buttons",
+                "direction": "left",
+                "showactive": False,
+                "x": 0,
+                "xanchor": "left",
+                "y": 1,
+                "yanchor": "bottom",
+                "pad": {"t": 0, "b": 22, "l": 0},
+                "bgcolor": clear,
+                "bordercolor": GREY,
+                "font": {"size": SMALL_SIZE},
+                "buttons": [
+                    {"label": "Play", "method": "animate", "args": [None, play]},
+                    {"label": "Pause", "method": "animate", "args": [[None], show]},
+                ],
+            }
+        ],
+        "sliders": [
+            {
+                "active": site,
+                "x": buttons,
+                "len": 1 - buttons,
+                "y": 1,
+                "yanchor": "bottom",
+                "pad": {"t": 0, "b": 12, "l": 12, "r": 12},
+                "currentvalue": {"visible": False},
+                "ticklen": 4,
+                "minorticklen": 3,
+                "tickcolor": GREY,
+                "bordercolor": GREY,
+                "bgcolor": translucent(GREY, 0.25),
+                "activebgcolor": translucent(ACCENT, 0.5),
+                "font": {"size": SMALL_SIZE},
+                "steps": [
+                    {"label": site_short(each, run.n_layers), "method": "animate", "args": [[str(each)], show]}
+                    for each in range(run.n_sites)
+                ],
+            }
+        ],
+    }
+
+
+def _headline(run: Run, site: int) -> str:
+    row = run.layer_stats.loc[site]
+    return (
+        f"<b>{run.site_label(site)}</b><br>"
+        f"<span style='font-size:{SMALL_SIZE}px'>d in-sample {_number(row['cohens_d'])} · cross-fitted "
+        f"{_number(row['crossfit_d'])} · probe pairs {_number(row['probe_d'])}"
+        f"<br>mean crossings {row['overlap_count']} · in the other label's range {row['range_overlap']}</span>"
+    )
+
+
+def _number(value: float) -> str:
+    return "–" if pd.isna(value) else f"{value:.2f}"
+
+
+def _compact(values: np.ndarray) -> np.ndarray:
+    """Half the size on the way to the browser, and finer than a pixel."""
+    return values.astype(np.float32)

@@ -1,0 +1,146 @@
+"""Figures as files in the dashboard's look: PNG and SVG drawn by a headless browser, HTML that needs no network."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io
+
+from refusal_core.errors import RenderingError
+from refusal_core.figures.style import CONTROLS, page_look
+
+MIME = {"png": "image/png", "svg": "image/svg+xml", "html": "text/html"}
+"""The formats a figure can be had in."""
+
+WIDTH = 960
+_EDGE = 16
+_SCALE = {"png": 2, "svg": 1}
+# One browser at a time: each takes some 200 MB and a core.
+_DRAWING = Lock()
+
+
+def browser_found() -> bool:
+    """Whether there is a browser to draw PNG and SVG with."""
+    from choreographer.browsers.chromium import Chromium
+
+    path = Chromium.find_browser(skip_local=False)
+    return path is not None and Path(path).is_file()
+
+
+def image(figure: go.Figure, kind: str, dark: bool = False, frame: str | None = None, width: int = WIDTH) -> bytes:
+    """A figure as PNG, at twice its size in pixels, or SVG.
+
+    Args:
+        kind: ``png`` or ``svg``.
+        dark: in the dark theme's look.
+        frame: name of the frame to draw, of a figure that has frames.
+        width: of the figure, in pixels.
+
+    Raises:
+        RenderingError: when there is no browser, or it fails.
+    """
+    import kaleido
+
+    _check_browser()
+    size = {"format": kind, "width": width, "height": figure.layout.height, "scale": _SCALE[kind]}
+    try:
+        with _DRAWING:
+            # Without MathJax nothing is asked of the network, and prompts stay text.
+            return kaleido.calc_fig_sync(_still(figure, dark, frame), opts=size, kopts={"mathjax": False})
+    except Exception as error:
+        raise _failed(error) from error
+
+
+def write_images(figures: Mapping[Path, go.Figure], width: int = WIDTH) -> None:
+    """Write figures as PNG or SVG, as their files' names end, with one browser for all; in the light look.
+
+    Raises:
+        RenderingError: when there is no browser, or it fails.
+    """
+    import kaleido
+
+    _check_browser()
+    wanted = [
+        {
+            "fig": _still(figure),
+            "path": path,
+            "opts": {
+                "format": path.suffix[1:],
+                "width": width,
+                "height": figure.layout.height,
+                "scale": _SCALE[path.suffix[1:]],
+            },
+        }
+        for path, figure in figures.items()
+    ]
+    try:
+        with _DRAWING:
+            kaleido.write_fig_from_object_sync(wanted, cancel_on_error=True, kopts={"mathjax": False})
+    except Exception as error:
+        raise _failed(error) from error
+
+
+def page(figure: go.Figure, title: str, dark: bool = False) -> bytes:
+    """A figure as an HTML page of its own, with Plotly's script in it: interactive, and without any network.
+
+    Args:
+        title: the page's title, plain text.
+        dark: in the dark theme's look.
+    """
+    look = page_look(dark)
+    body = plotly.io.to_html(
+        _dressed(figure, look), full_html=False, validate=False, config={"displaylogo": False, "responsive": True}
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"></head>\n'
+        f'<body style="margin:0;background:{look["paper_bgcolor"]}">{body}</body></html>\n'
+    ).encode()
+
+
+def _still(figure: go.Figure, dark: bool = False, frame: str | None = None) -> dict[str, Any]:
+    """A figure as it looks when a frame is shown, without what only moves on a page."""
+    drawn = _dressed(figure, page_look(dark))
+    for each in drawn.pop("frames", []):
+        if each["name"] == frame:
+            for place, changed in zip(each.get("traces", range(len(each["data"]))), each["data"], strict=True):
+                drawn["data"][place] |= changed
+            _update(drawn["layout"], each.get("layout", {}))
+    if drawn["layout"].pop("sliders", None):
+        drawn["layout"]["margin"]["t"] -= CONTROLS
+    drawn["layout"].pop("updatemenus", None)
+    return drawn
+
+
+def _dressed(figure: go.Figure, look: dict[str, Any]) -> dict[str, Any]:
+    drawn = json.loads(figure.to_json())
+    drawn["layout"] |= look
+    # On a page the layout around a figure keeps it off the edges.
+    drawn["layout"].setdefault("margin", {}).update(l=_EDGE, r=_EDGE, b=_EDGE)
+    return drawn
+
+
+def _update(layout: dict[str, Any], changes: dict[str, Any]) -> None:
+    for name, value in changes.items():
+        if isinstance(value, dict) and isinstance(layout.get(name), dict):
+            _update(layout[name], value)
+        else:
+            layout[name] = value
+
+
+def _check_browser() -> None:
+    if not browser_found():
+        raise RenderingError(
+            "PNG and SVG are drawn by a headless Chrome or Chromium, and none was found: install one "
+            "(Debian: apt-get install chromium), or name it in the environment variable BROWSER_PATH"
+        )
+
+
+def _failed(error: Exception) -> RenderingError:
+    return RenderingError(f"the browser did not draw the figure ({str(error) or type(error).__name__:.200}); try again")
