@@ -74,7 +74,7 @@ def linked_panels(run: Run, options: dict) -> None:
     start = starts.setdefault((run.run_id, *map(str, options.values())), site)
     # Read when a file is asked for, which may be after the browser has moved the figure.
     shown = st.session_state.setdefault(_SHOWN, {})
-    shown["site"] = site
+    shown.update(site=site, stacked=options["stacked"])
     with st.container(key=_CONTAINER):
         event = chart(
             _figure(run.run_id, run, start, **options),
@@ -102,9 +102,11 @@ def linked_panels(run: Run, options: dict) -> None:
 @st.fragment
 def at_this_layer(run: Run) -> None:
     """What follows the slider: the layer's numbers and its mark in the curves; the panels are left as they are."""
+    shown = st.session_state[_SHOWN]
+    if shown["stacked"] != st.session_state.get(_NARROW, False):
+        st.rerun()
     address.write()
-    site = int(address.view().site or 0)
-    st.session_state[_SHOWN]["site"] = site
+    site = shown["site"] = int(address.view().site or 0)
     heading, field = st.columns([3, 1], vertical_alignment="bottom")
     heading.subheader(run.site_label(site), anchor=False)
     site_picker(run, field)

@@ -99,7 +99,10 @@ function start() {
             if (slider().active !== site) press(site);
         }
     };
+    // Plotly rejects, without a reason, the promise of an animation that a pause or the slider interrupts.
+    const interrupted = (event) => { if (event.reason === undefined) event.preventDefault(); };
     document.addEventListener("keydown", keyed);
+    window.addEventListener("unhandledrejection", interrupted);
     const looking = setInterval(look, 200);
     return {
         update(data, site, narrowed) {
@@ -115,6 +118,7 @@ function start() {
             clearInterval(looking);
             clearTimeout(timer);
             document.removeEventListener("keydown", keyed);
+            window.removeEventListener("unhandledrejection", interrupted);
             let_go();
         },
     };

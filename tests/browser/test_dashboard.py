@@ -41,36 +41,6 @@ def test_home_leads_to_every_page(open_page):
         page.context.close()
 
 
-def test_scrubbing_moves_the_histogram_at_once_and_the_page_follows(open_page):
-    page = open_page("Layers", run=SYNTHETIC, site="1")
-    handle = page.locator(".st-key-scrubber .slider-grip-rect").first
-    expect(handle).to_be_visible(timeout=20_000)
-    expect(page.get_by_role("heading", name=f"layer 1 of {N_LAYERS}")).to_be_visible()
-    let_settle(page)
-    title = page.locator(".st-key-scrubber .gtitle")
-    rail = page.locator(".st-key-scrubber .slider-rail-touch-rect").first.bounding_box()
-    grip = handle.bounding_box()
-    page.mouse.move(grip["x"] + grip["width"] / 2, grip["y"] + grip["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(rail["x"] + rail["width"] * 0.98, grip["y"] + grip["height"] / 2, steps=12)
-    expect(title).to_contain_text("final norm", timeout=2000)
-    assert query(page)["site"] == "1"
-    page.mouse.up()
-    expect(page.get_by_role("heading", name="final norm")).to_be_visible()
-    until(page, lambda: query(page)["site"] == str(N_LAYERS))
-    expect(title).to_contain_text("final norm")
-
-
-def test_a_click_on_a_curve_goes_to_its_layer(open_page):
-    page = open_page("Layers", run=SYNTHETIC, site="1")
-    point = page.locator(".st-key-layers_effect .scatterlayer .trace").last.locator(".point").nth(4)
-    point.scroll_into_view_if_needed()
-    let_settle(page)
-    point.click(force=True)
-    expect(page.get_by_role("heading", name=f"layer 4 of {N_LAYERS}")).to_be_visible()
-    assert query(page)["site"] == "4"
-
-
 def test_a_question_s_number_follows_the_layer(open_page):
     page = open_page("Evidence", run=SYNTHETIC, site="1")
     expect(page.get_by_text(re.compile(rf"At layer 1 of {N_LAYERS} the labels lie")).first).to_be_visible()
