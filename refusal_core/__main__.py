@@ -86,6 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--thinking", choices=("on", "off"), help="for models that can think first (default: what the template does)"
     )
+    run.add_argument(
+        "--template",
+        metavar="NAME_OR_PATH",
+        help="use another model's chat template: a fetched name, hub id, model folder or .jinja file",
+    )
+    run.add_argument(
+        "--quantise", type=int, choices=(8, 4), help="open the model in so many bits (needs requirements-quantised.txt)"
+    )
     run.add_argument("--token-limit", type=int, default=TOKEN_LIMIT, metavar="N", help="longest prompt accepted")
     _machine(run)
     run.add_argument("--seed", type=int, default=0)
@@ -232,6 +240,8 @@ def _run(options: argparse.Namespace) -> None:
             limit=options.limit,
             system_prompt=options.system_prompt,
             thinking=None if options.thinking is None else options.thinking == "on",
+            template=options.template,
+            quantise=options.quantise,
             device=options.device,
             dtype=options.dtype,
             seed=options.seed,
@@ -248,7 +258,8 @@ def _run(options: argparse.Namespace) -> None:
         timings = result.run.manifest["timings"]
         print(
             f"{len(result.run.prompts)} prompts in {timings['extract_seconds']:.1f} s "
-            f"({timings['prompts_per_second']:.2f} prompts/s), model opened in {timings['load_seconds']:.1f} s"
+            f"({timings['prompts_per_second']:.2f} prompts/s), model opened in {timings['load_seconds']:.1f} s\n"
+            f"weights: {result.run.manifest['compute']['weights']}"
         )
         print(_headline(result.run))
     print(result.run.run_id)

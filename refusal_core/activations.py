@@ -56,11 +56,18 @@ class ResidualReader:
     with and without them; a model for which the two disagree is read without, and ``prefix_note`` says so.
     """
 
-    def __init__(self, chat_model: ChatModel, system_prompt: str | None = None, thinking: bool | None = None) -> None:
+    def __init__(
+        self,
+        chat_model: ChatModel,
+        system_prompt: str | None = None,
+        thinking: bool | None = None,
+        day: str | None = None,
+    ) -> None:
         check_thinking(chat_model.tokenizer, thinking)
         self.chat_model = chat_model
         self.system_prompt = system_prompt
         self.thinking = thinking
+        self.day = day
         self.refusal_ids = refusal_token_ids(chat_model.tokenizer)
         samples = [self.encode("What is a good name for a cat?"), self.encode("Zebras sleep standing up")]
         self._template_ids = _common_prefix(*samples)
@@ -95,7 +102,7 @@ class ResidualReader:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the templated prompt, generation prompt included."""
-        return render(self.chat_model.tokenizer, text, self.system_prompt, self.thinking)
+        return render(self.chat_model.tokenizer, text, self.system_prompt, self.thinking, self.day)
 
     def read_last(self, sequences: list[list[int]]) -> tuple[np.ndarray, torch.Tensor]:
         """Read prompts of one length at their last token.

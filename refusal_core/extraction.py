@@ -61,6 +61,7 @@ def extract(
     progress: Progress = no_progress,
     places: Sequence[str] | None = None,
     folder: Path | None = None,
+    day: str | None = None,
 ) -> Extraction:
     """Read every prompt at its last token, all sites in one pass.
 
@@ -74,13 +75,15 @@ def extract(
         folder: where finished batches are kept as they come, so that work that was stopped goes on there; activations
             stay in a file of it, which whoever gave it removes. Without, nothing is kept.
 
+        day: see :func:`refusal_core.templates.render`.
+
     Raises:
         PromptError: when a prompt is longer than the limit.
         ModelError: when activations are not finite, with the layer and the first such prompt, or when one prompt alone
             does not fit into the device's memory.
     """
     places = places or [f"prompt {row}" for row in range(1, len(texts) + 1)]
-    reader = ResidualReader(chat_model, system_prompt, thinking)
+    reader = ResidualReader(chat_model, system_prompt, thinking, day)
     sequences = [reader.encode(text) for text in texts]
     n_tokens = np.array([len(ids) for ids in sequences])
     if n_tokens.max() > token_limit:

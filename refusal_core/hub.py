@@ -117,6 +117,22 @@ def download_snapshot(repo: str, revision: str | None, progress: Progress) -> Pa
     return Path(folder)
 
 
+def download_chat_template(repo: str) -> Path:
+    """Bring what may hold the chat template of a hub model into the hub's own cache, and return its folder.
+
+    Raises ModelError when there is no such model, or the hub cannot be reached and the cache does not know it.
+    """
+    snapshot = find_snapshot(repo)
+    with quiet_libraries(), contextlib.suppress(*HUB_ERRORS, EntryNotFoundError):
+        snapshot_download(
+            repo,
+            revision=snapshot.commit,
+            allow_patterns=["chat_template.jinja", "tokenizer_config.json"],
+            etag_timeout=_TIMEOUT_SECONDS,
+        )
+    return snapshot.folder
+
+
 def download_file(repo: str, filename: str, sha256: str, folder: Path, progress: Progress) -> Path:
     """Download one large file of known SHA-256 into `folder`, continuing where an interruption left it.
 

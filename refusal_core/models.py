@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
+import logging
 import re
 import shutil
 import tempfile
@@ -26,7 +28,13 @@ from refusal_core.gguf_files import load_gguf, read_header, require_all_weights
 from refusal_core.hub import HubSnapshot, find_snapshot
 from refusal_core.known_models import KNOWN, KnownModel, Wheel, is_fetched, models_folder
 from refusal_core.progress import Progress, no_progress, quiet_libraries
-from refusal_core.templates import default_system_prompt, has_chat_template, render, template_sha256
+from refusal_core.templates import (
+    default_system_prompt,
+    has_chat_template,
+    put_template,
+    render,
+    template_sha256,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +59,8 @@ __all__ = [
 ]
 
 Source = Literal["fetched", "hub", "folder", "gguf"]
+QUANTISED = (8, 4)
+"""The numbers of bits in which bitsandbytes holds a weight."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TOKENIZER_FILES = (
     "tokenizer*",
@@ -135,6 +145,18 @@ class ChatModel:
         return ", ".join(f"{place} ({parts})" for place, parts in sorted(places.items(), key=_accelerators_first))
 
     @property
+    def weights_in_words(self) -> str:
+        """What became of the weights on the way from their files into memory."""
+        if getattr(self.model, "is_quantized", False):
+            return f"computed with as they are: {self.info.quantisation}"
+        if self.info.source == "gguf" and self.info.quantisation not in ("F32", "F16", "BF16"):
+            # The architectures that transformers keeps packed hand on a state, and those are refused.
+            return f"{self.info.quantisation or 'GGUF'}, dequantised to {self.dtype}: no kernel reads them packed"
+        if self.info.source == "fetched":
+            return f"{self.info.quantisation}, dequantised when the model was fetched, in {self.dtype}"
+        return f"as they were published, in {self.dtype}"
+
+    @property
     def n_layers(self) -> int:
         return int(text_config(self.model.config).num_hidden_layers)
 
@@ -149,6 +171,9 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     progress: Progress | None = None,
+    *,
+    template: str | None = None,
+    quantise: int | None = None,
 ) -> ChatModel:
     """Open a model for inference: a fetched name, a hub id, a folder of safetensors, or a GGUF file.
 
@@ -157,12 +182,15 @@ def load_model(
     "mps", or "spread" for a model larger than one device: over all accelerators, then memory, then disk.
     `dtype` is "auto", "float32", "bfloat16" or "float16".
 
+    `template` is the text of a borrowed chat template, see `templates.borrow_template`. `quantise` 8 or 4 opens the
+    model in so many bits with bitsandbytes, LLM.int8() (Dettmers et al. 2022) or NF4 (Dettmers et al. 2023).
+
     Raises ModelError when the model is not there, is not a decoder-only language model, keeps a recurrent
     state, or has no safetensors weights.
     """
     device = choose_device(device)
     dtype = choose_dtype(device, dtype)
-    info = identify(name_or_path, revision)
+    info = as_opened(identify(name_or_path, revision), quantise)
     weights = _find_weights(info, progress)
     start = time.perf_counter()
     if info.source == "gguf":
@@ -173,7 +201,9 @@ def load_model(
         model, tokenizer = load_gguf(weights, torch_dtype(dtype), progress or no_progress)
         model = _on_device(model, device)
     else:
-        model, tokenizer = _load_folder(weights, device, dtype)
+        model, tokenizer = _load_folder(weights, device, dtype, quantise)
+    if template is not None:
+        put_template(tokenizer, template)
     chat_model = wrap_model(model, tokenizer, info, dtype)
     return replace(chat_model, load_seconds=time.perf_counter() - start)
 
@@ -217,6 +247,28 @@ def identify(name_or_path: str | Path, revision: str | None = None) -> ModelInfo
     if source == "folder":
         return _folder_info(Path(name_or_path).expanduser())
     return _hub_info(str(name_or_path), find_snapshot(str(name_or_path), revision))
+
+
+def as_opened(info: ModelInfo, quantise: int | None) -> ModelInfo:
+    """What a model is once it is opened so; its quantisation is that of its files and what is done to it on opening.
+
+    Raises ModelError where it cannot be opened so, before any weights are read.
+    """
+    if quantise is None:
+        return info
+    if quantise not in QUANTISED:
+        raise ModelError(f"A model is quantised to {' or '.join(map(str, QUANTISED))} bits, not {quantise}.")
+    if info.source == "gguf":
+        raise ModelError(f"{info.name} is a GGUF file, which is quantised as it is: leave --quantise out.")
+    if info.source in ("folder", "hub") and info.quantisation is not None:
+        raise ModelError(f"{info.name} is quantised already ({info.quantisation}): leave --quantise out.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"{quantise} bits need the package bitsandbytes: run `pip install -r requirements-quantised.txt`."
+        )
+    return replace(
+        info, quantisation=", then ".join([*filter(None, [info.quantisation]), f"bitsandbytes, {quantise} bits"])
+    )
 
 
 def is_available(name_or_path: str | Path, revision: str | None = None) -> bool:
@@ -279,7 +331,9 @@ def _find_weights(info: ModelInfo, progress: Progress | None) -> Path:
     return known.folder
 
 
-def _load_folder(folder: Path, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_folder(
+    folder: Path, device: str, dtype: str, quantise: int | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import transformers
     from safetensors import SafetensorError
 
@@ -291,6 +345,16 @@ def _load_folder(folder: Path, device: str, dtype: str) -> tuple[PreTrainedModel
     placement: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}
     if device == SPREAD:
         placement = {"device_map": "auto", "offload_folder": tempfile.mkdtemp(prefix="refusal-offload-")}
+    if quantise is not None:
+        placement = {"device_map": {"": device}} | placement
+        placement["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_8bit=quantise == 8,
+            load_in_4bit=quantise == 4,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch_dtype(dtype),
+        )
+    # It says with every product that LLM.int8() works on float16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         with quiet_libraries():
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -22,7 +22,14 @@ from refusal_core.directions import Directions, fit_directions
 from refusal_core.errors import PromptError, RefusalError, RunError
 from refusal_core.evidence import CONTRAST, Evidence, evaluate, prompt_groups
 from refusal_core.gram import gram_matrix
-from refusal_core.models import ChatModel, default_system_prompt, identify, load_model, template_sha256
+from refusal_core.models import (
+    ChatModel,
+    as_opened,
+    default_system_prompt,
+    identify,
+    load_model,
+    template_sha256,
+)
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts import (
     LABELS,
@@ -37,6 +44,7 @@ from refusal_core.prompts import (
 )
 from refusal_core.runs import Run
 from refusal_core.statistics import layer_statistics
+from refusal_core.templates import borrow_template, tells_the_date
 
 if TYPE_CHECKING:
     from refusal_core.extraction import Extraction
@@ -66,6 +74,8 @@ def run(
     limit: int | None = None,
     system_prompt: str | None = None,
     thinking: bool | None = None,
+    template: str | None = None,
+    quantise: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
@@ -86,6 +96,8 @@ def run(
         transfer: labelled files to score besides the bundled transfer sets.
         thinking: for templates that can switch it: whether the model is to think before it replies; by default what
             the template does by itself.
+        template: whose chat template is borrowed, see :func:`refusal_core.templates.borrow_template`.
+        quantise: 8 or 4 bits; see :func:`refusal_core.models.load_model`.
         dtype: ``auto`` takes what is fast on the device, and accepts a cached run of any dtype.
         seed: of the folds and of everything random in the evidence.
         progress: called for loading, extracting, testing and saving.
@@ -101,7 +113,8 @@ def run(
     _check_names(contrast, [chosen for chosen, _ in transfer_sets])
     if seed < 0:
         raise RefusalError(f"expected a seed of 0 or more, got {seed}")
-    info = identify(model, revision)
+    borrowed = None if template is None else borrow_template(template)
+    info = as_opened(identify(model, revision), quantise)
     request = {
         "model": info.fingerprint,
         "prompts": contrast.sha256,
@@ -113,6 +126,10 @@ def run(
     }
     if thinking is not None:
         request["thinking"] = thinking
+    if borrowed is not None:
+        request["template"] = hashlib.sha256(borrowed.encode()).hexdigest()
+    if quantise is not None:
+        request["quantise"] = quantise
     stem = _run_stem(info.name, contrast.name, contrast.counts, request)
     for candidate in DTYPES if dtype == "auto" else [dtype]:
         run_id = f"{stem}--{candidate}"
@@ -130,8 +147,9 @@ def run(
     run_id = f"{stem}--{dtype}"
     with runs.unfinished_work(runs.unfinished_run(run_id, cache), f"the run {run_id}") as folder:
         progress(LOADING, 0, 1)
-        chat_model = load_model(model, revision, device, dtype)
+        chat_model = load_model(model, revision, device, dtype, template=borrowed, quantise=quantise)
         progress(LOADING, 1, 1)
+        day = datetime.now().date().isoformat() if tells_the_date(chat_model.tokenizer) else None
         table = _prompt_table(contrast, [chosen for chosen, _ in transfer_sets])
         # The engine imports torch; a cached run never gets here.
         from refusal_core.activations import REFUSAL_OPENINGS, refusal_token_ids
@@ -146,6 +164,7 @@ def run(
             progress,
             places=_places(table),
             folder=folder,
+            day=day,
         )
         _add_replies(table, extraction)
 
@@ -160,7 +179,9 @@ def run(
             "template": {
                 "sha256": template_sha256(chat_model.tokenizer),
                 "system_prompt": system_prompt,
-                "default_system_prompt": default_system_prompt(chat_model.tokenizer),
+                "default_system_prompt": default_system_prompt(chat_model.tokenizer, day),
+                "day": day,
+                "borrowed": None if borrowed is None else {"from": _named(str(template)), "text": borrowed},
                 "thinking": thinking,
                 "token_position": TOKEN_POSITION,
                 "token_limit": token_limit,
@@ -172,6 +193,8 @@ def run(
             "compute": {
                 "device": chat_model.placement,
                 "dtype": dtype,
+                "quantise": quantise,
+                "weights": chat_model.weights_in_words,
                 "batch_tokens": extraction.batch_tokens,
                 "prefix_tokens": extraction.prefix_tokens,
                 "prefix_note": extraction.prefix_note,
@@ -244,13 +267,16 @@ def refit(
                 progress,
                 places=_places(table),
                 folder=folder,
+                day=template.get("day"),
             )
             hidden = extraction.hidden
             _add_replies(table, extraction)
             manifest["compute"] = manifest["compute"] | {
-                "device": chat_model.device,
+                "device": chat_model.placement,
+                "weights": chat_model.weights_in_words,
                 "batch_tokens": extraction.batch_tokens,
                 "prefix_tokens": extraction.prefix_tokens,
+                "prefix_note": extraction.prefix_note,
             }
             manifest |= {"versions": _versions(), "timings": _timings(chat_model, extraction)}
 
@@ -369,6 +395,12 @@ def version_of_this() -> str:
     from refusal_core import __version__
 
     return __version__
+
+
+def _named(source: str) -> str:
+    """A template's source as a run may say it: a known name or hub id, or a file's name without where it lies."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() else source
 
 
 _OF_ONE_RUN = ("format_version", "run_id", "files", "refit")

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -457,8 +458,7 @@ def _checked_manifest(path: Path, everything: bool) -> dict:
         ) from error
     if version <= FORMAT_VERSION:
         check_shape(manifest, _MANIFEST_SHAPE, name)
-        if not isinstance(manifest["template"].get("thinking"), (bool, type(None))):
-            raise RunError(f"run {name!r}: the manifest's thinking is neither true, false nor null; make it again")
+        _check_options(manifest, name)
         if "refit" in manifest:
             check_shape(manifest["refit"], _REFIT_SHAPE, name, "the manifest: refit")
     else:
@@ -478,6 +478,22 @@ def _checked_manifest(path: Path, everything: bool) -> dict:
                 "delete the run and make it again"
             )
     return manifest
+
+
+def _check_options(manifest: dict, name: str) -> None:
+    """Raise RunError where what a manifest may lack, as those of earlier versions do, is not what it should be."""
+    template, compute = manifest["template"], manifest["compute"]
+    if not isinstance(template.get("thinking"), (bool, type(None))):
+        raise RunError(f"run {name!r}: the manifest's thinking is neither true, false nor null; make it again")
+    if template.get("day") is not None:
+        try:
+            date.fromisoformat(template["day"])
+        except (TypeError, ValueError) as error:
+            raise RunError(f"run {name!r}: the manifest's day is no date ({error}); make it again") from error
+    if template.get("borrowed") is not None:
+        check_shape(template["borrowed"], {"from": str, "text": str}, name, "the borrowed template")
+    if compute.get("quantise") not in (None, 4, 8):
+        raise RunError(f"run {name!r}: the manifest does not say how the model was quantised; make it again")
 
 
 def check_shape(

@@ -89,23 +89,37 @@ def fingerprint_of(run: Run) -> str:
     return str(described["sha256"] or described["revision"])
 
 
+def opened_as(run: Run) -> tuple[str, ...]:
+    """What tells the model of a run, as it is opened for it, from every other: runs alike in it may share one."""
+    compute, template = run.manifest["compute"], run.manifest["template"]
+    return fingerprint_of(run), str(compute["dtype"]), str(compute.get("quantise")), str(template["sha256"])
+
+
 def load_model_for(
     run: Run, model: str | Path | None = None, device: str = "auto", dtype: str | None = None
 ) -> ChatModel:
-    """Load the model a run was made with, in the run's dtype unless another is asked for.
+    """Load the model a run was made with, as it was opened, in the run's dtype unless another is asked for.
 
     Raises:
         ModelError: when ``model`` is not the run's model.
     """
     identify_for(run, model)
     name, revision = (model, None) if model is not None else model_of_run(run)
-    return load_model(name, revision, device, dtype or run.manifest["compute"]["dtype"])
+    compute, borrowed = run.manifest["compute"], run.manifest["template"].get("borrowed")
+    return load_model(
+        name,
+        revision,
+        device,
+        dtype or compute["dtype"],
+        template=None if borrowed is None else borrowed["text"],
+        quantise=compute.get("quantise"),
+    )
 
 
 def reader_for(run: Run, chat_model: ChatModel) -> ResidualReader:
-    """Reads the run's model as the run did: under its system prompt, thinking or not."""
+    """Reads the run's model as the run did: under its system prompt, thinking or not, on the run's day."""
     template = run.manifest["template"]
-    return ResidualReader(chat_model, template["system_prompt"], template.get("thinking"))
+    return ResidualReader(chat_model, template["system_prompt"], template.get("thinking"), template.get("day"))
 
 
 def check_model(run: Run, chat_model: ChatModel) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import transformers
-from gguf import GGUFWriter, LlamaFileType
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+from gguf.quants import quantize
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from refusal_core.models import ChatModel, ModelInfo, wrap_model
@@ -239,12 +240,12 @@ def planted_model(refusal: str = "I cannot", answer: str = "Sure", template: str
     return wrap_model(model, tokenizer, tiny_info("llama", config))
 
 
-def write_tiny_gguf(path: Path) -> ChatModel:
-    """Write a tiny Qwen2 model as an unquantised GGUF file and return the model that is in it."""
+def write_tiny_gguf(path: Path, packed: bool = False) -> ChatModel:
+    """Write a tiny Qwen2 model as a GGUF file and return the model; `packed` quantises its matrices to Q8_0."""
     chat_model = tiny_model("qwen2", tie_word_embeddings=False)
     config, tokenizer = chat_model.model.config, chat_model.tokenizer
     writer = GGUFWriter(path, "qwen2")
-    writer.add_file_type(LlamaFileType.ALL_F32)
+    writer.add_file_type(LlamaFileType.MOSTLY_Q8_0 if packed else LlamaFileType.ALL_F32)
     writer.add_license("apache-2.0")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -266,7 +267,11 @@ def write_tiny_gguf(path: Path) -> ChatModel:
     writer.add_pad_token_id(0)
     writer.add_chat_template(CHATML)
     for name, weights in chat_model.model.state_dict().items():
-        writer.add_tensor(_gguf_tensor_name(name), weights.numpy())
+        if packed and weights.ndim == 2:
+            blocks = quantize(weights.numpy(), GGMLQuantizationType.Q8_0)
+            writer.add_tensor(_gguf_tensor_name(name), blocks, raw_dtype=GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(_gguf_tensor_name(name), weights.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -150,6 +150,14 @@ def run_in_a_line(run: Run) -> str:
     return f"{model['name']}, {model['n_layers']} layers × {model['d_model']}, on {prompts['name']}: {counts} prompts"
 
 
+def _template_in_words(template: dict) -> str:
+    borrowed, day = template.get("borrowed"), template.get("day")
+    whose = "none: prompts as they are" if template["sha256"] is None else "the model's own"
+    return (whose if borrowed is None else f"borrowed from {borrowed['from']}") + (
+        f", which tells the date: {day}" if day else ""
+    )
+
+
 def run_facts(run: Run) -> None:
     """What the run is made of, for whoever wants to repeat it."""
     manifest = run.manifest
@@ -162,6 +170,7 @@ def run_facts(run: Run) -> None:
         "licence of the model": model["licence"] or "not stated",
         "contrast set": f"{prompts['name']}: {counts['harmful']} harmful, {counts['harmless']} harmless",
         "transfer sets": ", ".join(f"{each['name']} ({sum(each['counts'].values())})" for each in manifest["transfer"]),
+        "chat template": _template_in_words(manifest["template"]),
         "thinking": {None: "as the template has it", True: "on", False: "off"}.get(
             manifest["template"].get("thinking"), "–"
         ),
@@ -170,6 +179,7 @@ def run_facts(run: Run) -> None:
         or "none",
         "read at": manifest["template"]["token_position"],
         "computed in": f"{compute['dtype']} on {compute['device']}, seed {compute['seed']}",
+        "weights": str(compute.get("weights", "not recorded")),
         "beginning of the template": str(compute.get("prefix_note", "not recorded")),
         "made": manifest["created"],
         "name": run.run_id,

@@ -15,7 +15,7 @@ from refusal_core.intervention import TriedPrompt
 from refusal_core.known_models import KNOWN
 from refusal_core.models import ChatModel, is_available
 from refusal_core.runs import Run
-from refusal_core.scoring import Scorer, fingerprint_of, identify_for, load_model_for, model_of_run
+from refusal_core.scoring import Scorer, identify_for, load_model_for, model_of_run, opened_as
 from refusal_core.ui.background import offer
 from refusal_core.ui.jobs import Command
 from refusal_core.ui.layout import plain
@@ -47,8 +47,8 @@ class OneModel:
 
     def __init__(self) -> None:
         self._turns = Turns()
-        self._checked: set[tuple[str, tuple[str, str]]] = set()
-        self._wanted: tuple[str, str] | None = None
+        self._checked: set[tuple[str, tuple[str, ...]]] = set()
+        self._wanted: tuple[str, ...] | None = None
         self._chat_model: ChatModel | None = None
         self._open: dict[str, OpenRun] = {}
 
@@ -63,7 +63,7 @@ class OneModel:
         Raises:
             RefusalError: when the model cannot be used, and what the question raises.
         """
-        wanted = (fingerprint_of(run), str(run.manifest["compute"]["dtype"]))
+        wanted = opened_as(run)
         named = None if source == run.model_name else source
         if (source, wanted) not in self._checked:
             identify_for(run, named)
