@@ -1,15 +1,15 @@
 """Reading the residual stream: one forward pass a prompt, every site.
 
 The chat template puts the same tokens before every prompt: they are run once and their keys and values reused. Prompts
-are batched by equal length, so that no padding exists whose handling could change a number. Forward hooks keep the last
-token's hidden state of each block, and the vocabulary projection runs on that one position.
+of about one length are read together, with padding behind the shorter ones, where no token of theirs attends to it.
+Forward hooks keep each prompt's last hidden states of each block, and the vocabulary projection runs on the last alone.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,8 @@ REFUSAL_OPENINGS = ("I", "As")
 BATCH_TOKENS = {"cpu": 1024, "mps": 4096, "cuda": 16384}
 NO_SHARED_BEGINNING = "none: the template puts no tokens before every prompt"
 NOT_REPRODUCED = "none: for this model, reused keys and values did not give what a plain forward pass gives"
+_MOST_PADDING = 1 / 16
+"""Of a batch's tokens; on two CPU cores a pass costs by itself as much as some 50 tokens more."""
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
 
 
@@ -52,8 +54,12 @@ class TokenReading:
 class ResidualReader:
     """Reads one chat model's residual stream under one system prompt, thinking on, off, or as the template has it.
 
-    Holds the keys and values of the template's opening, which every prompt shares. On construction a sample is read
-    with and without them; a model for which the two disagree is read without, and ``prefix_note`` says so.
+    Holds the keys and values of the template's opening, which every prompt shares. On construction two samples are read
+    as plainly as can be, with the keys and values, and padded; a model for which these disagree is read without, and
+    ``prefix_note`` says so.
+
+    Attributes:
+        pads: whether prompts of several lengths may be read together.
     """
 
     def __init__(
@@ -69,15 +75,17 @@ class ResidualReader:
         self.thinking = thinking
         self.day = day
         self.refusal_ids = refusal_token_ids(chat_model.tokenizer)
-        samples = [self.encode("What is a good name for a cat?"), self.encode("Zebras sleep standing up")]
+        samples = [self.encode("What is a good name for a cat?"), self.encode("Zebras yawn")]
         self._template_ids = _common_prefix(*samples)
         self._template_end = _common_prefix(*(sample[::-1] for sample in samples))[::-1]
         self._prefix_cache: Cache | None = None
         self._prefix_note = NO_SHARED_BEGINNING
+        plain = [self.read_last([sample])[0] for sample in samples]
         if len(self._template_ids) >= 2:
             self._prefix_cache = self._run_prefix()
-            if not self._prefix_agrees(samples[0]):
+            if not self._agrees(self.read_last(samples[:1])[0], plain[0]):
                 self._prefix_cache, self._prefix_note = None, NOT_REPRODUCED
+        self.pads = self._agrees(self.read_last(samples)[0], np.concatenate(plain))
 
     @property
     def prefix_tokens(self) -> int:
@@ -105,7 +113,7 @@ class ResidualReader:
         return render(self.chat_model.tokenizer, text, self.system_prompt, self.thinking, self.day)
 
     def read_last(self, sequences: list[list[int]]) -> tuple[np.ndarray, torch.Tensor]:
-        """Read prompts of one length at their last token.
+        """Read prompts at their last token; of one length where the reader does not pad.
 
         Returns:
             ``(prompt, site, d_model)`` float32, and the first reply token's logits ``(prompt, vocabulary)`` float32.
@@ -114,7 +122,7 @@ class ResidualReader:
         return kept[:, :, 0].cpu().numpy(), logits
 
     def read_end(self, sequences: list[list[int]], last: int) -> np.ndarray:
-        """Read prompts of one length at their last few tokens: ``(prompt, site, token, d_model)`` float32."""
+        """Read prompts at their last few tokens: ``(prompt, site, token, d_model)`` float32."""
         return self._forward(sequences, last)[0].cpu().numpy()
 
     def open_reply(self, sequences: list[list[int]]) -> tuple[torch.Tensor, Cache]:
@@ -123,7 +131,7 @@ class ResidualReader:
         Returns:
             The first reply token's logits ``(prompt, vocabulary)`` float32, and the prompts' keys and values.
         """
-        ids, options = self._inputs(sequences)
+        ids, _, options = self._inputs(sequences)
         with torch.inference_mode(), contiguous_head(self.chat_model):
             output = self.chat_model.model(ids, logits_to_keep=1, **(options | {"use_cache": True}))
         return output.logits[:, -1].float(), output.past_key_values
@@ -159,34 +167,39 @@ class ResidualReader:
         with torch.inference_mode():
             return self.chat_model.model(ids, use_cache=True, logits_to_keep=1).past_key_values
 
-    def _prefix_agrees(self, sample: list[int]) -> bool:
-        with_prefix, _ = self.read_last([sample])
-        cache, self._prefix_cache = self._prefix_cache, None
-        plain, _ = self.read_last([sample])
-        self._prefix_cache = cache
-        error = np.linalg.norm(with_prefix - plain, axis=-1) / np.linalg.norm(plain, axis=-1)
+    def _agrees(self, found: np.ndarray, plain: np.ndarray) -> bool:
+        # What is not finite does not agree, and is reported where prompts are read.
+        with np.errstate(invalid="ignore"):
+            error = np.linalg.norm(found - plain, axis=-1) / np.linalg.norm(plain, axis=-1)
         return bool((error < _TOLERANCE[self.chat_model.dtype]).all())
 
     def _forward(self, sequences: list[list[int]], last: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run prompts of one length; hidden states ``(prompt, site, token, d_model)`` and last logits, float32.
+        """Run prompts; hidden states ``(prompt, site, token, d_model)`` and last logits, float32.
 
-        The hidden states are those of the ``last`` tokens, or of all that had to be run where these are fewer.
+        The hidden states are those of each prompt's ``last`` tokens, or of all that were run where these are fewer.
         """
-        ids, options = self._inputs(sequences)
-        with torch.inference_mode(), _kept_states(self.chat_model, last) as kept, contiguous_head(self.chat_model):
-            logits = self.chat_model.model(ids, logits_to_keep=1, **options).logits[:, -1].float()
+        ids, ends, options = self._inputs(sequences)
+        places = (ends[:, None] + torch.arange(-last, 0))[:, -int(ends.min()) :]
+        with (
+            torch.inference_mode(),
+            _kept_states(self.chat_model, places) as kept,
+            _head_input(self.chat_model, lambda states: _taken(states, places[:, -1:])),
+        ):
+            logits = self.chat_model.model(ids, **options).logits[:, -1].float()
         return torch.stack([states.to(logits.device) for states in kept], dim=1), logits
 
-    def _inputs(self, sequences: list[list[int]]) -> tuple[torch.Tensor, dict]:
-        """What the model is called with for prompts of one length: new tokens, and the keys and values before them."""
+    def _inputs(self, sequences: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, dict]:
+        """What the model is called with: new tokens, how many of each row are no padding, and what lies before them."""
         options: dict = {"use_cache": False}
         prefix = len(self.shared_prefix(sequences))
         if prefix and self._prefix_cache is not None:
-            cache = copy.deepcopy(self._prefix_cache)
+            cache = layerwise_copy(self._prefix_cache)
             cache.batch_repeat_interleave(len(sequences))
             options = {"past_key_values": cache, "use_cache": True}
-            sequences = [ids[prefix:] for ids in sequences]
-        return torch.tensor(sequences, device=self.chat_model.device), options
+        ends = torch.tensor([len(ids) - prefix for ids in sequences])
+        # Any token will do as padding: it stands behind the prompt, which is all that attends to it.
+        padded = [ids[prefix:] + [0] * int(ends.max() - end) for ids, end in zip(sequences, ends, strict=True)]
+        return torch.tensor(padded, device=self.chat_model.device), ends, options
 
 
 def refusal_token_ids(tokenizer) -> list[int]:
@@ -245,23 +258,32 @@ def check_finite(
 
 
 @contextmanager
-def contiguous_head(chat_model: ChatModel) -> Iterator[None]:
-    """Let the vocabulary projection of one position cost no more than that."""
+def _head_input(chat_model: ChatModel, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Change the hidden states that the vocabulary projection is given."""
 
-    def contiguous(module, arguments) -> tuple:
-        # transformers passes a strided slice, which torch multiplies as a batch, copying the whole vocabulary matrix.
-        return (arguments[0].contiguous(), *arguments[1:])
+    def changed(module, arguments) -> tuple:
+        return (change(arguments[0]), *arguments[1:])
 
-    handle = chat_model.lm_head.register_forward_pre_hook(contiguous)
+    handle = chat_model.lm_head.register_forward_pre_hook(changed)
     try:
         yield
     finally:
         handle.remove()
 
 
+def contiguous_head(chat_model: ChatModel) -> AbstractContextManager[None]:
+    """Let the vocabulary projection of one position cost no more than that."""
+    # transformers passes a strided slice, which torch multiplies as a batch, copying the whole vocabulary matrix.
+    return _head_input(chat_model, torch.Tensor.contiguous)
+
+
 @contextmanager
-def _kept_states(chat_model: ChatModel, last: int) -> Iterator[list[torch.Tensor]]:
-    """Collect what leaves each block and the final norm, in site order, as float32 ``(prompt, token, d_model)``."""
+def _kept_states(chat_model: ChatModel, places: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """Collect what leaves each block and the final norm, in site order, as float32 ``(prompt, token, d_model)``.
+
+    Args:
+        places: ``(prompt, token)``, which tokens of each prompt.
+    """
     kept: list[torch.Tensor] = []
 
     def keep(module, arguments, output) -> None:
@@ -271,7 +293,7 @@ def _kept_states(chat_model: ChatModel, last: int) -> Iterator[list[torch.Tensor
                 f"{chat_model.info.name} hands {tuple(states.shape)} from a block to the next; this needs a model with "
                 f"one residual stream, (prompt, token, {chat_model.d_model})"
             )
-        kept.append(states[:, -last:].float())
+        kept.append(_taken(states, places).float())
 
     handles = [module.register_forward_hook(keep) for module in [*chat_model.blocks, chat_model.final_norm]]
     try:
@@ -281,17 +303,39 @@ def _kept_states(chat_model: ChatModel, last: int) -> Iterator[list[torch.Tensor
             handle.remove()
 
 
+def _taken(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Some tokens' hidden states ``(prompt, token, d_model)``, by their ``(prompt, token)`` places."""
+    return states[torch.arange(len(places))[:, None], places]
+
+
+def layerwise_copy(cache: Cache) -> Cache:
+    """The same keys and values; what is added to the copy is not added to the original, and nothing is duplicated."""
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    return copied
+
+
 def residual_stream(output: torch.Tensor | tuple) -> torch.Tensor:
     """The hidden states ``(prompt, token, d_model)`` in what a block returns, which may hold more beside them."""
     return output[0] if isinstance(output, tuple) else output
 
 
-def batches(n_tokens: np.ndarray, prefix: int, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Rows of prompts of one length, at most ``batch_tokens`` new tokens together, longest first."""
-    for length in sorted(set(n_tokens.tolist()), reverse=True):
-        rows = np.flatnonzero(n_tokens == length)
-        size = max(1, batch_tokens // max(1, length - prefix))
-        yield from (rows[start : start + size] for start in range(0, len(rows), size))
+def batches(n_tokens: np.ndarray, prefix: int, batch_tokens: int, pads: bool = False) -> Iterator[np.ndarray]:
+    """Rows of prompts to read together, at most ``batch_tokens`` new tokens with their padding, longest first.
+
+    Args:
+        n_tokens: ``(prompt,)`` tokens of each prompt.
+        prefix: how many of them need not be run.
+        pads: whether prompts of several lengths may be together, with a little padding; else all are of one length.
+    """
+    waiting = np.argsort(-n_tokens, kind="stable")
+    while len(waiting):
+        length = n_tokens[waiting[0]]
+        rows = waiting[: max(1, batch_tokens // max(1, length - prefix))]
+        padding = (length - n_tokens[rows]).cumsum()
+        rows = rows[padding <= (batch_tokens * _MOST_PADDING if pads else 0)]
+        yield rows
+        waiting = waiting[len(rows) :]
 
 
 def _common_prefix(first: list[int], second: list[int]) -> list[int]:

@@ -6,7 +6,6 @@ edited layer compute what they computed without the edit, so their outputs are k
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from transformers import Cache
 
-from refusal_core.activations import ResidualReader, contiguous_head, residual_stream
+from refusal_core.activations import ResidualReader, contiguous_head, layerwise_copy, residual_stream
 from refusal_core.models import ChatModel
 from refusal_core.replies import greedy_openings
 
@@ -124,7 +123,7 @@ class PromptBatch:
 
     def _reply(self, read: _Pass, openings: bool) -> Reply:
         # Generating continues the keys and values in place, and those of the plain pass are needed again.
-        written = greedy_openings(self._chat_model, read.logits, _layerwise_copy(read.cache)) if openings else None
+        written = greedy_openings(self._chat_model, read.logits, layerwise_copy(read.cache)) if openings else None
         return Reply(read.logits, written)
 
     def _pass(self, ids: torch.Tensor, before: Cache | None, plain: _Pass | None = None, below: int = 0) -> _Pass:
@@ -135,13 +134,13 @@ class PromptBatch:
             result = self._chat_model.model(ids, past_key_values=before, use_cache=True, logits_to_keep=1)
         cache = result.past_key_values
         if plain is not None:
-            cache.layers[:below] = _layerwise_copy(plain.cache).layers[:below]
+            cache.layers[:below] = layerwise_copy(plain.cache).layers[:below]
         return _Pass(result.logits[:, -1].float(), cache, outputs)
 
     def _expanded(self, prefix: _Pass | None) -> Cache | None:
         if prefix is None:
             return None
-        cache = _layerwise_copy(prefix.cache)
+        cache = layerwise_copy(prefix.cache)
         cache.batch_repeat_interleave(len(self._ids))
         return cache
 
@@ -167,7 +166,7 @@ class PromptBatch:
         return True
 
     def _continued(self, token: torch.Tensor, read: _Pass) -> torch.Tensor:
-        cache = _layerwise_copy(read.cache)
+        cache = layerwise_copy(read.cache)
         return self._chat_model.model(token, past_key_values=cache, use_cache=True).logits
 
 
@@ -223,10 +222,3 @@ def _handed_out(blocks: Sequence[torch.nn.Module], outputs: list[Any]) -> Iterat
             block.__dict__.pop("forward", None)
             if forward is not None:
                 block.forward = forward
-
-
-def _layerwise_copy(cache: Cache) -> Cache:
-    """The same keys and values; what is added to the copy is not added to the original, and nothing is duplicated."""
-    copied = copy.copy(cache)
-    copied.layers = [copy.copy(layer) for layer in cache.layers]
-    return copied

@@ -94,7 +94,7 @@ def extract(
         )
     request = {
         "model": chat_model.info.fingerprint,
-        "compute": [chat_model.device, chat_model.dtype, reader.prefix_tokens],
+        "compute": [chat_model.device, chat_model.dtype, reader.prefix_tokens, reader.pads],
         "tokens": hashlib.sha256(json.dumps(sequences).encode()).hexdigest(),
         "versions": [version(name) for name in ("torch", "transformers")],
     }
@@ -102,7 +102,7 @@ def extract(
     batch_tokens = BATCH_TOKENS[torch.device(chat_model.device).type]
     log_odds, first_token = np.empty(len(texts)), [""] * len(texts)
     with _kept(folder, shape, request) as (hidden, finished):
-        waiting = deque(batches(n_tokens, reader.prefix_tokens, batch_tokens))
+        waiting = deque(batches(n_tokens, reader.prefix_tokens, batch_tokens, reader.pads))
         done = 0
         progress(EXTRACTING, 0, len(texts))
         while waiting:

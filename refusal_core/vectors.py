@@ -115,7 +115,8 @@ def read_vectors(
     hidden = np.empty((len(prompts), run.n_layers, width), dtype=np.float32)
     done = 0
     progress(PREPARING, 0, len(prompts))
-    for rows in batches(lengths, reader.prefix_tokens, BATCH_TOKENS[torch.device(reader.chat_model.device).type]):
+    size = BATCH_TOKENS[torch.device(reader.chat_model.device).type]
+    for rows in batches(lengths, reader.prefix_tokens, size, reader.pads):
         states = reader.read_end([sequences[row] for row in rows], len(positions))[:, : run.n_layers]
         hidden[rows] = states[:, :, -1]
         for place in range(len(positions)):

@@ -12,7 +12,7 @@ import torch
 from tiny import ARCHITECTURES, tiny_model
 
 from refusal_core import activations
-from refusal_core.activations import ResidualReader, refusal_log_odds, refusal_token_ids
+from refusal_core.activations import ResidualReader, batches, refusal_log_odds, refusal_token_ids
 from refusal_core.errors import ModelError, PromptError
 from refusal_core.extraction import extract
 from refusal_core.models import render
@@ -52,7 +52,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 def test_hidden_states_are_those_of_plain_transformers(architecture, shared, monkeypatch):
     chat_model = tiny_model(architecture)
     if not shared:
-        monkeypatch.setattr(ResidualReader, "_prefix_agrees", lambda self, sample: False)
+        monkeypatch.setattr(ResidualReader, "_agrees", lambda self, found, plain: False)
     extraction = extract(chat_model, TEXTS)
     assert (extraction.prefix_tokens > 8) is shared
     for row, text in enumerate(TEXTS):
@@ -64,11 +64,70 @@ def test_the_shared_prefix_is_used_and_changes_nothing(architecture, monkeypatch
     chat_model = tiny_model(architecture)
     shared = extract(chat_model, TEXTS)
     assert shared.prefix_tokens > 5
-    monkeypatch.setattr(ResidualReader, "_prefix_agrees", lambda self, sample: False)
+    monkeypatch.setattr(ResidualReader, "_agrees", lambda self, found, plain: False)
     whole = extract(chat_model, TEXTS)
     assert whole.prefix_tokens == 0
     assert relative_error(shared.hidden, whole.hidden) < 1e-4
     np.testing.assert_allclose(shared.refusal_log_odds, whole.refusal_log_odds, atol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", [True, False], ids=["prefix", "whole"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_prompts_of_several_lengths_are_read_together_as_they_are_alone(architecture, prefix):
+    chat_model = tiny_model(architecture)
+    reader = ResidualReader(chat_model)
+    assert reader.pads
+    if not prefix:
+        reader._prefix_cache = None
+    assert (reader.prefix_tokens > 0) is prefix
+    sequences = [reader.encode(text) for text in TEXTS]
+    assert len({len(ids) for ids in sequences}) == len(TEXTS)
+    hidden, logits = reader.read_last(sequences)
+    end = reader.read_end(sequences, 3)
+    for row, text in enumerate(TEXTS):
+        assert relative_error(hidden[row], plain_states(chat_model, text)) < 1e-4
+        assert relative_error(end[row], reader.read_end(sequences[row : row + 1], 3)[0]) < 1e-4
+        with torch.inference_mode():
+            plain = chat_model.model(torch.tensor(sequences[row : row + 1]), use_cache=False).logits[:, -1]
+        assert relative_error(logits[row : row + 1].numpy(), plain.numpy()) < 1e-4
+
+
+def test_how_much_padding_there_is_behind_a_prompt_changes_no_number():
+    reader = ResidualReader(tiny_model("llama"))
+    short, longer, longest = (reader.encode(text) for text in ("Bake a cake", TEXTS[0], TEXTS[4]))
+    hidden, _ = reader.read_last([short, longer])
+    again, _ = reader.read_last([short, longest])
+    assert relative_error(again[0], hidden[0]) < 1e-5
+    assert relative_error(again[1], hidden[1]) > 1e-2
+
+
+def test_a_model_that_sees_padding_is_read_without():
+    chat_model = tiny_model("llama")
+
+    def mixed(module, arguments, output):
+        return output + output.mean(dim=1, keepdim=True)
+
+    handle = chat_model.blocks[0].register_forward_hook(mixed)
+    extraction = extract(chat_model, TEXTS)
+    assert not ResidualReader(chat_model).pads
+    assert extraction.prefix_tokens == 0
+    for row, text in enumerate(TEXTS):
+        assert relative_error(extraction.hidden[row], plain_states(chat_model, text)) < 1e-4
+    handle.remove()
+
+
+@pytest.mark.parametrize("pads", [True, False])
+def test_every_prompt_is_in_one_batch_with_little_padding(pads):
+    n_tokens = np.random.default_rng(0).integers(30, 90, 500)
+    found = list(batches(n_tokens, 20, 512, pads))
+    assert sorted(np.concatenate(found).tolist()) == list(range(500))
+    for rows in found:
+        new = n_tokens[rows] - 20
+        assert new[0] == new.max()
+        assert len(rows) * new.max() <= 512
+        assert (new.max() - new).sum() <= (512 / 16 if pads else 0)
+    assert len(found) < 45 or not pads
+    assert len(list(batches(n_tokens, 20, 10, pads))) == 500
 
 
 def test_a_prefix_that_does_not_reproduce_the_plain_pass_is_not_used(monkeypatch):
@@ -195,7 +254,7 @@ def stopped(chat_model, texts: list[str], folder, monkeypatch, after: int) -> in
     def interrupted(reader, sequences):
         if len(read) == after:
             raise KeyboardInterrupt
-        # Two sentences are read on construction, to see whether the template's beginning may be shared.
+        # Samples are read on construction, to see whether the template's beginning may be shared and prompts padded.
         read.append(len(sequences))
         return read_last(reader, sequences)
 
@@ -203,16 +262,19 @@ def stopped(chat_model, texts: list[str], folder, monkeypatch, after: int) -> in
         patched.setattr(ResidualReader, "read_last", interrupted)
         with contextlib.suppress(KeyboardInterrupt):
             extract(chat_model, texts, folder=folder)
-    return sum(read[2:])
+    return sum(read[SAMPLES:])
 
 
+SAMPLES = 4
 MANY = [f"{'word ' * (number % 7)}number {number}" for number in range(60)]
 
 
 def test_an_extraction_stopped_three_times_reads_nothing_twice_and_changes_no_number(monkeypatch, tmp_path):
     chat_model = tiny_model("qwen2")
+    monkeypatch.setitem(activations.BATCH_TOKENS, "cpu", 256)
     whole = extract(chat_model, MANY)
-    read = [stopped(chat_model, MANY, tmp_path, monkeypatch, after) for after in (4, 3, 5, 10**9)]
+    batches_before = (2, 1, 3, 10**9)
+    read = [stopped(chat_model, MANY, tmp_path, monkeypatch, SAMPLES + count) for count in batches_before]
     assert all(read)
     assert sum(read) == len(MANY)
     again = extract(chat_model, MANY, folder=tmp_path)
@@ -256,7 +318,7 @@ def test_a_device_without_memory_gets_smaller_batches(monkeypatch):
     monkeypatch.setattr(ResidualReader, "read_last", cramped)
     found = extract(chat_model, MANY)
     assert found.batch_tokens < whole.batch_tokens
-    assert sum(sizes[2:]) == len(MANY)
+    assert sum(sizes[SAMPLES:]) == len(MANY)
     np.testing.assert_allclose(found.hidden, whole.hidden, atol=1e-5)
 
 
