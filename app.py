@@ -33,6 +33,7 @@ with st.container(horizontal=True):
         ("8_Rate", "Rate prompts blind", "rate_review"),
         ("4_Live_score", "Score a prompt of your own", "edit_note"),
         ("9_Compare", "Put runs side by side", "compare"),
+        ("10_Runs", "Start, send or import a run", "folder_open"),
     ):
         st.page_link(f"pages/{page}.py", label=label, icon=f":material/{icon}:", width="content")
 run_facts(run)

@@ -201,6 +201,20 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("folder", metavar="FOLDER")
     export.set_defaults(command=_export)
 
+    pack = verbs.add_parser("pack", help="write a run to one zip file, to send to someone")
+    pack.add_argument("run", metavar="RUN")
+    pack.add_argument("file", metavar="FILE.zip")
+    pack.set_defaults(command=_pack)
+
+    importing = verbs.add_parser("import", help="check a packed run that someone sent and put it into the cache")
+    importing.add_argument("file", metavar="FILE.zip")
+    importing.set_defaults(command=_import)
+
+    rename = verbs.add_parser("rename", help="show a run under a title of your own; its name stays")
+    rename.add_argument("run", metavar="RUN")
+    rename.add_argument("title", metavar="TITLE", help="an empty one takes the title away")
+    rename.set_defaults(command=_rename)
+
     for verb in verbs.choices.values():
         verb.add_argument("--cache", metavar="DIR", help="the folder runs are kept in (default: cache/)")
     return parser
@@ -294,9 +308,10 @@ def _list(options: argparse.Namespace) -> None:
         )
     for summary in found:
         counts = " + ".join(str(n) for n in summary.counts.values())
+        title = f"“{summary.title}”, " if summary.title else ""
         print(
-            f"{summary.run_id}\n    {summary.model}, {summary.n_layers} layers, {summary.contrast_set} ({counts}), "
-            f"{summary.dtype}, {summary.created}, {summary.size_bytes / 1e6:.1f} MB"
+            f"{summary.run_id}\n    {title}{summary.model}, {summary.n_layers} layers, {summary.contrast_set} "
+            f"({counts}), {summary.dtype}, {summary.created}, {summary.size_bytes / 1e6:.1f} MB"
         )
     for problem in broken:
         print(f"not readable: {problem.reason}", file=sys.stderr)
@@ -360,6 +375,27 @@ def _verify(options: argparse.Namespace) -> None:
 def _delete(options: argparse.Namespace) -> None:
     runs.delete_run(options.run, options.cache)
     print(f"deleted {options.run}")
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from refusal_core.archives import pack_run
+
+    pack_run(options.run, options.file, options.cache)
+    print(options.file)
+
+
+def _import(options: argparse.Namespace) -> None:
+    from refusal_core.archives import import_run
+
+    imported = import_run(options.file, options.cache)
+    if not imported.new:
+        print("this run is here already: nothing was changed")
+    print(imported.run_id)
+
+
+def _rename(options: argparse.Namespace) -> None:
+    runs.rename_run(options.run, options.title, options.cache)
+    print(options.run)
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import build_hf_headers, filter_repo_objects
 from tqdm import tqdm
 
 from refusal_core.errors import ModelError
@@ -89,6 +89,16 @@ def find_snapshot(repo: str, revision: str | None = None, offline: bool = False)
             return cached
         raise _explained(repo, revision, error) from error
     return HubSnapshot(Path(config).parent, commit)
+
+
+def download_size(repo: str, revision: str | None) -> int | None:
+    """Bytes that :func:`download_snapshot` would bring, or ``None`` when the hub does not say."""
+    try:
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_SECONDS)
+    except HUB_ERRORS:
+        return None
+    files = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
+    return sum(files[name] for name in filter_repo_objects(files, allow_patterns=list(_WANTED))) or None
 
 
 def download_snapshot(repo: str, revision: str | None, progress: Progress) -> Path:

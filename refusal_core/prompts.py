@@ -50,7 +50,7 @@ PROMPT_ID = re.compile(r"[0-9a-f]{12}")
 
 TEXT_COLUMNS = ("text", "prompt", "instruction", "goal", "question")
 _LABEL_NAMES = {"harmful": HARMFUL, "1": HARMFUL, "harmless": HARMLESS, "0": HARMLESS, "grey": GREY}
-_READABLE = (".csv", ".json", ".jsonl", ".parquet", ".txt")
+READABLE = (".csv", ".json", ".jsonl", ".parquet", ".txt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,7 +286,7 @@ def _from_file(source: str, text_column: str | None, label_column: str | None) -
     if not _is_file(path):
         raise PromptError(
             f"no prompt set or file called {source!r:.120}: expected one of {', '.join(CONTRAST_SETS)}, "
-            f"a file ending in {', '.join(_READABLE)}, or two sources as HARMFUL,HARMLESS"
+            f"a file ending in {', '.join(READABLE)}, or two sources as HARMFUL,HARMLESS"
         )
     frame = _read_table(path)
     text_name = find_column(frame, text_column, TEXT_COLUMNS, path.name, "text")
@@ -354,8 +354,8 @@ def _table(columns: dict, source: str) -> pd.DataFrame:
 
 def _read_table(path: Path) -> pd.DataFrame:
     suffix = path.suffix.lower()
-    if suffix not in _READABLE:
-        raise PromptError(f"{path.name}: expected a file ending in {', '.join(_READABLE)}, got {suffix or 'none'}")
+    if suffix not in READABLE:
+        raise PromptError(f"{path.name}: expected a file ending in {', '.join(READABLE)}, got {suffix or 'none'}")
     try:
         if suffix == ".csv":
             return read_csv(_decode(path), path.name)

@@ -1,4 +1,4 @@
-"""Runs in the cache: save, open, list, verify, delete.
+"""Runs in the cache: save, open, list, rename, verify, delete.
 
 A run is one folder of ``cache/``: written to a temporary folder beside it, renamed when complete, never changed
 afterwards. A run folder may come from a stranger, so its files are checked against the manifest's hashes, only known
@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from safetensors.numpy import load_file, save_file
 
@@ -45,10 +47,13 @@ ADDITIONS = {"behaviour": "behaviour", "intervention": "intervene"}
 """Later measurements that may lie beside a run's own files, and the verb that makes each."""
 _REQUIRED = (PROMPTS, PROJECTIONS, LAYER_STATS, DIRECTIONS)
 
-_PARTIAL, _UNFINISHED = ".partial-", ".unfinished-"
-_HOURS_KEPT = {_PARTIAL: 24, _UNFINISHED: 30 * 24}
+PARTIAL, _UNFINISHED = ".partial-", ".unfinished-"
+_HOURS_KEPT = {PARTIAL: 24, _UNFINISHED: 30 * 24}
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,180}")
 _FILE_NAME = re.compile(r"[a-z0-9_]+\.(parquet|safetensors)")
+_TITLES = ".titles.json"
+LONGEST_TITLE = 80
+_MOST_CELLS = 200_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,15 +116,16 @@ class Run:
         """The tables of evidence kept with the run, by name; empty for a run without."""
         names = [name for name in self.manifest["files"] if name.startswith("evidence_")]
         return {
-            name.removeprefix("evidence_").removesuffix(".parquet"): pd.read_parquet(self.path / name) for name in names
+            name.removeprefix("evidence_").removesuffix(".parquet"): _read_table(self.path / name) for name in names
         }
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run in the list, without its tables."""
+    """A run in the list, without its tables; ``title`` is empty where it was given none."""
 
     run_id: str
+    title: str
     model: str
     n_layers: int
     contrast_set: str
@@ -227,7 +233,7 @@ def save_run(
     target = _run_folder(run_id, folder)
     if target.exists():
         return open_run(run_id, cache)
-    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder))
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
     try:
         prompts.to_parquet(partial / PROMPTS, index=False)
         _long(prompts["prompt_id"], projections, projections_crossfit).to_parquet(partial / PROJECTIONS, index=False)
@@ -275,20 +281,21 @@ def open_run(run_id: str, cache: str | Path | None = None) -> Run:
         raise RunError(f"no run called {run_id!r} in {path.parent}; `python -m refusal_core list` shows what there is")
     manifest = _checked_manifest(path, everything=False)
     try:
-        prompts = pd.read_parquet(path / PROMPTS)
-        long = pd.read_parquet(path / PROJECTIONS)
-        layer_stats = pd.read_parquet(path / LAYER_STATS)
+        prompts = _read_table(path / PROMPTS)
+        long = _read_table(path / PROJECTIONS)
+        layer_stats = _read_table(path / LAYER_STATS)
         tensors = load_file(path / DIRECTIONS)
         directions = Directions(tensors["unit_direction"], tensors["harmful_mean"], tensors["harmless_mean"])
+        _check_prompts(prompts)
         shape = (len(prompts), len(layer_stats))
-        projections = long["projection"].to_numpy().reshape(shape)
-        crossfit = long["projection_crossfit"].to_numpy().reshape(shape)
+        projections = long["projection"].to_numpy(np.float64).reshape(shape)
+        crossfit = long["projection_crossfit"].to_numpy(np.float64).reshape(shape)
         if not (long["prompt_id"].to_numpy().reshape(shape)[:, 0] == prompts["prompt_id"].to_numpy()).all():
             raise ValueError("projections are of other prompts")
         if not directions.n_sites == shape[1] == manifest["model"]["n_layers"] + 1:
             raise ValueError("its tables are of different numbers of sites")
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"run {run_id!r} cannot be read: {error}; delete it and run again") from error
+    except Exception as error:  # a malformed file, whatever its reader calls it
+        raise RunError(f"run {run_id!r} cannot be read: {_first_line(error)}; delete it and run again") from error
     return Run(run_id, path, manifest, prompts, projections, crossfit, layer_stats, directions)
 
 
@@ -328,7 +335,7 @@ def save_addition(run: Run, name: str, table: pd.DataFrame, manifest: dict) -> N
         name: one of :data:`ADDITIONS`; the files are ``<name>.parquet`` and ``<name>.json``, its own manifest.
         manifest: all but ``format_version``, ``run_id`` and the table's hash, which are added here.
     """
-    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=writable_cache(run.path.parent)))
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=writable_cache(run.path.parent)))
     try:
         table.to_parquet(partial / f"{name}.parquet", index=False)
         described = {
@@ -367,9 +374,9 @@ def read_addition(run: Run, name: str) -> tuple[pd.DataFrame, dict] | None:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         belongs = manifest["run_id"] == run.run_id and manifest["sha256"] == _sha256(table_path)
         newer = int(manifest["format_version"]) > FORMAT_VERSION
-        table = pd.read_parquet(table_path) if belongs and not newer else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"run {run.run_id!r}: {name} cannot be read ({error}); {again}") from error
+        table = _read_table(table_path) if belongs and not newer else None
+    except Exception as error:  # a malformed file, whatever its reader calls it
+        raise RunError(f"run {run.run_id!r}: {name} cannot be read ({_first_line(error)}); {again}") from error
     if newer:
         raise RunError(f"run {run.run_id!r}: a newer version of this program wrote {name}: update the program")
     if table is None:
@@ -380,6 +387,7 @@ def read_addition(run: Run, name: str) -> tuple[pd.DataFrame, dict] | None:
 def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[BrokenRun]]:
     """All runs of the cache by name, and the folders that are not whole runs, each with the reason."""
     folder = cache_folder(cache)
+    titles = run_titles(cache)
     runs: list[RunSummary] = []
     broken: list[BrokenRun] = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -390,6 +398,7 @@ def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[B
             runs.append(
                 RunSummary(
                     run_id=path.name,
+                    title=titles.get(path.name, ""),
                     model=manifest["model"]["name"],
                     n_layers=manifest["model"]["n_layers"],
                     contrast_set=manifest["prompts"]["name"],
@@ -404,6 +413,50 @@ def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[B
     return runs, broken
 
 
+def run_titles(cache: str | Path | None = None) -> dict[str, str]:
+    """The titles that runs were given, by run; they are kept beside the runs, which are never changed."""
+    try:
+        kept = json.loads((cache_folder(cache) / _TITLES).read_text(encoding="utf-8"))
+        return {str(run_id): _title(title) for run_id, title in kept.items()}
+    except (OSError, ValueError, AttributeError, RunError):
+        return {}
+
+
+def rename_run(run_id: str, title: str, cache: str | Path | None = None) -> None:
+    """Show a run under a title of one's own instead of its name, which stays; an empty one takes the title away.
+
+    Raises:
+        RunError: when there is no such run, or the title is too long or not printable.
+    """
+    path = _run_folder(run_id, writable_cache(cache))
+    if not path.is_dir():
+        raise RunError(f"no run called {run_id!r} in {path.parent}; nothing was renamed")
+    title = _title(title)
+    kept = path.with_name(_TITLES)
+    with FileLock(kept.with_suffix(".lock")):
+        titles = {name: other for name, other in run_titles(cache).items() if name != run_id}
+        beside = path.with_name(f"{_TITLES}.{os.getpid()}")
+        text = json.dumps(titles | ({run_id: title} if title else {}), indent=2, ensure_ascii=False)
+        beside.write_text(text + "\n", encoding="utf-8")
+        beside.replace(kept)
+
+
+def _title(typed: object) -> str:
+    title = " ".join(unicodedata.normalize("NFC", str(typed)).split())
+    if len(title) > LONGEST_TITLE or not title.isprintable():
+        raise RunError(f"expected a title of at most {LONGEST_TITLE} printable characters, found {title!r:.120}")
+    return title
+
+
+def check_files(run_id: str, cache: str | Path | None = None) -> list[str]:
+    """Compare every file of a run with its hash in the manifest and return their names; none is opened otherwise.
+
+    Raises:
+        RunError: naming the first file that is missing or differs.
+    """
+    return list(_checked_manifest(_run_folder(run_id, cache_folder(cache)), everything=True)["files"])
+
+
 def verify_run(run_id: str, cache: str | Path | None = None) -> list[str]:
     """Check every file of a run, stored activations included.
 
@@ -413,10 +466,10 @@ def verify_run(run_id: str, cache: str | Path | None = None) -> list[str]:
     Raises:
         RunError: naming the first file that is missing or differs.
     """
-    manifest = _checked_manifest(_run_folder(run_id, cache_folder(cache)), everything=True)
+    files = check_files(run_id, cache)
     run = open_run(run_id, cache)
     added = [f"{name}.parquet" for name in ADDITIONS if read_addition(run, name) is not None]
-    return [*manifest["files"], *added]
+    return [*files, *added]
 
 
 def delete_run(run_id: str, cache: str | Path | None = None) -> None:
@@ -452,7 +505,7 @@ def _checked_manifest(path: Path, everything: bool) -> dict:
         files = dict(manifest["files"])
     except FileNotFoundError:
         raise RunError(f"{name!r} is not a run: it has no {MANIFEST}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise RunError(
             f"the manifest of {name!r} cannot be read ({error}); delete the run and make it again"
         ) from error
@@ -461,6 +514,8 @@ def _checked_manifest(path: Path, everything: bool) -> dict:
         _check_options(manifest, name)
         if "refit" in manifest:
             check_shape(manifest["refit"], _REFIT_SHAPE, name, "the manifest: refit")
+        for each in (manifest["prompts"], *manifest["transfer"]):
+            check_shape(each["counts"], dict.fromkeys(each["counts"], int), name, "the manifest: counts")
     else:
         raise RunError(
             f"run {name!r} has format version {version}, this program reads up to {FORMAT_VERSION}: update the program"
@@ -496,6 +551,29 @@ def _check_options(manifest: dict, name: str) -> None:
         raise RunError(f"run {name!r}: the manifest does not say how the model was quantised; make it again")
 
 
+def _read_table(path: Path) -> pd.DataFrame:
+    """A table of a run, unless its few bytes stand for more than memory holds."""
+    metadata = pq.read_metadata(path)
+    if metadata.num_rows * metadata.num_columns > _MOST_CELLS:
+        raise ValueError(f"{path.name} has {metadata.num_rows} rows, more than a run can have")
+    return pd.read_parquet(path)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _check_prompts(prompts: pd.DataFrame) -> None:
+    """Raise ValueError where the table of prompts, which may be a stranger's, is not what every reader relies on."""
+    missing = (_PROMPT_TEXTS | _PROMPT_NUMBERS | {"fitted"}) - set(prompts.columns)
+    if missing:
+        raise ValueError(f"{PROMPTS} lacks {', '.join(sorted(missing))}")
+    texts = all(isinstance(value, str) for name in ("prompt_id", "text", "label", "source") for value in prompts[name])
+    numbers = all(pd.api.types.is_numeric_dtype(prompts[name]) for name in _PROMPT_NUMBERS)
+    if not texts or not numbers or not pd.api.types.is_bool_dtype(prompts["fitted"]):
+        raise ValueError(f"{PROMPTS} has other kinds of values than prompts have")
+
+
 def check_shape(
     value: Any,
     shape: Any,
@@ -525,6 +603,8 @@ def check_shape(
         raise RunError(f"run {name!r}: {where} is {value!r:.40}; {mend}")
 
 
+_PROMPT_TEXTS = {"prompt_id", "text", "label", "category", "pair_id", "source", "note", "first_token"}
+_PROMPT_NUMBERS = {"n_tokens", "refusal_log_odds"}
 _OPTIONAL_TEXT = (str, type(None))
 _REFIT_SHAPE = {"parent": str, "left_out": int, "sha256": str, "activations": str}
 _SET_SHAPE = {"name": str, "counts": dict}

@@ -28,8 +28,14 @@ def save(cache, run_id: str = RUN_ID, activations: bool = False) -> runs.Run:
             "prompt_id": [f"{i:012x}" for i in range(16)],
             "text": [f"prompt {i}" for i in range(16)],
             "label": np.where(labels, "harmful", "harmless"),
+            "category": None,
+            "pair_id": None,
             "source": "pairs",
+            "note": None,
             "fitted": True,
+            "n_tokens": 12,
+            "first_token": "I",
+            "refusal_log_odds": 0.5,
         }
     )
     return runs.save_run(
@@ -237,3 +243,30 @@ def test_a_damaged_or_foreign_measurement_is_refused(tmp_path):
     (run.path / "behaviour.parquet").unlink()
     with pytest.raises(RunError, match="do not belong together"):
         runs.read_addition(run, "behaviour")
+
+
+def test_a_title_is_shown_and_the_run_stays_as_it_is(tmp_path):
+    save(tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / RUN_ID).iterdir()}
+    runs.rename_run(RUN_ID, "  My  first\nrun ", tmp_path)
+    assert runs.list_runs(tmp_path)[0][0].title == "My first run"
+    assert {path.name: path.read_bytes() for path in (tmp_path / RUN_ID).iterdir()} == before
+    assert runs.list_runs(tmp_path)[1] == []
+    runs.rename_run(RUN_ID, "", tmp_path)
+    assert runs.run_titles(tmp_path) == {}
+
+
+@pytest.mark.parametrize("title", ["x" * 81, "a\x1b[31m", "a\u202eb"])
+def test_a_title_that_cannot_be_shown_is_refused(tmp_path, title):
+    save(tmp_path)
+    with pytest.raises(RunError, match="printable"):
+        runs.rename_run(RUN_ID, title, tmp_path)
+    with pytest.raises(RunError, match="nothing was renamed"):
+        runs.rename_run("another--run", "x", tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"x": "\\u0007"}'])
+def test_titles_that_cannot_be_read_are_none(tmp_path, content):
+    save(tmp_path)
+    (tmp_path / ".titles.json").write_text(content)
+    assert runs.list_runs(tmp_path)[0][0].title == ""

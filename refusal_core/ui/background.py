@@ -27,9 +27,9 @@ def offer(command: Command, label: str, icon: str = ":material/play_arrow:") -> 
     start_button(command, again, icon)
 
 
-def start_button(command: Command, label: str, icon: str) -> None:
-    """A button that starts a command."""
-    if st.button(label, icon=icon, type="primary", key=f"start_{command.name}"):
+def start_button(command: Command, label: str, icon: str, place: str = "here") -> None:
+    """A button that starts a command; ``place`` tells those of one page apart."""
+    if st.button(label, icon=icon, type="primary", key=f"start_{place}_{command.name}"):
         try:
             jobs.start(command)
         except RefusalError as error:
@@ -50,8 +50,11 @@ def how_it_ended(job: Job) -> None:
 
 
 @st.fragment(run_every=1.0)
-def watch(job: Job) -> None:
-    """A running job: a bar with stage, count and time left, its log, and a button that stops it."""
+def watch(job: Job, place: str = "here") -> None:
+    """A running job: a bar with stage, count and time left, its log, and a button that stops it.
+
+    ``place`` tells those of one page apart.
+    """
     now = jobs.status(job.name)
     if now is None or now.state != "running":
         st.rerun()
@@ -60,7 +63,7 @@ def watch(job: Job) -> None:
     st.button(
         "Cancel",
         icon=":material/stop_circle:",
-        key=f"cancel_{now.name}",
+        key=f"cancel_{place}_{now.name}",
         on_click=jobs.cancel,
         args=(now.name,),
         help="Stops the process. What it keeps of its work stays: started again, it goes on there.",

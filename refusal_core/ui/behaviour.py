@@ -11,6 +11,7 @@ from refusal_core.figures import behaviour as figures
 from refusal_core.openings import OPENING_LABELS, OPENING_TOKENS, read_rules
 from refusal_core.runs import ADDITIONS, Run
 from refusal_core.ui.layout import chart, plain
+from refusal_core.ui.model import measure_here
 from refusal_core.ui.selection import newly
 
 _PROMPT_COLUMNS = {
@@ -43,6 +44,7 @@ def replies_of(run: Run) -> tuple[pd.DataFrame, str]:
             icon=":material/forum:",
         )
         st.code(f"python -m refusal_core {ADDITIONS[behaviour.BEHAVIOUR]} {run.run_id}", language=None)
+        measure_here(run, ADDITIONS[behaviour.BEHAVIOUR])
         st.stop()
     table, manifest = found
     st.caption(f"Openings of at most {OPENING_TOKENS} tokens, written greedily by the run's model.")

@@ -8,7 +8,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from refusal_core.errors import RunError
-from refusal_core.runs import MANIFEST, BrokenRun, Run, RunSummary, cache_folder, list_runs, open_run
+from refusal_core.runs import MANIFEST, BrokenRun, Run, RunSummary, cache_folder, list_runs, open_run, run_titles
 from refusal_core.ui import address
 
 _ICON = Path(__file__).with_name("icon.png")
@@ -24,11 +24,12 @@ PAGES = (
     ("pages/8_Rate.py", "Rate prompts", "rate_review"),
     ("pages/4_Live_score.py", "Live score", "edit_note"),
     ("pages/9_Compare.py", "Compare", "compare"),
+    ("pages/10_Runs.py", "Runs", "folder_open"),
 )
 
 
-def frame(title: str, line: str) -> Run:
-    """Begin a page and return the chosen run; the page ends here when there is none to show.
+def head(title: str, line: str) -> None:
+    """Begin a page that needs no run.
 
     Args:
         title: the page's name.
@@ -38,9 +39,19 @@ def frame(title: str, line: str) -> Run:
     for page, label, icon in PAGES:
         st.sidebar.page_link(page, label=label, icon=f":material/{icon}:")
     st.sidebar.space("small")
-    summaries, broken = _listed(_cache_state())
     st.title(title, anchor=False)
     st.caption(line)
+
+
+def listed() -> tuple[list[RunSummary], list[BrokenRun]]:
+    """The runs of the cache and what is broken in it; read again when a run comes, goes or is renamed."""
+    return _listed(_cache_state())
+
+
+def frame(title: str, line: str) -> Run:
+    """Begin a page and return the chosen run; the page ends here when there is none to show. See :func:`head`."""
+    head(title, line)
+    summaries, broken = listed()
     run_id = _picked(summaries, broken)
     try:
         run = shared_run(run_id)
@@ -63,7 +74,7 @@ def shared_run(run_id: str) -> Run:
 def described_runs() -> dict[str, str]:
     """What every run of the cache that can be opened is called on screen, by its id."""
     summaries, _ = _listed(_cache_state())
-    return {summary.run_id: _described(summary, summaries) for summary in summaries}
+    return {summary.run_id: described(summary, summaries) for summary in summaries}
 
 
 def site_picker(run: Run, container: DeltaGenerator) -> int:
@@ -94,6 +105,7 @@ def _cache_state() -> tuple:
     folder = cache_folder()
     return (
         str(folder),
+        tuple(run_titles().items()),
         *((path.name, _modified(path / MANIFEST)) for path in sorted(folder.glob("[!.]*")) if path.is_dir()),
     )
 
@@ -108,10 +120,11 @@ def _picked(summaries: list[RunSummary], broken: list[BrokenRun]) -> str:
         st.sidebar.text(problem.reason)
     if not summaries:
         st.info(
-            f"There are no runs in {cache_folder()} yet. Make one with "
-            "`python -m refusal_core run --model MODEL`, then reload this page.",
+            f"There are no runs in {cache_folder()} yet. Start one on the page Runs, or with "
+            "`python -m refusal_core run --model MODEL`.",
             icon=":material/folder_open:",
         )
+        st.page_link("pages/10_Runs.py", label="Start a run", icon=":material/play_arrow:")
         st.stop()
     by_id = {summary.run_id: summary for summary in summaries}
     chosen = address.view().run
@@ -122,11 +135,11 @@ def _picked(summaries: list[RunSummary], broken: list[BrokenRun]) -> str:
     return st.sidebar.selectbox(
         "Run",
         list(by_id),
-        format_func=lambda run_id: _described(by_id[run_id], summaries),
+        format_func=lambda run_id: described(by_id[run_id], summaries),
         key=address.fill("run_field", address.view().run),
         # Another run has other scales, prompts and layers.
         on_change=lambda: address.change(run=st.session_state["run_field"], site=None, band=None, prompt=None),
-        help="One model on one contrast set. `python -m refusal_core run` makes more.",
+        help="One model on one contrast set. The page Runs makes more.",
     )
 
 
@@ -136,7 +149,10 @@ def _most_telling(summaries: list[RunSummary]) -> str:
     return best.run_id
 
 
-def _described(summary: RunSummary, summaries: list[RunSummary]) -> str:
+def described(summary: RunSummary, summaries: list[RunSummary]) -> str:
+    """A run as it is called on screen: its title, else its contrast set and model, with more where that is shared."""
+    if summary.title:
+        return summary.title
     name = f"{summary.contrast_set} · {summary.model.rsplit('/', 1)[-1]}"
     alike = [other for other in summaries if (other.model, other.contrast_set) == (summary.model, summary.contrast_set)]
     counts = "+".join(str(count) for count in summary.counts.values())

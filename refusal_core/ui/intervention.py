@@ -14,7 +14,7 @@ from refusal_core.intervention import INTERVENTION, Tried, TriedPrompt
 from refusal_core.openings import OPENING_TOKENS
 from refusal_core.runs import ADDITIONS, Run
 from refusal_core.ui.layout import chart, plain
-from refusal_core.ui.model import OpenRun, model_source, one_model
+from refusal_core.ui.model import OpenRun, measure_here, model_source, one_model
 
 _MOST_READ = 4
 """Prompts kept as they were read, for visitors who move a slider."""
@@ -35,6 +35,7 @@ def interventions_of(run: Run) -> tuple[pd.DataFrame, dict] | None:
             icon=":material/science:",
         )
         st.code(f"python -m refusal_core {ADDITIONS[INTERVENTION]} {run.run_id}", language=None)
+        measure_here(run, ADDITIONS[INTERVENTION])
         return None
     return found
 

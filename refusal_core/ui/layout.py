@@ -12,7 +12,7 @@ import streamlit as st
 
 from refusal_core.figures.layers import QUESTIONS
 from refusal_core.rendering import MIME, browser_found, image, page
-from refusal_core.runs import Run
+from refusal_core.runs import Run, run_titles
 
 _CHART_CONFIG = {"displaylogo": False, "displayModeBar": False}
 
@@ -183,6 +183,7 @@ def run_facts(run: Run) -> None:
         "beginning of the template": str(compute.get("prefix_note", "not recorded")),
         "made": manifest["created"],
         "name": run.run_id,
+        "title": run_titles(run.path.parent).get(run.run_id, "none; the page Runs gives one"),
     }
     with st.expander("What this run is made of"):
         st.dataframe(

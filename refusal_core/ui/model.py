@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import streamlit as st
@@ -111,6 +112,33 @@ def model_source(run: Run) -> str | None:
         return name
     _offer_fetch(name, revision)
     return None
+
+
+def measure_here(run: Run, verb: str) -> None:
+    """A button that measures something on a run in the background, once the run's model is at hand."""
+    where: tuple[str, ...] = ()
+    try:
+        name, revision = model_of_run(run)
+    except RefusalError:
+        path = st.text_input(
+            "Path of the model",
+            key=f"measure_{verb}_{run.run_id}",
+            placeholder="a folder with config.json, or a GGUF file",
+            help="The run's model came from a folder or a file of its own; it is checked against the run.",
+        )
+        if not path:
+            return
+        where = (f"--model={Path(path).expanduser().absolute()}",)
+    else:
+        if not is_available(name, revision):
+            st.caption("The run's model is not on this machine; the page Live score fetches it.")
+            st.page_link("pages/4_Live_score.py", label="Get the model", icon=":material/download:")
+            return
+    offer(
+        Command(f"Measure {verb} of {run.run_id}", (verb, *where, "--", run.run_id)),
+        "Measure it here",
+        ":material/play_arrow:",
+    )
 
 
 def _path_of_local_model(run: Run) -> str | None:

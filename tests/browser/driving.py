@@ -19,6 +19,7 @@ TITLES = {
     "Ratings": "Ratings",
     "Rate": "Rate",
     "Compare": "Compare",
+    "Runs": "Runs",
 }
 """Every page's address and its title."""
 

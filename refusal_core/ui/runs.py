@@ -1,0 +1,279 @@
+"""The parts of the Runs page: jobs, the table of runs, what can be done with one, and importing."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime
+
+import pandas as pd
+import streamlit as st
+
+from refusal_core import runs
+from refusal_core.archives import import_run, pack_run
+from refusal_core.behaviour import BEHAVIOUR
+from refusal_core.errors import RefusalError
+from refusal_core.intervention import INTERVENTION
+from refusal_core.runs import ADDITIONS, BrokenRun, RunSummary
+from refusal_core.ui import address, jobs
+from refusal_core.ui.background import duration, how_it_ended, start_button, watch
+from refusal_core.ui.frame import described, listed, shared_run
+from refusal_core.ui.layout import plain
+from refusal_core.ui.model import measure_here
+from refusal_core.ui.selection import newly
+
+_CHOSEN, _SAID = "runs_chosen", "runs_said"
+_COLUMNS = {
+    "title": st.column_config.TextColumn(
+        "run", width=300, help="The title it was given, else its contrast set and model."
+    ),
+    "model": st.column_config.TextColumn("model", help="The model whose activations were read."),
+    "set": st.column_config.TextColumn("contrast set", help="The prompts the direction was fitted on."),
+    "prompts": st.column_config.TextColumn("prompts", help="Harmful + harmless prompts of the contrast set."),
+    "layers": st.column_config.NumberColumn("layers", help="Blocks of the model; the final norm is one site more."),
+    "dtype": st.column_config.TextColumn("dtype", help="The kind of numbers the model was computed in."),
+    "made": st.column_config.TextColumn("made", help="When the run was made, in UTC."),
+    "size": st.column_config.NumberColumn("MB", format="%.1f", help="What the run's folder takes on disk."),
+    "broken": st.column_config.TextColumn("broken", width=300, help="Why a folder of the cache cannot be opened."),
+}
+
+
+def jobs_under_way() -> None:
+    """Every job that is running, each with its progress."""
+    for job in jobs.all_jobs():
+        if job.state == "running":
+            with st.container(border=True):
+                st.markdown(f"**{plain(job.command.title)}**")
+                watch(job, "above")
+
+
+def jobs_that_ended() -> None:
+    """The jobs that ended lately: what came of each, and another try where one makes sense."""
+    ended = [job for job in jobs.all_jobs() if job.state != "running"]
+    if not ended:
+        return
+    st.subheader("Lately", anchor=False)
+    for job in ended:
+        with st.container(border=True):
+            when = datetime.fromtimestamp(job.began, UTC).strftime("%d %B %Y, %H:%M UTC")
+            st.markdown(f"**{plain(job.command.title)}**")
+            st.caption(f"{job.state} after {duration(job.seconds)} · begun {when}")
+            how_it_ended(job)
+            with st.container(horizontal=True):
+                made = _run_of(job)
+                if made is not None:
+                    _open_button(made, f"open_{job.name}")
+                if job.state != "done":
+                    label = "Go on" if job.state == "cancelled" else "Try again"
+                    start_button(job.command, label, ":material/play_arrow:", "lately")
+                st.button(
+                    "Dismiss",
+                    icon=":material/close:",
+                    key=f"dismiss_{job.name}",
+                    on_click=jobs.forget,
+                    args=(job.name,),
+                    help="Takes this off the list. What it made stays.",
+                )
+
+
+def run_table() -> RunSummary | BrokenRun | None:
+    """The runs and broken folders of the cache; returns the one that is chosen."""
+    summaries, broken = listed()
+    entries: dict[str, RunSummary | BrokenRun] = {summary.run_id: summary for summary in summaries}
+    entries |= {problem.name: problem for problem in broken}
+    if not entries:
+        st.info(
+            "There are no runs in the cache yet. Start one, or import one that someone sent.",
+            icon=":material/folder_open:",
+        )
+        return None
+    table = pd.DataFrame([_row(entry) for entry in entries.values()], columns=list(_COLUMNS))
+    event = st.dataframe(
+        table,
+        column_config=_COLUMNS,
+        column_order=[name for name in _COLUMNS if name != "broken" or broken],
+        hide_index=True,
+        width="stretch",
+        height="content" if len(entries) < 12 else 440,
+        on_select="rerun",
+        selection_mode="single-row",
+        key="runs_table",
+    )
+    rows = event["selection"]["rows"]
+    clicked = newly("runs_table", list(entries)[rows[0]] if rows and rows[0] < len(entries) else None)
+    if clicked is not None:
+        st.session_state[_CHOSEN] = clicked
+    if st.session_state.get(_CHOSEN) not in entries:
+        viewed = address.view().run
+        st.session_state[_CHOSEN] = viewed if viewed in entries else next(iter(entries))
+    name = st.selectbox(
+        "Chosen",
+        list(entries),
+        format_func=lambda name: _title(entries[name]),
+        key=_CHOSEN,
+        help="A row of the table chooses it, too.",
+    )
+    return entries[name]
+
+
+def chosen_run(entry: RunSummary | BrokenRun) -> None:
+    """What can be done with a run, or with a folder that is none."""
+    said = st.session_state.pop(_SAID, None)
+    if said is not None:
+        st.success(plain(said), icon=":material/check:")
+    if isinstance(entry, BrokenRun):
+        st.error("This folder of the cache is not a run that can be opened.", icon=":material/error:")
+        st.text(entry.reason)
+        _delete(entry.name, entry.name)
+        return
+    st.subheader(plain(_title(entry)), anchor=False)
+    st.text(entry.run_id)
+    with st.container(horizontal=True):
+        _open_button(entry.run_id, "open_chosen")
+        _rename(entry)
+        st.download_button(
+            "Download to send",
+            data=lambda: _packed(entry.run_id),
+            file_name=f"{entry.run_id}.zip",
+            mime="application/zip",
+            icon=":material/download:",
+            on_click="ignore",
+            key=f"pack_{entry.run_id}",
+            help=f"The whole run as one zip file ({entry.size_bytes / 1e6:.1f} MB before packing); Import takes it in.",
+        )
+        verify = st.button(
+            "Verify", icon=":material/verified:", help="Compare every file with its hash in the run's manifest."
+        )
+        _delete(entry.run_id, _title(entry))
+    if verify:
+        try:
+            files = runs.verify_run(entry.run_id)
+            st.success(f"{len(files)} files match the manifest.", icon=":material/verified:")
+        except RefusalError as error:
+            _refused("This run is damaged.", error)
+    _measurements(entry.run_id)
+
+
+def import_a_run() -> None:
+    """A field for a packed run, which is checked and put into the cache."""
+    st.caption(
+        "A zip file as Download to send makes it. It is checked before it is among the runs: names, sizes, every hash "
+        "against its manifest; nothing in it is ever executed."
+    )
+    sent = st.file_uploader("A packed run", type="zip", key="runs_import")
+    if sent is None or not st.button("Import", icon=":material/upload_file:", type="primary"):
+        return
+    try:
+        with st.spinner("Checking the run …"):
+            imported = import_run(sent)
+    except RefusalError as error:
+        _refused("This file was refused; nothing of it was kept.", error)
+        return
+    if imported.new:
+        st.success("Imported: every file is the one its manifest describes.", icon=":material/check:")
+    else:
+        st.info("This run is here already, file for file; nothing was changed.", icon=":material/check:")
+    st.text(imported.run_id)
+    st.button("Open it", icon=":material/open_in_new:", on_click=_view, args=(imported.run_id,), key="open_imported")
+
+
+def _row(entry: RunSummary | BrokenRun) -> dict:
+    if isinstance(entry, BrokenRun):
+        return {"title": entry.name, "broken": entry.reason}
+    return {
+        "title": _title(entry),
+        "model": entry.model,
+        "set": entry.contrast_set,
+        "prompts": " + ".join(str(count) for count in entry.counts.values()),
+        "layers": entry.n_layers,
+        "dtype": entry.dtype,
+        "made": entry.created[:16].replace("T", " "),
+        "size": entry.size_bytes / 1e6,
+    }
+
+
+def _title(entry: RunSummary | BrokenRun) -> str:
+    return entry.name if isinstance(entry, BrokenRun) else described(entry, listed()[0])
+
+
+def _open_button(run_id: str, key: str) -> None:
+    if st.button("Open", icon=":material/open_in_new:", type="primary", key=key):
+        _view(run_id)
+        st.switch_page("app.py")
+
+
+def _view(run_id: str) -> None:
+    address.change(run=run_id, site=None, band=None, prompt=None)
+
+
+def _rename(entry: RunSummary) -> None:
+    with st.popover("Rename", icon=":material/edit:"):
+        title = st.text_input(
+            "Title",
+            value=entry.title,
+            max_chars=runs.LONGEST_TITLE,
+            key=f"title_{entry.run_id}",
+            help="Shown instead of the run's name, which stays: by it the same request finds the same run.",
+        )
+        if st.button("Keep this title", key=f"rename_{entry.run_id}"):
+            _done(lambda: runs.rename_run(entry.run_id, title), f"Renamed to {title}." if title else "Title removed.")
+
+
+def _delete(name: str, title: str) -> None:
+    with st.popover("Delete", icon=":material/delete:"):
+        st.text(f"Delete {title}?")
+        st.caption(
+            "The folder goes, with all that was measured on this run, and does not come back."
+            + (
+                " A run that came with the project is deleted like any other; only a fresh copy of the project has it."
+                if runs.cache_folder() == runs.DEFAULT_CACHE
+                else ""
+            )
+        )
+        if st.button("Delete it", icon=":material/delete_forever:", type="primary", key=f"delete_{name}"):
+            if address.view().run == name:
+                address.change(run=None, site=None, band=None, prompt=None)
+            _done(lambda: runs.delete_run(name), f"Deleted {title}.")
+
+
+def _done(do, said: str) -> None:
+    """Do something and draw the page anew, which then says so."""
+    try:
+        do()
+    except RefusalError as error:
+        _refused("This did not work.", error)
+        return
+    st.session_state[_SAID] = said
+    st.rerun()
+
+
+def _refused(what: str, error: RefusalError) -> None:
+    st.error(what, icon=":material/error:")
+    st.text(str(error))
+
+
+def _packed(run_id: str) -> bytes:
+    packed = io.BytesIO()
+    pack_run(run_id, packed)
+    return packed.getvalue()
+
+
+def _measurements(run_id: str) -> None:
+    """What was measured on a run later, or a way to do so here."""
+    try:
+        run = shared_run(run_id)
+    except RefusalError as error:
+        _refused("This run cannot be opened.", error)
+        return
+    for name, what in ((BEHAVIOUR, "How the model answers"), (INTERVENTION, "What edits of the model change")):
+        if (run.path / f"{name}.json").exists():
+            st.markdown(f":material/check: {what} was measured on this run.")
+            continue
+        with st.expander(f"{what} was not measured on this run yet", icon=":material/science:"):
+            measure_here(run, ADDITIONS[name])
+
+
+def _run_of(job: jobs.Job) -> str | None:
+    """The run a finished job made, or worked on: the last one of the cache that its log names."""
+    here = {summary.run_id for summary in listed()[0]}
+    named = [line.strip() for line in jobs.log(job.name).splitlines()] if job.state == "done" else []
+    return next((line for line in reversed([*job.command.arguments, *named]) if line in here), None)
