@@ -9,6 +9,7 @@ from refusal_core.findings import verdict
 from refusal_core.ui.evidence import evidence_of
 from refusal_core.ui.frame import frame
 from refusal_core.ui.layout import chart, heading, run_facts, run_in_a_line, strongest_layers
+from refusal_core.ui.taking_away import take_away
 
 run = frame(
     "Refusal directions",
@@ -36,4 +37,5 @@ with st.container(horizontal=True):
         ("10_Runs", "Start, send or import a run", "folder_open"),
     ):
         st.page_link(f"pages/{page}.py", label=label, icon=f":material/{icon}:", width="content")
+take_away(run)
 run_facts(run)

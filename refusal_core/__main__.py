@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from refusal_core import __version__, runs
 from refusal_core.conditions import PRESETS
 from refusal_core.devices import DTYPES
-from refusal_core.errors import RefusalError
+from refusal_core.errors import RefusalError, RenderingError
 from refusal_core.progress import Progress
 from refusal_core.progress_bars import ProgressBars
 from refusal_core.progress_file import ProgressFile
@@ -513,10 +513,14 @@ def _printable(text: str) -> str:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from refusal_core.export import export_run
+    from refusal_core.export import export_pictures, export_run
 
-    for path in export_run(runs.open_run(options.run, options.cache), Path(options.folder)):
-        print(path)
+    run = runs.open_run(options.run, options.cache)
+    print(*export_run(run, Path(options.folder)), sep="\n")
+    try:
+        print(*export_pictures(run, Path(options.folder)), sep="\n")
+    except RenderingError as error:
+        print(f"without the pictures: {error}", file=sys.stderr)
 
 
 def _watched(options: argparse.Namespace) -> AbstractContextManager[ProgressFile | None]:

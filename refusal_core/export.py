@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import tempfile
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from refusal_core import behaviour, effects, intervention
-from refusal_core.errors import RunError
+from refusal_core.errors import RenderingError, RunError
 from refusal_core.evidence import Evidence
+from refusal_core.figures.study import HISTOGRAMS, pictures
+from refusal_core.rendering import write_images
 from refusal_core.report import report_html
 from refusal_core.runs import DIRECTIONS, Run
+from refusal_core.snippets import transformer_lens_snippet, transformers_snippet
 from refusal_core.statistics import VALIDATION_COLUMNS, VARIANCE_COLUMNS
 
 REPORT = "report.html"
@@ -91,6 +97,44 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}; choose a folder that can be written") from error
     return [folder / name for name in (*tables, REPORT, "summary.json", "manifest.json")]
+
+
+def export_pictures(run: Run, folder: str | Path) -> list[Path]:
+    """Write the study's three figures and ``layer_distributions/``, the histogram of every site, as PNG.
+
+    Raises:
+        RenderingError: when there is no browser to draw them with, or it fails.
+        RunError: when the folder cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    drawn = {folder / f"{name}.png": picture for name, picture in pictures(run).items()}
+    try:
+        (folder / HISTOGRAMS).mkdir(parents=True, exist_ok=True)
+        write_images(drawn)
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror}; choose a folder that can be written") from error
+    return list(drawn)
+
+
+def export_zip(run: Run, site: int) -> bytes:
+    """All that a run says as one zip: what :func:`export_run` and :func:`export_pictures` write, the directions, and
+    Python that uses them at a site. Without a browser ``pictures.txt`` says why there are none.
+    """
+    packed = BytesIO()
+    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        folder = Path(temporary)
+        export_run(run, folder)
+        try:
+            export_pictures(run, folder)
+        except RenderingError as error:
+            (folder / "pictures.txt").write_text(f"{error}\n", encoding="utf-8")
+        (folder / "use_with_transformers.py").write_text(transformers_snippet(run, site), encoding="utf-8")
+        (folder / "use_with_transformer_lens.py").write_text(transformer_lens_snippet(run, site), encoding="utf-8")
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, f"{run.run_id}/{path.relative_to(folder)}")
+        archive.write(run.path / DIRECTIONS, f"{run.run_id}/{DIRECTIONS}")
+    return packed.getvalue()
 
 
 def _prompts_with_projections(run: Run) -> pd.DataFrame:

@@ -57,8 +57,12 @@ def image(figure: go.Figure, kind: str, dark: bool = False, frame: str | None = 
         raise _failed(error) from error
 
 
-def write_images(figures: Mapping[Path, go.Figure], width: int = WIDTH) -> None:
+def write_images(figures: Mapping[Path, tuple[go.Figure, str | None]], width: int = WIDTH) -> None:
     """Write figures as PNG or SVG, as their files' names end, with one browser for all; in the light look.
+
+    Args:
+        figures: file to figure, and the frame of it to draw.
+        width: of the figures, in pixels.
 
     Raises:
         RenderingError: when there is no browser, or it fails.
@@ -68,7 +72,7 @@ def write_images(figures: Mapping[Path, go.Figure], width: int = WIDTH) -> None:
     _check_browser()
     wanted = [
         {
-            "fig": _still(figure),
+            "fig": _still(figure, frame=frame),
             "path": path,
             "opts": {
                 "format": path.suffix[1:],
@@ -77,7 +81,7 @@ def write_images(figures: Mapping[Path, go.Figure], width: int = WIDTH) -> None:
                 "scale": _SCALE[path.suffix[1:]],
             },
         }
-        for path, figure in figures.items()
+        for path, (figure, frame) in figures.items()
     ]
     try:
         with _DRAWING:

@@ -33,7 +33,7 @@ def test_a_figure_becomes_a_png_of_twice_its_size_and_an_svg_with_its_words(run)
 @with_browser
 def test_one_browser_draws_many_figures(run, tmp_path):
     files = [tmp_path / "a.png", tmp_path / "b.svg"]
-    rendering.write_images(dict.fromkeys(files, three_questions(run)))
+    rendering.write_images(dict.fromkeys(files, (three_questions(run), None)))
     assert files[0].read_bytes().startswith(PNG)
     assert ElementTree.parse(files[1]).getroot().tag.endswith("svg")
 

@@ -1,0 +1,42 @@
+"""What a visitor takes along: the report's files and pictures in one zip, the directions, and code that uses them."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from refusal_core.export import export_zip
+from refusal_core.runs import DIRECTIONS, Run
+from refusal_core.snippets import transformer_lens_snippet, transformers_snippet
+from refusal_core.ui import address
+
+
+def take_away(run: Run) -> None:
+    """A folded part of a page; nothing is made before it is asked for."""
+    site = int(address.view().site or 0)
+    with st.expander("Take it away", icon=":material/download:"):
+        with st.container(horizontal=True):
+            st.download_button(
+                "Everything, as one zip",
+                lambda: export_zip(run, site),
+                file_name=f"{run.run_id}.zip",
+                mime="application/zip",
+                on_click="ignore",
+                icon=":material/folder_zip:",
+                help="The report's files and figures, the histogram of every layer, all tables as csv, report.html to "
+                "mail, the directions. Drawing the figures takes up to a minute.",
+                key="take_zip",
+            )
+            st.download_button(
+                "The directions",
+                lambda: (run.path / DIRECTIONS).read_bytes(),
+                file_name=DIRECTIONS,
+                mime="application/octet-stream",
+                on_click="ignore",
+                icon=":material/north_east:",
+                help="unit_direction, harmful_mean and harmless_mean, each (layers + 1, width) float32.",
+                key="take_directions",
+            )
+        st.caption(f"The directions in other tools, at {run.site_label(site)}:")
+        plain, lens = st.tabs(["transformers", "TransformerLens"])
+        plain.code(transformers_snippet(run, site), language="python")
+        lens.code(transformer_lens_snippet(run, site), language="python")
