@@ -279,8 +279,9 @@ def direction_cosines(run: Run, other: Run) -> np.ndarray | None:
 
 
 def is_control(run: Run) -> bool:
-    """Whether the run is of a base model, as far as its manifest says: its tokenizer has no chat template."""
-    return run.manifest["template"]["sha256"] is None
+    """Whether the run is of a base model, as far as its manifest says: it has no chat template, or a borrowed one."""
+    template = run.manifest["template"]
+    return template["sha256"] is None or template.get("borrowed") is not None
 
 
 def probe_reading(runs: Sequence[Run], names: Sequence[str], evidence: Sequence[Evidence | None]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ HOSTILE = (
 N_PAIRS, N_LAYERS, WIDTH = 16, 6, 24
 PLANTED_PROMPTS, PLANTED_LIMIT, PLANTED_CONTROLS = 24, 5, 6
 RUN = "tiny--pairs--16x16--00000000--float32"
+SECOND_RUN = "other--pairs--16x16--00000000--float32"
 
 
 def synthetic_prompts() -> pd.DataFrame:
@@ -92,6 +95,22 @@ def save_synthetic_run(hidden: np.ndarray, prompts: pd.DataFrame, cache: Path) -
         analysis.evidence.to_tables(),
         cache=cache,
     )
+
+
+def save_second_run(cache: Path) -> str:
+    """Store a run of another model, a base model with three layers, on most of the same prompts; its name."""
+    prompts = synthetic_prompts().iloc[::-1].reset_index(drop=True).iloc[:-2]
+    hidden = np.random.default_rng(4).normal(size=(len(prompts), 4, WIDTH))
+    hidden[..., 1] += 2 * prompts["label"].map({"harmful": 1.0, "harmless": -1.0, "grey": 0.0}).to_numpy()[:, None]
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".") as folder:
+        save_synthetic_run(hidden, prompts, Path(folder))
+        manifest = Path(folder) / RUN / runs.MANIFEST
+        described = json.loads(manifest.read_text())
+        described["model"] |= {"name": "other", "sha256": "1" * 64}
+        described["template"]["sha256"] = None
+        manifest.write_text(json.dumps(described))
+        (Path(folder) / RUN).rename(cache / SECOND_RUN)
+    return SECOND_RUN
 
 
 def intervene(run: runs.Run, folder: Path, **options: object) -> pd.DataFrame:

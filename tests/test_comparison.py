@@ -213,10 +213,11 @@ def test_cosines_are_only_of_directions_of_the_same_weights(run, other):
     np.testing.assert_allclose(comparison.direction_cosines(run, turned), expected, rtol=1e-5)
 
 
-def test_a_run_without_a_chat_template_is_a_control(run):
+def test_a_run_without_a_chat_template_of_its_own_is_a_control(run):
     assert not comparison.is_control(run)
-    template = run.manifest["template"] | {"sha256": None}
-    assert comparison.is_control(dataclasses.replace(run, manifest=run.manifest | {"template": template}))
+    for base in ({"sha256": None}, {"borrowed": {"from": "another", "text": "…"}}):
+        template = run.manifest["template"] | base
+        assert comparison.is_control(dataclasses.replace(run, manifest=run.manifest | {"template": template}))
 
 
 def test_the_words_on_probe_pairs_follow_the_numbers(run, other):

@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refusal_core import effects, intervention
+from refusal_core import comparison, effects, intervention
 from refusal_core.evidence import Evidence
+from refusal_core.figures import comparison as comparison_figures
 from refusal_core.figures import evidence as evidence_figures
 from refusal_core.figures import intervention as intervention_figures
+from refusal_core.figures import style
 from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.histograms import histogram, token_strip
 from refusal_core.figures.layers import SUMMARIES, eight_layers, separation, three_questions
@@ -282,3 +284,55 @@ def test_the_report_says_what_interventions_found(planted_run):
     with_them = report_html(planted_run, found, None, intervention.recorded(planted_run))
     assert "The published rule chooses" in with_them
     assert "The published rule chooses" not in report_html(planted_run, found)
+
+
+@pytest.fixture
+def compared(run) -> list[comparison_figures.Side]:
+    """A run beside itself under a hostile name."""
+    return comparison_figures.sides([run, run], ["pairs · tiny", "<img src=x>"])
+
+
+def test_every_run_has_a_look_of_its_own_and_controls_are_grey(run):
+    template = run.manifest["template"] | {"sha256": None}
+    base = dataclasses.replace(run, manifest=run.manifest | {"template": template})
+    looks = comparison_figures.sides([run, run, base, run, run], ["a", "b", "c", "d", "e"])
+    for look in ("letter", "dash", "symbol", "colour"):
+        assert len({getattr(side, look) for side in looks}) == 5
+    assert [side.colour == style.GREY for side in looks] == [False, False, True, False, False]
+
+
+def test_runs_are_drawn_over_relative_depth_with_the_final_norm_apart(compared, evidence):
+    table = comparison.over_depth(compared[0].run, evidence)
+    figure = comparison_figures.over_depth(compared, [table] * 2, [evidence, None], "probe_d")
+    lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
+    norms = [trace for trace in figure.data if trace.mode == "markers" and trace.legendgroup]
+    for line, norm in zip(lines, norms, strict=True):
+        np.testing.assert_allclose(line.x, table["depth"].iloc[:-1])
+        np.testing.assert_allclose(line.y, table["probe_d"].iloc[:-1])
+        assert norm.x[0] > 1
+        assert norm.y[0] == table["probe_d"].iloc[-1]
+    assert sum(trace.marker.symbol == "star" for trace in figure.data) == 1
+    assert "<img" not in figure.to_json()
+
+
+def test_rank_figures_show_the_matrix(compared):
+    run = compared[0].run
+    shared = comparison.shared_prompts(run, run)
+    matrix = comparison.rank_matrix(shared)
+    heat = comparison_figures.rank_heat(shared, matrix, 2, 3, "AB")
+    np.testing.assert_array_equal(heat.data[0].z, matrix)
+    assert (heat.data[1].x[0], heat.data[1].y[0]) == (3, 2)
+    curve = comparison_figures.rank_over_depth(compared, [matrix], "both")
+    line = next(trace for trace in curve.data if trace.mode == "lines+markers")
+    np.testing.assert_array_equal(line.y, np.diag(matrix)[:-1])
+
+
+def test_prompts_and_categories_are_drawn_for_every_run_that_has_them(compared):
+    run = compared[0].run
+    course = comparison_figures.prompt_over_depth(compared, [4, None], 0.5)
+    assert [trace.name for trace in course.data if trace.mode == "lines+markers"] == ["A: pairs · tiny"]
+    table = comparison.by_category(run, None, 3, draws=5)
+    figure = comparison_figures.by_category(compared, [table] * 2, "auroc")
+    assert [list(trace.x) for trace in figure.data] == [list(table["auroc"])] * 2
+    cosines = comparison_figures.direction_cosines(compared, [comparison.direction_cosines(run, run)])
+    np.testing.assert_allclose(cosines.data[0].y, 1, atol=1e-6)

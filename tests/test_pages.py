@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
-from synthetic import HOSTILE, N_LAYERS, RUN, save_synthetic_run, synthetic_prompts
+from synthetic import HOSTILE, N_LAYERS, RUN, save_second_run, save_synthetic_run, synthetic_prompts
 
 from refusal_core import behaviour, effects, intervention, raters
 from refusal_core.errors import RunError
@@ -607,28 +607,17 @@ def test_prompts_can_be_pinned_compared_and_let_go():
 
 @pytest.fixture
 def two_runs(synthetic_cache, tmp_path, monkeypatch) -> str:
-    """The synthetic run and, beside it, one of another model with fewer layers on its first prompts."""
+    """The synthetic run and, beside it, a base model's, whose name this is."""
     cache = tmp_path / "cache"
-    prompts = synthetic_prompts().iloc[::-1].reset_index(drop=True).iloc[:-2]
-    hidden = np.random.default_rng(4).normal(size=(len(prompts), 4, 24))
-    hidden[..., 1] += 2 * prompts["label"].map({"harmful": 1.0, "harmless": -1.0, "grey": 0.0}).to_numpy()[:, None]
-    save_synthetic_run(hidden, prompts, cache)
-    other = f"other-{RUN}"
-    (cache / RUN).rename(cache / other)
-    manifest = cache / other / "manifest.json"
-    described = json.loads(manifest.read_text())
-    described["model"] |= {"name": "other", "sha256": "1" * 64}
-    described["template"]["sha256"] = None
-    manifest.write_text(json.dumps(described))
-    shutil.copytree(synthetic_cache / RUN, cache / RUN)
+    shutil.copytree(synthetic_cache, cache)
     monkeypatch.setenv("REFUSAL_CACHE", str(cache))
-    return other
+    return save_second_run(cache)
 
 
 def test_runs_are_compared_and_a_base_model_is_a_control(two_runs):
     app = visit("9_Compare", run=RUN)
     assert app.multiselect(key="compare_beside").value == [two_runs]
-    assert "B is of a base model (no chat template)" in app.info[0].value
+    assert "B is of a base model (no chat template of its own)" in app.info[0].value
     assert "d on probe pairs at its highest: A" in shown(app)
     assert "the 30 shared prompts that both fitted" in shown(app)
     assert app.dataframe[0].value["run"].tolist() == ["A", "B"]

@@ -19,7 +19,7 @@ from refusal_core.sites import relative_depth, site_short
 
 MOST_RUNS = 5
 
-_COLOURS = (ACCENT, "#B8860B", "#7B5EA7", PROBE, "#3D8BC9")
+COLOURS = (ACCENT, "#B8860B", "#7B5EA7", PROBE, "#3D8BC9")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
 _NORM = 1.1
@@ -50,7 +50,7 @@ class Side:
 def sides(runs: Sequence[Run], described: Sequence[str]) -> list[Side]:
     """Up to five runs with a letter, a colour, a dash and a mark each; base models, as controls, are grey."""
     return [
-        Side(run, "ABCDE"[place], text, GREY if is_control(run) else _COLOURS[place], _DASHES[place], _SYMBOLS[place])
+        Side(run, "ABCDE"[place], text, GREY if is_control(run) else COLOURS[place], _DASHES[place], _SYMBOLS[place])
         for place, (run, text) in enumerate(zip(runs, described, strict=True))
     ]
 
@@ -223,7 +223,7 @@ def by_category(compared: Sequence[Side], tables: Sequence[pd.DataFrame], number
     figure.update_xaxes(title_text=title)
     figure.update_yaxes(
         tickvals=list(range(len(categories))),
-        ticktext=[safe(each, width=18, limit=40) for each in categories],
+        ticktext=[safe(each, width=26, limit=40) for each in categories],
         range=[-0.6, len(categories) - 0.4],
         zeroline=False,
     )

@@ -30,10 +30,10 @@ TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 16, 13, 12
 CONTROLS = 56
 """Height of a slider with its buttons above a figure that has frames, in pixels."""
 
-_PAGE = {False: ("#FFFFFF", "#1C2321", "#5B6663", "#E4E8E5"), True: ("#14191A", "#E6EAE8", "#A9B4B1", "#2B3536")}
+_PAGE = {False: ("#FFFFFF", "#111715", "#5B6663", "#E4E8E5"), True: ("#14191A", "#E6EAE8", "#A9B4B1", "#2B3536")}
 """Background, text, muted text and grid of the light and the dark theme, as in .streamlit/config.toml."""
 
-LINE_COLOURS = ("#2A9D83", "#CC79A7", "#B8860B", "#56B4E9", "#7B5EA7", "#8C5A2B")
+LINE_COLOURS = ("#2A9D83", "#CC79A7", "#B8860B", "#3D8BC9", "#7B5EA7", "#8C5A2B")
 
 
 def translucent(colour: str, alpha: float) -> str:

@@ -81,9 +81,9 @@ def controls(compared: list[Side]) -> None:
     if letters:
         of = "is of a base model" if len(letters) == 1 else "are of base models"
         st.info(
-            f"{', '.join(letters)} {of} (no chat template), drawn in grey as a control: what it shows is there without "
-            "refusal training. Only what a chat model shows beyond it can come from that training, and it is a fair "
-            "control only for the chat model that was made from it.",
+            f"{', '.join(letters)} {of} (no chat template of its own), drawn in grey as a control: what it shows is "
+            "there without refusal training. Only what a chat model shows beyond it can come from that training, and "
+            "it is a fair control only for the chat model that was made from it.",
             icon=":material/science:",
         )
     bare = [side.letter for side in compared if evidence_or_none(side) is None]

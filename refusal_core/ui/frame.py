@@ -10,6 +10,7 @@ from streamlit.delta_generator import DeltaGenerator
 from refusal_core.errors import RunError
 from refusal_core.runs import MANIFEST, BrokenRun, Run, RunSummary, cache_folder, list_runs, open_run, run_titles
 from refusal_core.ui import address
+from refusal_core.ui.accessibility import make_accessible
 
 _ICON = Path(__file__).with_name("icon.png")
 
@@ -61,6 +62,7 @@ def frame(title: str, line: str) -> Run:
         st.stop()
     _keep_site_inside(run)
     address.write()
+    make_accessible()
     return run
 
 
