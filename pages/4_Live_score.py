@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.ui import live, model
+from refusal_core.ui import lists, live, model
 from refusal_core.ui.frame import frame, site_picker
 
 run = frame("Live score", "Type a prompt of your own and see its projection at every layer, among the run's prompts.")
 source = model.model_source(run)
+one, many = st.tabs(["One prompt", "A list"], key="live_tab", on_change="rerun")
 
-
-@st.fragment
-def typing() -> None:
-    """Everything that follows the keyboard; a fragment, so that the rest of the page stands still."""
-    typed, layer = st.columns([4, 1], vertical_alignment="bottom")
-    text = typed.text_input(
-        "Prompt",
-        key="live_text",
-        live="500ms",
-        placeholder="How do I kill the weeds between my paving stones?",
-        disabled=source is None,
-        persist_state="session",
-    )
-    site = site_picker(run, layer)
-    score = live.scored(run, source, text) if source is not None else None
-    if score is not None:
-        live.show_numbers(run, score, site)
-    live.pin_controls(run, score)
-    live.show_comparison(run, score, site)
-    live.show_figures(run, score, site)
-
-
-typing()
+# No fragment: while it waits for the model a run of the whole page gives way to a newer text, a fragment does not.
+if one.open:
+    with one:
+        field, layer = st.columns([4, 1], vertical_alignment="bottom")
+        text = live.prompt_field(field, disabled=source is None)
+        site = site_picker(run, layer)
+        tools = st.container(horizontal=True, vertical_alignment="center")
+        with tools:
+            live.tools(run, disabled=source is None)
+        line = st.empty()
+        score = None
+        if source is not None:
+            live.pin_suggested(run, source, line)
+            score = live.scored(run, source, text, line)
+        with tools:
+            live.history_tool(run, site)
+        if score is not None:
+            live.show_numbers(run, score, site)
+        live.pin_controls(run, score)
+        live.show_comparison(run, score, site)
+        live.show_figures(run, score, site)
+else:
+    with many:
+        site = site_picker(run, st.columns([1, 4])[0])
+        job = lists.list_of(run)
+        if job is not None and job.running:
+            lists.list_progress(job)
+        else:
+            lists.list_form(run, source)
+            if job is not None:
+                lists.list_results(run, job, site)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from refusal_core.activations import ResidualReader, TokenReading
+from refusal_core.activations import ResidualReader, TokenReading, refusal_log_odds
 from refusal_core.errors import ModelError, PromptError, RunError
 from refusal_core.models import KNOWN, ChatModel, ModelInfo, identify, load_model, template_sha256
 from refusal_core.prompts import LABELS
@@ -24,7 +25,7 @@ class Score:
         percentile: for each label, ``(site,)`` percent of its fitted prompts that project below this one.
         refusal_log_odds: log-odds that the reply opens as refusals do.
         first_token: the likeliest first token of the reply.
-        tokens: the prompt's own tokens, without the template's.
+        tokens: the prompt's own tokens, without the template's; empty where only the last token was read.
         token_projection: ``(token, site)`` projection of each of them.
     """
 
@@ -162,6 +163,19 @@ class Scorer:
         """Score one prompt at every site. Raises what :meth:`encode` raises."""
         self.encode(text)
         return _placed(self.run, text, self.reader.read_tokens(text))
+
+    def score_ends(self, texts: Sequence[str]) -> list[Score]:
+        """Score prompts of one length in one pass, at the template's last token alone: ``tokens`` is left empty.
+
+        Raises what :meth:`encode` raises.
+        """
+        states, logits = self.reader.read_last([self.encode(text) for text in texts])
+        odds = refusal_log_odds(logits, self.reader.refusal_ids)
+        nothing = states[0, :0, None].repeat(self.run.n_sites, axis=1)
+        return [
+            _placed(self.run, text, TokenReading(nothing, last, [], first_token, float(odd)))
+            for text, last, first_token, odd in zip(texts, states, self.reader.first_tokens(logits), odds, strict=True)
+        ]
 
 
 def score(chat_model: ChatModel, run: Run, texts: list[str]) -> list[Score]:

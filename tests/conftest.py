@@ -11,6 +11,7 @@ from synthetic import N_LAYERS, PLANTED_PROMPTS, RUN, WIDTH, intervene, save_syn
 from tiny import PLANTED_SIGN, planted_model, tiny_model
 
 from refusal_core import pipeline, runs
+from refusal_core.models import ChatModel, load_model
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +34,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chat_model.model.save_pretrained(folder)
     chat_model.tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_chat_model(tiny_folder: Path) -> ChatModel:
+    """The model of ``tiny_folder``, opened."""
+    return load_model(tiny_folder, dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,11 @@ from refusal_core.figures import evidence as evidence_figures
 from refusal_core.figures import intervention as intervention_figures
 from refusal_core.figures import style
 from refusal_core.figures.courses import Course, courses
-from refusal_core.figures.histograms import histogram, token_strip
+from refusal_core.figures.histograms import histogram
 from refusal_core.figures.layers import SUMMARIES, eight_layers, separation, three_questions
 from refusal_core.figures.panels import AXES, LEVELS, PANELS, POINTS, linked
 from refusal_core.figures.style import safe
+from refusal_core.figures.tokens import END_OF_PROMPT, token_heatmap
 from refusal_core.findings import QUESTIONS
 from refusal_core.published import published_table
 from refusal_core.report import report_html
@@ -193,9 +194,34 @@ def test_histograms_count_every_fitted_prompt(run):
     assert figure.layout.dragmode == "select"
 
 
+def heatmap_of(run, tokens, site=2):
+    """A prompt whose tokens project as the run's first prompts do, and which ends as the next one does."""
+    return token_heatmap(run, tokens, run.projections[: len(tokens)], run.projections[len(tokens)], site)
+
+
+def test_the_heat_map_shows_every_token_at_every_layer_and_ends_where_the_direction_is_read(run):
+    tokens = ["How", " do", " I", "\n"]
+    drawn = heatmap_of(run, tokens).data[0]
+    raw = run.projections[: len(tokens) + 1]
+    spread = np.sqrt((run.layer_stats["harmful_std"] ** 2 + run.layer_stats["harmless_std"] ** 2) / 2).to_numpy()
+    middle = ((run.layer_stats["harmful_mean"] + run.layer_stats["harmless_mean"]) / 2).to_numpy()
+    np.testing.assert_allclose(drawn.z, (raw - middle) / spread, atol=1e-3)
+    assert drawn.zmax == -drawn.zmin
+    hovered = drawn.customdata
+    assert [float(value) for value in hovered[1, :, 0]] == pytest.approx(raw[1], rel=1e-3)
+    assert hovered[:, 0, 1].tolist() == ["How", "␣do", "␣I", "⏎", END_OF_PROMPT]
+    assert hovered[0, :, 2].tolist() == [run.site_label(site) for site in range(run.n_sites)]
+
+
+def test_the_heat_map_grows_with_the_prompt_and_takes_one_without_tokens(run):
+    heights = [heatmap_of(run, ["x"] * count).layout.height for count in (0, 1, 40)]
+    assert heights[0] < heights[1] < heights[2]
+    assert heatmap_of(run, []).data[0].z.shape == (1, run.n_sites)
+
+
 def test_hostile_prompts_are_escaped_wherever_plotly_reads_html(run):
     lines = [Course(text, run.projections[0], safe(text), "#000000") for text in run.prompts["text"]]
-    drawn = courses(run, lines).to_json() + token_strip(["<b>", "\n"], np.array([1.0, 2.0]), run, 0).to_json()
+    drawn = courses(run, lines).to_json() + heatmap_of(run, ["<b>", "\n<script>"]).to_json()
     for raw in ("<script>", "<img", "<b>"):
         assert raw not in json.loads(json.dumps(drawn)).replace("\\u003c", "<")
     assert "&lt;script&gt;" in drawn.replace("\\u0026", "&")

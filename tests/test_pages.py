@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from refusal_core import behaviour, effects, intervention, raters
 from refusal_core.errors import RunError
 from refusal_core.runs import open_run, save_addition
 from refusal_core.scoring import Score
-from refusal_core.ui import frame, jobs, live, model
+from refusal_core.suggestions import contrasts
+from refusal_core.ui import frame, jobs, lists, model
+from refusal_core.ui import live as live_page
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
@@ -481,11 +484,23 @@ def test_a_file_of_ratings_is_compared_or_refused_in_a_sentence(own_cache):
         assert says in app.text[0].value
 
 
+class FakeReader:
+    prefix_tokens = 0
+
+
 class FakeScorer:
     """Scores a text by its length, so that what is shown can be told to belong to what was typed."""
 
+    reader = FakeReader()
+
     def __init__(self, run) -> None:
         self.run = run
+
+    def encode(self, text: str) -> list[int]:
+        return [0] * len(text)
+
+    def score_ends(self, texts: list[str]) -> list[Score]:
+        return [self.score(text) for text in texts]
 
     def score(self, text: str) -> Score:
         projection = self.run.projections[len(text) % 10]
@@ -510,7 +525,8 @@ class FakeModel:
 @pytest.fixture
 def with_model(monkeypatch):
     monkeypatch.setattr(model, "model_source", lambda run: "tiny")
-    monkeypatch.setattr(live, "one_model", FakeModel)
+    monkeypatch.setattr(live_page, "one_model", FakeModel)
+    monkeypatch.setattr(lists, "one_model", FakeModel)
 
 
 def test_interventions_that_were_not_measured_say_how_to():
@@ -670,3 +686,145 @@ def test_runs_without_shared_prompts_or_evidence_are_compared_in_what_they_have(
     assert "share no prompt that both fitted" in shown(app)
     assert "Without intervals and onset: B" in shown(app)
     assert "There is no shared prompt to disagree on." in [info.value for info in app.info]
+
+
+def live(app: AppTest, text: str) -> AppTest:
+    """The Live score page after a text was typed."""
+    app.text_input(key="live_text").set_value(text).run()
+    assert not app.exception, app.exception
+    return app
+
+
+@pytest.mark.usefixtures("with_model")
+def test_a_prompt_is_scored_once_and_what_was_typed_on_the_way_to_it_is_left_out(monkeypatch):
+    asked = []
+    plain = FakeScorer.score
+    monkeypatch.setattr(FakeScorer, "score", lambda self, text: asked.append(text) or plain(self, text))
+    app = visit("4_Live_score")
+    for text in ("How", "How do I", "How do I bake?", "Sing!", "How do I bake?"):
+        live(app, text)
+    assert asked == ["How", "How do I", "How do I bake?", "Sing!"]
+    assert [each.text for each in app.session_state["live_history"][RUN]] == ["How do I bake?", "Sing!"]
+
+
+@pytest.mark.usefixtures("with_model")
+def test_pins_history_and_the_typed_text_survive_a_change_of_page():
+    app = visit("4_Live_score", run=RUN)
+    for text in ("first", "another"):
+        live(app, text)
+    next(button for button in app.button if button.label == "Pin to compare").click().run()
+    app.switch_page("pages/1_Layers.py").run()
+    app.switch_page("pages/4_Live_score.py").run()
+    assert app.text_input(key="live_text").value == "another"
+    assert "1. another" in [text.value for text in app.text]
+    assert [each.text for each in app.session_state["live_history"][RUN]] == ["another", "first"]
+
+
+@pytest.mark.usefixtures("with_model")
+def test_history_is_bounded_and_a_visitor_s_own():
+    app, other = visit("4_Live_score"), visit("4_Live_score")
+    for place in range(live_page.MOST_KEPT + 3):
+        live(app, f"{place} flutes")
+    live(other, "mine")
+    assert len(app.session_state["live_history"][RUN]) == live_page.MOST_KEPT
+    assert [each.text for each in other.session_state["live_history"][RUN]] == ["mine"]
+
+
+@pytest.mark.usefixtures("with_model")
+@pytest.mark.parametrize("text", ["How do I bake?", *HOSTILE])
+def test_a_click_in_the_history_brings_a_prompt_back(text):
+    app = live(live(visit("4_Live_score"), text), "another")
+    app.session_state["live_history_open"] = True
+    app.run()
+    assert not app.exception
+    # Markdown is read with the backslashes taken out: none of the text may be left that Markdown would read.
+    label = app.button(key="live_back_1").label
+    assert "<script" not in label.replace("\\<", "")
+    app.button(key="live_back_1").click().run()
+    field = app.text_area(key="live_area") if "\n" in text else app.text_input(key="live_text")
+    assert field.value == text
+    assert next(metric for metric in app.metric if metric.label == "refusal log-odds").value == f"{len(text):.2f}"
+
+
+@pytest.mark.usefixtures("with_model")
+def test_a_suggestion_types_one_side_and_pins_the_other():
+    app = visit("4_Live_score", run=RUN)
+    app.session_state["live_suggestions_open"] = True
+    app.run()
+    app.button(key="live_try_1").click().run()
+    assert not app.exception
+    contrast = contrasts()[1]
+    assert app.text_input(key="live_text").value == contrast.one
+    assert [each.text for each in app.session_state["live_pins"][RUN]] == [contrast.other]
+    assert app.dataframe[0].value["prompt"].tolist() == [contrast.one, contrast.other]
+    assert not app.session_state["live_suggestions_open"]
+
+
+@pytest.mark.usefixtures("with_model")
+def test_a_prompt_of_several_lines_is_typed_into_an_area():
+    app = live(visit("4_Live_score"), "one line")
+    app.toggle(key="live_lines").set_value(True).run()
+    assert app.text_area(key="live_area").value == "one line"
+    app.text_area(key="live_area").set_value("two\nlines").run()
+    assert next(metric for metric in app.metric if metric.label == "refusal log-odds").value == f"{9:.2f}"
+    app.toggle(key="live_lines").set_value(False).run()
+    assert not app.exception
+
+
+@pytest.mark.usefixtures("with_model")
+def test_a_list_is_scored_beside_the_page_and_kept():
+    app = list_tab(visit("4_Live_score", run=RUN))
+    app.text_area(key="live_list_text").set_value("\n".join(["a", "", *HOSTILE[:3], "bb"]))
+    press(app, "Score the list")
+    until_listed(app)
+    table = next(each.value for each in app.dataframe if "projection" in each.value)
+    assert table["prompt"].tolist() == ["a", *HOSTILE[:3], "bb"]
+    assert table["refusal log-odds"].tolist() == [float(len(text)) for text in table["prompt"]]
+    app.toggle(key="live_list_layers").set_value(True).run()
+    run = open_run(RUN)
+    wide = next(each.value for each in app.dataframe if "projection" in each.value)
+    assert wide["final norm"].tolist() == [run.projections[len(text) % 10, -1] for text in table["prompt"]]
+    assert wide[run.site_label(0)].notna().all()
+    app.switch_page("pages/1_Layers.py").run()
+    app.switch_page("pages/4_Live_score.py").run()
+    assert "5 of 5 prompts scored." in [each.value for each in list_tab(app).success]
+
+
+@pytest.mark.usefixtures("with_model")
+def test_a_file_is_a_list_or_is_refused_in_a_sentence():
+    for name, content, says in (
+        ("x.csv", b"prompt\nfirst\nsecond\n", "2 of 2 prompts scored."),
+        ("x.jsonl", b'{"text": "first"}\n{"text": "several\\nlines"}\n', "2 of 2 prompts scored."),
+        ("x.txt", "première\n\nseconde".encode(), "2 of 2 prompts scored."),
+        ("x.csv", b"\xff", "expected UTF-8"),
+        ("x.json", b"[1]", "expected a list of objects"),
+        ("x.txt", b"\n", "expected at least one prompt"),
+        ("x.txt", b"word\n" * 1001, "expected 1 to 1000 prompts, got 1001"),
+        ("x.parquet", b"PAR1", "not a readable parquet table"),
+    ):
+        app = list_tab(visit("4_Live_score", run=RUN))
+        app.file_uploader(key="live_list_file").upload(name, content, "text/plain")
+        press(app, "Score the list")
+        if "scored" in says:
+            until_listed(app)
+            assert says in [each.value for each in app.success]
+        else:
+            assert app.warning[0].value == "This list was not scored."
+            assert says in app.text[0].value
+
+
+def list_tab(app: AppTest) -> AppTest:
+    app.session_state["live_tab"] = "A list"
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def until_listed(app: AppTest) -> None:
+    for _ in range(100):
+        if not app.session_state["live_lists"][RUN].running:
+            app.run()
+            assert not app.exception, app.exception
+            return
+        time.sleep(0.05)
+    raise AssertionError("the list is not done")

@@ -43,6 +43,7 @@ def courses(run: Run, lines: Sequence[Course], site: int | None = None, raw: boo
             figure.add_scatter(
                 x=np.concatenate([sites, sites[::-1]]),
                 y=np.concatenate([bounds[1], bounds[0][::-1]]),
+                mode="lines",
                 fill="toself",
                 fillcolor=translucent(LABEL_COLOUR[label], alpha),
                 line={"width": 0},

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from refusal_core.figures.courses import Course
-from refusal_core.figures.style import GREY, LABEL_COLOUR, bars_of, blank, safe
+from refusal_core.figures.style import GREY, bars_of, blank
 from refusal_core.runs import Run
 
 BINS = 50
@@ -44,29 +44,4 @@ def histogram(
         figure.add_vline(x=line.projection[site], line={"color": line.colour, "width": 2.5, "dash": line.dash})
     figure.update_xaxes(title_text=f"projection at {run.site_label(site)} (activation units)")
     figure.update_yaxes(title_text="prompts")
-    return figure
-
-
-def token_strip(tokens: Sequence[str], values: np.ndarray, run: Run, site: int) -> go.Figure:
-    """Each token of a prompt as a bar: its projection at one site.
-
-    Args:
-        values: ``(token,)`` in activation units.
-    """
-    figure = blank(260)
-    positions = np.arange(len(tokens))
-    shown = [safe(token.replace("\n", "⏎").replace(" ", "␣"), limit=24) for token in tokens]
-    middle = float((run.layer_stats["harmful_mean"][site] + run.layer_stats["harmless_mean"][site]) / 2)
-    figure.add_bar(
-        x=positions,
-        y=values,
-        marker={"color": np.where(values > middle, LABEL_COLOUR["harmful"], LABEL_COLOUR["harmless"])},
-        customdata=shown,
-        hovertemplate="%{customdata}: %{y:.4g}<extra></extra>",
-        showlegend=False,
-    )
-    step = max(1, len(tokens) // 40)
-    figure.update_xaxes(tickvals=positions[::step], ticktext=shown[::step], tickangle=-45)
-    figure.update_yaxes(title_text="projection")
-    figure.add_hline(y=middle, line={"color": GREY, "width": 1, "dash": "dot"})
     return figure

@@ -1,55 +1,140 @@
-"""The parts of the Live score page: the model, the scores, and what is shown of them."""
+"""The parts of the Live score page that follow the keyboard: the field, the score, and what is shown of it."""
 
 from __future__ import annotations
 
-import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from refusal_core.errors import PromptError, RefusalError
 from refusal_core.figures.courses import Course, courses
-from refusal_core.figures.histograms import histogram, token_strip
-from refusal_core.figures.style import LINE_COLOURS
+from refusal_core.figures.histograms import histogram
+from refusal_core.figures.style import LINE_COLOURS, safe
+from refusal_core.figures.tokens import token_heatmap
 from refusal_core.outliers import nearest_prompts
 from refusal_core.runs import Run
 from refusal_core.scoring import Score
-from refusal_core.ui.layout import chart
+from refusal_core.suggestions import Contrast, contrasts
+from refusal_core.ui.layout import chart, plain
 from refusal_core.ui.model import one_model
+from refusal_core.ui.scores import LOG_ODDS_HELP, score_table
 
 MOST_PINS = len(LINE_COLOURS) - 1
+MOST_KEPT = 30
 
-_PINS, _LAST = "live_pins", "live_last"
+_FIELD, _LINES, _AREA = "live_text", "live_lines", "live_area"
+_SUGGESTIONS_OPEN, _HISTORY_OPEN = "live_suggestions_open", "live_history_open"
+_PINS, _HISTORY, _TO_PIN = "live_pins", "live_history", "live_to_pin"
 
 
-def scored(run: Run, source: str, text: str) -> Score | None:
+def prompt_field(container: DeltaGenerator, disabled: bool) -> str:
+    """Where a prompt is typed: a field that scores while one types, or one with room for several lines."""
+    if st.session_state.get(_LINES):
+        return container.text_area(
+            "Prompt",
+            key=_AREA,
+            height=140,
+            disabled=disabled,
+            persist_state="session",
+            help="Scored with Ctrl+Enter (⌘+Enter on a Mac), or on leaving the field.",
+        )
+    return container.text_input(
+        "Prompt",
+        key=_FIELD,
+        live="500ms",
+        placeholder="How do I kill the weeds between my paving stones?",
+        disabled=disabled,
+        persist_state="session",
+        help="Scored half a second after the last key. For a prompt of several lines turn “Several lines” on.",
+    )
+
+
+def tools(run: Run, disabled: bool) -> None:
+    """What helps to fill the field: room for several lines, and suggestions."""
+    st.toggle("Several lines", key=_LINES, on_change=_carry_over, persist_state="session")
+    popover = st.popover(
+        "Contrasts worth trying",
+        icon=":material/lightbulb:",
+        disabled=disabled,
+        key=_SUGGESTIONS_OPEN,
+        on_change="rerun",
+    )
+    if popover.open:
+        with popover:
+            full = len(pins(run)) >= MOST_PINS
+            st.caption(
+                "There is no room for another pin; let go of one first."
+                if full
+                else "Pairs that are alike but for one thing. A press types the one and pins the other."
+            )
+            for place, each in enumerate(contrasts()):
+                st.markdown(f"**{plain(each.tests)}**")
+                st.text(f"{each.one}\n{each.other}")
+                st.button("Try", key=f"live_try_{place}", disabled=full, on_click=_try, args=(each,))
+
+
+def history_tool(run: Run, site: int) -> None:
+    """What was scored: to bring back, to take away, to clear."""
+    kept = history(run)
+    popover = st.popover(
+        f"History ({len(kept)})",
+        icon=":material/history:",
+        disabled=not kept,
+        key=_HISTORY_OPEN,
+        on_change="rerun",
+    )
+    if popover.open:
+        with popover:
+            st.caption(f"Newest first, up to {MOST_KEPT}. A press brings a prompt back.")
+            for place, each in enumerate(kept):
+                label = plain(_shortened(each.text, 80))
+                st.button(label, key=f"live_back_{place}", type="tertiary", on_click=_type, args=(each.text,))
+            st.button("Clear history", icon=":material/delete:", on_click=kept.clear)
+            if kept:
+                score_table(run, kept, site, key="live_history_table")
+
+
+def scored(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | None:
     """The score of what is typed, or ``None`` after having said why there is none.
 
-    The model is opened with the first prompt, so that the page itself never waits for it.
+    The model is opened with the first prompt, so that the page itself never waits for it. What the visitor types
+    meanwhile ends the wait at the next word about it, and the newer text asks in its turn.
+
+    Args:
+        line: says which prompt is being scored, and then which prompt the numbers are of.
     """
     if not text.strip():
         st.info("Type a prompt to see where it lands among the run's prompts.", icon=":material/edit_note:")
         return None
-    last = st.session_state.get(_LAST)
-    if last is not None and last[0] == (run.run_id, text):
-        return last[1]
-    slot = st.empty()
-    try:
-        score = one_model().ask(run, source, lambda opened: opened.scorer.score(text), slot.caption)
-    except PromptError as error:
-        st.warning("This prompt was not scored.", icon=":material/warning:")
-        st.text(str(error))
+    kept = history(run)
+    found = next((each for each in kept if each.text == text), None)
+    if found is None:
+        found = _asked(run, source, text, line)
+    if found is None:
         return None
-    except RefusalError as error:
-        st.error("The run's model cannot be used.", icon=":material/error:")
-        st.text(str(error))
-        return None
-    slot.empty()
-    st.session_state[_LAST] = ((run.run_id, text), score)
-    return score
+    line.text(f"Scored: {_shortened(text, 120)}")
+    # What was typed on the way to a longer prompt is no prompt of its own.
+    kept[:] = [found, *(each for each in kept if not text.startswith(each.text))][:MOST_KEPT]
+    return found
+
+
+def history(run: Run) -> list[Score]:
+    """What this visitor has scored on this run, newest first."""
+    return st.session_state.setdefault(_HISTORY, {}).setdefault(run.run_id, [])
 
 
 def pins(run: Run) -> list[Score]:
     """The prompts this visitor has pinned on this run."""
     return st.session_state.setdefault(_PINS, {}).setdefault(run.run_id, [])
+
+
+def pin_suggested(run: Run, source: str, line: DeltaGenerator) -> None:
+    """Score and pin what a suggestion asked to have pinned; see :func:`scored`."""
+    text = st.session_state.get(_TO_PIN)
+    if text is not None and all(each.text != text for each in pins(run)):
+        found = _asked(run, source, text, line)
+        if found is not None:
+            pins(run).append(found)
+    st.session_state.pop(_TO_PIN, None)
 
 
 def pin_controls(run: Run, score: Score | None) -> None:
@@ -83,22 +168,18 @@ def show_numbers(run: Run, score: Score, site: int) -> None:
             f"{score.percentile[label][site]:.0f}",
             help=f"Percent of the run's {label} prompts that project below it at {run.site_label(site)}.",
         )
-    odds.metric(
-        "refusal log-odds",
-        f"{score.refusal_log_odds:.2f}",
-        help="Log-odds that the reply opens with a token that refusals open with (I, As): a tendency, not a refusal.",
-    )
+    odds.metric("refusal log-odds", f"{score.refusal_log_odds:.2f}", help=LOG_ODDS_HELP)
     odds.text(f"first token: {score.first_token!r}")
 
 
 def show_figures(run: Run, score: Score | None, site: int) -> None:
     """The prompt and the pins over all layers, at this layer, and token by token."""
     lines = [
-        Course(each.text, each.projection, _shortened(each.text, 28), colour, "dash")
+        Course(each.text, each.projection, _in_a_legend(each.text), colour, "dash")
         for each, colour in zip(pins(run), LINE_COLOURS[1:], strict=False)
     ]
     if score is not None:
-        lines.insert(0, Course(score.text, score.projection, "typed: " + _shortened(score.text, 28), LINE_COLOURS[0]))
+        lines.insert(0, Course(score.text, score.projection, "typed: " + _in_a_legend(score.text), LINE_COLOURS[0]))
     raw = st.toggle("Activation units", key="live_raw", help="Off: a scale on which layers compare.")
     chart(courses(run, lines, site, raw), "live_courses")
     if not lines:
@@ -106,10 +187,16 @@ def show_figures(run: Run, score: Score | None, site: int) -> None:
     chart(histogram(run, site, placed=lines), "live_histogram")
     if score is None:
         return
-    st.markdown(f"##### Token by token at {run.site_label(site)}")
     if score.tokens:
-        chart(token_strip(score.tokens, score.token_projection[:, site], run, site), "live_tokens")
-        st.caption("The direction was read at the last token of the template; earlier tokens are for orientation.")
+        st.markdown("##### Token by token, at every layer")
+        figure = token_heatmap(run, score.tokens, score.token_projection, score.projection, site)
+        with st.container(height=min(int(figure.layout.height) + 40, 520), border=False, key="live_heatmap"):
+            chart(figure, "live_tokens")
+        st.caption(
+            "In pooled standard deviations from the midpoint of the two labels, harmful in orange. The direction was "
+            "read at the end of the prompt, the template's last token; the prompt's own tokens are for orientation. "
+            "Dotted: the layer chosen above."
+        )
     st.markdown("##### Nearest prompts of the run, over all layers")
     st.dataframe(
         nearest_prompts(run, score.projection, 8),
@@ -133,25 +220,53 @@ def show_comparison(run: Run, score: Score | None, site: int) -> None:
     if len(compared) < 2:
         return
     st.markdown("##### Compared")
-    st.dataframe(
-        pd.DataFrame(
-            {
-                "prompt": [each.text for each in compared],
-                "projection": [each.projection[site] for each in compared],
-                "percentile, harmful": [each.percentile["harmful"][site] for each in compared],
-                "percentile, harmless": [each.percentile["harmless"][site] for each in compared],
-                "refusal log-odds": [each.refusal_log_odds for each in compared],
-                "first token": [each.first_token for each in compared],
-            }
-        ),
-        hide_index=True,
-        width="stretch",
-        key="live_compared",
-    )
+    score_table(run, compared, site, key="live_compared")
+
+
+def _asked(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | None:
+    """The model's answer, or ``None`` after having said why there is none."""
+    line.text(f"Scoring: {_shortened(text, 120)}")
+    waiting = st.empty()
+    try:
+        return one_model().ask(run, source, lambda opened: opened.scorer.score(text), waiting.caption)
+    except PromptError as error:
+        st.warning("This prompt was not scored.", icon=":material/warning:")
+        st.text(str(error))
+    except RefusalError as error:
+        st.error("The run's model cannot be used.", icon=":material/error:")
+        st.text(str(error))
+    finally:
+        line.empty()
+        waiting.empty()
+    return None
+
+
+def _type(text: str) -> None:
+    """Put a text into the field that can hold it, and what it was chosen from out of the way."""
+    st.session_state[_SUGGESTIONS_OPEN] = st.session_state[_HISTORY_OPEN] = False
+    several = "\n" in text
+    st.session_state[_LINES] = several
+    st.session_state[_AREA if several else _FIELD] = text
+
+
+def _try(contrast: Contrast) -> None:
+    _type(contrast.one)
+    st.session_state[_TO_PIN] = contrast.other
+
+
+def _carry_over() -> None:
+    """What was typed into one field is there in the other."""
+    here, there = (_AREA, _FIELD) if not st.session_state[_LINES] else (_FIELD, _AREA)
+    st.session_state[there] = st.session_state.get(here, "")
 
 
 def _unpin(pinned: list[Score], place: int) -> None:
     del pinned[place]
+
+
+def _in_a_legend(text: str) -> str:
+    # Wider than what is shown, so that nothing is wrapped.
+    return safe(text, width=40, limit=28)
 
 
 def _shortened(text: str, limit: int) -> str:

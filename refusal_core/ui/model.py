@@ -149,7 +149,10 @@ def _path_of_local_model(run: Run) -> str | None:
         icon=":material/folder_open:",
     )
     path = st.text_input(
-        "Path of the model", key="live_model_path", placeholder="a folder with config.json, or a GGUF file"
+        "Path of the model",
+        key="live_model_path",
+        placeholder="a folder with config.json, or a GGUF file",
+        persist_state="session",
     )
     return path or None
 

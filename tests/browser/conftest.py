@@ -6,18 +6,12 @@ one of a planted model, which can be edited. Any error that a page writes to the
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from driving import TITLES
+from driving import TITLES, served
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from refusal_core import behaviour
@@ -25,7 +19,6 @@ from refusal_core.models import load_model
 from refusal_core.openings import read_rules
 from refusal_core.runs import Run, open_run
 
-ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Streamlit asks for these below a page's own address first, and then where they are.
 STREAMLITS_OWN = ("/_stcore/health", "/_stcore/host-config")
@@ -68,26 +61,8 @@ def scored_run(cache: Path):
 @pytest.fixture(scope="session")
 def address(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the dashboard is served."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("wb") as written:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)],
-            cwd=ROOT,
-            stdout=written,
-            stderr=written,
-            env=os.environ | {"REFUSAL_CACHE": str(cache), "REFUSAL_MODELS": str(log.parent / "models")},
-        )
-    base = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_served(base, server, log)
+    with served(cache, tmp_path_factory.mktemp("server")) as base:
         yield base
-    finally:
-        server.terminate()
-        server.wait(20)
-    assert "Traceback" not in log.read_text(), log.read_text()[-3000:]
 
 
 @pytest.fixture(scope="session")
@@ -124,14 +99,3 @@ def open_page(browser: Browser, address: str):
     for context in contexts:
         context.close()
     assert not errors
-
-
-def _wait_until_served(base: str, server: subprocess.Popen, log: Path) -> None:
-    for _ in range(240):
-        assert server.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(f"{base}/_stcore/health", timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.25)
-    raise AssertionError(f"not served within a minute: {log.read_text()}")

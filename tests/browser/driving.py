@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from playwright.sync_api import Page, expect
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TITLES = {
     "": "Refusal directions",
@@ -47,3 +57,45 @@ def query(page: Page) -> dict[str, str]:
 def letters(text: str) -> str:
     """What of a text the browser can show: control characters have no glyph."""
     return re.sub(r"[\x00-\x08\x0b-\x1f]", "", text)
+
+
+@contextmanager
+def served(cache: Path, folder: Path, program: Sequence[str] = ("-m", "streamlit"), **settings: str) -> Iterator[str]:
+    """Serve the dashboard over a cache; yields its address. No traceback may be in the server's log at the end.
+
+    Args:
+        folder: empty, for the log.
+        program: what Python runs as ``streamlit``.
+        settings: environment variables.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = folder / "log"
+    with log.open("wb") as written:
+        server = subprocess.Popen(
+            [sys.executable, *program, "run", "app.py", "--server.port", str(port)],
+            cwd=ROOT,
+            stdout=written,
+            stderr=written,
+            env=os.environ | {"REFUSAL_CACHE": str(cache), "REFUSAL_MODELS": str(folder / "models")} | settings,
+        )
+    base = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_served(base, server, log)
+        yield base
+    finally:
+        server.terminate()
+        server.wait(20)
+    assert "Traceback" not in log.read_text(), log.read_text()[-3000:]
+
+
+def _wait_until_served(base: str, server: subprocess.Popen, log: Path) -> None:
+    for _ in range(720):
+        assert server.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(f"{base}/_stcore/health", timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.25)
+    raise AssertionError(f"not served within three minutes: {log.read_text()}")

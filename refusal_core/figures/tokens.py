@@ -1,0 +1,93 @@
+"""One prompt token by token, at every site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from refusal_core.figures.style import HARMFUL, HARMLESS, blank, safe, site_axis
+from refusal_core.outliers import standardised
+from refusal_core.runs import Run
+
+END_OF_PROMPT = "end of prompt"
+ROW_HEIGHT = 17
+_MARGINS = {"l": 8, "r": 8, "t": 48, "b": 48}
+_LABEL_LENGTH = 16
+_LEAST_RANGE = 3.0
+
+
+def token_heatmap(
+    run: Run, tokens: Sequence[str], token_projection: np.ndarray, projection: np.ndarray, site: int | None = None
+) -> go.Figure:
+    """Each token of a prompt as a row, each site as a column, in a figure as tall as the prompt is long.
+
+    The last row is the last token of the template, where directions are read. Colours are
+    :func:`~refusal_core.outliers.standardised`, so that layers compare; few tokens are as extreme as the first ones
+    of a text, so the colours end where 95 % of the cells do.
+
+    Args:
+        token_projection: ``(token, site)`` in activation units.
+        projection: ``(site,)`` at the last token of the template.
+        site: marked with a frame.
+    """
+    raw = np.vstack([token_projection.reshape(-1, run.n_sites), projection])
+    values = standardised(run, raw)
+    known = np.abs(values[np.isfinite(values)])
+    ends = max(_LEAST_RANGE, float(np.percentile(known, 95)) if known.size else 0.0)
+    names = [_shown(token) for token in tokens] + [END_OF_PROMPT]
+    rows = np.arange(len(names))
+    customdata = np.empty((*raw.shape, 3), dtype=object)
+    customdata[..., 0] = [[f"{value:.4g}" for value in row] for row in raw]
+    customdata[..., 1] = np.array(names, dtype=object)[:, None]
+    customdata[..., 2] = [run.site_label(each) for each in range(run.n_sites)]
+    figure = blank(_MARGINS["t"] + _MARGINS["b"] + ROW_HEIGHT * len(names))
+    figure.update_layout(margin=_MARGINS)
+    figure.add_heatmap(
+        x=np.arange(run.n_sites),
+        y=rows,
+        z=values.round(3),
+        zmin=-ends,
+        zmax=ends,
+        # Between the label's colours the page itself shows through, light or dark.
+        colorscale=[[0.0, HARMLESS], [0.5, "rgba(140,140,140,0.08)"], [1.0, HARMFUL]],
+        xgap=1,
+        ygap=1,
+        customdata=customdata,
+        hovertemplate="%{customdata[1]}<br>%{customdata[2]}<br>projection %{customdata[0]}<br>"
+        "%{z:.2f} standard deviations from the midpoint<extra></extra>",
+        colorbar={
+            "orientation": "h",
+            "thickness": 8,
+            "len": 0.9,
+            "x": 0.5,
+            "xanchor": "center",
+            "y": 1,
+            "yanchor": "bottom",
+            "ypad": 4,
+            "nticks": 5,
+        },
+    )
+    figure.add_hline(y=len(tokens) - 0.5, line={"width": 1.5, "color": "#8C8C8C"})
+    if site is not None:
+        figure.add_shape(
+            type="rect",
+            x0=site - 0.5,
+            x1=site + 0.5,
+            y0=-0.5,
+            y1=len(tokens) + 0.5,
+            line={"width": 1.5, "dash": "dot", "color": "#8C8C8C"},
+        )
+    site_axis(figure, run)
+    figure.update_yaxes(
+        tickvals=rows, ticktext=names, range=[len(tokens) + 0.5, -0.5], showgrid=False, zeroline=False, automargin=True
+    )
+    figure.update_xaxes(showgrid=False)
+    return figure
+
+
+def _shown(token: str) -> str:
+    """A token as a label: blanks and line ends are what many tokens differ in."""
+    marked = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
+    return safe(marked, width=_LABEL_LENGTH + 1, limit=_LABEL_LENGTH)

@@ -1,0 +1,51 @@
+"""Scores as a table, to read and to take away as csv."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from refusal_core.runs import Run
+from refusal_core.scoring import Score
+
+LOG_ODDS_HELP = "Log-odds that the reply opens with a token that refusals open with (I, As): a tendency, not a refusal."
+
+
+def score_table(run: Run, scores: Sequence[Score], site: int, key: str, every_site: bool = False) -> None:
+    """A row a prompt: its numbers at a site, and with ``every_site`` its projections at all of them."""
+    table = pd.DataFrame(
+        {
+            "prompt": [each.text for each in scores],
+            "projection": [each.projection[site] for each in scores],
+            "percentile, harmful": [each.percentile["harmful"][site] for each in scores],
+            "percentile, harmless": [each.percentile["harmless"][site] for each in scores],
+            "refusal log-odds": [each.refusal_log_odds for each in scores],
+            "first token": [each.first_token for each in scores],
+        }
+    )
+    if every_site:
+        sites = {run.site_label(each): [score.projection[each] for score in scores] for each in range(run.n_sites)}
+        table = pd.concat([table, pd.DataFrame(sites)], axis=1)
+    st.dataframe(
+        table,
+        column_config={
+            "prompt": st.column_config.TextColumn(width="large"),
+            "projection": st.column_config.NumberColumn(
+                format="%.3f", help=f"At {run.site_label(site)}, in activation units."
+            ),
+            **{
+                f"percentile, {label}": st.column_config.NumberColumn(
+                    format="%.0f",
+                    help=f"Percent of the run's {label} prompts that project below it at {run.site_label(site)}.",
+                )
+                for label in ("harmful", "harmless")
+            },
+            "refusal log-odds": st.column_config.NumberColumn(format="%.2f", help=LOG_ODDS_HELP),
+            "first token": st.column_config.TextColumn(width="small", help="The likeliest first token of the reply."),
+        },
+        hide_index=True,
+        width="stretch",
+        key=key,
+    )

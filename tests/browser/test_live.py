@@ -1,0 +1,215 @@
+"""The Live score page in Chromium, over a tiny model that takes its time where a prompt asks it to."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from driving import ROOT, let_settle, letters, served
+from playwright.sync_api import Page, expect
+from synthetic import HOSTILE
+
+from refusal_core.models import load_model, models_folder
+from refusal_core.runs import Run, open_run
+from refusal_core.scoring import score
+from refusal_core.suggestions import contrasts
+
+SITE = 2
+DELAY = 4
+WITH_A_DELAY = f"""
+import sys, time
+from refusal_core.scoring import Scorer
+plain = Scorer.score
+def score(self, text):
+    time.sleep({DELAY} if "slowly" in text else 0)
+    return plain(self, text)
+Scorer.score = score
+from streamlit.web.cli import main
+sys.exit(main())
+"""
+PATIENCE = 60_000
+
+
+@pytest.fixture(scope="module")
+def address(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The dashboard over one run, whose model is slow with some prompts."""
+    cache = tmp_path_factory.mktemp("live") / "cache"
+    shutil.copytree(tiny_run.path, cache / tiny_run.run_id)
+    with served(cache, tmp_path_factory.mktemp("server"), ("-c", WITH_A_DELAY)) as base:
+        yield base
+
+
+@pytest.fixture
+def visit(open_page, tiny_run: Run, tiny_folder: Path):
+    """Opens the page as another visitor, with the model found."""
+
+    def visited() -> Page:
+        page = open_page("Live_score", run=tiny_run.run_id, site=str(SITE))
+        page.set_default_timeout(PATIENCE)
+        page.get_by_label("Path of the model").fill(str(tiny_folder))
+        page.keyboard.press("Enter")
+        expect(field(page)).to_be_enabled(timeout=PATIENCE)
+        return page
+
+    return visited
+
+
+@pytest.fixture
+def expected(tiny_run: Run, tiny_chat_model):
+    """The projection a prompt has, as the page writes it."""
+
+    def projected(text: str) -> str:
+        return f"{score(tiny_chat_model, tiny_run, [text])[0].projection[SITE]:.3f}"
+
+    return projected
+
+
+def field(page: Page):
+    return page.get_by_role("textbox", name="Prompt", exact=True)
+
+
+def projection(page: Page):
+    return page.locator("[data-testid=stMetric]", has_text="projection").locator("[data-testid=stMetricValue]")
+
+
+def type_and_wait(page: Page, text: str, value: str) -> None:
+    field(page).fill(text)
+    expect(page.get_by_text(f"Scored: {' '.join(text.split())}", exact=True)).to_be_visible(timeout=PATIENCE)
+    expect(projection(page)).to_have_text(value, timeout=PATIENCE)
+
+
+def test_what_is_shown_is_said_to_be_of_the_prompt_it_is_of(visit, expected):
+    page = visit()
+    type_and_wait(page, "How do I clean a flute?", expected("How do I clean a flute?"))
+    field(page).fill("Answer slowly")
+    expect(page.get_by_text("Scoring: Answer slowly")).to_be_visible(timeout=PATIENCE)
+    # What stands there is of the prompt before: neither said to be of the new one, nor drawn as if it were current.
+    assert page.get_by_text("Scored:").count() == 0
+    stale = page.locator("[data-stale=true] [data-testid=stMetric]", has_text="projection")
+    assert stale.count() == 1 or projection(page).count() == 0
+    # Fast typing while the model is busy.
+    field(page).fill("")
+    field(page).press_sequentially("How do I tune a flute?", delay=20)
+    expect(page.get_by_text("Scored: How do I tune a flute?", exact=True)).to_be_visible(timeout=PATIENCE)
+    expect(projection(page)).to_have_text(expected("How do I tune a flute?"), timeout=PATIENCE)
+    expect(field(page)).to_have_value("How do I tune a flute?")
+
+
+def test_two_visitors_wait_for_each_other_and_see_their_own_prompts(visit, expected):
+    one, other = visit(), visit()
+    type_and_wait(one, "one flute", expected("one flute"))
+    type_and_wait(other, "two flutes", expected("two flutes"))
+    expect(projection(one)).to_have_text(expected("one flute"))
+    field(one).fill("slowly, one flute")
+    expect(one.get_by_text("Scoring: slowly, one flute")).to_be_visible()
+    # Waits for the other visitor, and gives way to what is typed next without having been asked.
+    field(other).fill("slowly, two flutes")
+    expect(other.get_by_text("Waiting for the model: 1 before you")).to_be_visible()
+    type_and_wait(other, "three flutes", expected("three flutes"))
+    expect(one.get_by_text("Scored: slowly, one flute", exact=True)).to_be_visible()
+    expect(projection(one)).to_have_text(expected("slowly, one flute"))
+    expect(one.get_by_role("button", name="History (2)")).to_be_visible()
+    expect(other.get_by_role("button", name="History (2)")).to_be_visible()
+
+
+def test_suggestions_pins_and_history(visit, expected):
+    page = visit()
+    page.get_by_role("button", name="Contrasts worth trying").click()
+    page.get_by_role("button", name="Try", exact=True).first.click()
+    contrast = contrasts()[0]
+    expect(page.get_by_text(f"Scored: {contrast.one}", exact=True)).to_be_visible(timeout=PATIENCE)
+    expect(field(page)).to_have_value(contrast.one)
+    expect(projection(page)).to_have_text(expected(contrast.one))
+    expect(page.get_by_text(f"1. {contrast.other}", exact=True)).to_be_visible()
+    expect(page.get_by_role("heading", name="Compared")).to_be_visible()
+    for text in HOSTILE[:3]:
+        type_and_wait(page, text, expected(text))
+    page.locator("[data-testid=stSidebar] a[href*='Layers']").click()
+    expect(page.locator("h1")).to_have_text("Layers", timeout=PATIENCE)
+    page.locator("[data-testid=stSidebar] a[href*='Live_score']").click()
+    expect(page.locator("h1")).to_have_text("Live score", timeout=PATIENCE)
+    expect(page.get_by_text(f"1. {contrast.other}", exact=True)).to_be_visible(timeout=PATIENCE)
+    page.get_by_role("button", name="History (4)").click()
+    for text in HOSTILE[:3]:
+        expect(page.get_by_role("button", name=letters(text)[:60])).to_be_visible()
+    assert page.title() != "owned"
+    assert page.locator("[data-testid=stMain] img[src='x'], [data-testid=stMain] .katex").count() == 0
+    page.get_by_role("button", name=contrast.one).click()
+    expect(page.get_by_text(f"Scored: {contrast.one}", exact=True)).to_be_visible(timeout=PATIENCE)
+    expect(field(page)).to_have_value(contrast.one)
+    assert page.get_by_role("button", name="Clear history").count() == 0
+
+
+def test_a_pasted_list_is_scored_while_others_type_and_can_be_stopped(visit, expected):
+    page, other = visit(), visit()
+    page.get_by_role("tab", name="A list").click()
+    prompts = page.get_by_role("textbox", name="Prompts, one a line")
+    prompts.fill("\n".join(f"How do I clean {place} flutes{'!' * (place % 50)}" for place in range(1000)))
+    page.get_by_role("button", name="Score the list").click()
+    expect(page.get_by_text("of 1000 prompts").first).to_be_visible(timeout=PATIENCE)
+    type_and_wait(other, "one flute", expected("one flute"))
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_text("Stopped:")).to_be_visible(timeout=PATIENCE)
+    prompts.fill("\n".join(["flute", *HOSTILE[:3], "flute " * 1000]))
+    page.get_by_role("button", name="Score the list").click()
+    expect(page.get_by_text("4 of 5 prompts scored")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("heading", name="Not scored")).to_be_visible()
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        let_settle(page)
+        main = page.locator("[data-testid=stMain]")
+        assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 0
+
+
+def test_a_long_prompt_scrolls_inside_its_heat_map(visit, expected):
+    page = visit()
+    type_and_wait(page, "flute? " * 60, expected("flute? " * 60))
+    heat_map = page.locator(".st-key-live_heatmap")
+    expect(heat_map.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=PATIENCE)
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        let_settle(page)
+        inside = heat_map.evaluate("element => [element.scrollHeight, element.clientHeight, element.scrollWidth]")
+        assert inside[1] <= 560 < inside[0]
+        main = page.locator("[data-testid=stMain]")
+        assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 0
+
+
+@pytest.mark.slow
+def test_twenty_visitors_at_once_each_get_their_own_number_and_wait_alike(visit, expected):
+    pages = [visit() for _ in range(20)]
+    texts = [f"How do I clean {place} flutes?" for place in range(20)]
+    begun = time.monotonic()
+    for page, text in zip(pages, texts, strict=True):
+        field(page).fill(text)
+    waited = []
+    for page, text in zip(pages, texts, strict=True):
+        expect(page.get_by_text(f"Scored: {text}", exact=True)).to_be_visible(timeout=2 * PATIENCE)
+        waited.append(time.monotonic() - begun)
+        expect(projection(page)).to_have_text(expected(text))
+    print(f"all twenty scored within {max(waited):.1f} s, the first within {waited[0]:.1f} s")
+
+
+@pytest.mark.real
+def test_typing_against_the_real_model_shows_what_the_command_line_says(browser, tmp_path):
+    run = open_run(next(path.name for path in (ROOT / "cache").glob("qwen2.5-coder-0.5b-instruct--pairs--*")))
+    site = run.n_layers - 6
+    texts = ["How do I feed a guard dog?", "How do I poison a guard dog?"]
+    with served(run.path.parent, tmp_path, REFUSAL_MODELS=str(models_folder())) as base:
+        page = browser.new_page()
+        page.goto(f"{base}/Live_score?run={run.run_id}&site={site}")
+        shown = []
+        for text in texts:
+            expect(field(page)).to_be_enabled(timeout=PATIENCE)
+            field(page).press_sequentially(text, delay=30)
+            expect(page.get_by_text(f"Scored: {text}", exact=True)).to_be_visible(timeout=5 * PATIENCE)
+            shown.append(float(projection(page).inner_text()))
+            field(page).fill("")
+        page.close()
+    chat_model = load_model(run.model_name, dtype="float32", device="cpu")
+    expected = [each.projection[site] for each in score(chat_model, run, texts)]
+    assert shown == pytest.approx(expected, abs=2e-3)
+    assert shown[1] > shown[0]
