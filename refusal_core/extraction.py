@@ -99,7 +99,7 @@ def extract(
         "versions": [version(name) for name in ("torch", "transformers")],
     }
     shape = (len(texts), chat_model.n_layers + 1, chat_model.d_model)
-    batch_tokens = BATCH_TOKENS[torch.device(chat_model.device).type]
+    batch_tokens = 1 if chat_model.reads_alone else BATCH_TOKENS[torch.device(chat_model.device).type]
     log_odds, first_token = np.empty(len(texts)), [""] * len(texts)
     with _kept(folder, shape, request) as (hidden, finished):
         waiting = deque(batches(n_tokens, reader.prefix_tokens, batch_tokens, reader.pads))

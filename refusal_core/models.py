@@ -145,6 +145,12 @@ class ChatModel:
         return ", ".join(f"{place} ({parts})" for place, parts in sorted(places.items(), key=_accelerators_first))
 
     @property
+    def reads_alone(self) -> bool:
+        """Whether a prompt's numbers depend on those beside it: LLM.int8() looks for outliers over a whole batch."""
+        settings = getattr(self.model.config, "quantization_config", None)
+        return bool(getattr(settings, "load_in_8bit", False))
+
+    @property
     def weights_in_words(self) -> str:
         """What became of the weights on the way from their files into memory."""
         if getattr(self.model, "is_quantized", False):

@@ -16,6 +16,7 @@ from refusal_core.activations import ResidualReader, batches, refusal_log_odds, 
 from refusal_core.errors import ModelError, PromptError
 from refusal_core.extraction import extract
 from refusal_core.models import render
+from refusal_core.replies import read_replies
 from refusal_core.sites import hidden_state_index
 
 TEXTS = [
@@ -164,6 +165,21 @@ def test_order_and_batching_change_nothing(monkeypatch):
     alone = extract(chat_model, texts[::-1])
     np.testing.assert_allclose(together.hidden, alone.hidden[::-1], atol=1e-4)
     assert together.first_token == alone.first_token[::-1]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_side_on_which_a_tokenizer_pads_is_nothing_to_the_engine(side):
+    chat_model = tiny_model("gpt2")
+    whole = extract(chat_model, TEXTS)
+    replies = read_replies(ResidualReader(chat_model), TEXTS, ["I cannot", "Sorry"])
+    chat_model.tokenizer.padding_side = chat_model.tokenizer.truncation_side = side
+    for pad_token in (chat_model.tokenizer.eos_token, None):
+        chat_model.tokenizer.pad_token = pad_token
+        again = extract(chat_model, TEXTS)
+        np.testing.assert_array_equal(again.hidden, whole.hidden)
+        replies_again = read_replies(ResidualReader(chat_model), TEXTS, ["I cannot", "Sorry"])
+        np.testing.assert_array_equal(replies_again.phrase_log_odds, replies.phrase_log_odds)
+        assert replies_again.opening == replies.opening
 
 
 def test_refusal_log_odds_are_those_of_the_softmax():

@@ -16,7 +16,7 @@ from refusal_core.extraction import extract
 from refusal_core.models import ChatModel, identify, load_model
 from refusal_core.scoring import load_model_for, score
 
-TEXTS = ["How do I pick the lock of a stranger's flat?", "Bake a cake", "Write a letter that thanks my neighbour."]
+TEXTS = ["How do I pick the lock of a stranger's flat?", "Bake a cake", "Bake a cat", "Write a letter of thanks."]
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -43,7 +43,7 @@ def plain_quantised(folder: Path, bits: int) -> transformers.PreTrainedModel:
     )
 
 
-def same_states(chat_model: ChatModel, model: transformers.PreTrainedModel, tolerance: float) -> None:
+def same_states(chat_model: ChatModel, model: transformers.PreTrainedModel) -> None:
     """Whether the engine reads what plain transformers gives for a model, at the sites that both have."""
     found = extract(chat_model, TEXTS)
     for row, text in enumerate(TEXTS):
@@ -51,13 +51,12 @@ def same_states(chat_model: ChatModel, model: transformers.PreTrainedModel, tole
         with torch.inference_mode():
             states = model(ids, output_hidden_states=True, use_cache=False).hidden_states
         expected = np.stack([states[site + 1][0, -1].float().numpy() for site in range(chat_model.n_layers)])
-        assert relative_error(found.hidden[row][[0, 1, 2, 4]], expected) < tolerance
+        assert relative_error(found.hidden[row][[0, 1, 2, 4]], expected) < 1e-4
 
 
-# LLM.int8() rounds activations too, so that a float32's last digit may end in another of 255 steps.
-@pytest.mark.parametrize(("bits", "tolerance", "coarse"), [(8, 2e-2, (1e-3, 0.1)), (4, 1e-4, (0.02, 1.0))])
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "mixtral"])
-def test_a_model_is_opened_in_few_bits(architecture, bits, tolerance, coarse, tmp_path, capfd) -> None:
+def test_a_model_is_opened_in_few_bits(architecture, bits, tmp_path, capfd) -> None:
     pytest.importorskip("bitsandbytes")
     folder = saved(tmp_path / "tiny", architecture)
     whole = load_model(folder, device="cpu", dtype="float32")
@@ -67,8 +66,10 @@ def test_a_model_is_opened_in_few_bits(architecture, bits, tolerance, coarse, tm
     assert opened.info.quantisation == f"bitsandbytes, {bits} bits"
     assert opened.info.fingerprint == whole.info.fingerprint
     assert any(f"{bits}bit" in type(module).__name__ for module in opened.model.modules())
-    same_states(opened, plain_quantised(folder, bits), tolerance)
-    assert coarse[0] < relative_error(extract(opened, TEXTS).hidden, extract(whole, TEXTS).hidden) < coarse[1]
+    same_states(opened, plain_quantised(folder, bits))
+    assert extract(opened, TEXTS).prefix_tokens > 0 or bits == 8
+    # Where a router chooses another expert, much is different.
+    assert 1e-3 < relative_error(extract(opened, TEXTS).hidden, extract(whole, TEXTS).hidden) < 1
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -80,7 +81,7 @@ def test_a_folder_that_was_saved_quantised_opens_as_it_is(bits: int, tmp_path: P
     tiny_model("qwen2").tokenizer.save_pretrained(tmp_path / "few")
     opened = load_model(tmp_path / "few", device="cpu", dtype="float32")
     assert opened.info.quantisation == f"bitsandbytes, {bits} bits"
-    same_states(opened, original, {8: 2e-2, 4: 1e-4}[bits])
+    same_states(opened, original)
     with pytest.raises(ModelError, match="quantised already"):
         load_model(tmp_path / "few", quantise=bits)
 
@@ -115,6 +116,15 @@ def test_other_numbers_of_bits_and_quantised_gguf_files_are_refused(tiny_folder:
     write_tiny_gguf(tmp_path / "tiny.gguf")
     with pytest.raises(ModelError, match="leave --quantise out"):
         load_model(tmp_path / "tiny.gguf", quantise=4)
+
+
+def test_eight_bits_read_each_prompt_by_itself(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    opened = load_model(saved(tmp_path / "tiny"), device="cpu", dtype="float32", quantise=8)
+    together = extract(opened, TEXTS)
+    assert together.batch_tokens == 1
+    alone = np.concatenate([extract(opened, [text]).hidden for text in TEXTS])
+    np.testing.assert_array_equal(together.hidden, alone)
 
 
 # --- GGUF files
