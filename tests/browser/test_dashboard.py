@@ -21,7 +21,7 @@ from refusal_core.scoring import score
 @pytest.mark.parametrize("path", TITLES)
 def test_every_page_fits_a_desk_and_a_phone_in_both_themes(open_page, path, theme):
     page = open_page(path, theme, run=SYNTHETIC)
-    if path not in ("Live_score", "Behaviour", "Causality", "Ratings", "Rate"):
+    if path not in ("Live_score", "Behaviour", "Causality", "Ratings", "Rate", "Runs"):
         expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=20_000)
     main = page.locator("[data-testid=stMain]")
     for width in (1280, 390):
