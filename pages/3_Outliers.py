@@ -1,18 +1,34 @@
-"""The prompts in the ambiguous band: read them, and follow one over the layers beside its twin."""
+"""The prompts in the ambiguous band: read one after another, judge them, and refit without those that are wrong."""
 
 from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.outliers import prompts_in_band
+from refusal_core.outliers import prompts_in_band, row_of
+from refusal_core.ui import address, marks
 from refusal_core.ui.frame import frame, site_picker
-from refusal_core.ui.outliers import band_picker, chosen_prompt, filtered, prompt_details, prompt_table
+from refusal_core.ui.outliers import band_chart, band_picker, described, filtered, over_layers, prompt_list, the_prompt
+from refusal_core.ui.refits import refit_panel
 
-run = frame("Outliers", "Choose a layer and a band of projections, and read the prompts that fall into it.")
-choose, presets = st.columns([1, 3], vertical_alignment="bottom")
-site = site_picker(run, choose)
-band = band_picker(run, site, presets)
-found = filtered(prompts_in_band(run, site, band), run)
-chosen = chosen_prompt(run, prompt_table(run, found, band, site))
-if chosen is not None:
-    prompt_details(run, chosen, site)
+run = frame("Outliers", "Drag a band on the histogram, read the prompts that fall into it, and mark what is wrong.")
+kept = marks.kept_marks()
+controls = st.columns([1, 2, 1, 1], vertical_alignment="bottom")
+site = site_picker(run, controls[0])
+band = band_picker(run, site, controls[1:])
+chart = st.container()
+found = filtered(marks.with_marks(prompts_in_band(run, site, band), kept), run)
+row = row_of(run, address.view().prompt)
+with chart:
+    band_chart(run, site, band, found, row)
+described(found, band)
+reading, judging = st.columns([3, 2], gap="medium")
+with reading:
+    chosen = prompt_list(run, found, site)
+with judging:
+    the_prompt(run, row, site)
+    marks.judge(run, found, chosen, row, kept)
+if row is not None:
+    over_layers(run, row, site)
+marks.files(kept)
+refit_panel(run, kept)
+address.write()

@@ -110,6 +110,21 @@ def refused(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def verdicts(run: Run) -> tuple[pd.Series, str]:
+    """Whether the model refuses each prompt of a run, and how that is known, in words.
+
+    By how its replies open where that was recorded, else by the sign of the refusal
+    log-odds, which is only a tendency.
+
+    Raises:
+        RunError: when what was recorded is damaged.
+    """
+    found = recorded(run)
+    if found is not None:
+        return found[0]["opening_label"].eq("refuses").set_axis(run.prompts.index), "by how the recorded replies open"
+    return run.prompts["refusal_log_odds"].gt(0), "by the sign of the refusal log-odds: replies were not recorded"
+
+
 def agreement(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """How far the measures agree on the fitted prompts: Cohen's kappa (Cohen 1960) and shared verdicts, pair by pair.
 

@@ -39,6 +39,32 @@ def prompts_in_band(run: Run, site: int, band: tuple[float, float]) -> pd.DataFr
     return table[inside].sort_values("projection")
 
 
+def search(prompts: pd.DataFrame, text: str) -> pd.DataFrame:
+    """The prompts that have a text in theirs, letter by letter, upper and lower case alike."""
+    return prompts[prompts["text"].str.casefold().str.contains(text.casefold(), regex=False)]
+
+
+def ranks(run: Run, row: int) -> pd.DataFrame:
+    """A prompt's rank at every site.
+
+    Returns:
+        ``site``, and percent of the fitted prompts that project below it: ``own`` of its label (missing for a grey
+        prompt) and ``all`` of both labels.
+    """
+    label, fitted = run.prompts["label"][row], run.projections[run.rows()]
+    own = run.projections[run.rows(label)]
+    course = run.projections[row]
+    return pd.DataFrame(
+        {
+            "site": np.arange(run.n_sites),
+            "own": [
+                float(percentile(course[site], own[:, site])) if len(own) else np.nan for site in range(run.n_sites)
+            ],
+            "all": [float(percentile(course[site], fitted[:, site])) for site in range(run.n_sites)],
+        }
+    )
+
+
 def row_of(run: Run, prompt_id: str | None) -> int | None:
     """A prompt's row in the run, or ``None`` when the run has no such prompt."""
     rows = np.flatnonzero(run.prompts["prompt_id"].eq(prompt_id).to_numpy())

@@ -42,7 +42,7 @@ from refusal_core.prompts import (
     slug,
     without,
 )
-from refusal_core.runs import Run
+from refusal_core.runs import LEFT_OUT, Run
 from refusal_core.statistics import layer_statistics
 from refusal_core.templates import borrow_template, tells_the_date
 
@@ -210,10 +210,6 @@ def run(
     return RunResult(saved, cached=False)
 
 
-LEFT_OUT = "left-out"
-"""The transfer set of a refit: what it is not fitted on any more."""
-
-
 def refit(
     run: Run,
     without: Collection[str],
@@ -306,6 +302,17 @@ def refit(
 def refit_id(run: Run, without: Collection[str]) -> str:
     """What the refit of a run without some prompts is called, whether there is one or not. Raises what refit raises."""
     return _refit_id(*_left_out_of_original(run, without))
+
+
+def original_of(run: Run) -> Run:
+    """The run that a refit is of, while that is in the cache; else the run itself."""
+    described = run.manifest.get("refit")
+    if described is None:
+        return run
+    try:
+        return runs.open_run(described["parent"], run.path.parent)
+    except RunError:
+        return run
 
 
 def leave_out(prompts: pd.DataFrame, without: Collection[str]) -> pd.DataFrame:
@@ -422,16 +429,11 @@ def _refit_id(original: Run, table: pd.DataFrame) -> str:
 
 def _left_out_of_original(run: Run, without: Collection[str]) -> tuple[Run, pd.DataFrame]:
     """The run that a refit is of, and its prompts after :func:`leave_out`."""
-    described = run.manifest.get("refit")
-    if described is not None:
-        try:
-            original = runs.open_run(described["parent"], run.path.parent)
-        except RunError:
-            # It was deleted, or never here; the refit is a run like any other.
-            return run, leave_out(run.prompts, without)
-        earlier = run.prompts.loc[run.prompts["source"].eq(LEFT_OUT), "prompt_id"]
-        return original, leave_out(original.prompts, {*earlier, *without})
-    return run, leave_out(run.prompts, without)
+    original = original_of(run)
+    if original is run:
+        return run, leave_out(run.prompts, without)
+    earlier = run.prompts.loc[run.prompts["source"].eq(LEFT_OUT), "prompt_id"]
+    return original, leave_out(original.prompts, {*earlier, *without})
 
 
 def _left_out_sha256(table: pd.DataFrame) -> str:

@@ -10,8 +10,7 @@ import pandas as pd
 from refusal_core.errors import RunError
 from refusal_core.evidence import Evidence
 from refusal_core.findings import onset
-from refusal_core.pipeline import LEFT_OUT
-from refusal_core.runs import Run
+from refusal_core.runs import LEFT_OUT, Run
 
 MEASURES = ("cohens_d", "crossfit_d", "probe_d")
 _ASKED = {"cohens_d": "in-sample", "crossfit_d": "cross-fitted", "probe_d": "on the probe pairs"}

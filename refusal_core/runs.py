@@ -45,6 +45,8 @@ DIRECTIONS = "directions.safetensors"
 ACTIVATIONS = "activations.safetensors"
 ADDITIONS = {"behaviour": "behaviour", "intervention": "intervene"}
 """Later measurements that may lie beside a run's own files, and the verb that makes each."""
+LEFT_OUT = "left-out"
+"""The transfer set of a refit: what it is not fitted on any more."""
 _REQUIRED = (PROMPTS, PROJECTIONS, LAYER_STATS, DIRECTIONS)
 
 PARTIAL, _UNFINISHED = ".partial-", ".unfinished-"

@@ -14,7 +14,8 @@ from refusal_core.__main__ import main
 from refusal_core.errors import PromptError, RefusalError, RunError
 from refusal_core.marks import Mark
 from refusal_core.models import load_model
-from refusal_core.pipeline import LEFT_OUT, leave_out, refit
+from refusal_core.pipeline import leave_out, refit
+from refusal_core.runs import LEFT_OUT
 
 OPTIONS = {"dtype": "float32", "device": "cpu"}
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote, unquote
 
 import streamlit as st
 
 _VIEW = "view"
+_NARROWED = ("sets", "labels", "categories", "replies", "marked")
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 
 
@@ -25,6 +27,8 @@ class View:
         band: in activation units, lower end first.
         beside: runs compared with ``run``, and ``versus`` the one of them that is looked at prompt by prompt, on those
             of ``prompts``.
+        find: looked for in the prompts' texts; ``sets``, ``labels``, ``categories``, ``replies`` and ``marked`` are
+            what the list of prompts is narrowed to.
     """
 
     run: str | None = None
@@ -34,6 +38,12 @@ class View:
     beside: tuple[str, ...] | None = None
     versus: str | None = None
     prompts: str | None = None
+    find: str | None = None
+    sets: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    categories: tuple[str, ...] | None = None
+    replies: tuple[str, ...] | None = None
+    marked: tuple[str, ...] | None = None
 
 
 def view() -> View:
@@ -60,7 +70,11 @@ def write() -> None:
         "beside": None if shown.beside is None else ",".join(shown.beside),
         "versus": shown.versus,
         "prompts": shown.prompts,
+        "find": shown.find,
     }
+    for name in _NARROWED:
+        chosen = getattr(shown, name)
+        named[name] = ",".join(quote(each, safe=" ") for each in chosen) if chosen else None
     others = {name: value for name, value in st.query_params.to_dict().items() if name not in named}
     address = others | {name: str(value) for name, value in named.items() if value is not None}
     if st.query_params.to_dict() != address:
@@ -86,4 +100,6 @@ def _parsed(address: dict[str, str]) -> View:
         beside=tuple(filter(None, address["beside"].split(","))) if "beside" in address else None,
         versus=address.get("versus"),
         prompts=address.get("prompts"),
+        find=address.get("find"),
+        **{name: tuple(map(unquote, address[name].split(","))) for name in _NARROWED if name in address},
     )

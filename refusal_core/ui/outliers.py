@@ -1,25 +1,38 @@
-"""The parts of the Outliers page: the band, the table, and one prompt in full."""
+"""The parts of the Outliers page: the band, the list of prompts in it, and one prompt in full."""
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
+from refusal_core.behaviour import verdicts
+from refusal_core.errors import RunError
+from refusal_core.figures import outliers as figures
 from refusal_core.figures.courses import Course, courses
-from refusal_core.figures.histograms import histogram
 from refusal_core.figures.style import LABEL_COLOUR
-from refusal_core.outliers import derived_band, nearest_prompts, row_of, twin_of
+from refusal_core.marks import KINDS
+from refusal_core.outliers import derived_band, nearest_prompts, ranks, row_of, search, twin_of
+from refusal_core.prompts import PROMPT_ID
 from refusal_core.published import PUBLISHED_BAND, PUBLISHED_BAND_LAYER
 from refusal_core.runs import Run
 from refusal_core.ui import address
 from refusal_core.ui.layout import chart
-from refusal_core.ui.selection import newly
+
+MOST_ROWS = 1000
+_TABLE, _LISTED, _CHART = "outliers_table", "outliers_listed", "outliers_chart"
+_REFUSED, _NOT_REFUSED, _UNMARKED = "refused", "not refused", "not marked"
 
 _COLUMNS = {
-    "text": st.column_config.TextColumn("prompt", width=420),
+    "text": st.column_config.TextColumn("prompt", width=250),
+    "label": st.column_config.TextColumn("label", width=80),
     "projection": st.column_config.NumberColumn(
-        "projection", format="%.3f", help="In activation units, at this layer."
+        "projection", format="%.3f", width=85, help="In activation units, at this layer."
     ),
+    "mark": st.column_config.TextColumn("mark", width="small", help="What was found of the prompt; on every run."),
     "percentile_in_other": st.column_config.NumberColumn(
         "percentile in the other label",
         format="%.1f",
@@ -32,111 +45,174 @@ _COLUMNS = {
         help="Log-odds that the reply opens with a token that refusals open with (I, As): a tendency, not a refusal.",
     ),
     "first_token": st.column_config.TextColumn("first reply token", width="small"),
-    "label": st.column_config.TextColumn("label", width="small"),
     "category": st.column_config.TextColumn("category"),
     "source": st.column_config.TextColumn("set", width="small"),
-    "note": st.column_config.TextColumn("note"),
+    "note": st.column_config.TextColumn("note of the set"),
+    "marked_note": st.column_config.TextColumn("note of the mark"),
 }
 
 
-def band_picker(run: Run, site: int, container) -> tuple[float, float]:
-    """Choose the band: from the run, the published one, typed, or dragged on the histogram."""
-    published = run.n_layers >= PUBLISHED_BAND_LAYER
-    options = ["From the run", f"Published {PUBLISHED_BAND[0]:.0f}–{PUBLISHED_BAND[1]:.0f}"][: 1 + published]
-    if st.session_state.pop("outliers_keep_band", False) or "outliers_preset" not in st.session_state:
-        st.session_state["outliers_preset"] = None if address.view().band else options[0]
-    pressed = container.segmented_control(
+def band_picker(run: Run, site: int, columns: list[DeltaGenerator]) -> tuple[float, float]:
+    """Choose the band: from the run at whatever layer, the published one, or typed; see also :func:`band_chart`."""
+    options = ["From the run", f"Published {PUBLISHED_BAND[0]:.0f}–{PUBLISHED_BAND[1]:.0f}"]
+    options = options[: 1 + (run.n_layers >= PUBLISHED_BAND_LAYER)]
+    chosen = address.view().band
+    published = (address.view().site, chosen) == (PUBLISHED_BAND_LAYER, PUBLISHED_BAND)
+    columns[0].segmented_control(
         "Band",
         options,
-        key="outliers_preset",
+        key=address.fill("outliers_preset", options[0] if chosen is None else options[-1] if published else None),
         on_change=_use_preset,
         help="From the run: the 5th percentile of the harmful to the 95th of the harmless prompts at this layer. The "
         f"published band is of layer {PUBLISHED_BAND_LAYER} of another model, whose projections have another scale.",
     )
-    if pressed == options[0] or address.view().band is None:
-        address.change(band=derived_band(run, site))
-    band = address.view().band or derived_band(run, site)
-    dragged = chart(
-        histogram(run, site, band),
-        f"outliers_histogram_{run.run_id}_{site}",
-        on_select="rerun",
-        selection_mode="box",
-    )["selection"]["box"]
-    ends = newly("outliers_box", tuple(sorted(dragged[0]["x"])) if dragged else None)
-    if ends is not None:
-        address.change(band=(float(ends[0]), float(ends[1])))
-        st.session_state["outliers_keep_band"] = True
-        st.rerun()
-    low, high, hint = st.columns([1, 1, 2], vertical_alignment="bottom")
-    for place, column, name in ((0, low, "low"), (1, high, "high")):
-        column.number_input(
+    band = chosen or derived_band(run, site)
+    for place, name in enumerate(("low", "high")):
+        columns[1 + place].number_input(
             ("Lowest projection", "Highest projection")[place],
             key=address.fill(f"band_{name}", band[place]),
             format="%.3f",
             step=max(float(f"{(run.layer_stats['magnitude'][site] / 20):.1g}"), 1e-3),
             on_change=_use_typed,
         )
-    hint.caption("Drag across the histogram to choose a band, or type its ends.")
-    address.write()
     return band
 
 
+def band_chart(run: Run, site: int, band: tuple[float, float], found: pd.DataFrame, row: int | None) -> None:
+    """The histogram on which a band is dragged, and its prompts as points to click."""
+    chart(
+        figures.band(run, site, band, found, row),
+        _CHART,
+        on_select=_use_chart,
+        selection_mode=("box", "points"),
+    )
+    drawn = "Drag across the chart to choose a band; click a point to read its prompt. Hollow points are marked."
+    if len(found) > figures.MOST_POINTS:
+        drawn += f" Of {len(found)} prompts {figures.MOST_POINTS} are drawn as points."
+    st.caption(drawn)
+
+
 def filtered(found: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """The prompts that pass the filters above the table."""
-    sets, labels, categories = st.columns(3)
-    chosen_sets = sets.multiselect(
-        "Sets",
-        [run.contrast_name, *run.transfer_sources],
-        default=[run.contrast_name],
-        key=f"outliers_sets_{run.run_id}",
-        help="The contrast set the direction was fitted on; transfer sets on demand.",
+    """The prompts that pass the search and the filters above the list."""
+    view = address.view()
+    text, narrow = st.columns([3, 1], vertical_alignment="bottom")
+    st.session_state.setdefault("outliers_find", view.find or "")
+    find = text.text_input(
+        "Search the texts",
+        key="outliers_find",
+        live="300ms",
+        icon=":material/search:",
+        placeholder="part of a prompt, upper and lower case alike",
     )
-    chosen_labels = labels.multiselect(
-        "Labels", sorted(run.prompts["label"].unique()), key=f"outliers_labels_{run.run_id}"
-    )
-    chosen_categories = categories.multiselect(
-        "Categories", sorted(run.prompts["category"].dropna().unique()), key=f"outliers_categories_{run.run_id}"
-    )
-    keep = found["source"].isin(chosen_sets)
-    if chosen_labels:
-        keep &= found["label"].isin(chosen_labels)
-    if chosen_categories:
-        keep &= found["category"].isin(chosen_categories)
-    return found[keep]
+    try:
+        refuses, how = verdicts(run)
+    except RunError:
+        refuses, how = run.prompts["refusal_log_odds"].gt(0), "by the sign of the refusal log-odds: replies are damaged"
+    with narrow.popover("Filters", icon=":material/filter_alt:", width="stretch"):
+        sets = _choice(
+            run, "sets", [run.contrast_name, *run.transfer_sources], "The set the direction was fitted on, by default."
+        )
+        labels = _choice(run, "labels", sorted(run.prompts["label"].unique()))
+        categories = _choice(run, "categories", sorted(run.prompts["category"].dropna().unique()))
+        replies = _choice(run, "replies", [_REFUSED, _NOT_REFUSED], f"Whether the model refuses, {how}.")
+        st.caption(f"Refused or not: {how}.")
+        marked = _choice(run, "marked", [*KINDS, _UNMARKED])
+    address.change(find=find or None, sets=sets, labels=labels, categories=categories, replies=replies, marked=marked)
+    keep = found["source"].isin(sets or (run.contrast_name,))
+    if labels:
+        keep &= found["label"].isin(labels)
+    if categories:
+        keep &= found["category"].isin(categories)
+    if len(replies) == 1:
+        keep &= refuses[found.index].eq(replies[0] == _REFUSED)
+    if marked:
+        keep &= found["mark"].replace("", _UNMARKED).isin(marked)
+    said = [", ".join(each) for each in (sets, labels, categories, replies, marked) if each]
+    if said or find:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.text("Only: " + " · ".join([*said, *([f"“{find}”"] if find else [])]))
+            st.button("Clear", icon=":material/filter_alt_off:", type="tertiary", on_click=_clear, args=(run,))
+    return search(found[keep], find)
 
 
-def prompt_table(run: Run, found: pd.DataFrame, band: tuple[float, float], site: int) -> int | None:
-    """The table of prompts; returns the row of the run that was just chosen in it."""
+def described(found: pd.DataFrame, band: tuple[float, float]) -> None:
+    """How many prompts of which label there are."""
     counts = found["label"].value_counts()
-    described = ", ".join(f"{count} {label}" for label, count in counts.items()) or "no prompts"
-    st.subheader(f"{described} between {band[0]:.4g} and {band[1]:.4g}", anchor=False)
+    prompts = ", ".join(f"{count} {label}" for label, count in counts.items()) or "no prompts"
+    st.subheader(f"{prompts} between {band[0]:.4g} and {band[1]:.4g}", anchor=False)
+
+
+def prompt_list(run: Run, found: pd.DataFrame, site: int) -> list[str]:
+    """The list of prompts; returns the prompt_ids of the rows chosen in it."""
     if found.empty:
+        st.session_state[_LISTED] = []
         st.info(
-            "Nothing falls into this band with these filters. Widen the band, or press “From the run”.",
+            "Nothing falls into this band with these filters. Widen the band, or clear the filters.",
             icon=":material/filter_alt_off:",
         )
-        return None
-    event = st.dataframe(
-        found,
+        return []
+    shown = found.iloc[:MOST_ROWS]
+    listed = shown["prompt_id"].tolist()
+    several = st.session_state.get("outliers_several", False)
+    chosen = [each for each in st.session_state.get("outliers_chosen", []) if each in set(listed)] if several else []
+    current = address.view().prompt
+    if not several and current in set(listed):
+        chosen = [str(current)]
+    st.session_state[_LISTED] = listed
+    st.session_state[_TABLE] = {
+        "selection": {"rows": [listed.index(each) for each in chosen], "columns": [], "cells": []}
+    }
+    st.dataframe(
+        shown.drop(columns="fitted"),
         column_order=list(_COLUMNS),
         column_config=_COLUMNS,
         hide_index=True,
         width="stretch",
-        height=min(420, 38 + 35 * len(found)),
-        on_select="rerun",
-        selection_mode="single-row",
-        key="outliers_table",
+        height=min(460, 38 + 35 * len(shown)),
+        on_select=_use_table,
+        selection_mode="multi-row" if several else "single-row",
+        key=_TABLE,
+        placeholder="",
+        alt="Prompts in the band",
     )
-    st.download_button(
-        "Download as csv",
-        found.to_csv(index=False).encode(),
-        file_name=f"{run.run_id}--site-{site}--band.csv",
-        mime="text/csv",
-        icon=":material/download:",
+    if len(found) > MOST_ROWS:
+        st.caption(f"The first {MOST_ROWS} of {len(found)}; search, filter or narrow the band to see others.")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.toggle("Choose several", key="outliers_several", help="Tick rows to mark them all at once.")
+        st.download_button(
+            "Download as csv",
+            # Half a surrogate in a prompt is no text that a file can have.
+            lambda: found.to_csv(index=False).encode("utf-8", "replace"),
+            file_name=f"{run.run_id}--site-{site}--band.csv",
+            mime="text/csv",
+            icon=":material/download:",
+            on_click="ignore",
+        )
+    return chosen
+
+
+def the_prompt(run: Run, row: int | None, site: int) -> None:
+    """The chosen prompt and its twin, with the numbers people look at first."""
+    if row is None:
+        st.info(
+            "Click a point in the chart or a row of the list to read the prompt, or press N for the first.",
+            icon=":material/left_click:",
+        )
+        return
+    st.markdown("##### The chosen prompt")
+    _quoted(run, row, "")
+    twin = twin_of(run, row)
+    if twin is not None:
+        _quoted(run, twin, "Its twin, ")
+    place, odds = st.columns(2)
+    place.metric(
+        f"projection, {run.site_label(site)}", f"{run.projections[row, site]:.3f}", help="In activation units."
     )
-    rows = event["selection"]["rows"]
-    prompt_id = newly("outliers_table", found["prompt_id"].iloc[rows[0]] if rows and rows[0] < len(found) else None)
-    return None if prompt_id is None else row_of(run, prompt_id)
+    odds.metric(
+        "refusal log-odds",
+        f"{run.prompts['refusal_log_odds'][row]:.2f}",
+        help="Log-odds that the reply opens with a token that refusals open with.",
+    )
 
 
 def chosen_prompt(run: Run, just_chosen: int | None) -> int | None:
@@ -152,26 +228,29 @@ def chosen_prompt(run: Run, just_chosen: int | None) -> int | None:
 
 
 def prompt_details(run: Run, row: int, site: int) -> None:
-    """One prompt in full, its twin, its course over the layers and the prompts nearest to it."""
-    twin = twin_of(run, row)
-    st.subheader("The chosen prompt", anchor=False)
-    texts, facts = st.columns([3, 2])
-    with texts:
-        _quoted(run, row, "")
+    """One prompt in full, its twin, and both over the layers."""
+    the_prompt(run, row, site)
+    over_layers(run, row, site)
+
+
+def over_layers(run: Run, row: int, site: int) -> None:
+    """One prompt's course and rank over the layers, and the prompts that run like it."""
+    st.subheader("Over the layers", anchor=False)
+    label, twin = run.prompts["label"][row], twin_of(run, row)
+    course, rank = st.columns([3, 2])
+    with course:
+        raw = st.toggle("Activation units", key="outliers_raw", help="Off: a scale on which layers compare.")
+        lines = [_course(run, row, "the prompt", "solid")]
         if twin is not None:
-            _quoted(run, twin, "Its twin, ")
-    projection = run.projections[row, site]
-    facts.metric(f"projection at {run.site_label(site)}", f"{projection:.3f}")
-    facts.metric(
-        "refusal log-odds",
-        f"{run.prompts['refusal_log_odds'][row]:.2f}",
-        help="Log-odds that the reply opens with a token that refusals open with.",
-    )
-    raw = st.toggle("Activation units", key="outliers_raw", help="Off: a scale on which layers compare.")
-    lines = [_course(run, row, "the prompt", "solid")]
-    if twin is not None:
-        lines.append(_course(run, twin, "its twin", "dash"))
-    chart(courses(run, lines, site, raw), "outliers_courses")
+            lines.append(_course(run, twin, "its twin", "dash"))
+        chart(courses(run, lines, site, raw), "outliers_courses")
+    with rank:
+        st.markdown(
+            "Its rank",
+            help="Percent of the fitted prompts that project below it: among those of its own label, and among all. A "
+            "harmful prompt that ranks low among harmful ones at every layer is a steady outlier.",
+        )
+        chart(figures.ranks(run, ranks(run, row), label, site), "outliers_ranks")
     st.markdown("##### Prompts that run alike over the layers")
     st.dataframe(
         nearest_prompts(run, run.projections[row], 8, leave_out=row),
@@ -188,6 +267,36 @@ def prompt_details(run: Run, row: int, site: int) -> None:
     )
 
 
+def step(by: int) -> None:
+    """Go to the next prompt of the list, or an earlier one; from outside the list, to its first."""
+    listed, current = st.session_state.get(_LISTED, []), address.view().prompt
+    if listed:
+        place = listed.index(current) + by if current in listed else 0
+        read(listed[int(np.clip(place, 0, len(listed) - 1))])
+
+
+def read(prompt_id: str) -> None:
+    """Show a prompt."""
+    address.change(prompt=prompt_id)
+    st.session_state["outliers_chosen"] = [prompt_id]
+
+
+def _choice(run: Run, name: str, options: list[str], help_text: str | None = None) -> tuple[str, ...]:
+    """A filter, filled from the address when it is first drawn; what the run does not have is left out."""
+    key = f"outliers_{name}_{run.run_id}"
+    default = [run.contrast_name] if name == "sets" else []
+    wanted = getattr(address.view(), name) or default
+    st.session_state.setdefault(key, [each for each in wanted if each in options] or default)
+    chosen = tuple(st.multiselect(name.capitalize(), options, key=key, help=help_text))
+    return () if name == "sets" and chosen == (run.contrast_name,) else chosen
+
+
+def _clear(run: Run) -> None:
+    st.session_state["outliers_find"] = ""
+    for name in ("sets", "labels", "categories", "replies", "marked"):
+        st.session_state[f"outliers_{name}_{run.run_id}"] = [run.contrast_name] if name == "sets" else []
+
+
 def _course(run: Run, row: int, name: str, dash: str) -> Course:
     prompt = run.prompts.loc[row]
     return Course(
@@ -197,7 +306,7 @@ def _course(run: Run, row: int, name: str, dash: str) -> Course:
 
 def _quoted(run: Run, row: int, lead: str) -> None:
     prompt = run.prompts.loc[row]
-    st.caption(f"{lead}{prompt['label']} · {prompt['source']}")
+    st.text(f"{lead}{prompt['label']} · {prompt['source']}")
     st.code(prompt["text"], language=None, wrap_lines=True)
     if not pd.isna(prompt["note"]):
         st.text(prompt["note"])
@@ -207,9 +316,33 @@ def _use_preset() -> None:
     pressed = st.session_state.get("outliers_preset")
     if pressed and pressed.startswith("Published"):
         address.change(site=PUBLISHED_BAND_LAYER, band=PUBLISHED_BAND)
+    else:
+        address.change(band=None)
 
 
 def _use_typed() -> None:
     low, high = sorted((st.session_state["band_low"], st.session_state["band_high"]))
     address.change(band=(low, high))
-    st.session_state["outliers_preset"] = None
+
+
+def _use_chart() -> None:
+    chosen = st.session_state[_CHART]["selection"]
+    if chosen["box"]:
+        low, high = sorted(map(float, chosen["box"][0]["x"]))
+        address.change(band=(low, high))
+        return
+    for point in chosen["points"]:
+        given = point.get("customdata")
+        prompt_id = given[0] if isinstance(given, list) else given
+        # Bars have other data.
+        if isinstance(prompt_id, str) and re.fullmatch(PROMPT_ID, prompt_id):
+            read(prompt_id)
+
+
+def _use_table() -> None:
+    listed = st.session_state[_LISTED]
+    chosen = [listed[row] for row in st.session_state[_TABLE]["selection"]["rows"] if row < len(listed)]
+    before = st.session_state.get("outliers_chosen", [])
+    new = [each for each in chosen if each not in before]
+    st.session_state["outliers_chosen"] = chosen
+    address.change(prompt=(new or chosen or [None])[-1])

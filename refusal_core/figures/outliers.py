@@ -1,0 +1,134 @@
+"""The band on its histogram, its prompts as points to click, and where one prompt ranks over the layers."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from refusal_core.figures.histograms import histogram
+from refusal_core.figures.style import GREY, LABEL_COLOUR, LABEL_SYMBOL, blank, safe, site_axis
+from refusal_core.runs import Run
+
+MOST_POINTS = 400
+"""Prompts drawn as points; of more, evenly many along the projection."""
+_LANES = {"harmless": 0.0, "harmful": 1.0, "grey": 2.0}
+
+
+def band(run: Run, site: int, ends: tuple[float, float], found: pd.DataFrame, chosen: int | None = None) -> go.Figure:
+    """The histogram at a site, its band to drag, and below it a point for each prompt found, to click.
+
+    A point's ``customdata`` is its ``prompt_id``.
+
+    Args:
+        found: rows of :func:`refusal_core.outliers.prompts_in_band` with ``mark``; marked ones are drawn hollow.
+        chosen: a row of the run, drawn ringed wherever it projects.
+    """
+    figure = histogram(run, site, ends, height=420)
+    figure.update_shapes(yref="paper")
+    there = {*found["label"], *([] if chosen is None else [run.prompts["label"][chosen]])}
+    labels = [label for label in _LANES if label in there]
+    shown = found
+    if len(found) > MOST_POINTS:
+        shown = found.iloc[np.unique(np.linspace(0, len(found) - 1, MOST_POINTS).round().astype(int))]
+    for label in labels:
+        part = shown[shown["label"].eq(label)]
+        symbol = LABEL_SYMBOL[label]
+        figure.add_scatter(
+            x=part["projection"],
+            y=[_LANES[label] + _jitter(prompt_id) for prompt_id in part["prompt_id"]],
+            yaxis="y2",
+            mode="markers",
+            name=label,
+            showlegend=False,
+            marker={
+                "color": LABEL_COLOUR[label],
+                "symbol": [f"{symbol}-open" if mark else symbol for mark in part["mark"]],
+                "size": 8,
+                "opacity": 0.85,
+            },
+            selected={"marker": {"opacity": 0.85}},
+            unselected={"marker": {"opacity": 0.85}},
+            customdata=part["prompt_id"],
+            text=[
+                safe(text) + (f"<br>marked {mark}" if mark else "")
+                for text, mark in zip(part["text"], part["mark"], strict=True)
+            ],
+            hovertemplate="%{text}<br>%{x:.4g}<extra></extra>",
+        )
+    if chosen is not None:
+        prompt = run.prompts.loc[chosen]
+        figure.add_scatter(
+            x=[run.projections[chosen, site]],
+            y=[_LANES[prompt["label"]] + _jitter(prompt["prompt_id"])],
+            yaxis="y2",
+            mode="markers",
+            name="the chosen prompt",
+            marker={
+                "color": LABEL_COLOUR[prompt["label"]],
+                "symbol": LABEL_SYMBOL[prompt["label"]],
+                "size": 14,
+                "line": {"color": GREY, "width": 3},
+            },
+            selected={"marker": {"opacity": 1}},
+            unselected={"marker": {"opacity": 1}},
+            customdata=[prompt["prompt_id"]],
+            text=[safe(prompt["text"])],
+            hovertemplate="%{text}<br>%{x:.4g}<extra>chosen</extra>",
+        )
+    figure.update_layout(
+        yaxis={"domain": [0.36, 1]},
+        yaxis2={
+            "domain": [0, 0.3],
+            "anchor": "x",
+            "fixedrange": True,
+            "automargin": True,
+            "tickvals": [_LANES[label] for label in labels],
+            "ticktext": labels,
+            "range": [-0.6, max((_LANES[label] for label in labels), default=0) + 0.6],
+            "showgrid": False,
+            "zeroline": False,
+        },
+        xaxis={"anchor": "y2"},
+        clickmode="event+select",
+    )
+    return figure
+
+
+def ranks(run: Run, table: pd.DataFrame, label: str, site: int) -> go.Figure:
+    """Where one prompt ranks over the layers, in percent of the fitted prompts that project below it.
+
+    Args:
+        table: of :func:`refusal_core.outliers.ranks`.
+        label: the prompt's.
+        site: marked with a vertical line.
+    """
+    figure = blank(400)
+    names = [run.site_label(each) for each in range(run.n_sites)]
+    for column, name, colour, dash in (
+        ("own", f"among {label} prompts", LABEL_COLOUR[label], "solid"),
+        ("all", "among all", GREY, "dot"),
+    ):
+        if table[column].isna().all():
+            continue
+        figure.add_scatter(
+            x=table["site"],
+            y=table[column],
+            mode="lines+markers",
+            name=name,
+            line={"color": colour, "width": 2.5, "dash": dash},
+            marker={"size": 5},
+            customdata=names,
+            hovertemplate=f"%{{customdata}}<br>%{{y:.0f}} % {name} project below it<extra></extra>",
+        )
+    site_axis(figure, run)
+    figure.update_yaxes(title_text="percent that project below it", range=[-3, 103])
+    figure.add_vline(x=site, line={"width": 1.5, "dash": "dot", "color": GREY})
+    return figure
+
+
+def _jitter(prompt_id: str) -> float:
+    """A point's place within its lane, the same whenever it is drawn."""
+    return (int(hashlib.sha256(prompt_id.encode()).hexdigest()[:4], 16) / 0xFFFF - 0.5) * 0.7

@@ -1,0 +1,88 @@
+"""The run made again without the prompts that are marked, and what that changed."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from refusal_core import refits
+from refusal_core.errors import RefusalError
+from refusal_core.figures.refits import change as change_figure
+from refusal_core.marks import prompts_marked
+from refusal_core.pipeline import leave_out, original_of, refit_id
+from refusal_core.runs import ACTIVATIONS, LEFT_OUT, Run, cache_folder
+from refusal_core.ui import address
+from refusal_core.ui.background import offer
+from refusal_core.ui.frame import shared_run
+from refusal_core.ui.jobs import Command
+from refusal_core.ui.layout import chart, plain
+from refusal_core.ui.model import model_source
+
+
+def refit_panel(run: Run, kept: pd.DataFrame) -> None:
+    """What a refit changed, where the run is one; and a refit without what is marked now."""
+    st.subheader("Refit without the marked", anchor=False)
+    original = original_of(run)
+    if original is not run:
+        st.text(f"This run is a refit of {original.run_id}.")
+        _show_change(original, run)
+    kinds = ["mislabelled"]
+    if st.toggle("Leave out the ambiguous too", key="refit_ambiguous"):
+        kinds.append("ambiguous")
+    without = prompts_marked(kept, kinds)
+    marked = int(run.prompts.loc[~run.prompts["source"].eq(LEFT_OUT), "prompt_id"].isin(without).sum())
+    if not marked:
+        st.caption(
+            f"No prompt of this run is marked {' or '.join(kinds)}. Marked ones can be left out here: directions and "
+            "all evidence are then computed again without them, as a new run."
+        )
+        return
+    try:
+        run_id, left = refit_id(run, without), leave_out(original.prompts, without)
+    except RefusalError as error:
+        st.warning("These prompts cannot be left out.", icon=":material/warning:")
+        st.text(str(error))
+        return
+    out = int(left["source"].eq(LEFT_OUT).sum())
+    st.markdown(
+        f"{marked} prompts of this run are marked; {out} are left out, since a pair goes whole.",
+        help="A twin by itself would tilt the two labels' forms and topics, which pairs are there to hold equal. What "
+        f"is left out is scored in the new run as a transfer set called {LEFT_OUT}, and never fitted on. Behaviour and "
+        "interventions do not carry over: measure them anew.",
+    )
+    if (cache_folder() / run_id).is_dir():
+        after = shared_run(run_id)
+        st.button("Open that run", icon=":material/open_in_new:", type="primary", on_click=_open, args=(run_id,))
+        _show_change(original, after)
+        return
+    command = ["refit", f"--marked={','.join(kinds)}"]
+    if ACTIVATIONS in original.manifest["files"]:
+        st.caption("From the run's stored activations: seconds to a minute.")
+    else:
+        st.caption("Activations were not kept with this run, so its model reads the prompts again: minutes.")
+        source = model_source(original)
+        if source is None:
+            return
+        if source != original.model_name:
+            command.append(f"--model={source}")
+    offer(Command(f"Refit {original.run_id}", (*command, "--", run.run_id)), "Refit without them", ":material/refresh:")
+
+
+def _show_change(before: Run, after: Run) -> None:
+    change = refits.compare(before, after)
+    st.markdown(plain(refits.reading(change)))
+    chart(change_figure(change), f"refit_change_{after.run_id}")
+    st.caption("Cohen's d before (dotted) and after (solid) by each question; below, the cosine of the two directions.")
+    with st.expander("The numbers, and what was left out", icon=":material/table_rows:"):
+        st.dataframe(refits.numbers(change), hide_index=True, width="stretch", key=f"refit_numbers_{after.run_id}")
+        st.dataframe(
+            change.left_out,
+            column_order=["text", "label", "category", "pair_id"],
+            hide_index=True,
+            width="stretch",
+            key=f"refit_left_out_{after.run_id}",
+        )
+
+
+def _open(run_id: str) -> None:
+    address.change(run=run_id, band=None, prompt=None)
