@@ -13,7 +13,7 @@ def change(shown: Change) -> go.Figure:
     """Cohen's d by each of the three questions before and after, and below them how far the directions turned."""
     figure = blank(460)
     names = [shown.before.site_label(int(site)) for site in shown.table["site"]]
-    for measure, (question, colour, _) in QUESTIONS.items():
+    for measure, (question, colour, *_) in QUESTIONS.items():
         for when, dash, opacity in (("before", "dot", 0.75), ("after", "solid", 1.0)):
             values = shown.table[f"{measure}_{when}"]
             if values.isna().all():
