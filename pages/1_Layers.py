@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from refusal_core.ui.frame import frame
-from refusal_core.ui.layers import at_this_layer, linked_panels, panel_options
+from refusal_core.ui.layers import at_this_layer, linked_panels, panel_options, side_by_side
 
 run = frame(
     "Layers",
@@ -18,3 +18,4 @@ st.caption(
     "Click a prompt's point to follow it over the layers."
 )
 at_this_layer(run)
+side_by_side(run)

@@ -127,6 +127,7 @@ def _dressed(figure: go.Figure, look: dict[str, Any]) -> dict[str, Any]:
     drawn["layout"] |= look
     # On a page the layout around a figure keeps it off the edges.
     drawn["layout"].setdefault("margin", {}).update(l=_EDGE, r=_EDGE, b=_EDGE)
+    drawn["layout"].setdefault("title", {}).setdefault("pad", {})["l"] = _EDGE
     return drawn
 
 

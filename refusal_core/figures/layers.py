@@ -136,21 +136,20 @@ def crossings(run: Run, site: int | None = None, published: pd.DataFrame | None 
     return figure
 
 
-def eight_layers(run: Run) -> go.Figure:
+def eight_layers(run: Run, columns: int = 4) -> go.Figure:
     """Histograms of eight sites from the first to the last, side by side: how the labels come apart."""
     sites = np.unique(np.linspace(0, run.n_sites - 1, 8).round().astype(int))
-    columns = 4
     rows = -(-len(sites) // columns)
     figure = make_subplots(
-        rows, columns, subplot_titles=[run.site_label(int(each)) for each in sites], vertical_spacing=0.2
+        rows, columns, subplot_titles=[run.site_label(int(each)) for each in sites], vertical_spacing=0.4 / rows
     )
-    dress(figure, 250 * rows, barmode="overlay", bargap=0)
+    dress(figure, 64 + 190 * rows, barmode="overlay", bargap=0)
     for place, site in enumerate(sites):
         for bars in histogram(run, int(site)).data:
             bars.showlegend = not place
             figure.add_trace(bars, row=place // columns + 1, col=place % columns + 1)
     figure.update_annotations(font_size=TEXT_SIZE)
-    figure.update_layout(margin={"t": 64}, legend={"y": 1.1})
+    figure.update_layout(margin={"t": 64}, legend={"y": 1 + 28 / (190 * rows)})
     return figure
 
 

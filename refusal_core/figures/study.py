@@ -22,11 +22,12 @@ def direction_analysis(run: Run) -> go.Figure:
     for column, part in enumerate(parts.values(), start=1):
         for trace in part.data:
             figure.add_trace(trace, row=1, col=column)
+    figure.data[0].showlegend = False
         site_axis(figure, run, row=1, col=column)
     figure.update_yaxes(type="log", dtick=1, row=1, col=1)
     figure.update_yaxes(tickformat=".0%", row=1, col=3)
     figure.update_annotations(font_size=TEXT_SIZE)
-    figure.update_layout(legend={"y": -0.18, "yanchor": "top"})
+    figure.update_layout(legend={"y": -0.24, "yanchor": "top"})
     return figure
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 import streamlit as st
 
-from refusal_core.figures.layers import SUMMARIES, three_questions
+from refusal_core.figures.layers import SUMMARIES, eight_layers, three_questions
 from refusal_core.figures.panels import AXES, PANELS, linked
 from refusal_core.outliers import row_of
 from refusal_core.published import published_table
@@ -125,6 +125,12 @@ def at_this_layer(run: Run) -> None:
             with column:
                 _curve(name, SUMMARIES[name](run, site, published))
     st.caption("Click a point to go to its layer.")
+
+
+def side_by_side(run: Run) -> None:
+    """Eight layers at once, for those who do not want to scrub."""
+    st.subheader("Eight layers side by side", anchor=False)
+    chart(eight_layers(run, columns=2 if st.session_state.get(_NARROW, False) else 4), "layers_eight")
 
 
 def _curve(name: str, figure: go.Figure) -> None:
