@@ -15,7 +15,7 @@ PANELS = ".st-key-panels-place"
 
 def opened(open_page, site: str = "1", **options: str) -> Page:
     page = open_page("Layers", run=SYNTHETIC, site=site, **options)
-    expect(page.locator(f"{PANELS} .slider-grip-rect")).to_be_visible(timeout=30_000)
+    expect(page.locator(f"{PANELS} .slider-grip-rect")).to_be_visible(timeout=60_000)
     expect(page.get_by_role("heading", name=f"layer {site} of {N_LAYERS}")).to_be_visible()
     let_settle(page)
     return page
@@ -24,7 +24,7 @@ def opened(open_page, site: str = "1", **options: str) -> Page:
 def test_scrubbing_moves_the_histogram_at_once_and_the_page_follows(open_page):
     page = open_page("Layers", run=SYNTHETIC, site="1")
     handle = page.locator(f"{PANELS} .slider-grip-rect").first
-    expect(handle).to_be_visible(timeout=20_000)
+    expect(handle).to_be_visible(timeout=60_000)
     expect(page.get_by_role("heading", name=f"layer 1 of {N_LAYERS}")).to_be_visible()
     let_settle(page)
     title = page.locator(f"{PANELS} .gtitle")
