@@ -40,7 +40,13 @@ _DISAGREEMENTS = {
 
 def chosen_ratings(run: Run) -> Ratings:
     """The ratings to compare with; the page ends here, saying what to do, when there are none."""
-    chosen = st.segmented_control("Ratings", [_MADE_HERE, _FILE], default=_MADE_HERE, key="ratings_source")
+    chosen = st.segmented_control(
+        "Ratings",
+        [_MADE_HERE, _FILE],
+        default=_MADE_HERE,
+        key="ratings_source",
+        help="Those given blind on the page Rate prompts, or a csv with a rating column.",
+    )
     try:
         found = ratings.of_run(run, _uploaded() if chosen == _FILE else raters.all_ratings())
     except RefusalError as error:
@@ -68,8 +74,8 @@ def overview(found: Ratings) -> None:
     """How much is rated, by how many, and how far they agree."""
     prompts, people, alpha = st.columns(3)
     agreement = ratings.agreement(found)
-    prompts.metric("prompts rated", found.n_prompts)
-    people.metric("raters", found.n_raters)
+    prompts.metric("prompts rated", found.n_prompts, help="Of this run's prompts, by at least one rater.")
+    people.metric("raters", found.n_raters, help="Different names or codes among these ratings.")
     alpha.metric(
         "Krippendorff's α",
         "–" if pd.isna(agreement) else f"{agreement:.2f}",
