@@ -1,0 +1,127 @@
+"""Extraction beside what one would use instead, and beside the machine's own matrix products."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+
+from benchmarks import competitors
+from benchmarks.rounds import Bench, Row, in_turn
+from refusal_core.activations import BATCH_TOKENS, ResidualReader, batches
+from refusal_core.devices import torch_dtype
+
+SECTION = "engine"
+PEAK_WANTED = {"cpu": ">= 80 %"}
+_TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 1e-1}
+_NOTEBOOK_PROMPTS = 2
+_COMPETITORS: dict[str, tuple[Callable, Callable[[int], str]]] = {
+    "notebook, a pass a layer and prompt": (competitors.notebook, lambda layers: f">= {60 * layers / 28:.3g} x"),
+    "transformers, padded batches of 16": (competitors.transformers, lambda layers: ">= 2.5 x"),
+    "TransformerLens run_with_cache": (competitors.transformer_lens, lambda layers: ">= 3 x"),
+    "nnsight trace": (competitors.nnsight, lambda layers: ">= 3 x"),
+}
+
+
+def rows(bench: Bench) -> list[Row]:
+    """Every competitor's time over the engine's, and the engine's share of the matmul peak."""
+    reader = ResidualReader(bench.chat_model)
+    sequences = [reader.encode(text) for text in bench.texts]
+    ours = read_all(reader, sequences)
+    ways: dict[str, Callable[[], object]] = {"engine": partial(read_all, reader, sequences)}
+    notes = {}
+    for name, (make, _) in _COMPETITORS.items():
+        given = sequences[:_NOTEBOOK_PROMPTS] if make is competitors.notebook else sequences
+        try:
+            way = make(bench.chat_model)
+            error = _difference(way(given), ours[: len(given), : bench.chat_model.n_layers])
+        except ImportError:
+            notes[name] = "not installed (requirements-benchmarks.txt)"
+            continue
+        except Exception as failure:  # what another library makes of this model is its own affair
+            notes[name] = f"does not run this model: {type(failure).__name__}: {failure}"[:120]
+            continue
+        if error > _TOLERANCE[bench.chat_model.dtype]:
+            notes[name] = f"other numbers than the engine's (relative difference {error:.1g}), so its time says nothing"
+            continue
+        notes[name] = f"same numbers to {error:.0e}"
+        if len(given) < len(sequences):
+            notes[name] += f"; {len(given)} of {len(sequences)} prompts timed, the rest in proportion to tokens"
+        ways[name] = partial(way, given)
+    peaks: list[float] = []
+    ways["peak"] = lambda: peaks.append(matmul_peak(bench))
+    seconds = in_turn(ways, bench.rounds)
+    engine = np.array(seconds["engine"])
+    found = []
+    for name, (make, wanted) in _COMPETITORS.items():
+        row = Row(SECTION, name, wanted(bench.chat_model.n_layers), note=notes[name])
+        if name in ways:
+            timed = sequences[:_NOTEBOOK_PROMPTS] if make is competitors.notebook else sequences
+            scale = sum(map(len, sequences)) / sum(map(len, timed))
+            ratio = np.array(seconds[name]) * scale / engine
+            row = Row(
+                SECTION,
+                name,
+                row.wanted,
+                ratio.tolist(),
+                note=row.note,
+                seconds={name: seconds[name], "engine": seconds["engine"]},
+            )
+        found.append(row)
+    share = 100 * needed_flops(reader, sequences) / engine / np.array(peaks)
+    note = f"peak {np.median(peaks) / 1e9:.0f} GFLOP/s"
+    wanted = PEAK_WANTED.get(torch.device(bench.chat_model.device).type, ">= 50 %")
+    timed_engine = {"engine": seconds["engine"], "peak_flops": peaks}
+    return [*found, Row(SECTION, "matmul peak, the engine's share", wanted, share.tolist(), "%", note, timed_engine)]
+
+
+def read_all(reader: ResidualReader, sequences: list[list[int]]) -> np.ndarray:
+    """Every prompt at every site, in the batches of an extraction: ``(prompt, site, d_model)`` float32."""
+    chat_model = reader.chat_model
+    n_tokens = np.array([len(ids) for ids in sequences])
+    hidden = np.empty((len(sequences), chat_model.n_layers + 1, chat_model.d_model), dtype=np.float32)
+    size = BATCH_TOKENS[torch.device(chat_model.device).type]
+    for batch in batches(n_tokens, reader.prefix_tokens, size, reader.pads):
+        hidden[batch] = reader.read_last([sequences[row] for row in batch])[0]
+    return hidden
+
+
+def needed_flops(reader: ResidualReader, sequences: list[list[int]]) -> float:
+    """Multiplications and additions of the weights with the tokens that had to be computed.
+
+    The shared beginning once, no padding, the vocabulary at one position a prompt. Attention's own products are left
+    out, and of a mixture of experts all experts are counted, so that it is for dense models.
+    """
+    chat_model = reader.chat_model
+    # GPT-2 keeps its weights in modules that are no torch.nn.Linear.
+    weights = sum(p.numel() for block in chat_model.blocks for p in block.parameters() if p.ndim == 2)
+    prefix = reader.prefix_tokens
+    tokens = prefix + sum(len(ids) - prefix for ids in sequences)
+    return 2.0 * weights * tokens + 2.0 * chat_model.lm_head.weight.numel() * len(sequences)
+
+
+def matmul_peak(bench: Bench, tries: int = 10) -> float:
+    """FLOP/s of the fastest of several products: square ones, and a batch of tokens with weights of this model."""
+    chat_model = bench.chat_model
+    device, dtype = torch.device(chat_model.device), torch_dtype(chat_model.dtype)
+    shapes = {(size, size, size) for size in ((512, 1024) if device.type == "cpu" else (4096, 8192))}
+    weights = {tuple(p.shape) for p in chat_model.blocks[0].parameters() if p.ndim == 2}
+    shapes |= {(BATCH_TOKENS[device.type] // part, *shape) for shape in weights for part in (1, 2)}
+    best = 0.0
+    for rows, outputs, inputs in sorted(shapes):
+        states = torch.randn(rows, inputs, dtype=dtype, device=device)
+        weight = torch.randn(outputs, inputs, dtype=dtype, device=device)
+        for _ in range(tries):
+            start = time.perf_counter()
+            torch.nn.functional.linear(states, weight)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            best = max(best, 2.0 * rows * outputs * inputs / (time.perf_counter() - start))
+    return best
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    return float((np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)).max())
