@@ -90,7 +90,7 @@ def nnsight(chat_model: ChatModel) -> Way:
     Raises:
         ImportError: where it is not installed.
     """
-    from nnsight import NNsight
+    from nnsight import NNsight, save
 
     traced = NNsight(_own_modules(chat_model))
 
@@ -98,7 +98,7 @@ def nnsight(chat_model: ChatModel) -> Way:
         found = []
         for ids, mask in _padded(chat_model, sequences):
             with torch.no_grad(), traced.trace(input_ids=ids, attention_mask=mask):
-                outputs = [block.output for block in traced.model.layers].save()
+                outputs = save([block.output for block in traced.model.layers])
             found.append(_at_ends([residual_stream(output) for output in outputs], mask))
         return np.concatenate(found)
 

@@ -57,25 +57,18 @@ def rows(bench: Bench) -> list[Row]:
     engine = np.array(seconds["engine"])
     found = []
     for name, (make, wanted) in _COMPETITORS.items():
-        row = Row(SECTION, name, wanted(bench.chat_model.n_layers), note=notes[name])
+        ratio, timed = np.array([]), {}
         if name in ways:
-            timed = sequences[:_NOTEBOOK_PROMPTS] if make is competitors.notebook else sequences
-            scale = sum(map(len, sequences)) / sum(map(len, timed))
+            given = sequences[:_NOTEBOOK_PROMPTS] if make is competitors.notebook else sequences
+            scale = sum(map(len, sequences)) / sum(map(len, given))
             ratio = np.array(seconds[name]) * scale / engine
-            row = Row(
-                SECTION,
-                name,
-                row.wanted,
-                ratio.tolist(),
-                note=row.note,
-                seconds={name: seconds[name], "engine": seconds["engine"]},
-            )
-        found.append(row)
+            timed = {name: seconds[name], "engine": seconds["engine"]}
+        found.append(Row(SECTION, name, wanted(bench.chat_model.n_layers), ratio.tolist(), "x", notes[name], timed))
     share = 100 * needed_flops(reader, sequences) / engine / np.array(peaks)
     note = f"peak {np.median(peaks) / 1e9:.0f} GFLOP/s"
-    wanted = PEAK_WANTED.get(torch.device(bench.chat_model.device).type, ">= 50 %")
+    aim = PEAK_WANTED.get(torch.device(bench.chat_model.device).type, ">= 50 %")
     timed_engine = {"engine": seconds["engine"], "peak_flops": peaks}
-    return [*found, Row(SECTION, "matmul peak, the engine's share", wanted, share.tolist(), "%", note, timed_engine)]
+    return [*found, Row(SECTION, "matmul peak, the engine's share", aim, share.tolist(), "%", note, timed_engine)]
 
 
 def read_all(reader: ResidualReader, sequences: list[list[int]]) -> np.ndarray:
@@ -96,11 +89,12 @@ def needed_flops(reader: ResidualReader, sequences: list[list[int]]) -> float:
     out, and of a mixture of experts all experts are counted, so that it is for dense models.
     """
     chat_model = reader.chat_model
-    # GPT-2 keeps its weights in modules that are no torch.nn.Linear.
-    weights = sum(p.numel() for block in chat_model.blocks for p in block.parameters() if p.ndim == 2)
     prefix = reader.prefix_tokens
     tokens = prefix + sum(len(ids) - prefix for ids in sequences)
-    return 2.0 * weights * tokens + 2.0 * chat_model.lm_head.weight.numel() * len(sequences)
+    blocks, vocabulary = _matrices(chat_model.blocks), _matrices(chat_model.lm_head)
+    return 2.0 * sum(rows * columns * tokens for rows, columns in blocks) + sum(
+        2.0 * rows * columns * len(sequences) for rows, columns in vocabulary
+    )
 
 
 def matmul_peak(bench: Bench, tries: int = 10) -> float:
@@ -108,7 +102,7 @@ def matmul_peak(bench: Bench, tries: int = 10) -> float:
     chat_model = bench.chat_model
     device, dtype = torch.device(chat_model.device), torch_dtype(chat_model.dtype)
     shapes = {(size, size, size) for size in ((512, 1024) if device.type == "cpu" else (4096, 8192))}
-    weights = {tuple(p.shape) for p in chat_model.blocks[0].parameters() if p.ndim == 2}
+    weights = set(_matrices(chat_model.blocks[0]))
     shapes |= {(BATCH_TOKENS[device.type] // part, *shape) for shape in weights for part in (1, 2)}
     best = 0.0
     for rows, outputs, inputs in sorted(shapes):
@@ -121,6 +115,11 @@ def matmul_peak(bench: Bench, tries: int = 10) -> float:
                 torch.cuda.synchronize(device)
             best = max(best, 2.0 * rows * outputs * inputs / (time.perf_counter() - start))
     return best
+
+
+def _matrices(module: torch.nn.Module) -> list[tuple[int, int]]:
+    """The shapes of its weights; GPT-2 keeps some in modules that are no ``torch.nn.Linear``."""
+    return [(p.shape[0], p.shape[1]) for p in module.parameters() if p.ndim == 2]
 
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -20,7 +21,7 @@ def rows(bench: Bench) -> list[Row]:
     ids = reader.encode(text)
     prefix = ids[: reader.prefix_tokens]
     bare = partial(_bare_pass, bench, ids[len(prefix) :], _keys_and_values(bench, prefix))
-    ways = {"reading": partial(reader.read_tokens, text), "bare": bare}
+    ways: dict[str, Callable[[], object]] = {"reading": partial(reader.read_tokens, text), "bare": bare}
     for way in ways.values():
         way()
     # Short passes: many of them make a round's figure steady.

@@ -34,7 +34,7 @@ OUTSIDE_UI = [path for path in modules(CORE) if path.relative_to(CORE).parts[0] 
 
 @pytest.mark.parametrize("path", OUTSIDE_UI, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_core_does_not_know_the_dashboard(path):
-    assert not uses(path, "streamlit", "refusal_core.ui", "pages", "app")
+    assert not uses(path, "streamlit", "refusal_core.ui", "pages", "app", "benchmarks")
 
 
 @pytest.mark.parametrize("path", modules(CORE / "figures"), ids=lambda path: path.name)
@@ -57,7 +57,7 @@ def test_reading_a_run_needs_no_model_library(name):
 
 
 @pytest.mark.parametrize(
-    "path", modules(CORE) + modules(ROOT / "pages") + [ROOT / "app.py"], ids=lambda path: path.name
+    "path", [*modules(CORE, ROOT / "pages", ROOT / "benchmarks"), ROOT / "app.py"], ids=lambda path: path.name
 )
 def test_nothing_is_unpickled_or_evaluated(path):
     assert not uses(path, "pickle", "dill", "cloudpickle", "joblib")
