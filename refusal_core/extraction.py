@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,8 @@ class Extraction:
         prefix_tokens: template tokens that were run once for all prompts; 0 when they were not shared.
         prefix_note: the same in words, with the reason where it is 0.
         seconds: wall time of the forward passes, those of earlier attempts included.
-        batch_tokens: most new tokens that were run together; less than usual where a device ran out of memory.
+        batch_tokens: most new tokens that were run together.
+        batch_note: the same in words, where a device ran out of memory and got less than usual; else None.
     """
 
     hidden: np.ndarray
@@ -49,7 +49,78 @@ class Extraction:
     prefix_tokens: int
     prefix_note: str
     batch_tokens: int
+    batch_note: str | None
     seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one batch of prompts was found to be.
+
+    Attributes:
+        states: ``(prompt, site, d_model)`` float32.
+        log_odds: ``(prompt,)`` float64.
+        first_token: ``(prompt,)`` text.
+        batch_tokens: most new tokens that fit together.
+    """
+
+    states: np.ndarray
+    log_odds: np.ndarray
+    first_token: list[str]
+    batch_tokens: int
+
+
+Job = tuple[list[list[int]], list[str]]
+"""A batch to read: each prompt's token ids, and where it comes from."""
+Engine = Callable[[ResidualReader, Iterable[Job]], Iterator[tuple[int, Batch]]]
+"""What reads batches: takes them in order, gives them with their places in it, in any order."""
+
+
+class BatchReader:
+    """Reads batches on one device, fewer prompts at a time from when it runs out of memory on."""
+
+    def __init__(self, reader: ResidualReader) -> None:
+        self._reader = reader
+        self._batch_tokens = usual_batch_tokens(reader.chat_model)
+
+    def read(self, job: Job) -> Batch:
+        """Read a batch, in parts where it does not fit.
+
+        Raises:
+            ModelError: when one prompt alone does not fit into the device's memory.
+        """
+        sequences, places = job
+        length = max(1, max(map(len, sequences)) - self._reader.prefix_tokens)
+        parts: list[tuple[np.ndarray, np.ndarray, list[str]]] = []
+        done = 0
+        while done < len(sequences):
+            part = sequences[done : done + max(1, self._batch_tokens // length)]
+            try:
+                states, logits = self._reader.read_last(part)
+                odds = refusal_log_odds(logits, self._reader.refusal_ids)
+            except torch.OutOfMemoryError as error:
+                if len(part) == 1:
+                    raise ModelError(
+                        f"{places[done]} alone does not fit into the memory of {self._reader.chat_model.device} beside "
+                        "the model; choose a smaller model or another device"
+                    ) from error
+                self._batch_tokens = len(part) // 2 * length
+                continue
+            parts.append((states, odds, self._reader.first_tokens(logits)))
+            done += len(part)
+        states, odds, tokens = zip(*parts, strict=True)
+        return Batch(np.concatenate(states), np.concatenate(odds), list(chain(*tokens)), self._batch_tokens)
+
+
+def usual_batch_tokens(chat_model: ChatModel) -> int:
+    """Most new tokens that are run together while there is memory."""
+    return 1 if chat_model.reads_alone else BATCH_TOKENS[torch.device(chat_model.device).type]
+
+
+def in_process(reader: ResidualReader, jobs: Iterable[Job]) -> Iterator[tuple[int, Batch]]:
+    """The :data:`Engine` that reads one batch after the other, here."""
+    batch_reader = BatchReader(reader)
+    return ((number, batch_reader.read(job)) for number, job in enumerate(jobs))
 
 
 def extract(
@@ -62,6 +133,7 @@ def extract(
     places: Sequence[str] | None = None,
     folder: Path | None = None,
     day: str | None = None,
+    engine: Engine = in_process,
 ) -> Extraction:
     """Read every prompt at its last token, all sites in one pass.
 
@@ -74,8 +146,8 @@ def extract(
         places: where each prompt comes from, for errors; ``prompt 1`` and so on without.
         folder: where finished batches are kept as they come, so that work that was stopped goes on there; activations
             stay in a file of it, which whoever gave it removes. Without, nothing is kept.
-
         day: see :func:`refusal_core.templates.render`.
+        engine: where batches are read.
 
     Raises:
         PromptError: when a prompt is longer than the limit.
@@ -84,7 +156,8 @@ def extract(
     """
     places = places or [f"prompt {row}" for row in range(1, len(texts) + 1)]
     reader = ResidualReader(chat_model, system_prompt, thinking, day)
-    sequences = [reader.encode(text) for text in texts]
+    # Arrays: as lists of numbers the tokens of many prompts would take several times as much memory.
+    sequences = [np.array(reader.encode(text), dtype=np.int32) for text in texts]
     n_tokens = np.array([len(ids) for ids in sequences])
     if n_tokens.max() > token_limit:
         row = int(n_tokens.argmax())
@@ -95,52 +168,46 @@ def extract(
     request = {
         "model": chat_model.info.fingerprint,
         "compute": [chat_model.device, chat_model.dtype, reader.prefix_tokens, reader.pads],
-        "tokens": hashlib.sha256(json.dumps(sequences).encode()).hexdigest(),
+        "tokens": hashlib.sha256(n_tokens.tobytes() + b"".join(ids.tobytes() for ids in sequences)).hexdigest(),
         "versions": [version(name) for name in ("torch", "transformers")],
     }
     shape = (len(texts), chat_model.n_layers + 1, chat_model.d_model)
-    batch_tokens = 1 if chat_model.reads_alone else BATCH_TOKENS[torch.device(chat_model.device).type]
+    usual = smallest = usual_batch_tokens(chat_model)
     log_odds, first_token = np.empty(len(texts)), [""] * len(texts)
     with _kept(folder, shape, request) as (hidden, finished):
-        waiting = deque(batches(n_tokens, reader.prefix_tokens, batch_tokens, reader.pads))
+        waiting: list[np.ndarray] = []
         done = 0
         progress(EXTRACTING, 0, len(texts))
-        while waiting:
-            rows = waiting.popleft()
-            length = int(n_tokens[rows[0]]) - reader.prefix_tokens
-            fitting = max(1, batch_tokens // max(1, length))
-            if len(rows) > fitting:
-                waiting.extendleft([rows[fitting:], rows[:fitting]])
-                continue
-            name = " ".join(map(str, rows))
-            found = finished.get(name)
-            if found is None or not _intact(found, hidden):
-                started = time.perf_counter()
-                try:
-                    states, logits = reader.read_last([sequences[row] for row in rows])
-                    odds = refusal_log_odds(logits, reader.refusal_ids)
-                except torch.OutOfMemoryError as error:
-                    if len(rows) == 1:
-                        raise ModelError(
-                            f"{places[rows[0]]} alone does not fit into the memory of {chat_model.device} beside the "
-                            "model; choose a smaller model or another device"
-                        ) from error
-                    batch_tokens = len(rows) // 2 * length
-                    waiting.appendleft(rows)
-                    continue
-                check_finite(states, odds, [(places[row], texts[row]) for row in rows], chat_model)
-                hidden[rows] = states
-                found = [
-                    {"row": row, "sha256": _digest(state), "log_odds": odd, "first_token": token}
-                    for row, state, odd, token in zip(
-                        rows.tolist(), states, odds.tolist(), reader.first_tokens(logits), strict=True
-                    )
-                ]
-                finished.add(name, found, time.perf_counter() - started)
+
+        def take(found: list[dict]) -> None:
+            nonlocal done
             for prompt in found:
                 log_odds[prompt["row"]], first_token[prompt["row"]] = prompt["log_odds"], prompt["first_token"]
-            done += len(rows)
+            done += len(found)
             progress(EXTRACTING, done, len(texts))
+
+        for rows in batches(n_tokens, reader.prefix_tokens, usual, reader.pads):
+            known = finished.get(_name(rows))
+            if known is not None and _intact(known, hidden):
+                take(known)
+            else:
+                waiting.append(rows)
+        jobs = (([sequences[row].tolist() for row in rows], [places[row] for row in rows]) for rows in waiting)
+        started = time.perf_counter()
+        for number, batch in engine(reader, jobs):
+            rows = waiting[number]
+            check_finite(batch.states, batch.log_odds, [(places[row], texts[row]) for row in rows], chat_model)
+            hidden[rows] = batch.states
+            found = [
+                {"row": row, "sha256": _digest(state), "log_odds": odd, "first_token": token}
+                for row, state, odd, token in zip(
+                    rows.tolist(), batch.states, batch.log_odds.tolist(), batch.first_token, strict=True
+                )
+            ]
+            finished.add(_name(rows), found, time.perf_counter() - started)
+            started = time.perf_counter()
+            smallest = min(smallest, batch.batch_tokens)
+            take(found)
     return Extraction(
         hidden=hidden,
         n_tokens=n_tokens,
@@ -148,7 +215,10 @@ def extract(
         refusal_log_odds=log_odds,
         prefix_tokens=reader.prefix_tokens,
         prefix_note=reader.prefix_note,
-        batch_tokens=batch_tokens,
+        batch_tokens=smallest,
+        batch_note=None
+        if smallest == usual
+        else f"{chat_model.device} ran out of memory: {smallest} tokens together in place of {usual}",
         seconds=finished.seconds,
     )
 
@@ -166,7 +236,15 @@ def _kept(folder: Path | None, shape: tuple[int, ...], request: dict) -> Iterato
         path = folder / "hidden.f32"
         size = int(np.prod(shape)) * np.dtype(np.float32).itemsize
         whole = finished.resumed and path.is_file() and path.stat().st_size == size
-        yield np.memmap(path, np.float32, "r+" if whole else "w+", shape=shape), finished
+        prompts, sites, width = shape
+        # Site after site, as they are read later on.
+        states = np.memmap(path, np.float32, "r+" if whole else "w+", shape=(sites, prompts, width))
+        yield states.transpose(1, 0, 2), finished
+
+
+def _name(rows: np.ndarray) -> str:
+    """What a batch is called among the finished ones."""
+    return " ".join(map(str, rows))
 
 
 def _intact(found: list[dict], hidden: np.ndarray) -> bool:

@@ -196,6 +196,7 @@ def run(
                 "quantise": quantise,
                 "weights": chat_model.weights_in_words,
                 "batch_tokens": extraction.batch_tokens,
+                "batch_note": extraction.batch_note,
                 "prefix_tokens": extraction.prefix_tokens,
                 "prefix_note": extraction.prefix_note,
                 "seed": seed,

@@ -334,6 +334,8 @@ def test_a_device_without_memory_gets_smaller_batches(monkeypatch):
     monkeypatch.setattr(ResidualReader, "read_last", cramped)
     found = extract(chat_model, MANY)
     assert found.batch_tokens < whole.batch_tokens
+    assert whole.batch_note is None
+    assert found.batch_note == f"cpu ran out of memory: {found.batch_tokens} tokens together in place of 1024"
     assert sum(sizes[SAMPLES:]) == len(MANY)
     np.testing.assert_allclose(found.hidden, whole.hidden, atol=1e-5)
 
