@@ -272,6 +272,7 @@ def refit(
                 "device": chat_model.placement,
                 "weights": chat_model.weights_in_words,
                 "batch_tokens": extraction.batch_tokens,
+                "batch_note": extraction.batch_note,
                 "prefix_tokens": extraction.prefix_tokens,
                 "prefix_note": extraction.prefix_note,
             }

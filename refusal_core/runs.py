@@ -55,6 +55,8 @@ _RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,180}")
 _FILE_NAME = re.compile(r"[a-z0-9_]+\.(parquet|safetensors)")
 _TITLES = ".titles.json"
 LONGEST_TITLE = 80
+BLOCK = 256
+"""Prompts whose activations are written together."""
 _MOST_CELLS = 200_000_000
 
 
@@ -251,7 +253,7 @@ def save_run(
         for name, table in evidence.items():
             table.to_parquet(partial / f"evidence_{name}.parquet", index=False)
         if activations is not None:
-            save_file({"activations": np.ascontiguousarray(activations)}, partial / ACTIVATIONS)
+            _write_activations(activations, partial / ACTIVATIONS)
         files = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
         complete = {"format_version": FORMAT_VERSION, "run_id": run_id, **manifest, "files": files}
         (partial / MANIFEST).write_text(json.dumps(complete, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -646,6 +648,19 @@ def _long(prompt_ids: pd.Series, projections: np.ndarray, crossfit: np.ndarray) 
             "projection_crossfit": crossfit.ravel(),
         }
     )
+
+
+def _write_activations(activations: np.ndarray, path: Path) -> None:
+    """As safetensors, prompt after prompt: those of many prompts are in a file larger than memory."""
+    entry = {"dtype": "F32", "shape": activations.shape, "data_offsets": [0, 4 * activations.size]}
+    header = json.dumps({"activations": entry}).encode()
+    # The header's length in eight bytes, the header, filled up to a multiple of eight, the numbers.
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for start in range(0, len(activations), BLOCK):
+            block = activations[start : start + BLOCK]
+            file.write(np.ascontiguousarray(block, dtype="<f4").data)
 
 
 def _sha256(path: Path) -> str:
