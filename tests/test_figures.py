@@ -18,7 +18,7 @@ from refusal_core.figures.histograms import histogram
 from refusal_core.figures.layers import SUMMARIES, eight_layers, separation, three_questions
 from refusal_core.figures.panels import AXES, LEVELS, PANELS, POINTS, linked
 from refusal_core.figures.style import safe
-from refusal_core.figures.tokens import END_OF_PROMPT, token_heatmap
+from refusal_core.figures.tokens import COLOURS_END, END_OF_PROMPT, token_heatmap
 from refusal_core.findings import QUESTIONS
 from refusal_core.published import published_table
 from refusal_core.report import report_html
@@ -206,7 +206,7 @@ def test_the_heat_map_shows_every_token_at_every_layer_and_ends_where_the_direct
     spread = np.sqrt((run.layer_stats["harmful_std"] ** 2 + run.layer_stats["harmless_std"] ** 2) / 2).to_numpy()
     middle = ((run.layer_stats["harmful_mean"] + run.layer_stats["harmless_mean"]) / 2).to_numpy()
     np.testing.assert_allclose(drawn.z, (raw - middle) / spread, atol=1e-3)
-    assert drawn.zmax == -drawn.zmin
+    assert (drawn.zmin, drawn.zmax) == (-COLOURS_END, COLOURS_END)
     hovered = drawn.customdata
     assert [float(value) for value in hovered[1, :, 0]] == pytest.approx(raw[1], rel=1e-3)
     assert hovered[:, 0, 1].tolist() == ["How", "␣do", "␣I", "⏎", END_OF_PROMPT]

@@ -15,7 +15,8 @@ END_OF_PROMPT = "end of prompt"
 ROW_HEIGHT = 17
 _MARGINS = {"l": 8, "r": 8, "t": 48, "b": 48}
 _LABEL_LENGTH = 16
-_LEAST_RANGE = 3.0
+COLOURS_END = 4.0
+"""Standard deviations from the midpoint at which the colours end."""
 
 
 def token_heatmap(
@@ -24,8 +25,9 @@ def token_heatmap(
     """Each token of a prompt as a row, each site as a column, in a figure as tall as the prompt is long.
 
     The last row is the last token of the template, where directions are read. Colours are
-    :func:`~refusal_core.outliers.standardised`, so that layers compare; few tokens are as extreme as the first ones
-    of a text, so the colours end where 95 % of the cells do.
+    :func:`~refusal_core.outliers.standardised`, so that layers compare, and the same for every prompt, so that prompts
+    do: in the first layers tokens lie tens of standard deviations out, and a scale that reached there would leave the
+    rest blank.
 
     Args:
         token_projection: ``(token, site)`` in activation units.
@@ -34,8 +36,6 @@ def token_heatmap(
     """
     raw = np.vstack([token_projection.reshape(-1, run.n_sites), projection])
     values = standardised(run, raw)
-    known = np.abs(values[np.isfinite(values)])
-    ends = max(_LEAST_RANGE, float(np.percentile(known, 95)) if known.size else 0.0)
     names = [_shown(token) for token in tokens] + [END_OF_PROMPT]
     rows = np.arange(len(names))
     customdata = np.empty((*raw.shape, 3), dtype=object)
@@ -48,8 +48,8 @@ def token_heatmap(
         x=np.arange(run.n_sites),
         y=rows,
         z=values.round(3),
-        zmin=-ends,
-        zmax=ends,
+        zmin=-COLOURS_END,
+        zmax=COLOURS_END,
         # Between the label's colours the page itself shows through, light or dark.
         colorscale=[[0.0, HARMLESS], [0.5, "rgba(140,140,140,0.08)"], [1.0, HARMFUL]],
         xgap=1,
@@ -66,7 +66,14 @@ def token_heatmap(
             "y": 1,
             "yanchor": "bottom",
             "ypad": 4,
-            "nticks": 5,
+            "tickvals": [-COLOURS_END, -COLOURS_END / 2, 0, COLOURS_END / 2, COLOURS_END],
+            "ticktext": [
+                f"≤ −{COLOURS_END:.0f}",
+                f"−{COLOURS_END / 2:.0f}",
+                "0",
+                f"{COLOURS_END / 2:.0f}",
+                f"≥ {COLOURS_END:.0f}",
+            ],
         },
     )
     figure.add_hline(y=len(tokens) - 0.5, line={"width": 1.5, "color": "#8C8C8C"})

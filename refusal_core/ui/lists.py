@@ -158,6 +158,8 @@ def list_form(run: Run, source: str | None) -> None:
     assert source is not None
     begun = _until_the_visit_ends(str(time.monotonic_ns()), run, source, texts)
     st.session_state.setdefault(_LISTS, {})[run.run_id] = begun
+    # In place of the form there is now its progress.
+    st.rerun()
 
 
 def list_progress(job: ListScoring) -> None:

@@ -9,7 +9,7 @@ from refusal_core.errors import PromptError, RefusalError
 from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.histograms import histogram
 from refusal_core.figures.style import LINE_COLOURS, safe
-from refusal_core.figures.tokens import token_heatmap
+from refusal_core.figures.tokens import COLOURS_END, token_heatmap
 from refusal_core.outliers import nearest_prompts
 from refusal_core.runs import Run
 from refusal_core.scoring import Score
@@ -193,9 +193,10 @@ def show_figures(run: Run, score: Score | None, site: int) -> None:
         with st.container(height=min(int(figure.layout.height) + 40, 520), border=False, key="live_heatmap"):
             chart(figure, "live_tokens")
         st.caption(
-            "In pooled standard deviations from the midpoint of the two labels, harmful in orange. The direction was "
-            "read at the end of the prompt, the template's last token; the prompt's own tokens are for orientation. "
-            "Dotted: the layer chosen above."
+            "In pooled standard deviations from the midpoint of the two labels, harmful in orange; the colours end at "
+            f"{COLOURS_END:.0f}, because tokens of the first layers lie far further out. The direction was read at the "
+            "end of the prompt, the template's last token; the prompt's own tokens are for orientation. Dotted: the "
+            "layer chosen above."
         )
     st.markdown("##### Nearest prompts of the run, over all layers")
     st.dataframe(

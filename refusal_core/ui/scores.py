@@ -31,7 +31,8 @@ def score_table(run: Run, scores: Sequence[Score], site: int, key: str, every_si
     st.dataframe(
         table,
         column_config={
-            "prompt": st.column_config.TextColumn(width="large"),
+            # With every other column in sight beside it on a laptop.
+            "prompt": st.column_config.TextColumn(width=300),
             "projection": st.column_config.NumberColumn(
                 format="%.3f", help=f"At {run.site_label(site)}, in activation units."
             ),

@@ -22,6 +22,8 @@ from refusal_core.runs import Run, open_run
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Streamlit asks for these below a page's own address first, and then where they are.
 STREAMLITS_OWN = ("/_stcore/health", "/_stcore/host-config")
+# Parts of a page load their own scripts when they are first drawn: on a busy machine five seconds are too few.
+expect.set_options(timeout=30_000)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

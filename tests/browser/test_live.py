@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from driving import ROOT, let_settle, letters, served
 from playwright.sync_api import Page, expect
@@ -77,8 +79,18 @@ def projection(page: Page):
 
 def type_and_wait(page: Page, text: str, value: str) -> None:
     field(page).fill(text)
-    expect(page.get_by_text(f"Scored: {' '.join(text.split())}", exact=True)).to_be_visible(timeout=PATIENCE)
+    # A long prompt is cut, and control characters have no glyph.
+    beginning = re.split(r"[\x00-\x1f]", " ".join(text.split()))[0][:100]
+    said = re.compile("^Scored: " + re.escape(beginning))
+    expect(page.get_by_text(said)).to_be_visible(timeout=PATIENCE)
     expect(projection(page)).to_have_text(value, timeout=PATIENCE)
+
+
+def assert_untouched(page: Page) -> None:
+    """No prompt has run as a script, nor become HTML, Markdown or a formula."""
+    assert page.title() != "owned"
+    main = page.locator("[data-testid=stMain]")
+    assert main.locator("img[src='x'], .katex, a[href*='example.com'], img[src*='example.com']").count() == 0
 
 
 def test_what_is_shown_is_said_to_be_of_the_prompt_it_is_of(visit, expected):
@@ -135,8 +147,7 @@ def test_suggestions_pins_and_history(visit, expected):
     page.get_by_role("button", name="History (4)").click()
     for text in HOSTILE[:3]:
         expect(page.get_by_role("button", name=letters(text)[:60])).to_be_visible()
-    assert page.title() != "owned"
-    assert page.locator("[data-testid=stMain] img[src='x'], [data-testid=stMain] .katex").count() == 0
+    assert_untouched(page)
     page.get_by_role("button", name=contrast.one).click()
     expect(page.get_by_text(f"Scored: {contrast.one}", exact=True)).to_be_visible(timeout=PATIENCE)
     expect(field(page)).to_have_value(contrast.one)
@@ -154,6 +165,7 @@ def test_a_pasted_list_is_scored_while_others_type_and_can_be_stopped(visit, exp
     page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.get_by_text("Stopped:")).to_be_visible(timeout=PATIENCE)
     prompts.fill("\n".join(["flute", *HOSTILE[:3], "flute " * 1000]))
+    expect(page.get_by_role("button", name="Score the list")).to_be_enabled()
     page.get_by_role("button", name="Score the list").click()
     expect(page.get_by_text("4 of 5 prompts scored")).to_be_visible(timeout=PATIENCE)
     expect(page.get_by_role("heading", name="Not scored")).to_be_visible()
@@ -162,6 +174,41 @@ def test_a_pasted_list_is_scored_while_others_type_and_can_be_stopped(visit, exp
         let_settle(page)
         main = page.locator("[data-testid=stMain]")
         assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 0
+
+
+def test_hostile_prompts_are_scored_and_pinned_as_text(visit, expected):
+    page = visit()
+    for text in (" ".join(each.split("\n")) for each in HOSTILE):
+        type_and_wait(page, text, expected(text))
+        page.get_by_role("button", name="Pin to compare").click()
+        expect(page.get_by_role("button", name="Pin to compare")).to_be_disabled()
+    expect(page.get_by_role("button", name="Unpin")).to_have_count(len(HOSTILE))
+    shown = [letters(each) for each in page.locator("[data-testid=stText]").all_text_contents()]
+    for place, text in enumerate(HOSTILE):
+        assert f"{place + 1}. {letters(' '.join(text.split()))}" in shown
+    assert_untouched(page)
+
+
+def test_a_hostile_file_is_scored_as_text(visit, tiny_chat_model, tiny_run):
+    page = visit()
+    texts = [*HOSTILE, "flute " * 17_000]
+    page.get_by_role("tab", name="A list").click()
+    content = pd.DataFrame({"text": texts}).to_csv(index=False).encode()
+    file = {"name": "../../<b>prompts.csv", "mimeType": "text/csv", "buffer": content}
+    page.locator("[data-testid=stFileUploader] input").set_input_files(file)
+    expect(page.locator("[data-testid=stFileUploaderFileName]")).to_be_visible()
+    page.get_by_role("button", name="Score the list").click()
+    expect(page.get_by_text(f"{len(HOSTILE)} of {len(texts)} prompts scored")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("heading", name="Not scored")).to_be_visible()
+    table = page.locator("[data-testid=stDataFrame]").first
+    table.hover()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download as CSV").first.click()
+    written = pd.read_csv(download.value.path())
+    assert written["prompt"].tolist() == list(HOSTILE)
+    known = [each.projection[SITE] for each in score(tiny_chat_model, tiny_run, list(HOSTILE))]
+    assert written["projection"].tolist() == pytest.approx(known, abs=1e-4)
+    assert_untouched(page)
 
 
 def test_a_long_prompt_scrolls_inside_its_heat_map(visit, expected):
