@@ -68,7 +68,10 @@ def transformer_lens(chat_model: ChatModel) -> Way:
     from transformer_lens.model_bridge import TransformerBridge
 
     bridge = TransformerBridge.boot_transformers(
-        chat_model.info.name, hf_model=_own_modules(chat_model), tokenizer=chat_model.tokenizer, dtype=torch.float32
+        chat_model.info.name,
+        hf_model=_own_modules(chat_model),
+        tokenizer=chat_model.tokenizer,
+        dtype=chat_model.model.dtype,
     )
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(chat_model.n_layers)]
     wanted = [*names, *(f"blocks.{layer}.hook_out" for layer in range(chat_model.n_layers))]

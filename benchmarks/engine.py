@@ -18,6 +18,7 @@ SECTION = "engine"
 PEAK_WANTED = {"cpu": ">= 80 %"}
 _TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 1e-1}
 _NOTEBOOK_PROMPTS = 2
+_TIMED_BATCHES = 4
 _COMPETITORS: dict[str, tuple[Callable, Callable[[int], str]]] = {
     "notebook, a pass a layer and prompt": (competitors.notebook, lambda layers: f">= {60 * layers / 28:.3g} x"),
     "transformers, padded batches of 16": (competitors.transformers, lambda layers: ">= 2.5 x"),
@@ -30,14 +31,15 @@ def rows(bench: Bench) -> list[Row]:
     """Every competitor's time over the engine's, and the engine's share of the matmul peak."""
     reader = ResidualReader(bench.chat_model)
     sequences = [reader.encode(text) for text in bench.texts]
-    ours = read_all(reader, sequences)
+    read_all(reader, sequences[: competitors.BATCH])
     ways: dict[str, Callable[[], object]] = {"engine": partial(read_all, reader, sequences)}
     notes = {}
     for name, (make, _) in _COMPETITORS.items():
-        given = sequences[:_NOTEBOOK_PROMPTS] if make is competitors.notebook else sequences
+        given = _given(make, sequences)
+        checked = given[: competitors.BATCH]
         try:
             way = make(bench.chat_model)
-            error = _difference(way(given), ours[: len(given), : bench.chat_model.n_layers])
+            error = _difference(way(checked), read_all(reader, checked)[:, : bench.chat_model.n_layers])
         except ImportError:
             notes[name] = "not installed (requirements-benchmarks.txt)"
             continue
@@ -55,20 +57,29 @@ def rows(bench: Bench) -> list[Row]:
     ways["peak"] = lambda: peaks.append(matmul_peak(bench))
     seconds = in_turn(ways, bench.rounds)
     engine = np.array(seconds["engine"])
-    found = []
+    rows = []
     for name, (make, wanted) in _COMPETITORS.items():
         ratio, timed = np.array([]), {}
         if name in ways:
-            given = sequences[:_NOTEBOOK_PROMPTS] if make is competitors.notebook else sequences
-            scale = sum(map(len, sequences)) / sum(map(len, given))
+            scale = sum(map(len, sequences)) / sum(map(len, _given(make, sequences)))
             ratio = np.array(seconds[name]) * scale / engine
             timed = {name: seconds[name], "engine": seconds["engine"]}
-        found.append(Row(SECTION, name, wanted(bench.chat_model.n_layers), ratio.tolist(), "x", notes[name], timed))
+        rows.append(Row(SECTION, name, wanted(bench.chat_model.n_layers), ratio.tolist(), "x", notes[name], timed))
     share = 100 * needed_flops(reader, sequences) / engine / np.array(peaks)
-    note = f"peak {np.median(peaks) / 1e9:.0f} GFLOP/s"
+    note = f"peak {np.median(peaks) / 1e9:.0f} GFLOP/s; {_spent(reader, sequences)}"
     aim = PEAK_WANTED.get(torch.device(bench.chat_model.device).type, ">= 50 %")
     timed_engine = {"engine": seconds["engine"], "peak_flops": peaks}
-    return [*found, Row(SECTION, "matmul peak, the engine's share", aim, share.tolist(), "%", note, timed_engine)]
+    return [*rows, Row(SECTION, "matmul peak, the engine's share", aim, share.tolist(), "%", note, timed_engine)]
+
+
+def _given(make: Callable, sequences: list[list[int]]) -> list[list[int]]:
+    """What a competitor is timed on: a few whole batches, spread evenly over the prompts in their order."""
+    if make is competitors.notebook:
+        return sequences[:_NOTEBOOK_PROMPTS]
+    if len(sequences) <= _TIMED_BATCHES * competitors.BATCH:
+        return sequences
+    starts = np.linspace(0, len(sequences) - competitors.BATCH, _TIMED_BATCHES, dtype=int)
+    return [ids for start in starts for ids in sequences[start : start + competitors.BATCH]]
 
 
 def read_all(reader: ResidualReader, sequences: list[list[int]]) -> np.ndarray:
@@ -115,6 +126,22 @@ def matmul_peak(bench: Bench, tries: int = 10) -> float:
                 torch.cuda.synchronize(device)
             best = max(best, 2.0 * rows * outputs * inputs / (time.perf_counter() - start))
     return best
+
+
+def _spent(reader: ResidualReader, sequences: list[list[int]]) -> str:
+    """Where the engine's time goes: its share in products with weights, and how many tokens are padding."""
+    lengths = np.array([len(ids) for ids in sequences]) - reader.prefix_tokens
+    device = torch.device(reader.chat_model.device).type
+    together = batches(lengths, 0, BATCH_TOKENS[device], reader.pads)
+    padding = 1 - lengths.sum() / sum(len(rows) * lengths[rows].max() for rows in together)
+    said = f"{100 * padding:.1f} % of its tokens are padding"
+    if device == "cpu":
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+            read_all(reader, _given(competitors.transformers, sequences))
+        spent = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+        products = sum(spent.get(name, 0) for name in ("aten::mm", "aten::addmm", "aten::bmm"))
+        said += f", {100 * products / sum(spent.values()):.0f} % of its time matrix products"
+    return said
 
 
 def _matrices(module: torch.nn.Module) -> list[tuple[int, int]]:

@@ -42,6 +42,17 @@ def test_a_competitor_with_other_numbers_is_not_timed(monkeypatch):
     assert rows["nnsight trace"].values == []
     assert "other numbers than the engine's" in rows["nnsight trace"].note
     assert rows["transformers, padded batches of 16"].values
+    assert "% of its time matrix products" in rows["matmul peak, the engine's share"].note
+
+
+def test_competitors_are_timed_on_whole_batches_from_the_first_to_the_last_prompt():
+    sequences = [[row] for row in range(1000)]
+    given = engine._given(competitors.transformers, sequences)
+    assert len(given) == 4 * competitors.BATCH
+    assert given[: competitors.BATCH] == sequences[: competitors.BATCH]
+    assert given[-competitors.BATCH :] == sequences[-competitors.BATCH :]
+    assert engine._given(competitors.transformers, sequences[:50]) == sequences[:50]
+    assert engine._given(competitors.notebook, sequences) == sequences[:2]
 
 
 def test_only_the_work_that_had_to_be_done_is_counted():
