@@ -294,7 +294,7 @@ def open_run(run_id: str, cache: str | Path | None = None) -> Run:
         shape = (len(prompts), len(layer_stats))
         projections = long["projection"].to_numpy(np.float64).reshape(shape)
         crossfit = long["projection_crossfit"].to_numpy(np.float64).reshape(shape)
-        if not (long["prompt_id"].to_numpy().reshape(shape)[:, 0] == prompts["prompt_id"].to_numpy()).all():
+        if not (long["prompt_id"].iloc[:: shape[1]].to_numpy() == prompts["prompt_id"].to_numpy()).all():
             raise ValueError("projections are of other prompts")
         if not directions.n_sites == shape[1] == manifest["model"]["n_layers"] + 1:
             raise ValueError("its tables are of different numbers of sites")
@@ -572,7 +572,10 @@ def _check_prompts(prompts: pd.DataFrame) -> None:
     missing = (_PROMPT_TEXTS | _PROMPT_NUMBERS | {"fitted"}) - set(prompts.columns)
     if missing:
         raise ValueError(f"{PROMPTS} lacks {', '.join(sorted(missing))}")
-    texts = all(isinstance(value, str) for name in ("prompt_id", "text", "label", "source") for value in prompts[name])
+    texts = all(
+        pd.api.types.is_string_dtype(prompts[name]) and prompts[name].notna().all()
+        for name in ("prompt_id", "text", "label", "source")
+    )
     numbers = all(pd.api.types.is_numeric_dtype(prompts[name]) for name in _PROMPT_NUMBERS)
     if not texts or not numbers or not pd.api.types.is_bool_dtype(prompts["fitted"]):
         raise ValueError(f"{PROMPTS} has other kinds of values than prompts have")

@@ -122,3 +122,36 @@ def intervene(run: runs.Run, folder: Path, **options: object) -> pd.DataFrame:
         "control_layers": range(run.n_layers),
     }
     return intervention.record(run, load_model(folder, dtype="float32"), read_rules(), **(given | options))
+
+
+def save_large_run(cache: Path, n_prompts: int = 25_000, n_layers: int = 28) -> str:
+    """Store a run of many prompts, whose evidence is that of a few of them; its name."""
+    few = synthetic_prompts()
+    rng = np.random.default_rng(5)
+    hidden = rng.normal(size=(len(few), n_layers + 1, WIDTH)).astype(np.float32)
+    analysis = pipeline.analyse(hidden, few)
+    rows = np.concatenate([np.arange(len(few)), rng.integers(0, int(few["fitted"].sum()), n_prompts - len(few))])
+    prompts = few.iloc[rows].reset_index(drop=True)
+    prompts.loc[len(few) :, "text"] += [f", again {place}" for place in range(len(few), n_prompts)]
+    prompts["prompt_id"] = [prompt_id(text) for text in prompts["text"]]
+    prompts.loc[len(few) :, "pair_id"] = None
+    tables = analysis.evidence.to_tables()
+    components = tables["components"]
+    each = [
+        group.iloc[rows].assign(prompt_id=prompts["prompt_id"].to_numpy()) for _, group in components.groupby("site")
+    ]
+    tables["components"] = pd.concat(each, ignore_index=True)
+    noise = rng.normal(scale=0.1, size=(n_prompts, n_layers + 1))
+    run_id = f"large--pairs--{n_prompts}--00000000--float32"
+    runs.save_run(
+        run_id,
+        synthetic_manifest(prompts, n_layers, WIDTH),
+        prompts,
+        analysis.projections[rows] + noise,
+        analysis.projections_crossfit[rows] + noise,
+        analysis.layer_stats,
+        analysis.directions,
+        tables,
+        cache=cache,
+    )
+    return run_id

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny_config, tiny_model
 
-from benchmarks import competitors, engine, random_models
+from benchmarks import competitors, engine, memory, random_models
 from benchmarks.__main__ import main
 from benchmarks.rounds import Bench, Row, in_turn, table
 from refusal_core.activations import ResidualReader
@@ -77,7 +77,7 @@ def test_ways_take_turns_and_the_median_is_shown():
 def test_one_command_prints_a_table_and_writes_it(tiny_folder, tmp_path, capsys):
     output = tmp_path / "found.json"
     arguments = ["--model", str(tiny_folder), "--limit", "8", "--rounds", "2", "--dtype", "float32", "--device", "cpu"]
-    assert main([*arguments, "--output", str(output)]) == 0
+    assert main(["engine", "live", *arguments, "--output", str(output)]) == 0
     found = json.loads(output.read_text())
     printed = capsys.readouterr().out
     assert found["about"]["prompt_count"] == 16
@@ -98,3 +98,13 @@ def test_a_model_of_random_weights_runs_from_a_configuration_alone(tiny_folder, 
     reader = ResidualReader(chat_model)
     hidden, _ = reader.read_last([reader.encode(text) for text in TEXTS[:3]])
     assert np.isfinite(hidden).all()
+
+
+def test_the_memory_of_a_whole_run_is_measured_in_a_process_of_its_own(tiny_chat_model, monkeypatch):
+    monkeypatch.setattr(memory, "COUNTS", (64,))
+    (row,) = memory.rows(Bench(tiny_chat_model, TEXTS, 1))
+    # The interpreter and torch by themselves are some hundred megabytes.
+    assert 0.1 < row.values[0] < 1.5
+    prompts = 64 + 144
+    assert f"activations {prompts * 25 * 896 * 4 / 1e9:.2f} GB" in row.note
+    assert row.cells()[1] == "64 prompts, over the weights"

@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import synthetic_manifest
+from safetensors.numpy import load_file
+from synthetic import save_large_run, synthetic_manifest
 
 from refusal_core import runs
 from refusal_core.directions import fit_directions
@@ -52,13 +53,15 @@ def save(cache, run_id: str = RUN_ID, activations: bool = False) -> runs.Run:
     )
 
 
-def test_what_is_saved_is_what_is_opened(tmp_path):
+def test_what_is_saved_is_what_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "BLOCK", 5)
     saved = save(tmp_path, activations=True)
     opened = runs.open_run(RUN_ID, tmp_path)
     np.testing.assert_array_equal(saved.projections, opened.projections)
     np.testing.assert_array_equal(opened.projections_crossfit, opened.projections - 1)
     hidden = runs.load_activations(opened)
     assert hidden.shape == (16, 4, 6)
+    np.testing.assert_array_equal(load_file(opened.path / runs.ACTIVATIONS)["activations"], hidden)
     np.testing.assert_allclose(opened.directions.project(hidden), opened.projections)
     assert (opened.n_layers, opened.n_sites) == (3, 4)
     assert set(runs.verify_run(RUN_ID, tmp_path)) == {
@@ -68,6 +71,17 @@ def test_what_is_saved_is_what_is_opened(tmp_path):
         "directions.safetensors",
         "activations.safetensors",
     }
+
+
+@pytest.mark.slow
+def test_a_run_of_25000_prompts_opens_in_less_than_a_second(tmp_path):
+    run_id = save_large_run(tmp_path)
+    # Of the processor, since other programs may be using it too.
+    started = time.process_time()
+    run = runs.open_run(run_id, tmp_path)
+    assert time.process_time() - started < 1
+    assert run.projections.shape == (25_000, 29)
+    assert len(run.evidence_tables()["components"]) == 25_000 * 29
 
 
 def test_only_whole_runs_are_ever_seen(tmp_path, monkeypatch):
