@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from refusal_core import __version__, runs
 from refusal_core.conditions import PRESETS
-from refusal_core.devices import DTYPES
+from refusal_core.devices import DTYPES, ENGINES
 from refusal_core.errors import RefusalError, RenderingError
 from refusal_core.progress import Progress
 from refusal_core.progress_bars import ProgressBars
@@ -97,6 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--token-limit", type=int, default=TOKEN_LIMIT, metavar="N", help="longest prompt accepted")
     _machine(run)
     run.add_argument("--seed", type=int, default=0)
+    run.add_argument(
+        "--engine", choices=ENGINES, default=ENGINES[0], help="read prompts here, or by Ray's actors (default: here)"
+    )
+    run.add_argument("--actors", type=int, metavar="N", help="of ray, each with the model (default: one a GPU, or 2)")
     run.add_argument("--keep-activations", action="store_true", help="store activations.safetensors with the run")
     _progress_file(run)
     run.set_defaults(command=_run)
@@ -263,6 +267,8 @@ def _run(options: argparse.Namespace) -> None:
             text_column=options.text_column,
             label_column=options.label_column,
             keep_activations=options.keep_activations,
+            engine=options.engine,
+            actors=options.actors,
             cache=options.cache,
             progress=progress,
         )

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 SPREAD = "spread"
 """The device of a model that is larger than one: its blocks lie on all accelerators, in memory and on disk."""
+RAY = "ray"
+ENGINES = ("process", RAY)
+"""Where prompts are read: in this process, or by Ray's actors, on one machine or many."""
 _WORTHWHILE_SPEEDUP = 1.5
 
 

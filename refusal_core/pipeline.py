@@ -17,7 +17,7 @@ import pandas as pd
 
 from refusal_core import runs
 from refusal_core.crossfit import crossfit
-from refusal_core.devices import DTYPES, choose_device, choose_dtype
+from refusal_core.devices import DTYPES, ENGINES, RAY, SPREAD, choose_device, choose_dtype
 from refusal_core.directions import Directions, fit_directions
 from refusal_core.errors import PromptError, RefusalError, RunError
 from refusal_core.evidence import CONTRAST, Evidence, evaluate, prompt_groups
@@ -83,6 +83,8 @@ def run(
     text_column: str | None = None,
     label_column: str | None = None,
     keep_activations: bool = False,
+    engine: str = ENGINES[0],
+    actors: int | None = None,
     cache: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> RunResult:
@@ -100,6 +102,9 @@ def run(
         quantise: 8 or 4 bits; see :func:`refusal_core.models.load_model`.
         dtype: ``auto`` takes what is fast on the device, and accepts a cached run of any dtype.
         seed: of the folds and of everything random in the evidence.
+        engine: of :data:`ENGINES`: read prompts in this process, or by Ray's actors, each with the model. The numbers
+            are the same.
+        actors: how many there are, with ``ray``; by default one a GPU, or two.
         progress: called for loading, extracting, testing and saving.
 
     Raises:
@@ -115,6 +120,7 @@ def run(
         raise RefusalError(f"expected a seed of 0 or more, got {seed}")
     borrowed = None if template is None else borrow_template(template)
     info = as_opened(identify(model, revision), quantise)
+    _check_engine(engine, actors, device)
     request = {
         "model": info.fingerprint,
         "prompts": contrast.sha256,
@@ -142,6 +148,15 @@ def run(
                 )
             return RunResult(found, cached=True)
 
+    # The engine imports torch; a cached run never gets here.
+    from refusal_core.activations import REFUSAL_OPENINGS, refusal_token_ids
+    from refusal_core.extraction import Engine, extract, in_process
+
+    reading: Engine = in_process
+    if engine == RAY:
+        from refusal_core.ray_engine import on_actors
+
+        reading = on_actors(model, revision, actors, template=borrowed, quantise=quantise)
     device = choose_device(device)
     dtype = choose_dtype(device, dtype)
     run_id = f"{stem}--{dtype}"
@@ -151,10 +166,6 @@ def run(
         progress(LOADING, 1, 1)
         day = datetime.now().date().isoformat() if tells_the_date(chat_model.tokenizer) else None
         table = _prompt_table(contrast, [chosen for chosen, _ in transfer_sets])
-        # The engine imports torch; a cached run never gets here.
-        from refusal_core.activations import REFUSAL_OPENINGS, refusal_token_ids
-        from refusal_core.extraction import extract
-
         extraction = extract(
             chat_model,
             table["text"].tolist(),
@@ -165,6 +176,7 @@ def run(
             places=_places(table),
             folder=folder,
             day=day,
+            engine=reading,
         )
         _add_replies(table, extraction)
 
@@ -195,6 +207,7 @@ def run(
                 "dtype": dtype,
                 "quantise": quantise,
                 "weights": chat_model.weights_in_words,
+                "engine": engine,
                 "batch_tokens": extraction.batch_tokens,
                 "batch_note": extraction.batch_note,
                 "prefix_tokens": extraction.prefix_tokens,
@@ -492,6 +505,15 @@ def _save(
         activations=activations,
         cache=cache,
     )
+
+
+def _check_engine(engine: str, actors: int | None, device: str) -> None:
+    if engine not in ENGINES:
+        raise RefusalError(f"there is no engine {engine!r}; choose {' or '.join(ENGINES)}")
+    if actors is not None and (engine != RAY or actors < 1):
+        raise RefusalError(f"expected actors, 1 or more, with the engine {RAY}; got {actors} with {engine}")
+    if engine == RAY and device == SPREAD:
+        raise RefusalError(f"each actor of {RAY} has one device: choose another than {SPREAD}, or another engine")
 
 
 def _check_names(contrast: PromptSet, transfer: list[PromptSet]) -> None:

@@ -1,0 +1,122 @@
+"""Extraction by two of Ray's actors on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+from importlib.util import find_spec
+
+import numpy as np
+import psutil
+import pytest
+from tiny import LLAMA_LIKE
+
+from refusal_core import pipeline
+from refusal_core.__main__ import main
+from refusal_core.errors import ModelError, RefusalError
+from refusal_core.extraction import extract
+from refusal_core.models import ChatModel, load_model
+
+MISSING = "Ray is not installed: pip install -r requirements-ray.txt"
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason=MISSING)
+# As many lengths as there are to be shards.
+TEXTS = [f"Tell me {'more ' * (place % 6)}about number {place:02}" for place in range(30)]
+
+
+@pytest.fixture(scope="module")
+def chat_model(tiny_folder) -> ChatModel:
+    return load_model(tiny_folder, dtype="float32", device="cpu")
+
+
+def actors() -> list[psutil.Process]:
+    """The processes of Ray's actors that this process has started."""
+    return [each for each in psutil.Process().children(recursive=True) if _title(each).startswith("ray::Map")]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@needs_ray
+@pytest.mark.slow
+def test_two_actors_read_what_one_process_reads_and_a_killed_one_costs_its_shard(chat_model, tiny_folder, tmp_path):
+    from refusal_core.ray_engine import on_actors
+
+    whole = extract(chat_model, TEXTS)
+    killed, addresses, counts = [], set(), []
+
+    def kill_one(stage: str, done: int, total: int) -> None:
+        counts.append(done)
+        own = actors()
+        addresses.update(
+            connection.laddr.ip
+            for each in psutil.Process().children(recursive=True)
+            for connection in each.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        )
+        if done and not killed:
+            killed.append(own[0].pid)
+            os.kill(own[0].pid, signal.SIGKILL)
+
+    found = extract(chat_model, TEXTS, engine=on_actors(tiny_folder, actors=2), progress=kill_one, folder=tmp_path)
+    assert killed
+    assert not psutil.pid_exists(killed[0])
+    assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert counts == sorted(counts)
+    assert counts[-1] == len(TEXTS)
+    np.testing.assert_array_equal(found.hidden, whole.hidden)
+    np.testing.assert_array_equal(found.refusal_log_odds, whole.refusal_log_odds)
+    assert found.first_token == whole.first_token
+    assert found.batch_tokens == whole.batch_tokens
+    assert not actors()
+    # All is kept: another process reads nothing again.
+    again = extract(chat_model, TEXTS, folder=tmp_path, engine=lambda reader, jobs: iter(list(jobs)))
+    np.testing.assert_array_equal(again.hidden, whole.hidden)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_what_goes_wrong_on_an_actor_is_said_here(chat_model, tmp_path):
+    from refusal_core.ray_engine import on_actors
+
+    with pytest.raises(ModelError, match="no-such-model"):
+        extract(chat_model, TEXTS[:4], engine=on_actors("no-such-model", actors=1))
+
+
+@needs_ray
+@pytest.mark.slow
+def test_the_command_line_runs_with_ray_and_a_borrowed_template(tiny_folder, tmp_path):
+    (tmp_path / "borrowed.jinja").write_text(LLAMA_LIKE)
+    command = ["run", "--model", str(tiny_folder), "--limit", "8", "--device", "cpu", "--dtype", "float32"]
+    command += ["--template", str(tmp_path / "borrowed.jinja")]
+    assert main([*command, "--cache", str(tmp_path / "a")]) == 0
+    assert main([*command, "--cache", str(tmp_path / "b"), "--engine", "ray", "--actors", "2"]) == 0
+    first, second = (pipeline.runs.open_run(next(iter(os.listdir(tmp_path / c))), tmp_path / c) for c in "ab")
+    assert first.run_id == second.run_id
+    assert first.manifest["compute"]["engine"] == "process"
+    assert second.manifest["compute"]["engine"] == "ray"
+    np.testing.assert_array_equal(first.projections, second.projections)
+
+
+def test_without_ray_a_sentence_says_how_to_have_it(tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("refusal_core.ray_engine.find_spec", lambda name: None)
+    command = ["run", "--model", str(tiny_folder), "--limit", "8", "--engine", "ray", "--cache", str(tmp_path)]
+    assert main(command) == 1
+    assert "pip install -r requirements-ray.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"engine": "warp"}, "choose process or ray"),
+        ({"actors": 2}, "with the engine ray"),
+        ({"engine": "ray", "actors": 0}, "1 or more"),
+        ({"engine": "ray", "device": "spread"}, "one device"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tiny_folder, tmp_path, options, says):
+    with pytest.raises(RefusalError, match=says):
+        pipeline.run(tiny_folder, "pairs", limit=8, cache=tmp_path, **options)
