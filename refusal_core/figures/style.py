@@ -27,6 +27,13 @@ LABEL_PATTERN = {"harmful": "", "harmless": "/"}
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 16, 13, 12
 """The type scale, in pixels: a figure's title; axis titles, hover text and notes; ticks and legends."""
 
+_AXIS = {
+    "automargin": True,
+    "fixedrange": True,
+    "tickfont": {"size": SMALL_SIZE},
+    "title": {"font": {"size": TEXT_SIZE}},
+}
+
 CONTROLS = 56
 """Height of a slider with its buttons above a figure that has frames, in pixels."""
 
@@ -60,19 +67,27 @@ def bars_of(label: str) -> dict[str, object]:
 
 def blank(height: int, **layout: object) -> go.Figure:
     """An empty figure in the shared look."""
-    return dress(go.Figure(), height, **layout)
+    return go.Figure(layout={**_look(height), "xaxis": _AXIS, "yaxis": _AXIS, **layout})
 
 
 def dress(figure: go.Figure, height: int, **layout: object) -> go.Figure:
-    """Give a figure the shared look; text and grid colours are left to the page's theme."""
-    figure.update_layout(
-        height=height,
-        margin={"l": 8, "r": 8, "t": 36, "b": 8},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"size": TEXT_SIZE},
-        title={"font": {"size": TITLE_SIZE}},
-        legend={
+    """Give a figure of several panels the shared look; text and grid colours are left to the page's theme."""
+    there = figure.layout.to_plotly_json()
+    axes = {name: {**_AXIS, **axis} for name, axis in there.items() if name.startswith(("xaxis", "yaxis"))}
+    # As one layout: that takes a tenth of the time of updates to the one there is.
+    figure.layout = {**there, **_look(height), **axes, **layout}
+    return figure
+
+
+def _look(height: int) -> dict[str, object]:
+    return {
+        "height": height,
+        "margin": {"l": 8, "r": 8, "t": 36, "b": 8},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"size": TEXT_SIZE},
+        "title": {"font": {"size": TITLE_SIZE}},
+        "legend": {
             "orientation": "h",
             "yanchor": "bottom",
             "y": 1.02,
@@ -80,14 +95,9 @@ def dress(figure: go.Figure, height: int, **layout: object) -> go.Figure:
             "x": 0,
             "font": {"size": SMALL_SIZE},
         },
-        hoverlabel={"align": "left", "font": {"size": TEXT_SIZE}},
-        dragmode=False,
-    )
-    figure.update_layout(**layout)
-    axis = {"tickfont": {"size": SMALL_SIZE}, "title": {"font": {"size": TEXT_SIZE}}}
-    figure.update_xaxes(automargin=True, fixedrange=True, **axis)
-    figure.update_yaxes(automargin=True, fixedrange=True, **axis)
-    return figure
+        "hoverlabel": {"align": "left", "font": {"size": TEXT_SIZE}},
+        "dragmode": False,
+    }
 
 
 def page_look(dark: bool) -> dict[str, Any]:
