@@ -15,7 +15,8 @@ linked_panels(run, panel_options(run))
 st.caption(
     "Bars and curves: the prompts the direction was fitted on. Vertical lines: the two means. Shaded: the band in "
     "which both labels are plausible, from the 5th percentile of the harmful to the 95th of the harmless prompts. "
-    "Click a prompt's point to follow it over the layers."
+    "Points: of each label every layer's lowest and highest prompt and an even choice of the others; click one to "
+    "follow it over the layers."
 )
 at_this_layer(run)
 side_by_side(run)

@@ -42,14 +42,14 @@ AXES = {
 """What the panels' axes span, and the unit of projections."""
 
 BINS, SAME_BINS = 40, 80
-POINTS = 300
-"""Prompts of a label that are drawn as points of their own; of more, a sample with every site's extremes."""
+POINTS = 60
+"""Prompts of a label drawn as points of their own, so that the browser keeps up; of more, a sample with extremes."""
 LEVELS = 200
 """Points of a curve over the prompts of a label; of fewer prompts, each is one."""
 
 _LABELS = ("harmful", "harmless")
 _SYMBOLS = ("star", "diamond", "square", "cross", "hexagram", "x")
-_HEADLINE, _STEP_MS = 76, 400
+_HEADLINE, _LEFT, _STEP_MS = 76, 66, 400
 _HEIGHT = {False: 250, True: 230}
 
 
@@ -409,8 +409,13 @@ def _grid(panels: Sequence[str], with_course: bool, stacked: bool) -> tuple[go.F
         rows, columns, specs=specs, vertical_spacing=gap / plot if rows > 1 else 0, horizontal_spacing=0.09
     )
     dress(figure, _HEADLINE + CONTROLS + plot + 74, barmode="overlay", bargap=0, clickmode="event+select")
+    # Margins that follow the tick labels would have the browser draw every step twice.
+    for axis in figure.select_xaxes():
+        axis.automargin = False
+    for axis in figure.select_yaxes():
+        axis.automargin = False
     figure.update_layout(
-        margin={"l": 8, "r": 8, "t": _HEADLINE + CONTROLS, "b": 74},
+        margin={"l": _LEFT, "r": 8, "t": _HEADLINE + CONTROLS, "b": 74},
         legend={"y": -52 / plot, "yanchor": "top"},
         hovermode="closest",
     )

@@ -11,7 +11,7 @@ from refusal_core.figures.layers import SUMMARIES, eight_layers, three_questions
 from refusal_core.figures.panels import AXES, PANELS, linked
 from refusal_core.outliers import row_of
 from refusal_core.published import published_table
-from refusal_core.runs import Run
+from refusal_core.runs import MANIFEST, Run
 from refusal_core.ui import address
 from refusal_core.ui.frame import site_picker
 from refusal_core.ui.layout import chart, layer_numbers
@@ -130,7 +130,8 @@ def at_this_layer(run: Run) -> None:
 def side_by_side(run: Run) -> None:
     """Eight layers at once, for those who do not want to scrub."""
     st.subheader("Eight layers side by side", anchor=False)
-    chart(eight_layers(run, columns=2 if st.session_state.get(_NARROW, False) else 4), "layers_eight")
+    columns = 2 if st.session_state.get(_NARROW, False) else 4
+    chart(_eight(run.run_id, (run.path / MANIFEST).stat().st_mtime_ns, run, columns), "layers_eight")
 
 
 def _curve(name: str, figure: go.Figure) -> None:
@@ -172,3 +173,8 @@ def _follow(run: Run, rows: Sequence[int]) -> None:
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _figure(run_id: str, _run: Run, start: int, **options) -> go.Figure:
     return linked(_run, start, **options)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _eight(run_id: str, changed: int, _run: Run, columns: int) -> go.Figure:
+    return eight_layers(_run, columns)

@@ -22,7 +22,7 @@ const drivers = new WeakMap();
 function start() {
     let chart = null, container = null, tell = {}, timer = null, narrow = null;
     // The page's site, sites told to Python that it has not answered yet, and one the chart is still to be moved to.
-    let page = null, wanted = null;
+    let page = null, wanted = null, held = false;
     const told = [];
     const slider = () => chart && chart.layout && chart.layout.sliders && chart.layout.sliders[0];
 
@@ -34,8 +34,9 @@ function start() {
             tell.site(site);
         }, after);
     };
-    const ended = (event) => rest(event.slider.active, AT_REST);
-    const moved = (event) => rest(Number(event.name), PLAYING);
+    const started = () => { held = true; clearTimeout(timer); };
+    const ended = (event) => { held = false; rest(event.slider.active, AT_REST); };
+    const moved = (event) => { if (!held) rest(Number(event.name), PLAYING); };
 
     const press = (site) => {
         const tick = chart.querySelectorAll(".slider-tick-rect")[site];
@@ -73,6 +74,7 @@ function start() {
     };
     const let_go = () => {
         if (!chart || !chart.removeListener) return;
+        chart.removeListener("plotly_sliderstart", started);
         chart.removeListener("plotly_sliderend", ended);
         chart.removeListener("plotly_animatingframe", moved);
     };
@@ -88,6 +90,8 @@ function start() {
             let_go();
             chart = found;
             wanted = page;
+            held = false;
+            chart.on("plotly_sliderstart", started);
             chart.on("plotly_sliderend", ended);
             chart.on("plotly_animatingframe", moved);
         }
