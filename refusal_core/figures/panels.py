@@ -488,7 +488,7 @@ def _controls(run: Run, site: int, stacked: bool) -> dict[str, Any]:
     at_once = {"mode": "immediate", "transition": {"duration": 0}}
     show = {**at_once, "frame": {"duration": 0, "redraw": True}}
     play = {**at_once, "fromcurrent": True, "frame": {"duration": _STEP_MS, "redraw": True}}
-    buttons = 0.25 if stacked else 0.11
+    buttons = 0.36 if stacked else 0.13
     clear = "rgba(0,0,0,0)"
     return {
         "title": {
