@@ -10,6 +10,7 @@ import pandas as pd
 from refusal_core import resampling
 from refusal_core.baselines import TFIDF
 from refusal_core.evidence import BOTH, CONTRAST, Evidence
+from refusal_core.runs import LEFT_OUT
 from refusal_core.sites import site_label, site_short
 
 QUESTIONS = {
@@ -131,8 +132,12 @@ def strongest_site(evidence: Evidence) -> int:
 
 
 def probe_source(evidence: Evidence) -> str | None:
-    """The transfer set that is asked about harm: the probe pairs, else the first with pairs, else the first."""
+    """The transfer set that is asked about harm: the probe pairs, else the first with pairs, else the first.
+
+    What a refit left out is none: it was chosen for being mislabelled or ambiguous.
+    """
     table = evidence.transfer.drop_duplicates("source")
+    table = table[table["source"].ne(LEFT_OUT)]
     sources = table["source"].tolist()
     if PROBE_PAIRS in sources:
         return PROBE_PAIRS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,8 @@ import pytest
 from refusal_core import marks, pipeline, refits, runs
 from refusal_core.__main__ import main
 from refusal_core.errors import PromptError, RefusalError, RunError
+from refusal_core.evidence import Evidence
+from refusal_core.findings import PROBE_PAIRS, probe_source
 from refusal_core.marks import Mark
 from refusal_core.models import load_model
 from refusal_core.pipeline import leave_out, refit
@@ -211,6 +214,14 @@ def test_a_change_is_told_site_by_site(parent, out):
     assert len(change.left_out) == 4
     with pytest.raises(RunError, match="no refit of"):
         refits.compare(after, parent)
+
+
+def test_what_is_left_out_is_no_set_to_ask_about_harm(once):
+    evidence = Evidence.from_tables(once.evidence_tables())
+    assert probe_source(evidence) == PROBE_PAIRS
+    alone = replace(evidence, transfer=evidence.transfer[evidence.transfer["source"].eq(LEFT_OUT)])
+    assert len(alone.transfer)
+    assert probe_source(alone) is None
 
 
 def test_the_command_line_refits_without_what_is_marked(parent, once, out, tmp_path, capsys):

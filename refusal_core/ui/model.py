@@ -145,7 +145,7 @@ def _path_of_local_model(run: Run) -> str | None:
     model = run.manifest["model"]
     st.info(
         f"This run's model came from a local {plain(model['source'])}, and where that was is not stored with a run. "
-        "Say where it is to score prompts; it is checked against the run.",
+        "Say where it is; it is checked against the run.",
         icon=":material/folder_open:",
     )
     path = st.text_input(
@@ -172,7 +172,7 @@ def _offer_fetch(name: str, revision: str | None) -> None:
     )
     licence = f"licence: {known.licence}" if known else "licence as on the hub"
     st.info(
-        f"Scoring needs the run's model, {plain(name)}, which is not on this machine ({size}; {licence}). "
+        f"This needs the run's model, {plain(name)}, which is not on this machine ({size}; {licence}). "
         "Everything else works without it.",
         icon=":material/download:",
     )
