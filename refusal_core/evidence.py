@@ -39,7 +39,7 @@ CONTRAST = "contrast"
 
 TESTING = "testing (sites)"
 MOST_WORKERS = 8
-MOST_MEMORY = 600e6
+MOST_MEMORY = 300e6
 """Bytes that the sites which are under way may take together."""
 MOST_REDRAWN = 1024
 """Most prompts of a set that are redrawn, permuted or compared each with each; of more, a sample is."""
