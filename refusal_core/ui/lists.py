@@ -18,6 +18,7 @@ from refusal_core.errors import PromptError, RefusalError
 from refusal_core.prompts import read_texts
 from refusal_core.runs import Run
 from refusal_core.scoring import Score
+from refusal_core.ui.background import duration
 from refusal_core.ui.model import OneModel, OpenRun, T, one_model
 from refusal_core.ui.scores import score_table
 
@@ -52,7 +53,7 @@ class ListScoring:
         self.refused: dict[int, str] = {}
         self.state = "running"
         self.message = ""
-        self.begun = time.monotonic()
+        self._begun = time.monotonic()
         self._model, self._run, self._source = model, run, source
         self._stop = threading.Event()
         threading.Thread(target=self._work, daemon=True, name="list").start()
@@ -65,6 +66,12 @@ class ListScoring:
     def done(self) -> int:
         """How many prompts are through, scored or refused."""
         return sum(score is not None for score in self.scores) + len(self.refused)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By how long its scores took so far; ``None`` while there are none."""
+        scored = sum(score is not None for score in self.scores)
+        return (time.monotonic() - self._begun) / scored * (len(self.texts) - self.done) if scored else None
 
     def cancel(self) -> None:
         """Stop after the slice that is being scored; what was scored stays."""
@@ -79,6 +86,7 @@ class ListScoring:
                 n_tokens[rows] = self._ask(partial(self._lengths, rows))
             prefix = self._ask(lambda opened: opened.scorer.reader.prefix_tokens)
             accepted = np.flatnonzero(n_tokens)
+            self._begun = time.monotonic()
             for part in batches(n_tokens[accepted], prefix, SLICE_TOKENS):
                 places = accepted[part].tolist()
                 found = self._ask(partial(self._scores, places))
@@ -168,9 +176,9 @@ def list_progress(job: ListScoring) -> None:
     def watched() -> None:
         if not job.running:
             st.rerun()
-        spent = time.monotonic() - job.begun
-        left = f", about {spent / job.done * (len(job.texts) - job.done):.0f} s left" if job.done else ""
-        st.progress(job.done / len(job.texts), text=f"{job.done} of {len(job.texts)} prompts{left}")
+        left = job.seconds_left
+        said = "counting tokens" if left is None else f"about {duration(left)} left"
+        st.progress(job.done / len(job.texts), text=f"{job.done} of {len(job.texts)} prompts, {said}")
         st.caption(job.message or "Scored between other visitors' prompts; go on typing if you like.")
         st.button("Stop", icon=":material/stop:", key="live_list_stop", on_click=job.cancel)
 
