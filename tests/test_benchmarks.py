@@ -9,9 +9,10 @@ import pytest
 import torch
 from tiny import tiny_config, tiny_model
 
-from benchmarks import competitors, engine, memory, random_models
+from benchmarks import competitors, dashboard, engine, memory, random_models
 from benchmarks.__main__ import main
 from benchmarks.rounds import Bench, Row, in_turn, table
+from refusal_core import runs
 from refusal_core.activations import ResidualReader
 
 TEXTS = ["How do I pick the lock of a stranger's flat?", "Bake a cake", "Write a letter that thanks my neighbour."] * 7
@@ -87,6 +88,16 @@ def test_one_command_prints_a_table_and_writes_it(tiny_folder, tmp_path, capsys)
         assert len(row["values"]) in (0, 2, 10)
     assert main(["--model", str(tmp_path / "nothing"), "--output", str(output)]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_every_page_is_timed_and_weighed_and_the_cache_is_left_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(dashboard, "SIZES", {24: 1e9})
+    monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path))
+    found = dashboard.rows(Bench(tiny_model("qwen2"), TEXTS, 1))
+    assert {row.name for row in found} >= {"24 prompts, Home: sent", "24 prompts, 3_Outliers: next prompt"}
+    assert all(row.values[0] > 0 for row in found)
+    assert runs.cache_folder() == tmp_path
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_of_random_weights_runs_from_a_configuration_alone(tiny_folder, monkeypatch):

@@ -1,0 +1,203 @@
+"""Server time of what a visitor does on the pages, and what a page sends, on a small and on a large made-up run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from streamlit.testing.v1 import AppTest
+
+from benchmarks.rounds import Bench, Row
+from refusal_core import pipeline, runs
+from refusal_core.prompts import prompt_id
+from refusal_core.statistics import layer_statistics
+
+SECTION = "dashboard"
+SIZES = {512: 200, 25_000: 1000}
+"""Prompts of a run, and the milliseconds that one interaction may take the server."""
+MOST_SENT = 2.0
+"""Megabytes that a page may send."""
+_LAYERS, _WIDTH = 28, 48
+_APP = Path(__file__).resolve().parent.parent / "app.py"
+
+Act = Callable[[AppTest, int], object]
+
+
+def rows(bench: Bench) -> list[Row]:
+    """Milliseconds of the server's processor a rerun, and megabytes of a page; the model of the bench is not asked."""
+    found = []
+    for count, most in SIZES.items():
+        with _served(count) as run_id:
+            for page, acts in _PAGES.items():
+                app = _opened(page, run_id)
+                sent = sum(node.proto.ByteSize() for node in _elements(app)) / 1e6
+                found.append(Row(SECTION, f"{count} prompts, {page}: sent", f"<= {MOST_SENT:g} MB", [sent], "MB"))
+                for name, act in acts.items():
+                    wall, busy = _timed(app, act, bench.rounds)
+                    note = f"{np.median(wall):.0f} ms by the clock"
+                    name = f"{count} prompts, {page}: {name}"
+                    found.append(Row(SECTION, name, f"<= {most} ms", busy, "ms", note, {"clock": wall}))
+    return found
+
+
+def _again(app: AppTest, place: int) -> object:
+    return app
+
+
+def _layer(app: AppTest, place: int) -> object:
+    field = next(each for each in app.number_input if each.label == "Layer")
+    return field.set_value((7 * place + 3) % (_LAYERS + 1))
+
+
+def _band(app: AppTest, place: int) -> object:
+    field = next(each for each in app.number_input if each.label == "Lowest projection")
+    return field.set_value(-0.1 * (place + 1))
+
+
+def _search(app: AppTest, place: int) -> object:
+    field = next(each for each in app.text_input if each.label == "Search the texts")
+    return field.set_value(f"number {place + 1}")
+
+
+def _next(app: AppTest, place: int) -> object:
+    return next(each for each in app.button if each.label == "Next").click()
+
+
+_PAGES: dict[str, dict[str, Act]] = {
+    "Home": {"drawn again": _again},
+    "1_Layers": {"another layer": _layer},
+    "2_Evidence": {"another layer": _layer},
+    "3_Outliers": {"another layer": _layer, "another band": _band, "next prompt": _next, "a search": _search},
+}
+
+
+def _opened(page: str, run_id: str) -> AppTest:
+    app = AppTest.from_file(str(_APP), default_timeout=300)
+    app.query_params["run"] = run_id
+    app.run()
+    if page != "Home":
+        app.switch_page(f"pages/{page}.py").run()
+    assert not app.exception, app.exception
+    return app
+
+
+def _timed(app: AppTest, act: Act, rounds: int) -> tuple[list[float], list[float]]:
+    """Milliseconds by the clock and of the processor in each round, after one that is not counted."""
+    wall, busy = [], []
+    for place in range(rounds + 1):
+        act(app, place)
+        clock, processor = time.perf_counter(), time.process_time()
+        app.run()
+        wall.append(1000 * (time.perf_counter() - clock))
+        busy.append(1000 * (time.process_time() - processor))
+        assert not app.exception, app.exception
+    return wall[1:], busy[1:]
+
+
+def _elements(app: AppTest) -> Iterator:
+    for block in (app.main, app.sidebar):
+        yield from (node for node in block if getattr(node, "proto", None) is not None)
+
+
+@contextmanager
+def _served(count: int) -> Iterator[str]:
+    """A cache that holds one made-up run of ``count`` fitted prompts; its id."""
+    before = os.environ.get("REFUSAL_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["REFUSAL_CACHE"] = folder
+        try:
+            yield _made_up(count, folder)
+        finally:
+            del os.environ["REFUSAL_CACHE"]
+            if before is not None:
+                os.environ["REFUSAL_CACHE"] = before
+
+
+def _made_up(count: int, cache: str) -> str:
+    """Save a run with a planted direction. Its evidence is that of its first prompts: those tables do not grow."""
+    prompts = _prompts(count)
+    is_harmful = prompts["label"].eq("harmful").to_numpy()
+    hidden = np.random.default_rng(0).normal(size=(len(prompts), _LAYERS + 1, _WIDTH)).astype(np.float32)
+    hidden[:, :, 0] += np.where(is_harmful, 1, -1)[:, None] * np.linspace(0, 2, _LAYERS + 1, dtype=np.float32)
+    few = np.r_[: min(SIZES), count : len(prompts)]
+    analysis = pipeline.analyse(hidden[few], prompts.iloc[few].reset_index(drop=True))
+    projections = analysis.directions.project(hidden)
+    stats = layer_statistics(projections[:count], is_harmful[:count], analysis.directions.magnitude)
+    sets = [
+        {"name": name, "revision": None, "sha256": "0" * 64, "counts": table["label"].value_counts().to_dict()}
+        for name, table in prompts.groupby("source", sort=False)
+    ]
+    manifest = {
+        "created": "2026-01-01T00:00:00+00:00",
+        "model": {
+            "name": "made-up",
+            "source": "folder",
+            "revision": None,
+            "sha256": "0" * 64,
+            "architecture": "none",
+            "n_layers": _LAYERS,
+            "d_model": _WIDTH,
+            "quantisation": None,
+            "licence": None,
+        },
+        "prompts": sets[0],
+        "transfer": [each | {"left_out": 0} for each in sets[1:]],
+        "template": {
+            "sha256": None,
+            "system_prompt": None,
+            "default_system_prompt": None,
+            "token_position": pipeline.TOKEN_POSITION,
+            "token_limit": 512,
+        },
+        "compute": {"device": "cpu", "dtype": "float32", "seed": 0},
+    }
+    columns = analysis.layer_stats.columns.difference(stats.columns)
+    return runs.save_run(
+        f"made-up--pairs--{count}--00000000--float32",
+        manifest,
+        prompts,
+        projections,
+        projections,
+        pd.concat([stats, analysis.layer_stats[columns]], axis=1)[analysis.layer_stats.columns],
+        analysis.directions,
+        analysis.evidence.to_tables(),
+        cache=cache,
+    ).run_id
+
+
+def _prompts(count: int) -> pd.DataFrame:
+    """Matched pairs to fit on and 48 probe pairs, as a run's table of prompts."""
+    pairs = [("pairs", place, True) for place in range(count // 2)] + [
+        ("probe-pairs", place, False) for place in range(48)
+    ]
+    table = pd.DataFrame(
+        [
+            (
+                f"A {label} request for the benchmark, number {place} of {source}",
+                label,
+                f"{source}-{place}",
+                source,
+                fit,
+            )
+            for source, place, fit in pairs
+            for label in ("harmful", "harmless")
+        ],
+        columns=["text", "label", "pair_id", "source", "fitted"],
+    )
+    table.insert(0, "prompt_id", [prompt_id(text) for text in table["text"]])
+    categories = cycle(("Privacy", "Fraud", "Malware", "Harassment"))
+    rng = np.random.default_rng(1)
+    return table.assign(
+        category=[next(categories) for _ in range(len(table))],
+        note=None,
+        n_tokens=rng.integers(8, 40, len(table)),
+        first_token=np.where(table["label"].eq("harmful"), "I", "Sure"),
+        refusal_log_odds=rng.normal(np.where(table["label"].eq("harmful"), 1.0, -1.0)),
+    )
