@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from tiny import tiny_model
 
 from refusal_core import pipeline, runs
 from refusal_core.__main__ import main
+from refusal_core.activations import ResidualReader
 from refusal_core.errors import ModelError, PromptError, RefusalError, RunError
 from refusal_core.export import export_run
 from refusal_core.extraction import extract
@@ -277,30 +278,63 @@ def test_a_broken_configuration_is_one_sentence(tiny_folder, tmp_path):
         load_model(tmp_path)
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was(tiny_folder, tmp_path):
-    """Three processes are killed while they extract; the last one finds what they did, and the run is the same."""
-    cache = tmp_path / "cache"
-    command = [sys.executable, "-m", "refusal_core", "run", "--model", str(tiny_folder), "--prompts", "pairs"]
-    command += ["--dtype", "float32", "--device", "cpu", "--cache", str(cache)]
-    for batches in (8, 16, 24):
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-        while process.poll() is None and finished_batches(cache) < batches:
-            time.sleep(0.001)
-        process.kill()
-        process.wait()
-        assert finished_batches(cache) >= batches
+KILLED = """
+import os, signal, sys
+from refusal_core import passes
+from refusal_core.__main__ import main
+
+add, left = passes.FinishedPasses.add, int(sys.argv[1])
+
+def add_and_die(self, *found):
+    global left
+    add(self, *found)
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+passes.FinishedPasses.add = add_and_die
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "killed_at"), [(None, (8, 16, 24)), pytest.param(2_000, (10, 20, 30), marks=pytest.mark.slow)]
+)
+def test_a_run_that_is_killed_goes_on_where_it_was(size, killed_at, tiny_folder, tmp_path, monkeypatch):
+    """Three processes are killed while they extract; the last one reads what they did not, and the run is the same."""
+    cache, prompts = tmp_path / "cache", "pairs"
+    if size is not None:
+        prompts = str(tmp_path / "many.csv")
+        texts = [f"Tell me {'more ' * (place % 40)}about number {place}" for place in range(size)]
+        pd.DataFrame({"text": texts, "label": ["harmful", "harmless"] * (size // 2)}).to_csv(prompts, index=False)
+    command = ["run", "--model", str(tiny_folder), "--prompts", prompts, "--dtype", "float32", "--device", "cpu"]
+    for batches in killed_at:
+        # From within, since a process that watches may look too late.
+        script = [sys.executable, "-c", KILLED, str(batches), *command, "--cache", str(cache)]
+        assert subprocess.run(script, cwd=ROOT, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
+        assert len(finished_batches(cache)) == batches
     assert not runs.list_runs(cache)[0]
-    killed = pipeline.run(tiny_folder, "pairs", dtype="float32", device="cpu", cache=cache).run
-    whole = pipeline.run(tiny_folder, "pairs", dtype="float32", device="cpu", cache=tmp_path / "other").run
+    before = [prompt["row"] for batch in finished_batches(cache) for prompt in batch["prompts"]]
+    assert len(before) == len(set(before))
+    read, read_last = [], ResidualReader.read_last
+    monkeypatch.setattr(
+        ResidualReader, "read_last", lambda self, given: read.append(len(given)) or read_last(self, given)
+    )
+    killed = pipeline.run(tiny_folder, prompts, dtype="float32", device="cpu", cache=cache).run
+    now = sum(read)
+    whole = pipeline.run(tiny_folder, prompts, dtype="float32", device="cpu", cache=tmp_path / "other").run
+    assert sum(read) - 2 * now == len(before)
     np.testing.assert_array_equal(killed.projections, whole.projections)
     np.testing.assert_array_equal(killed.prompts["refusal_log_odds"], whole.prompts["refusal_log_odds"])
     assert not list(cache.glob(".unfinished-*"))
 
 
-def finished_batches(cache: Path) -> int:
-    """How many batches an extraction that is under way has on disk."""
+def finished_batches(cache: Path) -> list[dict]:
+    """The batches that an extraction that is under way has on disk."""
     kept = next(cache.glob(".unfinished-*/passes.jsonl"), None)
-    return 0 if kept is None else kept.read_text(encoding="utf-8").count("\n") - 1
+    # What follows the last line's end was being written.
+    lines = [] if kept is None else kept.read_text(encoding="utf-8").split("\n")[1:-1]
+    return [json.loads(line) for line in lines]
 
 
 def test_two_processes_do_not_make_one_run_at_a_time(tmp_path):
