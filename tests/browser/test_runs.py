@@ -1,0 +1,132 @@
+"""The Runs page as a visitor uses it: a run made from start to deletion, and runs sent and taken in."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+
+import pytest
+from driving import let_settle, query, until
+from playwright.sync_api import Page, expect
+from synthetic import RUN as SYNTHETIC
+
+from refusal_core import runs
+from refusal_core.archives import pack_run
+
+SENT = "sent--pairs--16x16--00000000--float32"
+PATIENCE = 180_000
+
+
+@pytest.fixture(scope="module")
+def sent(cache) -> dict[str, bytes]:
+    """The synthetic run under another name, packed."""
+    packed = io.BytesIO()
+    pack_run(SYNTHETIC, packed, cache)
+    with zipfile.ZipFile(packed) as archive:
+        files = {name.replace(SYNTHETIC, SENT): archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(files[f"{SENT}/manifest.json"]) | {"run_id": SENT}
+    return files | {f"{SENT}/manifest.json": json.dumps(manifest).encode()}
+
+
+def hand_in(page: Page, files: dict[str, bytes]) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    page.get_by_role("tab", name="Import").click()
+    chooser = page.locator(".st-key-runs_import input[type=file]")
+    chooser.set_input_files({"name": "sent.zip", "mimeType": "application/zip", "buffer": packed.getvalue()})
+    button = page.get_by_role("button", name="Import", exact=True)
+    expect(button).to_be_visible(timeout=PATIENCE)
+    let_settle(page)
+    button.click()
+
+
+def pick(page: Page, key: str, option: str | re.Pattern) -> None:
+    page.locator(f".st-key-{key} input").click()
+    page.get_by_role("option", name=option).click()
+    let_settle(page)
+
+
+def test_a_run_is_started_watched_cancelled_gone_on_with_opened_renamed_and_deleted(open_page, cache, tiny_folder):
+    before = {summary.run_id for summary in runs.list_runs(cache)[0]}
+    page = open_page("Runs")
+    page.get_by_role("tab", name="Start a run").click()
+    pick(page, "runs_model", "another model")
+    path = page.get_by_label("Hub id, folder or GGUF file", exact=True)
+    path.fill("no-such-model")
+    path.press("Enter")
+    let_settle(page)
+    page.get_by_role("button", name="Check").click()
+    expect(page.get_by_text("There is no model named 'no-such-model'")).to_be_visible(timeout=PATIENCE)
+    path.fill(str(tiny_folder))
+    path.press("Enter")
+    page.get_by_text("Options", exact=True).click()
+    limit = page.get_by_label("Prompts a label, at most", exact=True)
+    limit.fill("9")
+    limit.press("Enter")
+    let_settle(page)
+    page.get_by_role("button", name="Check").click()
+    expect(page.get_by_text("9 harmful + 9 harmless prompts").first).to_be_visible(timeout=PATIENCE)
+    page.get_by_role("button", name="Start the run").click()
+    expect(page.get_by_text("running for").first).to_be_visible(timeout=PATIENCE)
+
+    # A closed tab changes nothing, and another visitor sees the same job.
+    page.context.close()
+    page = open_page("Runs")
+    expect(page.get_by_text("running for").first).to_be_visible(timeout=PATIENCE)
+    page.get_by_role("button", name="Cancel").first.click()
+    expect(page.get_by_text("started again, it goes on there")).to_be_visible(timeout=PATIENCE)
+    assert {summary.run_id for summary in runs.list_runs(cache)[0]} == before
+
+    page.get_by_role("button", name="Go on").click()
+    expect(page.get_by_text("done after")).to_be_visible(timeout=PATIENCE)
+    (made,) = {summary.run_id for summary in runs.list_runs(cache)[0]} - before
+    page.locator("[class*=st-key-open_run-] button").click()
+    expect(page.locator("h1")).to_have_text("Refusal directions", timeout=PATIENCE)
+    until(page, lambda: query(page).get("run") == made)
+
+    page.locator("[data-testid=stSidebar]").get_by_role("link", name="Runs").click()
+    expect(page.locator("h1")).to_have_text("Runs")
+    expect(page.get_by_text(made).first).to_be_visible(timeout=PATIENCE)
+    let_settle(page)
+    page.get_by_role("button", name="Rename").click()
+    title = page.get_by_label("Title", exact=True)
+    title.fill("Nine <b>pairs</b>")
+    title.press("Enter")
+    page.get_by_role("button", name="Keep this title").click()
+    expect(page.get_by_role("heading", name="Nine <b>pairs</b>")).to_be_visible(timeout=PATIENCE)
+    assert runs.run_titles(cache) == {made: "Nine <b>pairs</b>"}
+    let_settle(page)
+    page.get_by_role("button", name="Delete", exact=True).click()
+    assert (cache / made).exists()
+    page.get_by_role("button", name="Delete it").click()
+    expect(page.get_by_text("Deleted Nine <b>pairs</b>")).to_be_visible(timeout=PATIENCE)
+    assert not (cache / made).exists()
+
+
+def test_a_wrong_hash_is_refused_and_a_good_run_taken_in_and_opened(open_page, cache, sent):
+    page = open_page("Runs")
+    hand_in(page, sent | {f"{SENT}/prompts.parquet": sent[f"{SENT}/prompts.parquet"][:-1] + b"x"})
+    expect(page.get_by_text("its SHA-256 differs")).to_be_visible(timeout=PATIENCE)
+    assert not (cache / SENT).exists()
+    page = open_page("Runs")
+    hand_in(page, sent)
+    expect(page.get_by_text("Imported: every file")).to_be_visible(timeout=PATIENCE)
+    try:
+        page = open_page("", run=SENT)
+        until(page, lambda: query(page).get("run") == SENT)
+    finally:
+        runs.delete_run(SENT, cache)
+
+
+def test_what_is_downloaded_is_the_whole_run(open_page, cache):
+    page = open_page("Runs", run=SYNTHETIC)
+    with page.expect_download(timeout=PATIENCE) as download:
+        page.get_by_role("button", name="Download to send").click()
+    with zipfile.ZipFile(download.value.path()) as packed:
+        assert {name.partition("/")[2] for name in packed.namelist()} == {
+            path.name for path in (cache / SYNTHETIC).iterdir()
+        }
