@@ -14,6 +14,13 @@ from refusal_core import pipeline, runs
 from refusal_core.models import ChatModel, load_model
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where pictures of the pages go."""
+    parser.addoption(
+        "--pictures", metavar="DIR", help="keep a picture of every page in this folder, as README shows it"
+    )
+
+
 @pytest.fixture(scope="session")
 def synthetic_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with one run whose direction is planted and grows over the layers."""

@@ -1,7 +1,8 @@
 """The dashboard served over small runs, and pages of it in a real Chromium.
 
-It is served over the synthetic run, which has hostile prompts, a run of a tiny random model, which can be scored, and
-one of a planted model, which can be edited. Any error that a page writes to the browser's console fails its test.
+It is served over a synthetic run, which has hostile prompts, one of a tiny random model, which can be scored, and one
+of a planted model, which can be edited; and over the shipped runs. An error that a page writes to the browser's console
+fails its test.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from driving import TITLES, served
+from driving import ROOT, TITLES, served
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from refusal_core import behaviour
@@ -35,6 +36,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(
                     pytest.mark.skip(reason="needs Chromium on the PATH (Debian: apt-get install chromium)")
                 )
+
+
+@pytest.fixture(scope="session")
+def pictures(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that pictures of the pages are kept in."""
+    chosen = request.config.getoption("--pictures")
+    folder = Path(chosen) if chosen else tmp_path_factory.mktemp("pictures")
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +78,16 @@ def address(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 
 @pytest.fixture(scope="session")
+def shipped_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the dashboard is served over a copy of the shipped runs."""
+    folder = tmp_path_factory.mktemp("shipped")
+    for path in (ROOT / "cache").glob("qwen2.5-coder-*"):
+        shutil.copytree(path, folder / "cache" / path.name)
+    with served(folder / "cache", tmp_path_factory.mktemp("server")) as base:
+        yield base
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(
@@ -87,13 +107,13 @@ def open_page(browser: Browser, address: str):
         if message.type == "error" and not message.location["url"].endswith(STREAMLITS_OWN):
             errors.append(f"{message.text} ({message.location['url']})")
 
-    def opened(path: str = "", theme: str = "light", **query: str) -> Page:
+    def opened(path: str = "", theme: str = "light", base: str = address, **query: str) -> Page:
         context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=theme)
         contexts.append(context)
         page = context.new_page()
         page.on("console", record)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"{address}/{path}?" + "&".join(f"{name}={value}" for name, value in query.items()))
+        page.goto(f"{base}/{path}?" + "&".join(f"{name}={value}" for name, value in query.items()))
         expect(page.locator("h1")).to_have_text(TITLES[path], timeout=30_000)
         return page
 

@@ -16,18 +16,22 @@ from refusal_core.models import load_model
 from refusal_core.runs import open_run
 from refusal_core.scoring import score
 
+SHIPPED = "qwen2.5-coder-1.5b-instruct--pairs--256x256--2002dce3--float32"
+
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("path", TITLES)
-def test_every_page_fits_a_desk_and_a_phone_in_both_themes(open_page, path, theme):
-    page = open_page(path, theme, run=SYNTHETIC)
-    if path not in ("Live_score", "Behaviour", "Causality", "Ratings", "Rate", "Runs"):
-        expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=20_000)
+def test_every_page_fits_a_desk_and_a_phone_in_both_themes(open_page, shipped_address, pictures, path, theme):
+    page = open_page(path, theme, shipped_address, run=SHIPPED)
+    if path not in ("Live_score", "Ratings", "Rate", "Runs"):
+        expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=60_000)
     main = page.locator("[data-testid=stMain]")
-    for width in (1280, 390):
+    for width in (1920, 1280, 390):
         page.set_viewport_size({"width": width, "height": 900})
         let_settle(page)
         assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 0
+        if (theme, width) in (("light", 1280), ("dark", 390)):
+            page.screenshot(path=pictures / f"{path.lower() or 'home'}-{theme}-{width}.png")
     assert page.locator("[data-testid=stException]").count() == 0
     dark = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
     assert dark == ("rgb(20, 25, 26)" if theme == "dark" else "rgb(255, 255, 255)")
