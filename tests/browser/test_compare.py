@@ -1,0 +1,55 @@
+"""Runs side by side: chosen by hand, sent as an address, read prompt by prompt."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from driving import let_settle, letters, query, until
+from playwright.sync_api import expect
+from synthetic import RUN, SECOND_RUN, save_second_run
+
+from refusal_core import comparison
+from refusal_core.runs import open_run
+
+
+@pytest.fixture
+def second(cache: Path) -> Iterator[str]:
+    """Another run on the synthetic run's prompts, in the cache for as long as the test."""
+    yield save_second_run(cache)
+    shutil.rmtree(cache / SECOND_RUN)
+
+
+def test_runs_are_chosen_and_the_address_opens_the_same_comparison(open_page, second):
+    page = open_page("Compare", run=RUN, beside="")
+    expect(page.get_by_text("Choose at least one run")).to_be_visible()
+    page.get_by_role("combobox", name="Beside it").click()
+    page.get_by_role("option", name="other").click()
+    expect(page.get_by_text("is of a base model")).to_be_visible(timeout=20_000)
+    expect(page.locator(".st-key-compare_probe_d .legendtext").nth(1)).to_contain_text("other", timeout=20_000)
+    page.get_by_role("radio", name="probe-pairs").click()
+    said = page.get_by_text("shared prompts of probe-pairs")
+    expect(said).to_be_visible()
+    until(page, lambda: query(page).get("prompts") == "probe-pairs")
+    assert query(page)["beside"] == second
+    again = open_page("Compare", **query(page))
+    expect(again.get_by_text("shared prompts of probe-pairs")).to_have_text(said.inner_text())
+
+
+def test_a_disputed_row_opens_its_prompt_in_both_runs(open_page, second, cache):
+    shared = comparison.shared_prompts(open_run(RUN, cache), open_run(second, cache))
+    most = comparison.disagreements(shared, 5, 2).iloc[0]
+    page = open_page("Compare", run=RUN, beside=second, site="5")
+    table = page.locator(".st-key-compare_disagreements canvas").first
+    expect(table).to_be_visible(timeout=30_000)
+    table.scroll_into_view_if_needed()
+    let_settle(page)
+    # The grid's own scroller lies over its canvas.
+    table.click(position={"x": 16, "y": 52}, force=True)
+    until(page, lambda: query(page).get("prompt") == most["prompt_id"])
+    expect(page.get_by_role("heading", name="The chosen prompt")).to_be_visible()
+    shown = page.locator("[data-testid=stCode] code").first.evaluate("element => element.textContent")
+    assert letters(shown) == letters(most["text"])
+    expect(page.locator(".st-key-compare_courses .legendtext")).to_have_count(2, timeout=20_000)
