@@ -192,17 +192,13 @@ def score(chat_model: ChatModel, run: Run, texts: list[str]) -> list[Score]:
 
 def _placed(run: Run, text: str, reading: TokenReading) -> Score:
     projection = run.directions.project(reading.last)
+    fitted = {label: run.projections[run.rows(label)] for label in LABELS}
     return Score(
         text=text,
         projection=projection,
         percentile={
-            label: np.array(
-                [
-                    float(percentile(projection[site], run.projections[run.rows(label), site]))
-                    for site in range(run.n_sites)
-                ]
-            )
-            for label in LABELS
+            label: np.array([float(percentile(projection[site], values[:, site])) for site in range(run.n_sites)])
+            for label, values in fitted.items()
         },
         refusal_log_odds=reading.refusal_log_odds,
         first_token=reading.first_token,
