@@ -27,6 +27,8 @@ def test_runs_are_chosen_and_the_address_opens_the_same_comparison(open_page, se
     expect(page.get_by_text("Choose at least one run")).to_be_visible()
     page.get_by_role("combobox", name="Beside it").click()
     page.get_by_role("option", name="other").click()
+    # An open list hides the rest of the page from assistive technology, and so from roles.
+    page.keyboard.press("Escape")
     expect(page.get_by_text("is of a base model")).to_be_visible(timeout=20_000)
     expect(page.locator(".st-key-compare_probe_d .legendtext").nth(1)).to_contain_text("other", timeout=20_000)
     page.get_by_role("radio", name="probe-pairs").click()
