@@ -40,6 +40,14 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
+def _connections(process: psutil.Process) -> list:
+    """None of a process that has ended since it was listed."""
+    try:
+        return process.net_connections("inet")
+    except psutil.Error:
+        return []
+
+
 @needs_ray
 @pytest.mark.slow
 def test_two_actors_read_what_one_process_reads_and_a_killed_one_costs_its_shard(chat_model, tiny_folder, tmp_path):
@@ -54,7 +62,7 @@ def test_two_actors_read_what_one_process_reads_and_a_killed_one_costs_its_shard
         addresses.update(
             connection.laddr.ip
             for each in psutil.Process().children(recursive=True)
-            for connection in each.net_connections("inet")
+            for connection in _connections(each)
             if connection.status == psutil.CONN_LISTEN
         )
         if done and not killed:
