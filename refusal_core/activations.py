@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from transformers import Cache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from refusal_core.errors import ModelError
 from refusal_core.models import ChatModel, render
@@ -30,6 +31,8 @@ NOT_REPRODUCED = "none: for this model, reused keys and values did not give what
 _MOST_PADDING = 1 / 16
 """Of a batch's tokens; on two CPU cores a pass costs by itself as much as some 50 tokens more."""
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
+_RECENT_BYTES = 256e6
+"""What is kept of texts read token by token, for the next text that begins as one of them does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +52,45 @@ class TokenReading:
     tokens: list[str]
     first_token: str
     refusal_log_odds: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """The beginning of a text, as it was read: what a text that begins alike need not run again.
+
+    Attributes:
+        ids: its tokens, from the template's first on.
+        kept: ``(site, token, d_model)`` float32 of those after the template's opening.
+        cache: keys and values of all of them.
+    """
+
+    ids: list[int]
+    kept: torch.Tensor
+    cache: Cache
+
+    @property
+    def nbytes(self) -> int:
+        layers = [layer for layer in self.cache.layers if isinstance(layer, DynamicLayer)]
+        parts = [self.kept, *(part for layer in layers for part in (layer.keys, layer.values) if part is not None)]
+        return sum(part.nbytes for part in parts)
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether keys and values can be taken off its end; a full sliding window has forgotten what came before."""
+        return all(
+            layer.sliding_window > len(self.ids)
+            if isinstance(layer, DynamicSlidingWindowLayer)
+            else isinstance(layer, DynamicLayer)
+            for layer in self.cache.layers
+        )
+
+    def cut(self, count: int) -> _Begun:
+        """Its first ``count`` tokens."""
+        if count == len(self.ids):
+            return self
+        cache = layerwise_copy(self.cache)
+        cache.crop(count - len(self.ids))
+        return _Begun(self.ids[:count], self.kept[:, : self.kept.shape[1] + count - len(self.ids)], cache)
 
 
 class ResidualReader:
@@ -76,9 +118,10 @@ class ResidualReader:
         self.day = day
         self.refusal_ids = refusal_token_ids(chat_model.tokenizer)
         samples = [self.encode("What is a good name for a cat?"), self.encode("Zebras yawn")]
-        self._template_ids = _common_prefix(*samples)
-        self._template_end = _common_prefix(*(sample[::-1] for sample in samples))[::-1]
+        self._template_ids = common_prefix(*samples)
+        self._template_end = common_prefix(*(sample[::-1] for sample in samples))[::-1]
         self._prefix_cache: Cache | None = None
+        self._recent: list[_Begun] = []
         self._prefix_note = NO_SHARED_BEGINNING
         plain = [self.read_last([sample])[0] for sample in samples]
         if len(self._template_ids) >= 2:
@@ -118,7 +161,7 @@ class ResidualReader:
         Returns:
             ``(prompt, site, d_model)`` float32, and the first reply token's logits ``(prompt, vocabulary)`` float32.
         """
-        kept, logits = self._forward(sequences, last=1)
+        kept, logits, _ = self._forward(sequences, last=1)
         return kept[:, :, 0].cpu().numpy(), logits
 
     def read_end(self, sequences: list[list[int]], last: int) -> np.ndarray:
@@ -137,15 +180,23 @@ class ResidualReader:
         return output.logits[:, -1].float(), output.past_key_values
 
     def read_tokens(self, text: str) -> TokenReading:
-        """Read one prompt at each of its tokens."""
+        """Read one prompt at each of its tokens.
+
+        Only the tokens from the first on that differs from a text read shortly before are run. Numbers coarser than
+        float32's would then depend on what was read before, so there the whole prompt is.
+        """
         ids = self.encode(text)
-        kept, logits = self._forward([ids], last=len(ids))
-        hidden = kept[0].transpose(0, 1).cpu().numpy()
+        begun = self._begun_like(ids)
+        kept, logits, cache = self._forward([ids], len(ids), begun)
+        states = kept[0] if begun is None else torch.cat([begun.kept.to(kept.device), kept[0]], dim=1)
+        hidden = states.transpose(0, 1).cpu().numpy()
         log_odds = refusal_log_odds(logits, self.refusal_ids)
         check_finite(hidden[-1:], log_odds, [("the prompt", text)], self.chat_model)
+        if cache is not None:
+            self._keep(_Begun(ids, states, cache))
         offset = len(ids) - hidden.shape[0]
-        start = max(len(_common_prefix(ids, self._template_ids)), offset)
-        end = len(ids) - len(_common_prefix(ids[::-1], self._template_end[::-1]))
+        start = max(len(common_prefix(ids, self._template_ids)), offset)
+        end = len(ids) - len(common_prefix(ids[::-1], self._template_end[::-1]))
         tokens = [self._decoded(i) for i in ids[start:end]]
         return TokenReading(
             hidden=hidden[start - offset : end - offset],
@@ -173,12 +224,36 @@ class ResidualReader:
             error = np.linalg.norm(found - plain, axis=-1) / np.linalg.norm(plain, axis=-1)
         return bool((error < _TOLERANCE[self.chat_model.dtype]).all())
 
-    def _forward(self, sequences: list[list[int]], last: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run prompts; hidden states ``(prompt, site, token, d_model)`` and last logits, float32.
+    def _begun_like(self, ids: list[int]) -> _Begun | None:
+        """The longest beginning of a prompt whose keys and values are at hand; None where the prompt is run whole."""
+        prefix = self.shared_prefix([ids])
+        if not prefix or self._prefix_cache is None:
+            return None
+        nothing = torch.empty(self.chat_model.n_layers + 1, 0, self.chat_model.d_model)
+        found, shared = _Begun(prefix, nothing, self._prefix_cache), len(prefix)
+        for begun in self._recent:
+            # The last token is always run: its logits are wanted.
+            alike = min(len(common_prefix(begun.ids, ids)), len(ids) - 1)
+            if alike > shared:
+                found, shared = begun, alike
+        return found.cut(shared)
+
+    def _keep(self, read: _Begun) -> None:
+        """Hold what was read for the next text that begins as it does; of many texts, those read last."""
+        if self.chat_model.dtype != "float32" or not self.pads or not read.can_be_cut:
+            return
+        self._recent.insert(0, read)
+        while sum(each.nbytes for each in self._recent) > _RECENT_BYTES:
+            self._recent.pop()
+
+    def _forward(
+        self, sequences: list[list[int]], last: int, begun: _Begun | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, Cache | None]:
+        """Run prompts; hidden states ``(prompt, site, token, d_model)`` and last logits, float32, and keys and values.
 
         The hidden states are those of each prompt's ``last`` tokens, or of all that were run where these are fewer.
         """
-        ids, ends, options = self._inputs(sequences)
+        ids, ends, options = self._inputs(sequences, begun)
         places = (ends[:, None] + torch.arange(-last, 0))[:, -int(ends.min()) :]
         with (
             torch.inference_mode(),
@@ -186,19 +261,24 @@ class ResidualReader:
             _head_input(self.chat_model, lambda states: _taken(states, places[:, -1:])),
         ):
             logits = self.chat_model.model(ids, **options).logits[:, -1].float()
-        return torch.stack([states.to(logits.device) for states in kept], dim=1), logits
+        return torch.stack([states.to(logits.device) for states in kept], dim=1), logits, options["past_key_values"]
 
-    def _inputs(self, sequences: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, dict]:
-        """What the model is called with: new tokens, how many of each row are no padding, and what lies before them."""
-        options: dict = {"use_cache": False}
-        prefix = len(self.shared_prefix(sequences))
-        if prefix and self._prefix_cache is not None:
-            cache = layerwise_copy(self._prefix_cache)
+    def _inputs(
+        self, sequences: list[list[int]], begun: _Begun | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, dict]:
+        """What the model is called with: new tokens, how many of each row are no padding, and what lies before them.
+
+        That is ``begun``, or the template's opening where the prompts share it.
+        """
+        before = begun.cache if begun is not None else self._prefix_cache
+        prefix = len(begun.ids if begun is not None else self.shared_prefix(sequences))
+        cache = layerwise_copy(before) if prefix and before is not None else None
+        if cache is not None and len(sequences) > 1:
             cache.batch_repeat_interleave(len(sequences))
-            options = {"past_key_values": cache, "use_cache": True}
         ends = torch.tensor([len(ids) - prefix for ids in sequences])
         # Any token will do as padding: it stands behind the prompt, which is all that attends to it.
         padded = [ids[prefix:] + [0] * int(ends.max() - end) for ids, end in zip(sequences, ends, strict=True)]
+        options = {"past_key_values": cache, "use_cache": cache is not None}
         return torch.tensor(padded, device=self.chat_model.device), ends, options
 
 
@@ -338,7 +418,8 @@ def batches(n_tokens: np.ndarray, prefix: int, batch_tokens: int, pads: bool = F
         waiting = waiting[len(rows) :]
 
 
-def _common_prefix(first: list[int], second: list[int]) -> list[int]:
+def common_prefix(first: list[int], second: list[int]) -> list[int]:
+    """What two sequences of token ids both begin with."""
     length = 0
     for a, b in zip(first, second, strict=False):
         if a != b:

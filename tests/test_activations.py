@@ -12,7 +12,14 @@ import torch
 from tiny import ARCHITECTURES, tiny_model
 
 from refusal_core import activations
-from refusal_core.activations import ResidualReader, batches, refusal_log_odds, refusal_token_ids
+from refusal_core.activations import (
+    ResidualReader,
+    batches,
+    common_prefix,
+    refusal_log_odds,
+    refusal_token_ids,
+    residual_stream,
+)
 from refusal_core.errors import ModelError, PromptError
 from refusal_core.extraction import extract
 from refusal_core.models import render
@@ -205,6 +212,65 @@ def test_every_token_of_a_prompt_is_read_and_the_last_is_the_extracted_one():
     assert "".join(reading.tokens) == TEXTS[0]
     assert reading.hidden.shape == (len(reading.tokens), 5, 32)
     np.testing.assert_allclose(reading.last, extract(chat_model, [TEXTS[0]]).hidden[0], atol=1e-4)
+
+
+TYPED = ["Bake", "Bake a cake", "Bake a cake for my", "Bake a pie for my", "Bake a pie", "Make a pie", "Make a pie"]
+
+
+def tokens_run(chat_model, counted: list[int]):
+    """Appends to ``counted`` how many tokens each pass of the model is given, until it is removed."""
+    return chat_model.blocks[0].register_forward_hook(
+        lambda module, arguments, output: counted.append(residual_stream(output).shape[1])
+    )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_text_being_typed_is_read_as_if_it_had_been_there_at_once(architecture):
+    chat_model = tiny_model(architecture)
+    typed = ResidualReader(chat_model)
+    for text in TYPED:
+        found, expected = typed.read_tokens(text), ResidualReader(chat_model).read_tokens(text)
+        assert found.tokens == expected.tokens
+        np.testing.assert_allclose(found.hidden, expected.hidden, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found.last, expected.last, rtol=1e-4, atol=1e-4)
+        assert found.first_token == expected.first_token
+        assert found.refusal_log_odds == pytest.approx(expected.refusal_log_odds, abs=1e-4)
+
+
+def test_of_a_text_being_typed_only_what_changed_is_run():
+    chat_model = tiny_model("qwen2")
+    reader, counted = ResidualReader(chat_model), []
+    handle = tokens_run(chat_model, counted)
+    for text in TYPED:
+        reader.read_tokens(text)
+    handle.remove()
+    ids = [reader.encode(text) for text in TYPED]
+    for place, run in enumerate(counted):
+        alike = [len(common_prefix(ids[place], before)) for before in ids[:place]]
+        assert run == max(1, len(ids[place]) - max(alike, default=reader.prefix_tokens))
+    assert counted[-1] == 1  # the same text again: its last token's logits are asked for
+
+
+def test_in_half_precision_a_score_does_not_depend_on_what_was_typed_before():
+    chat_model = dataclasses.replace(tiny_model("qwen2"), dtype="bfloat16")
+    chat_model.model.bfloat16()
+    typed, counted = ResidualReader(chat_model), []
+    handle = tokens_run(chat_model, counted)
+    for text in TYPED:
+        typed.read_tokens(text)
+    handle.remove()
+    assert counted == [len(typed.encode(text)) - typed.prefix_tokens for text in TYPED]
+
+
+def test_what_is_held_of_texts_read_before_is_bounded(monkeypatch):
+    chat_model = tiny_model("qwen2")
+    reader = ResidualReader(chat_model)
+    reader.read_tokens(TYPED[0])
+    (one,) = reader._recent
+    monkeypatch.setattr("refusal_core.activations._RECENT_BYTES", 3.5 * one.nbytes)
+    for text in TYPED * 3:
+        reader.read_tokens(text)
+        assert sum(each.nbytes for each in reader._recent) <= 3.5 * one.nbytes
 
 
 def test_template_tokens_in_a_prompt_are_text():
