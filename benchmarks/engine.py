@@ -32,7 +32,11 @@ def rows(bench: Bench) -> list[Row]:
     reader = ResidualReader(bench.chat_model)
     sequences = [reader.encode(text) for text in bench.texts]
     read_all(reader, sequences[: competitors.BATCH])
-    ways: dict[str, Callable[[], object]] = {"engine": partial(read_all, reader, sequences)}
+    peaks: list[float] = []
+    ways: dict[str, Callable[[], object]] = {
+        "peak": lambda: peaks.append(matmul_peak(bench)),
+        "engine": partial(read_all, reader, sequences),
+    }
     notes = {}
     for name, (make, _) in _COMPETITORS.items():
         given = _given(make, sequences)
@@ -53,8 +57,6 @@ def rows(bench: Bench) -> list[Row]:
         if len(given) < len(sequences):
             notes[name] += f"; {len(given)} of {len(sequences)} prompts timed, the rest in proportion to tokens"
         ways[name] = partial(way, given)
-    peaks: list[float] = []
-    ways["peak"] = lambda: peaks.append(matmul_peak(bench))
     seconds = in_turn(ways, bench.rounds)
     engine = np.array(seconds["engine"])
     rows = []
@@ -109,23 +111,28 @@ def needed_flops(reader: ResidualReader, sequences: list[list[int]]) -> float:
 
 
 def matmul_peak(bench: Bench, tries: int = 10) -> float:
-    """FLOP/s of the fastest of several products: square ones, and a batch of tokens with weights of this model."""
+    """FLOP/s of the fastest of several products: square ones, and a batch of tokens with weights of this model.
+
+    What the machine keeps up, the median of many tries: the engine cannot choose the moment either.
+    """
     chat_model = bench.chat_model
     device, dtype = torch.device(chat_model.device), torch_dtype(chat_model.dtype)
     shapes = {(size, size, size) for size in ((512, 1024) if device.type == "cpu" else (4096, 8192))}
     weights = set(_matrices(chat_model.blocks[0]))
     shapes |= {(BATCH_TOKENS[device.type] // part, *shape) for shape in weights for part in (1, 2)}
-    best = 0.0
+    rates = []
     for rows, outputs, inputs in sorted(shapes):
         states = torch.randn(rows, inputs, dtype=dtype, device=device)
         weight = torch.randn(outputs, inputs, dtype=dtype, device=device)
+        seconds = []
         for _ in range(tries):
             start = time.perf_counter()
             torch.nn.functional.linear(states, weight)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            best = max(best, 2.0 * rows * outputs * inputs / (time.perf_counter() - start))
-    return best
+            seconds.append(time.perf_counter() - start)
+        rates.append(2.0 * rows * outputs * inputs / float(np.median(seconds)))
+    return max(rates)
 
 
 def _spent(reader: ResidualReader, sequences: list[list[int]]) -> str:
