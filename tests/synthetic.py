@@ -23,6 +23,7 @@ HOSTILE = (
 )
 N_PAIRS, N_LAYERS, WIDTH = 16, 6, 24
 PLANTED_PROMPTS, PLANTED_LIMIT, PLANTED_CONTROLS = 24, 5, 6
+BATCH_NOTE = "cuda ran out of memory: 8192 tokens together in place of 16384"
 RUN = "tiny--pairs--16x16--00000000--float32"
 SECOND_RUN = "other--pairs--16x16--00000000--float32"
 
@@ -77,7 +78,7 @@ def synthetic_manifest(prompts: pd.DataFrame, n_layers: int, d_model: int) -> di
             "token_position": pipeline.TOKEN_POSITION,
             "token_limit": 512,
         },
-        "compute": {"device": "cpu", "dtype": "float32", "seed": 0},
+        "compute": {"device": "cpu", "dtype": "float32", "seed": 0, "engine": "process", "batch_note": BATCH_NOTE},
     }
 
 

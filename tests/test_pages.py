@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
-from synthetic import HOSTILE, N_LAYERS, RUN, save_second_run, save_synthetic_run, synthetic_prompts
+from synthetic import BATCH_NOTE, HOSTILE, N_LAYERS, RUN, save_second_run, save_synthetic_run, synthetic_prompts
 
 from refusal_core import behaviour, effects, intervention, raters
 from refusal_core.errors import RunError
@@ -72,6 +72,14 @@ def test_home_says_what_the_run_says():
         "Is it about harm?",
     ]
     assert all(metric.value.startswith("d = ") for metric in app.metric[:3])
+
+
+def test_home_says_how_the_run_was_read():
+    app = visit()
+    facts = next(table.value for table in app.dataframe if list(table.value.columns) == ["", "value"])
+    said = dict(zip(facts[""], facts["value"], strict=True))
+    assert said["read by"] == "one process"
+    assert said["batches"] == BATCH_NOTE
 
 
 def test_the_sidebar_leads_to_every_page():

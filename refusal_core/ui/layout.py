@@ -180,6 +180,8 @@ def run_facts(run: Run) -> None:
         "read at": manifest["template"]["token_position"],
         "computed in": f"{compute['dtype']} on {compute['device']}, seed {compute['seed']}",
         "weights": str(compute.get("weights", "not recorded")),
+        "read by": {"process": "one process", "ray": "Ray's actors"}.get(compute.get("engine"), "not recorded"),
+        "batches": compute.get("batch_note") or "of the usual size",
         "beginning of the template": str(compute.get("prefix_note", "not recorded")),
         "made": manifest["created"],
         "name": run.run_id,
