@@ -33,13 +33,12 @@ def browser_found() -> bool:
     return path is not None and Path(path).is_file()
 
 
-def image(figure: go.Figure, kind: str, dark: bool = False, frame: str | None = None, width: int = WIDTH) -> bytes:
+def image(figure: go.Figure, kind: str, dark: bool = False, width: int = WIDTH) -> bytes:
     """A figure as PNG, at twice its size in pixels, or SVG.
 
     Args:
         kind: ``png`` or ``svg``.
         dark: in the dark theme's look.
-        frame: name of the frame to draw, of a figure that has frames.
         width: of the figure, in pixels.
 
     Raises:
@@ -52,7 +51,7 @@ def image(figure: go.Figure, kind: str, dark: bool = False, frame: str | None = 
     try:
         with _DRAWING:
             # Without MathJax nothing is asked of the network, and prompts stay text.
-            return kaleido.calc_fig_sync(_still(figure, dark, frame), opts=size, kopts={"mathjax": False})
+            return kaleido.calc_fig_sync(_still(figure, dark), opts=size, kopts={"mathjax": False})
     except Exception as error:
         raise _failed(error) from error
 

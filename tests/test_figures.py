@@ -16,7 +16,7 @@ from refusal_core.figures import style
 from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.histograms import histogram
 from refusal_core.figures.layers import SUMMARIES, eight_layers, separation, three_questions
-from refusal_core.figures.panels import AXES, LEVELS, PANELS, POINTS, linked
+from refusal_core.figures.panels import AXES, LEVELS, PANELS, POINTS, linked, scrubbed
 from refusal_core.figures.style import safe
 from refusal_core.figures.tokens import COLOURS_END, END_OF_PROMPT, token_heatmap
 from refusal_core.findings import QUESTIONS
@@ -54,7 +54,7 @@ def test_the_panels_have_a_frame_a_site_that_counts_every_prompt(run):
 
 def test_a_bar_says_its_own_edges(run):
     bar = linked(run, 0).frames[3].data[0]
-    low, high = (float(end) for end in bar.customdata[7].split(" to "))
+    low, high = (float(end) for end in bar.hovertext[7].split(" to "))
     assert low == pytest.approx(bar.x[7] - bar.width / 2, rel=1e-3, abs=1e-3)
     assert high == pytest.approx(bar.x[7] + bar.width / 2, rel=1e-3, abs=1e-3)
 
@@ -128,6 +128,29 @@ def test_transfer_sets_are_drawn_on_demand(run):
     assert not any("borderline" in trace.name for trace in linked(run, 0).data)
 
 
+def test_a_step_of_a_page_s_slider_is_one_update_to_what_the_frame_shows(run):
+    options = {"sources": ["borderline"], "followed": (3,)}
+    saved, shown = (json.loads(made(run, 1, **options).to_json()) for made in (linked, scrubbed))
+    assert "frames" not in shown
+    assert shown["data"] == saved["data"]
+    steps = shown["layout"]["sliders"][0]["steps"]
+    assert {step["method"] for step in steps} == {"update"}
+    for frame, step in zip(saved["frames"], steps, strict=True):
+        changed, layout, places = step["args"]
+        for each, place in enumerate(places):
+            still = saved["data"][place]
+            told = {name: values[each] for name, values in changed.items()}
+            # Plotly removes what it is told to set to null.
+            assert not {name for name, value in told.items() if value is None} & still.keys()
+            assert still | {name: value for name, value in told.items() if value is not None} == (
+                still | frame["data"][each]
+            )
+        assert layout["title.text"] == frame["layout"]["title"]["text"]
+        assert layout["shapes"] == frame["layout"]["shapes"]
+        ranges = {name: axis["range"] for name, axis in frame["layout"].items() if "axis" in name}
+        assert {name: layout[f"{name}.range"] for name in ranges} == ranges
+
+
 @pytest.mark.parametrize("panel", PANELS)
 def test_each_panel_stands_alone_and_stacked(run, panel):
     assert linked(run, 0, [panel]).data
@@ -157,6 +180,7 @@ def test_a_run_of_25_000_prompts_is_a_figure_of_less_than_two_megabytes(run):
     for axes in AXES:
         figure = linked(big, 0, axes=axes, followed=(5, 6))
         assert len(figure.to_json()) < 2_000_000
+        assert len(scrubbed(big, 0, axes=axes, followed=(5, 6)).to_json()) < 2_000_000
         points = [trace for trace in figure.data if trace.type == "scatter" and trace.customdata is not None]
         assert all(len(trace.customdata) <= POINTS + 2 * sites for trace in points if trace.mode == "markers")
         curves = [trace for trace in figure.data if trace.type == "scatter" and trace.line.shape == "hv"]

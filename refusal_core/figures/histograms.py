@@ -34,7 +34,7 @@ def histogram(
             x=(edges[:-1] + edges[1:]) / 2,
             y=np.histogram(run.projections[run.rows(label), site], edges)[0],
             width=edges[1] - edges[0],
-            customdata=ranges,
+            hovertext=ranges,
             **bars_of(label),
         )
     if band is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
@@ -50,6 +51,7 @@ LEVELS = 200
 _LABELS = ("harmful", "harmless")
 _SYMBOLS = ("star", "diamond", "square", "cross", "hexagram", "x")
 _HEADLINE, _LEFT, _STEP_MS = 76, 66, 400
+_AT_ONCE = {"mode": "immediate", "transition": {"duration": 0}}
 _HEIGHT = {False: 250, True: 230}
 
 
@@ -84,6 +86,46 @@ def linked(
         followed: rows of prompts that are marked in the panels and whose course over the layers is drawn below them.
         stacked: one panel above the other, for narrow screens.
     """
+    figure, frames = _drawn(run, site, panels, sources, axes, followed, stacked)
+    show = {**_AT_ONCE, "frame": {"duration": 0, "redraw": True}}
+    steps = [{"method": "animate", "args": [[frame["name"]], show]} for frame in frames]
+    figure.update_layout(**_controls(run, site, stacked, steps, "animate"))
+    figure.frames = frames
+    return figure
+
+
+def scrubbed(
+    run: Run,
+    site: int,
+    panels: Sequence[str] = tuple(PANELS),
+    sources: Sequence[str] = (),
+    axes: str = "own",
+    followed: Sequence[int] = (),
+    stacked: bool = False,
+) -> go.Figure:
+    """The same panels with a slider that draws a site once, for a page that plays and pauses them by itself.
+
+    Plotly draws a frame that moves axes three times: its curves, then its axes, then all of it. Here the slider has the
+    numbers of the sites, and sets them by one update. There are no frames: Play and Pause only tell the page that they
+    were clicked. The arguments are those of :func:`linked`.
+    """
+    figure, frames = _drawn(run, site, panels, sources, axes, followed, stacked)
+    still = [trace.to_plotly_json() for trace in figure.data]
+    steps = [{"method": "update", "args": _update(still, frame)} for frame in frames]
+    figure.update_layout(**_controls(run, site, stacked, steps, "skip"))
+    return figure
+
+
+def _drawn(
+    run: Run,
+    site: int,
+    panels: Sequence[str],
+    sources: Sequence[str],
+    axes: str,
+    followed: Sequence[int],
+    stacked: bool,
+) -> tuple[go.Figure, list[dict[str, Any]]]:
+    """The panels at a site, and a frame for every site."""
     panels = [panel for panel in PANELS if panel in panels]
     shown = _Shown(run, axes, tuple(sources), tuple(followed))
     makers = {"histogram": _histogram, "cumulative": _cumulative, "box": _box, "sorted": _sorted}
@@ -97,7 +139,7 @@ def linked(
     if followed:
         _add_courses(figure, run, followed, places["course"])
         refs["course"] = (figure.data[-1].xaxis, figure.data[-1].yaxis)
-    figure.frames = [
+    frames = [
         {
             "name": str(each),
             "data": [{"type": trace.still["type"], **trace.at(each)} for trace in traces],
@@ -106,8 +148,31 @@ def linked(
         }
         for each in range(run.n_sites)
     ]
-    figure.update_layout(_layout(shown, site, refs), **_controls(run, site, stacked))
-    return figure
+    figure.update_layout(frames[site]["layout"])
+    return figure, frames
+
+
+def _update(still: list[dict[str, Any]], frame: dict[str, Any]) -> list[Any]:
+    """The arguments of Plotly's ``update`` that show a frame. A trace keeps what only others change."""
+    names = sorted({name for trace in frame["data"] for name in trace} - {"type"})
+    data = {
+        name: [
+            _packed(trace.get(name, still[place].get(name)))
+            for place, trace in zip(frame["traces"], frame["data"], strict=True)
+        ]
+        for name in names
+    }
+    layout: dict[str, Any] = {}
+    for part, settings in frame["layout"].items():
+        layout |= {part: settings} if part == "shapes" else {f"{part}.{name}": each for name, each in settings.items()}
+    return [data, layout, frame["traces"]]
+
+
+def _packed(value: Any) -> Any:
+    """Arrays as Plotly has them sent, which it does by itself everywhere but in a slider's arguments."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return {"dtype": value.dtype.str[1:], "bdata": b64encode(value.tobytes()).decode()}
 
 
 class _Shown:
@@ -181,7 +246,7 @@ def _histogram(shown: _Shown) -> list[_Trace]:
             "x": _compact(centres[:, site]),
             "y": shown.counts[label][:, site].astype(np.int32),
             "width": float(widths[site]),
-            "customdata": [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges[:, site])],
+            "hovertext": [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges[:, site])],
         }
 
     def mean(label: str) -> Callable[[int], dict[str, Any]]:
@@ -483,11 +548,15 @@ def _layout(shown: _Shown, site: int, refs: dict[str, tuple[str, str]]) -> dict[
     return layout
 
 
-def _controls(run: Run, site: int, stacked: bool) -> dict[str, Any]:
-    """Play, pause and the slider, between the headline and the panels."""
-    at_once = {"mode": "immediate", "transition": {"duration": 0}}
-    show = {**at_once, "frame": {"duration": 0, "redraw": True}}
-    play = {**at_once, "fromcurrent": True, "frame": {"duration": _STEP_MS, "redraw": True}}
+def _controls(run: Run, site: int, stacked: bool, steps: Sequence[dict[str, Any]], play_method: str) -> dict[str, Any]:
+    """Play, pause and the slider, between the headline and the panels.
+
+    Args:
+        steps: what the slider does at each site.
+        play_method: Plotly's method of Play and Pause.
+    """
+    pause = {**_AT_ONCE, "frame": {"duration": 0, "redraw": True}}
+    play = {**_AT_ONCE, "fromcurrent": True, "frame": {"duration": _STEP_MS, "redraw": True}}
     buttons = 0.36 if stacked else 0.13
     clear = "rgba(0,0,0,0)"
     return {
@@ -514,8 +583,8 @@ def _controls(run: Run, site: int, stacked: bool) -> dict[str, Any]:
                 "bordercolor": GREY,
                 "font": {"size": SMALL_SIZE},
                 "buttons": [
-                    {"label": "Play", "method": "animate", "args": [None, play]},
-                    {"label": "Pause", "method": "animate", "args": [[None], show]},
+                    {"label": "Play", "method": play_method, "args": [None, play]},
+                    {"label": "Pause", "method": play_method, "args": [[None], pause]},
                 ],
             }
         ],
@@ -535,10 +604,7 @@ def _controls(run: Run, site: int, stacked: bool) -> dict[str, Any]:
                 "bgcolor": translucent(GREY, 0.25),
                 "activebgcolor": translucent(ACCENT, 0.5),
                 "font": {"size": SMALL_SIZE},
-                "steps": [
-                    {"label": site_short(each, run.n_layers), "method": "animate", "args": [[str(each)], show]}
-                    for each in range(run.n_sites)
-                ],
+                "steps": [step | {"label": site_short(each, run.n_layers)} for each, step in enumerate(steps)],
             }
         ],
     }

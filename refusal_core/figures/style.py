@@ -61,7 +61,7 @@ def bars_of(label: str) -> dict[str, object]:
         },
         "selected": {"marker": {"opacity": 1}},
         "unselected": {"marker": {"opacity": 1}},
-        "hovertemplate": f"%{{y}} {label} prompts<br>%{{customdata}}<extra></extra>",
+        "hovertemplate": f"%{{y}} {label} prompts<br>%{{hovertext}}<extra></extra>",
     }
 
 

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core.figures.layers import SUMMARIES, eight_layers, three_questions
-from refusal_core.figures.panels import AXES, PANELS, linked
+from refusal_core.figures.panels import AXES, PANELS, linked, scrubbed
 from refusal_core.outliers import row_of
 from refusal_core.published import published_table
 from refusal_core.runs import MANIFEST, Run
@@ -79,7 +79,7 @@ def linked_panels(run: Run, options: dict) -> None:
         event = chart(
             _figure(run.run_id, run, start, **options),
             _CHART,
-            frame=lambda: str(shown["site"]),
+            saved=lambda: linked(run, shown["site"], **options),
             on_select="rerun",
             selection_mode="points",
         )
@@ -172,7 +172,7 @@ def _follow(run: Run, rows: Sequence[int]) -> None:
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _figure(run_id: str, _run: Run, start: int, **options) -> go.Figure:
-    return linked(_run, start, **options)
+    return scrubbed(_run, start, **options)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

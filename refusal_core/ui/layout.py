@@ -54,28 +54,33 @@ _COLUMN_NAMES = {
 }
 
 
-def chart(figure: go.Figure, key: str, frame: Callable[[], str] | None = None, **options: Any) -> Any:
+def chart(
+    figure: go.Figure,
+    key: str,
+    saved: Callable[[], go.Figure] | None = None,
+    **options: Any,
+) -> Any:
     """A figure over the whole width, in the page's theme, with a menu below that saves it.
 
     Args:
         key: also the name of the saved file.
-        frame: of a figure with frames, the name of the one to draw as PNG or SVG, asked for when it is saved.
+        saved: draws what is saved instead, when it is asked for.
         options: of ``st.plotly_chart``.
     """
     with st.container(gap=None):
         event = st.plotly_chart(figure, key=key, width="stretch", config=_CHART_CONFIG, **options)
-        _save_menu(figure, key, frame)
+        _save_menu(saved or (lambda: figure), key)
     return event
 
 
-def _save_menu(figure: go.Figure, key: str, frame: Callable[[], str] | None) -> None:
+def _save_menu(saved: Callable[[], go.Figure], key: str) -> None:
     """PNG, SVG and HTML of a figure; nothing is drawn before one of them is asked for."""
     dark = st.context.theme.type == "dark"
     drawable = _drawable()
     files: dict[str, Callable[[], bytes]] = {
-        "png": lambda: image(figure, "png", dark, frame and frame()),
-        "svg": lambda: image(figure, "svg", dark, frame and frame()),
-        "html": lambda: page(figure, key.replace("_", " "), dark),
+        "png": lambda: image(saved(), "png", dark),
+        "svg": lambda: image(saved(), "svg", dark),
+        "html": lambda: page(saved(), key.replace("_", " "), dark),
     }
     with (
         st.container(horizontal=True, horizontal_alignment="right"),

@@ -1,9 +1,9 @@
 """Keeps a figure that the browser moves by itself and the page around it at the same site.
 
-The browser shows the figure's frames without the server. This component listens to the figure's own public events,
+The browser moves the figure's slider without the server. This component listens to the figure's own public events,
 tells Python once the figure has come to rest, moves the figure when the site was changed elsewhere on the page, and
-adds what Plotly's slider lacks: arrow keys, and a name for screen readers. It moves the slider as a hand does, by
-pressing it.
+adds what Plotly's slider lacks: play and pause, arrow keys, and a name for screen readers. It moves the slider as a
+hand does, by pressing it.
 """
 
 from __future__ import annotations
@@ -14,29 +14,27 @@ import streamlit as st
 
 _DRIVE = """
 const AT_REST = 250;
-const PLAYING = 700;
 const TAKES_ARROWS = "input, textarea, select, [contenteditable=true], [role=radio], [role=tab], [role=option], " +
     "[role=grid], [role=slider], [role=combobox], [role=spinbutton], [role=menuitem]";
 const drivers = new WeakMap();
 
 function start() {
-    let chart = null, container = null, tell = {}, timer = null, narrow = null;
+    let chart = null, container = null, tell = {}, timer = null, playing = null, narrow = null;
     // The page's site, sites told to Python that it has not answered yet, and one the chart is still to be moved to.
-    let page = null, wanted = null, held = false;
+    let page = null, wanted = null;
     const told = [];
     const slider = () => chart && chart.layout && chart.layout.sliders && chart.layout.sliders[0];
 
-    const rest = (site, after) => {
+    const rest = (site) => {
         clearTimeout(timer);
         timer = setTimeout(() => {
             if (site === (told.length ? told[told.length - 1] : page)) return;
             told.push(site);
             tell.site(site);
-        }, after);
+        }, AT_REST);
     };
-    const started = () => { held = true; clearTimeout(timer); };
-    const ended = (event) => { held = false; rest(event.slider.active, AT_REST); };
-    const moved = (event) => { if (!held) rest(Number(event.name), PLAYING); };
+    const started = () => clearTimeout(timer);
+    const ended = (event) => { if (playing === null) rest(event.slider.active); };
 
     const press = (site) => {
         const tick = chart.querySelectorAll(".slider-tick-rect")[site];
@@ -50,6 +48,29 @@ function start() {
         rail.dispatchEvent(new MouseEvent("mousedown", where));
         rail.dispatchEvent(new MouseEvent("mouseup", where));
     };
+    const pause = () => {
+        if (playing === null) return;
+        clearTimeout(playing);
+        playing = null;
+        if (slider()) rest(slider().active);
+    };
+    const play = (site, step) => {
+        playing = setTimeout(() => {
+            if (!slider()) return pause();
+            press(site);
+            if (site + 1 < slider().steps.length) play(site + 1, step);
+            else pause();
+        }, step);
+    };
+    const clicked = (event) => {
+        pause();
+        if (event.button.label !== "Play") return;
+        clearTimeout(timer);
+        const { active, steps } = slider();
+        play(active + 1 < steps.length ? active + 1 : 0, event.button.args[1].frame.duration);
+    };
+    // A hand on the figure, but for one on its buttons, stops what plays.
+    const touched = (event) => { if (event.isTrusted && event.target.closest(".slider-group")) pause(); };
     const keyed = (event) => {
         const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
         if (!by || !slider() || event.defaultPrevented) return;
@@ -57,6 +78,7 @@ function start() {
         const focused = document.activeElement;
         if (focused && !chart.contains(focused) && focused.closest(TAKES_ARROWS)) return;
         event.preventDefault();
+        pause();
         const next = slider().active + by;
         if (next >= 0 && next < slider().steps.length) press(next);
     };
@@ -76,7 +98,8 @@ function start() {
         if (!chart || !chart.removeListener) return;
         chart.removeListener("plotly_sliderstart", started);
         chart.removeListener("plotly_sliderend", ended);
-        chart.removeListener("plotly_animatingframe", moved);
+        chart.removeListener("plotly_buttonclicked", clicked);
+        chart.removeEventListener("pointerdown", touched, true);
     };
     const look = () => {
         const holder = document.querySelector(`.st-key-${container}`);
@@ -87,13 +110,14 @@ function start() {
         }
         const found = holder.querySelector(".js-plotly-plot");
         if (found && found !== chart && typeof found.on === "function") {
+            pause();
             let_go();
             chart = found;
             wanted = page;
-            held = false;
             chart.on("plotly_sliderstart", started);
             chart.on("plotly_sliderend", ended);
-            chart.on("plotly_animatingframe", moved);
+            chart.on("plotly_buttonclicked", clicked);
+            chart.addEventListener("pointerdown", touched, true);
         }
         if (!slider()) return;
         name();
@@ -103,10 +127,7 @@ function start() {
             if (slider().active !== site) press(site);
         }
     };
-    // Plotly rejects, without a reason, the promise of an animation that a pause or the slider interrupts.
-    const interrupted = (event) => { if (event.reason === undefined) event.preventDefault(); };
     document.addEventListener("keydown", keyed);
-    window.addEventListener("unhandledrejection", interrupted);
     const looking = setInterval(look, 200);
     return {
         update(data, site, narrowed) {
@@ -114,15 +135,18 @@ function start() {
             tell = { site, narrow: narrowed };
             const answered = told.indexOf(data.site);
             if (answered >= 0) told.splice(0, answered + 1);
-            else if (data.site !== page) wanted = data.site;
+            else if (data.site !== page) {
+                pause();
+                wanted = data.site;
+            }
             page = data.site;
             look();
         },
         stop() {
             clearInterval(looking);
             clearTimeout(timer);
+            clearTimeout(playing);
             document.removeEventListener("keydown", keyed);
-            window.removeEventListener("unhandledrejection", interrupted);
             let_go();
         },
     };

@@ -67,6 +67,36 @@ def test_arrow_keys_move_one_layer_unless_a_field_has_them(open_page):
     expect(title).to_contain_text(f"layer 2 of {N_LAYERS}")
 
 
+def test_a_step_is_drawn_once(open_page):
+    page = opened(open_page)
+    plot = f"document.querySelector('{PANELS} .js-plotly-plot')"
+    page.evaluate(f"window.drawn = 0; {plot}.on('plotly_afterplot', () => window.drawn++)")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(f"{PANELS} .gtitle")).to_contain_text(f"layer 2 of {N_LAYERS}")
+    until(page, lambda: query(page)["site"] == "2")
+    assert page.evaluate("window.drawn") == 1
+
+
+def test_a_layer_has_the_numbers_it_has_when_it_is_opened(open_page):
+    # Streamlit sets the title that a page opens with in bold.
+    read = f"""() => {{
+        const plot = document.querySelector('{PANELS} .js-plotly-plot');
+        const lists = (value) => ArrayBuffer.isView(value) ? Array.from(value) : value;
+        const {{ xaxis, xaxis2, yaxis4, shapes, title }} = plot._fullLayout;
+        const traces = plot._fullData.map((trace) => [
+            trace.x, trace.y, trace.q1, trace.customdata, trace.hovertext, trace.width,
+        ].map(lists));
+        return JSON.stringify([
+            traces, xaxis.range, xaxis2.range, yaxis4.range, title.text.replace(/<.?b>/g, ""),
+            shapes.map(({{ x0, x1 }}) => [x0, x1]),
+        ]);
+    }}"""
+    moved = opened(open_page, site="1")
+    moved.keyboard.press("ArrowRight")
+    expect(moved.locator(f"{PANELS} .gtitle")).to_contain_text(f"layer 2 of {N_LAYERS}")
+    assert moved.evaluate(read) == opened(open_page, site="2").evaluate(read)
+
+
 def test_playing_goes_through_the_layers_and_pauses(open_page):
     page = opened(open_page)
     title = page.locator(f"{PANELS} .gtitle")
@@ -79,6 +109,11 @@ def test_playing_goes_through_the_layers_and_pauses(open_page):
     page.wait_for_timeout(1500)
     assert title.text_content() == rested
     until(page, lambda: rested.startswith(f"layer {query(page)['site']} of") or query(page)["site"] == str(N_LAYERS))
+    # Left to play it comes to the end, tells the page, and a key takes it on from there.
+    buttons.nth(0).dispatch_event("click")
+    until(page, lambda: query(page)["site"] == str(N_LAYERS))
+    page.keyboard.press("ArrowLeft")
+    expect(title).to_contain_text(f"layer {N_LAYERS - 1} of {N_LAYERS}")
 
 
 def test_a_site_chosen_in_the_field_moves_the_panels(open_page):
