@@ -98,7 +98,12 @@ def page(figure: go.Figure, title: str, dark: bool = False) -> bytes:
     """
     look = page_look(dark)
     body = plotly.io.to_html(
-        _dressed(figure, look), full_html=False, validate=False, config={"displaylogo": False, "responsive": True}
+        _dressed(figure, look),
+        full_html=False,
+        validate=False,
+        # It stands where it was saved until somebody plays it.
+        auto_play=False,
+        config={"displaylogo": False, "responsive": True},
     )
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'

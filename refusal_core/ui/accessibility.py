@@ -55,14 +55,15 @@ export default function() {
 }
 """
 
-# Streamlit writes white on the primary colour, which in the dark theme is a light one, and makes one button too small
-# to touch (WCAG 2.2, 1.4.3 and 2.5.8).
+# Streamlit writes white on the primary colour, which in the dark theme is a light one, makes one button too small to
+# touch, and shows no focus on a table (WCAG 2.2, 1.4.3, 2.5.8 and 2.4.7).
 _LOOK = """
 [data-testid=stMultiSelectTagsContainer] [data-tag] *,
 [data-testid=stMain] button[kind^=primary], [data-testid=stMain] button[kind^=primary] * {
     color: var(--page-background);
 }
 [data-testid=stMultiSelect] button[aria-label="Clear all"] { min-width: 24px; min-height: 24px; }
+[data-testid=stDataFrame]:has(canvas:focus-visible) { outline: 2px solid currentColor; outline-offset: 1px; }
 """
 
 

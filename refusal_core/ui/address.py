@@ -8,6 +8,7 @@ sent to a colleague. Widgets that edit the view are filled from it before they a
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, unquote
@@ -15,7 +16,8 @@ from urllib.parse import quote, unquote
 import streamlit as st
 
 _VIEW = "view"
-_NARROWED = ("sets", "labels", "categories", "replies", "marked")
+_WORDS = ("run", "versus", "prompts", "find", "axes", "units", "published", "among", "measure")
+_LISTS = ("beside", "sets", "labels", "categories", "replies", "marked", "panels", "over", "followed")
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 
 
@@ -29,6 +31,11 @@ class View:
             of ``prompts``.
         find: looked for in the prompts' texts; ``sets``, ``labels``, ``categories``, ``replies`` and ``marked`` are
             what the list of prompts is narrowed to.
+        panels: of the Layers page, with their ``axes``, the transfer sets drawn ``over`` them, the prompts ``followed``
+            in them, and whether the ``published`` curves are there.
+        units: ``raw`` where prompts are followed over the layers in activation units.
+        among: the labels whose ranks are correlated on the Compare page.
+        measure: of the Causality page.
     """
 
     run: str | None = None
@@ -44,6 +51,14 @@ class View:
     categories: tuple[str, ...] | None = None
     replies: tuple[str, ...] | None = None
     marked: tuple[str, ...] | None = None
+    panels: tuple[str, ...] | None = None
+    axes: str | None = None
+    over: tuple[str, ...] | None = None
+    followed: tuple[str, ...] | None = None
+    published: str | None = None
+    units: str | None = None
+    among: str | None = None
+    measure: str | None = None
 
 
 def view() -> View:
@@ -61,22 +76,17 @@ def change(**parts: Any) -> None:
 def write() -> None:
     """Make the address say what the view is, leaving Streamlit's own options in it."""
     shown = view()
-    band = "..".join(f"{end:.6g}" for end in shown.band) if shown.band else None
-    named = {
-        "run": shown.run,
-        "site": shown.site,
-        "band": band,
+    named: dict[str, str | None] = {
+        "site": None if shown.site is None else str(shown.site),
+        "band": "..".join(f"{end:.6g}" for end in shown.band) if shown.band else None,
         "prompt": shown.prompt,
-        "beside": None if shown.beside is None else ",".join(shown.beside),
-        "versus": shown.versus,
-        "prompts": shown.prompts,
-        "find": shown.find,
     }
-    for name in _NARROWED:
+    named |= {name: getattr(shown, name) for name in _WORDS}
+    for name in _LISTS:
         chosen = getattr(shown, name)
-        named[name] = ",".join(quote(each, safe=" ") for each in chosen) if chosen else None
+        named[name] = None if chosen is None else ",".join(quote(each, safe=" ") for each in chosen)
     others = {name: value for name, value in st.query_params.to_dict().items() if name not in named}
-    address = others | {name: str(value) for name, value in named.items() if value is not None}
+    address = others | {name: value for name, value in named.items() if value is not None}
     if st.query_params.to_dict() != address:
         st.query_params.from_dict(address)
 
@@ -87,19 +97,25 @@ def fill(key: str, value: Any) -> str:
     return key
 
 
+def one_of(options: Sequence[str], part: str) -> str:
+    """The option that a part of the view names, or the first where it names none of them."""
+    named = getattr(view(), part)
+    return named if named in options else options[0]
+
+
 def _parsed(address: dict[str, str]) -> View:
     """The view an address describes; what is malformed is ignored."""
     site, prompt = address.get("site", ""), address.get("prompt", "")
     band = re.fullmatch(rf"({_NUMBER})\.\.({_NUMBER})", address.get("band", ""))
     ends = sorted((float(band[1]), float(band[2]))) if band else None
+    words: dict[str, Any] = {name: address[name] for name in _WORDS if name in address}
+    lists: dict[str, Any] = {
+        name: tuple(map(unquote, filter(None, address[name].split(",")))) for name in _LISTS if name in address
+    }
     return View(
-        run=address.get("run"),
         site=int(site) if re.fullmatch(r"\d{1,4}", site) else None,
         band=(ends[0], ends[1]) if ends else None,
         prompt=prompt if re.fullmatch(r"[0-9a-f]{12}", prompt) else None,
-        beside=tuple(filter(None, address["beside"].split(","))) if "beside" in address else None,
-        versus=address.get("versus"),
-        prompts=address.get("prompts"),
-        find=address.get("find"),
-        **{name: tuple(map(unquote, address[name].split(","))) for name in _NARROWED if name in address},
+        **words,
+        **lists,
     )

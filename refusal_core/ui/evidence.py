@@ -7,6 +7,7 @@ import streamlit as st
 
 from refusal_core.evidence import Evidence
 from refusal_core.runs import MANIFEST, Run
+from refusal_core.ui.numbers import in_words
 
 _TABLES = {
     "fit": ("sites", ["in_sample_d", "in_sample_auroc", "mean_crossings"]),
@@ -38,7 +39,7 @@ def numbers_table(evidence: Evidence, question: str, site: int) -> None:
         columns = [column for number in wanted for column in (number, f"{number}_low", f"{number}_high")]
         table = table[[column for column in columns if column in table]]
     with st.expander("The numbers", icon=":material/table_rows:"):
-        st.dataframe(table.drop(columns="site", errors="ignore"), hide_index=True, width="stretch")
+        in_words(table.drop(columns="site", errors="ignore"))
         reasons = evidence.reasons
         here = reasons["site"].isna() | reasons["site"].eq(site).fillna(False).astype(bool)
         for missing in reasons[here & reasons["table"].eq(table_name)].itertuples():

@@ -13,8 +13,10 @@ from refusal_core.figures import intervention as figures
 from refusal_core.intervention import INTERVENTION, Tried, TriedPrompt
 from refusal_core.openings import OPENING_TOKENS
 from refusal_core.runs import ADDITIONS, Run
+from refusal_core.ui import address
 from refusal_core.ui.layout import chart, plain
 from refusal_core.ui.model import OpenRun, measure_here, model_source, one_model
+from refusal_core.ui.numbers import in_words
 
 _MOST_READ = 4
 """Prompts kept as they were read, for visitors who move a slider."""
@@ -68,7 +70,13 @@ def said(run: Run, table: pd.DataFrame, summary: pd.DataFrame) -> None:
 def sweeps(run: Run, summary: pd.DataFrame, site: int) -> None:
     """The three sweeps over the layers, in a measure that can be chosen."""
     names = {"": "as each is usually read"} | {name: MEASURES[name] for name in MEASURES if name != "log_odds"}
-    measure = st.selectbox("Measure", list(names), format_func=names.__getitem__, key="causality_measure")
+    measure = st.selectbox(
+        "Measure",
+        list(names),
+        format_func=names.__getitem__,
+        key=address.fill("causality_measure", address.one_of(list(names), "measure")),
+        on_change=lambda: address.change(measure=st.session_state["causality_measure"] or None),
+    )
     for column, (sweep, (*_, title)) in zip(st.columns(3), figures.SWEEPS.items(), strict=True):
         with column:
             st.markdown(f"##### {title}")
@@ -97,7 +105,7 @@ def choice(run: Run, table: pd.DataFrame) -> None:
 
 def numbers(run: Run, summary: pd.DataFrame) -> None:
     """Every condition of the found direction, with intervals, controls and verdict."""
-    st.dataframe(effects.numbers(run, summary).round(3), hide_index=True, width="stretch")
+    in_words(effects.numbers(run, summary))
 
 
 def try_it(run: Run, site: int) -> None:

@@ -19,7 +19,6 @@ from refusal_core.ui.scrubbing import keep_together
 from refusal_core.ui.selection import newly
 
 _CONTAINER, _CHART = "panels-place", "panels"
-_FOLLOWED = "layers_followed"
 _NARROW = "layers_narrow"
 _STARTS, _SHOWN = "layers_starts", "layers_shown"
 MOST_FOLLOWED = 6
@@ -27,15 +26,16 @@ MOST_FOLLOWED = 6
 
 def panel_options(run: Run) -> dict:
     """Fields for what the panels show; returns options of :func:`~refusal_core.figures.panels.linked`."""
+    view = address.view()
+    wanted = [each for each in PANELS if each in (view.panels or PANELS)]
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         panels = st.pills(
             "Panels",
             list(PANELS),
             format_func=lambda panel: PANELS[panel].capitalize(),
             selection_mode="multi",
-            default=list(PANELS),
-            key="layers_panels",
-            persist_state="session",
+            key=address.fill("layers_panels", wanted or list(PANELS)),
+            on_change=lambda: address.change(panels=tuple(st.session_state["layers_panels"]) or ("histogram",)),
             width="content",
             help="All of them move with the one slider.",
         )
@@ -43,8 +43,8 @@ def panel_options(run: Run) -> dict:
             "Axes",
             list(AXES),
             format_func=lambda axes: AXES[axes].capitalize(),
-            key="layers_axes",
-            persist_state="session",
+            key=address.fill("layers_axes", address.one_of(list(AXES), "axes")),
+            on_change=lambda: address.change(axes=st.session_state["layers_axes"]),
             width=260,
             help="Activations grow over the layers, so with the same axes in activation units early layers shrink to a "
             "line. Standard deviations, counted from the midpoint of the two means, compare layers.",
@@ -53,12 +53,12 @@ def panel_options(run: Run) -> dict:
             "Draw over it",
             run.transfer_sources,
             selection_mode="multi",
-            key="layers_sources",
-            persist_state="session",
+            key=address.fill("layers_sources", [each for each in run.transfer_sources if each in (view.over or ())]),
+            on_change=lambda: address.change(over=tuple(st.session_state["layers_sources"]) or None),
             width="content",
             help="Transfer sets are scored and never fitted on; they are drawn as outlines and thin curves.",
         )
-    return {"panels": tuple(panels or ("histogram",)), "axes": axes, "sources": tuple(sources)}
+    return {"panels": tuple(panels), "axes": axes, "sources": tuple(sources)}
 
 
 def linked_panels(run: Run, options: dict) -> None:
@@ -94,7 +94,8 @@ def linked_panels(run: Run, options: dict) -> None:
             followed,
             format_func=lambda row: " ".join(run.prompts["text"][row].split())[:80],
             key=address.fill("layers_followed_field", followed),
-            on_change=lambda: _follow(run, st.session_state["layers_followed_field"]),
+            on_change=_only_follow,
+            args=(run,),
             help="Their course over the layers, in pooled standard deviations from the midpoint of the two means.",
         )
 
@@ -115,7 +116,8 @@ def at_this_layer(run: Run) -> None:
     st.subheader("Over the layers", anchor=False)
     overlay = st.toggle(
         "Experiment 0, published",
-        key="layers_published",
+        key=address.fill("layers_published", address.view().published is not None),
+        on_change=lambda: address.change(published="yes" if st.session_state["layers_published"] else None),
         help="Qwen2.5-1.5B-Instruct on AdvBench and Alpaca prompts (Pierucci 2025); its layer 27 is a final norm.",
     )
     published = published_table() if overlay else None
@@ -154,20 +156,25 @@ def _narrow(narrow: bool) -> None:
 
 
 def _followed(run: Run) -> list[int]:
-    """Rows of the prompts that are followed in this run: those clicked here, and the one chosen on any page."""
-    state = st.session_state.setdefault(_FOLLOWED, {})
-    rows = state.setdefault(run.run_id, [])
+    """Rows of the prompts that are followed: those clicked here, and the one chosen on any page."""
+    named = (row_of(run, each) for each in address.view().followed or ())
+    rows = [row for row in named if row is not None]
     chosen = row_of(run, address.view().prompt)
     if chosen is not None and chosen not in rows:
-        _follow(run, [*rows, chosen])
-    return state[run.run_id]
+        return _follow(run, [*rows, chosen])
+    return rows
 
 
-def _follow(run: Run, rows: Sequence[int]) -> None:
-    """Follow these prompts, the latest of them at most; the last one becomes the chosen prompt."""
+def _only_follow(run: Run) -> None:
+    _follow(run, st.session_state["layers_followed_field"])
+
+
+def _follow(run: Run, rows: Sequence[int]) -> list[int]:
+    """Follow these prompts, the latest of them at most, and return them; the last becomes the chosen prompt."""
     unique = list(dict.fromkeys(rows))[-MOST_FOLLOWED:]
-    st.session_state[_FOLLOWED][run.run_id] = unique
-    address.change(prompt=run.prompts["prompt_id"][unique[-1]] if unique else None)
+    ids = [str(each) for each in run.prompts["prompt_id"][unique]]
+    address.change(followed=tuple(ids) or None, prompt=ids[-1] if ids else None)
+    return unique
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

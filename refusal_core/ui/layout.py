@@ -13,6 +13,7 @@ import streamlit as st
 from refusal_core.figures.layers import QUESTIONS
 from refusal_core.rendering import MIME, browser_found, image, page
 from refusal_core.runs import Run, run_titles
+from refusal_core.ui import address
 
 _CHART_CONFIG = {"displaylogo": False, "displayModeBar": False}
 
@@ -107,6 +108,16 @@ def _save_menu(saved: Callable[[], go.Figure], key: str) -> None:
 @st.cache_data(ttl=600, show_spinner=False)
 def _drawable() -> bool:
     return browser_found()
+
+
+def raw_units() -> bool:
+    """A switch between activation units and a scale on which layers compare; returns whether it is the former."""
+    return st.toggle(
+        "Activation units",
+        key=address.fill("raw_units", address.view().units == "raw"),
+        on_change=lambda: address.change(units="raw" if st.session_state["raw_units"] else None),
+        help="Off: a scale on which layers compare.",
+    )
 
 
 def plain(text: str) -> str:

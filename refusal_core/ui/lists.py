@@ -53,7 +53,7 @@ class ListScoring:
         self.refused: dict[int, str] = {}
         self.state = "running"
         self.message = ""
-        self._begun = time.monotonic()
+        self._asked = self._begun = time.monotonic()
         self._model, self._run, self._source = model, run, source
         self._stop = threading.Event()
         threading.Thread(target=self._work, daemon=True, name="list").start()
@@ -72,6 +72,16 @@ class ListScoring:
         """By how long its scores took so far; ``None`` while there are none."""
         scored = sum(score is not None for score in self.scores)
         return (time.monotonic() - self._begun) / scored * (len(self.texts) - self.done) if scored else None
+
+    @property
+    def seconds_waiting(self) -> float:
+        """Since it was asked for; how long it has waited, while nothing is scored."""
+        return time.monotonic() - self._asked
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop and has not stopped yet: it does when what it waits for has come."""
+        return self.running and self._stop.is_set()
 
     def cancel(self) -> None:
         """Stop after the slice that is being scored; what was scored stays."""
@@ -177,10 +187,12 @@ def list_progress(job: ListScoring) -> None:
         if not job.running:
             st.rerun()
         left = job.seconds_left
-        said = "counting tokens" if left is None else f"about {duration(left)} left"
+        said = f"waiting for {duration(job.seconds_waiting)}" if left is None else f"about {duration(left)} left"
         st.progress(job.done / len(job.texts), text=f"{job.done} of {len(job.texts)} prompts, {said}")
-        st.caption(job.message or "Scored between other visitors' prompts; go on typing if you like.")
-        st.button("Stop", icon=":material/stop:", key="live_list_stop", on_click=job.cancel)
+        waits = job.message or ("Counting tokens …" if left is None else "Scored between other visitors' prompts.")
+        st.caption("Stopping as soon as the model has answered …" if job.stopping else waits)
+        st.button("Stop", icon=":material/stop:", key="live_list_stop", on_click=job.cancel, disabled=job.stopping)
+        st.caption("Go on typing on the other tab if you like. Reloading or closing this page stops it.")
 
     st.fragment(watched, run_every=0.5)()
 

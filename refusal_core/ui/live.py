@@ -14,7 +14,7 @@ from refusal_core.outliers import nearest_prompts
 from refusal_core.runs import Run
 from refusal_core.scoring import Score
 from refusal_core.suggestions import Contrast, contrasts
-from refusal_core.ui.layout import chart, plain
+from refusal_core.ui.layout import chart, plain, raw_units
 from refusal_core.ui.model import one_model
 from refusal_core.ui.scores import LOG_ODDS_HELP, score_table
 
@@ -180,8 +180,7 @@ def show_figures(run: Run, score: Score | None, site: int) -> None:
     ]
     if score is not None:
         lines.insert(0, Course(score.text, score.projection, "typed: " + _in_a_legend(score.text), LINE_COLOURS[0]))
-    raw = st.toggle("Activation units", key="live_raw", help="Off: a scale on which layers compare.")
-    chart(courses(run, lines, site, raw), "live_courses")
+    chart(courses(run, lines, site, raw_units()), "live_courses")
     if not lines:
         return
     chart(histogram(run, site, placed=lines), "live_histogram")

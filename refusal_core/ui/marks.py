@@ -10,6 +10,7 @@ from refusal_core.errors import RefusalError
 from refusal_core.marks import KINDS, Mark
 from refusal_core.prompts import MOST_BYTES
 from refusal_core.runs import Run, cache_folder
+from refusal_core.ui import address
 from refusal_core.ui.outliers import read, step
 
 _KEYS = {"mislabelled": "M", "ambiguous": "A", "fine": "F"}
@@ -65,7 +66,7 @@ def judge(run: Run, found: pd.DataFrame, chosen: list[str], row: int | None, kep
                     shortcut=_KEYS[kind],
                     help=meaning.capitalize() + ".",
                     on_click=_mark,
-                    args=(marked, kind, note_key),
+                    args=(reading, marked, kind, note_key),
                 )
         st.text_input(
             "Note",
@@ -94,7 +95,7 @@ def judge(run: Run, found: pd.DataFrame, chosen: list[str], row: int | None, kep
                 help="Removes the mark and its note.",
                 disabled=not any(each in kept.index for each in marked),
                 on_click=_mark,
-                args=(marked, "", note_key),
+                args=(reading, marked, "", note_key),
             )
         st.button(
             "Undo",
@@ -115,7 +116,8 @@ def judge(run: Run, found: pd.DataFrame, chosen: list[str], row: int | None, kep
 
 def files(kept: pd.DataFrame) -> None:
     """All marks as csv, and marks from one."""
-    with st.expander(f"All marks ({len(kept)})", icon=":material/bookmarks:"):
+    # No count in its name: with another name it would be another one, and folded again.
+    with st.expander("All marks", icon=":material/bookmarks:"):
         counts = kept["mark"].value_counts()
         st.caption(
             "Marks belong to prompts, not to runs: every run on the same prompts shows them. "
@@ -161,7 +163,10 @@ def _kept(path: str, state: tuple[int, int] | None) -> pd.DataFrame:
     return marks.kept()
 
 
-def _mark(prompts: dict[str, str], kind: str, note_key: str) -> None:
+def _mark(reading: str, prompts: dict[str, str], kind: str, note_key: str) -> None:
+    # A key may still reach the buttons of the prompt before, which the browser keeps until the page is drawn.
+    if address.view().prompt != reading:
+        return
     note = st.session_state.get(note_key, "") if kind else ""
     if _keep([Mark(prompt_id, text, kind, note) for prompt_id, text in prompts.items()]) and kind:
         if st.session_state.get("marks_go_on", True):

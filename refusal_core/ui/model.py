@@ -67,6 +67,7 @@ class OneModel:
         wanted = opened_as(run)
         named = None if source == run.model_name else source
         if (source, wanted) not in self._checked:
+            say("Checking that this is the run's model …")
             identify_for(run, named)
             self._checked.add((source, wanted))
         with self._turns.turn(lambda before: say(f"Waiting for the model: {before} before you …")):

@@ -20,7 +20,8 @@ from refusal_core.prompts import PROMPT_ID
 from refusal_core.published import PUBLISHED_BAND, PUBLISHED_BAND_LAYER
 from refusal_core.runs import Run
 from refusal_core.ui import address
-from refusal_core.ui.layout import chart
+from refusal_core.ui.clicks import on_point
+from refusal_core.ui.layout import chart, raw_units
 
 MOST_ROWS = 1000
 _TABLE, _LISTED, _CHART = "outliers_table", "outliers_listed", "outliers_chart"
@@ -84,8 +85,9 @@ def band_chart(run: Run, site: int, band: tuple[float, float], found: pd.DataFra
         figures.band(run, site, band, found, row),
         _CHART,
         on_select=_use_chart,
-        selection_mode=("box", "points"),
+        selection_mode="box",
     )
+    on_point(_CHART, _use_point)
     drawn = "Drag across the chart to choose a band; click a point to read its prompt. Hollow points are marked."
     if len(found) > figures.MOST_POINTS:
         drawn += f" Of {len(found)} prompts {figures.MOST_POINTS} are drawn as points."
@@ -117,7 +119,14 @@ def filtered(found: pd.DataFrame, run: Run) -> pd.DataFrame:
         replies = _choice(run, "replies", [_REFUSED, _NOT_REFUSED], f"Whether the model refuses, {how}.")
         st.caption(f"Refused or not: {how}.")
         marked = _choice(run, "marked", [*KINDS, _UNMARKED])
-    address.change(find=find or None, sets=sets, labels=labels, categories=categories, replies=replies, marked=marked)
+    address.change(
+        find=find or None,
+        sets=sets or None,
+        labels=labels or None,
+        categories=categories or None,
+        replies=replies or None,
+        marked=marked or None,
+    )
     keep = found["source"].isin(sets or (run.contrast_name,))
     if labels:
         keep &= found["label"].isin(labels)
@@ -239,7 +248,7 @@ def over_layers(run: Run, row: int, site: int) -> None:
     label, twin = run.prompts["label"][row], twin_of(run, row)
     course, rank = st.columns([3, 2])
     with course:
-        raw = st.toggle("Activation units", key="outliers_raw", help="Off: a scale on which layers compare.")
+        raw = raw_units()
         lines = [_course(run, row, "the prompt", "solid")]
         if twin is not None:
             lines.append(_course(run, twin, "its twin", "dash"))
@@ -326,17 +335,16 @@ def _use_typed() -> None:
 
 
 def _use_chart() -> None:
-    chosen = st.session_state[_CHART]["selection"]
-    if chosen["box"]:
-        low, high = sorted(map(float, chosen["box"][0]["x"]))
+    boxes = st.session_state[_CHART]["selection"]["box"]
+    if boxes:
+        low, high = sorted(map(float, boxes[0]["x"]))
         address.change(band=(low, high))
-        return
-    for point in chosen["points"]:
-        given = point.get("customdata")
-        prompt_id = given[0] if isinstance(given, list) else given
-        # Bars have other data.
-        if isinstance(prompt_id, str) and re.fullmatch(PROMPT_ID, prompt_id):
-            read(prompt_id)
+
+
+def _use_point(told: str) -> None:
+    # Bars have other data.
+    if re.fullmatch(PROMPT_ID, told):
+        read(told)
 
 
 def _use_table() -> None:

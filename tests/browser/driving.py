@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from playwright.sync_api import Page, expect
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Locator, Page, expect
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,6 +53,23 @@ def until(page: Page, holds: Callable[[], bool]) -> None:
 def query(page: Page) -> dict[str, str]:
     """The options in the page's address."""
     return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
+
+
+def click_point(page: Page, point: Locator) -> None:
+    """Click a point of a figure, which has to have the mouse over it first to know that it is clicked."""
+    let_settle(page)
+    page.wait_for_timeout(500)
+    point.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    point.hover(force=True)
+    page.wait_for_timeout(300)
+    point.click(force=True)
+
+
+def assert_accessible(page: Page) -> None:
+    """No rule of WCAG 2 at level A or AA that axe-core can check is broken on a page, as it is shown."""
+    found = Axe().run(page, options={"resultTypes": ["violations"], "runOnly": ["wcag2a", "wcag2aa"]})
+    assert found.violations_count == 0, found.generate_report()
 
 
 def letters(text: str) -> str:

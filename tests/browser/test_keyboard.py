@@ -1,0 +1,89 @@
+"""Pages without a mouse: every control is reached with Tab, shows that it is, and works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from driving import let_settle
+from playwright.sync_api import Page, expect
+from synthetic import RUN as SYNTHETIC
+
+# What can be used, as elements that are numbered when they are first seen, each with the group that is one stop of Tab
+# and in which arrows go on.
+CONTROLS = """() => {
+    const kinds = "button, a[href], input, textarea, summary, [role=slider], [role=grid], [tabindex='0']";
+    const folded = (each) => each.closest("details:not([open])") && !each.closest("summary");
+    return [...document.querySelectorAll(`[data-testid=stMain] :is(${kinds})`)]
+        .filter((each) => !each.disabled && each.tabIndex >= 0 && !folded(each))
+        .filter((each) => each.checkVisibility({ visibilityProperty: true }))
+        .map((each) => {
+            each.dataset.place = window.places = (window.places || 0) + 1;
+            const group = each.closest("[role=toolbar], [role=radiogroup]");
+            return [each.dataset.place, each.outerHTML.slice(0, 160), group && group.querySelectorAll("button").length];
+        });
+}"""
+LOOK = """(each) => {
+    const looks = [];
+    for (let place = 0; each && place < 8; place++, each = each.parentElement) {
+        const look = getComputedStyle(each);
+        looks.push([look.outlineStyle, look.outlineWidth, look.outlineColor, look.boxShadow, look.borderColor,
+            look.backgroundColor].join());
+    }
+    return looks.join("; ");
+}"""
+
+
+def focused(page: Page) -> str | None:
+    """The number of the control that has the focus."""
+    return page.evaluate("document.activeElement.dataset.place || null")
+
+
+@pytest.mark.parametrize("path", ["Layers", "Outliers"])
+def test_every_control_is_reached_by_key_and_shows_that_it_is(open_page, path):
+    page = open_page(path, run=SYNTHETIC, site="2")
+    expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=60_000)
+    let_settle(page)
+    page.wait_for_timeout(1000)
+    controls = page.evaluate(CONTROLS)
+    wanted = {place: html for place, html, _ in controls}
+    groups = {place: size for place, _, size in controls if size}
+    looks = {place: page.locator(f"[data-place='{place}']").evaluate(LOOK) for place in wanted}
+    reached, unseen = [], []
+
+    def look() -> bool:
+        """Note the control that has the focus; whether it is one that had not had it before."""
+        place = focused(page)
+        if place not in wanted or place in reached:
+            return False
+        reached.append(place)
+        if page.evaluate(f"({LOOK})(document.activeElement)") == looks[place]:
+            page.wait_for_timeout(200)
+            if page.evaluate(f"({LOOK})(document.activeElement)") == looks[place]:
+                unseen.append(wanted[place])
+        return True
+
+    for _ in range(3 * len(wanted) + 60):
+        page.keyboard.press("Tab")
+        if look():
+            for _ in range(groups.get(reached[-1], 1) - 1):
+                page.keyboard.press("ArrowRight")
+                look()
+        if len(reached) == len(wanted):
+            break
+    assert [html for place, html in wanted.items() if place not in reached] == []
+    assert unseen == []
+    assert len(wanted) > 15
+
+
+def test_a_csv_is_taken_away_without_a_mouse(open_page):
+    page = open_page("Outliers", run=SYNTHETIC, site="2")
+    expect(page.get_by_role("button", name="Download as csv", exact=True)).to_be_visible(timeout=60_000)
+    let_settle(page)
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.innerText || ''").strip().endswith("Download as csv"):
+            break
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")
+    assert Path(download.value.path()).read_text().startswith("prompt_id,text,label")

@@ -1,0 +1,95 @@
+"""A copied address: whoever opens it sees the same view."""
+
+from __future__ import annotations
+
+from driving import click_point, let_settle, query, until
+from playwright.sync_api import Page, expect
+from synthetic import RUN as SYNTHETIC
+
+PATIENCE = 60_000
+SHOWN = """() => {
+    const all = (what) => [...document.querySelectorAll(what)];
+    const within = (what) => all(`[data-testid=stMain] ${what}`);
+    return {
+        headings: within(":is(h1, h2, h3, h4, h5)").map((each) => each.innerText),
+        pressed: within(":is([aria-checked=true], [aria-pressed=true])").map((each) => each.innerText),
+        fields: within("input").map((each) => [each.value, each.checked]),
+        chosen: within("[data-tag]").map((each) => each.innerText),
+        prompts: within("code").map((each) => each.textContent),
+        figures: all(".js-plotly-plot").map((each) => [
+            each.data.map(({ name, visible }) => [name, visible]),
+            (each.layout.shapes || []).map(({ x0, x1 }) => [x0, x1]),
+            [...each.querySelectorAll(".gtitle, .xtitle, .ytitle")].map((title) => title.textContent),
+        ]),
+    };
+}"""
+
+
+def opened(open_page, path: str, **options: str) -> Page:
+    page = open_page(path, **options)
+    expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=PATIENCE)
+    let_settle(page)
+    return page
+
+
+def assert_opens_alike(open_page, page: Page) -> None:
+    """Another visitor, who opens the page's address, is shown the same as this one."""
+    let_settle(page)
+    path = page.url.split("?")[0].rsplit("/", 1)[1]
+    again = open_page(path, **query(page))
+    until(again, lambda: again.evaluate(SHOWN) == page.evaluate(SHOWN))
+    assert query(again) == query(page)
+
+
+def test_layers_with_its_panels_axes_outlines_and_followed_prompts(open_page):
+    page = opened(open_page, "Layers", run=SYNTHETIC, site="3")
+    before = page.evaluate(SHOWN)
+    page.locator(".st-key-layers_panels").get_by_text("Box", exact=True).click()
+    page.locator(".st-key-layers_sources").get_by_text("probe-pairs", exact=True).click()
+    page.locator(".st-key-layers_axes input").click()
+    page.get_by_role("option", name="Same, in standard deviations").click()
+    let_settle(page)
+    for place in (3, 12):
+        click_point(page, page.locator(".st-key-panels-place .scatterlayer .trace .points path").nth(place))
+        until(page, lambda place=place: "followed" in query(page) and query(page)["followed"].count(",") == (place > 3))
+        let_settle(page)
+    page.get_by_text("Experiment 0, published").click()
+    until(page, lambda: "published" in query(page))
+    after = page.evaluate(SHOWN)
+    assert all(after[part] != before[part] for part in ("pressed", "fields", "chosen", "figures"))
+    assert_opens_alike(open_page, page)
+
+
+def test_outliers_with_its_band_filter_and_chosen_prompt(open_page):
+    page = opened(open_page, "Outliers", run=SYNTHETIC, site="2", band="-100..100", labels="harmful")
+    page.keyboard.press("n")
+    until(page, lambda: "prompt" in query(page))
+    page.get_by_text("Activation units", exact=True).click()
+    until(page, lambda: query(page).get("units") == "raw")
+    assert_opens_alike(open_page, page)
+
+
+def test_evidence_with_its_layer(open_page):
+    page = opened(open_page, "Evidence", run=SYNTHETIC, site="1")
+    page.get_by_label("Layer", exact=True).fill("4")
+    page.keyboard.press("Enter")
+    until(page, lambda: query(page)["site"] == "4")
+    assert_opens_alike(open_page, page)
+
+
+def test_behaviour_with_the_clicked_prompt(open_page, scored_run):
+    page = opened(open_page, "Behaviour", run=scored_run.run_id, site="2")
+    click_point(
+        page, page.locator(".js-plotly-plot").first.locator(".scatterlayer .trace").last.locator(".point").nth(3)
+    )
+    until(page, lambda: "prompt" in query(page))
+    expect(page.get_by_role("heading", name="The chosen prompt")).to_be_visible(timeout=PATIENCE)
+    assert_opens_alike(open_page, page)
+
+
+def test_causality_with_its_measure(open_page, planted_run):
+    page = opened(open_page, "Causality", run=planted_run.run_id, site="3")
+    page.locator(".st-key-causality_measure input").click()
+    page.get_by_role("option").nth(2).click()
+    until(page, lambda: "measure" in query(page))
+    assert_opens_alike(open_page, page)
