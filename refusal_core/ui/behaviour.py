@@ -12,7 +12,7 @@ from refusal_core.openings import OPENING_LABELS, OPENING_TOKENS, read_rules
 from refusal_core.runs import ADDITIONS, Run
 from refusal_core.ui.layout import chart, plain
 from refusal_core.ui.model import measure_here
-from refusal_core.ui.selection import newly
+from refusal_core.ui.selection import chosen_row, newly
 
 _PROMPT_COLUMNS = {
     "text": st.column_config.TextColumn("prompt", width=420),
@@ -96,19 +96,8 @@ def over_layers(run: Run, table: pd.DataFrame, sha256: str, site: int) -> None:
 
 def prompt_list(found: pd.DataFrame, key: str, extra: tuple[str, ...] = ()) -> int | None:
     """A table of prompts and how their replies open; returns the row of the run that was just chosen."""
-    event = st.dataframe(
-        found,
-        column_order=["text", "label", "opening", "opening_label", "phrase_log_odds", *extra, "category", "source"],
-        column_config=_PROMPT_COLUMNS,
-        hide_index=True,
-        width="stretch",
-        height=min(380, 38 + 35 * max(len(found), 1)),
-        on_select="rerun",
-        selection_mode="single-row",
-        key=key,
-    )
-    rows = event["selection"]["rows"]
-    return newly(key, int(found.index[rows[0]]) if rows and rows[0] < len(found) else None)
+    shown = ("text", "label", "opening", "opening_label", "phrase_log_odds", *extra, "category", "source")
+    return chosen_row(found, {name: _PROMPT_COLUMNS[name] for name in shown}, key)
 
 
 def measures(run: Run, table: pd.DataFrame) -> None:

@@ -19,7 +19,7 @@ from refusal_core.ui import address
 from refusal_core.ui.evidence import evidence_of
 from refusal_core.ui.frame import described_runs, shared_run
 from refusal_core.ui.layout import COLUMN_HELP, chart, plain
-from refusal_core.ui.selection import newly
+from refusal_core.ui.selection import chosen_row
 
 FITTED = "fitted in both"
 _USUALLY_BESIDE = 2
@@ -239,19 +239,7 @@ def disagreement_table(first: Side, other: Side, shared: Shared, site: int, othe
         "category": st.column_config.TextColumn("category"),
         "source": st.column_config.TextColumn("set", width="small"),
     }
-    event = st.dataframe(
-        found,
-        column_order=list(columns),
-        column_config=columns,
-        hide_index=True,
-        width="stretch",
-        height=min(380, 38 + 35 * len(found)),
-        on_select="rerun",
-        selection_mode="single-row",
-        key="compare_disagreements",
-    )
-    rows = event["selection"]["rows"]
-    chosen = newly("compare_disagreements", found["prompt_id"].iloc[rows[0]] if rows and rows[0] < len(found) else None)
+    chosen = chosen_row(found.set_index("prompt_id"), columns, "compare_disagreements")
     if chosen is not None:
         address.change(prompt=chosen)
         address.write()

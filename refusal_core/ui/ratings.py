@@ -14,7 +14,7 @@ from refusal_core.prompts import MOST_BYTES
 from refusal_core.ratings import Ratings
 from refusal_core.runs import Run
 from refusal_core.ui.layout import chart, plain
-from refusal_core.ui.selection import newly
+from refusal_core.ui.selection import chosen_row, newly
 
 _RATER, _SHOWN, _BACK = "rate_rater", "rate_shown", "rate_back"
 _SKIPPED, _FAILED = "rate_skipped", "rate_failed"
@@ -119,19 +119,7 @@ def scatter(run: Run, rated: pd.DataFrame, site: int) -> int | None:
 
 def disagreement_list(rated: pd.DataFrame) -> int | None:
     """The rated prompts, largest disagreement first; returns the row of the run that was just chosen."""
-    event = st.dataframe(
-        rated,
-        column_order=list(_DISAGREEMENTS),
-        column_config=_DISAGREEMENTS,
-        hide_index=True,
-        width="stretch",
-        height=min(380, 38 + 35 * len(rated)),
-        on_select="rerun",
-        selection_mode="single-row",
-        key="ratings_disagreements",
-    )
-    rows = event["selection"]["rows"]
-    return newly("ratings_disagreements", int(rated.index[rows[0]]) if rows and rows[0] < len(rated) else None)
+    return chosen_row(rated, _DISAGREEMENTS, "ratings_disagreements")
 
 
 def download(found: Ratings) -> None:

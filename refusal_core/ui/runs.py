@@ -19,7 +19,7 @@ from refusal_core.ui.background import duration, how_it_ended, start_button, wat
 from refusal_core.ui.frame import described, listed, shared_run
 from refusal_core.ui.layout import plain
 from refusal_core.ui.model import measure_here
-from refusal_core.ui.selection import newly
+from refusal_core.ui.selection import chosen_row
 
 _CHOSEN, _SAID = "runs_chosen", "runs_said"
 _COLUMNS = {
@@ -86,20 +86,9 @@ def run_table() -> RunSummary | BrokenRun | None:
             icon=":material/folder_open:",
         )
         return None
-    table = pd.DataFrame([_row(entry) for entry in entries.values()], columns=list(_COLUMNS))
-    event = st.dataframe(
-        table,
-        column_config=_COLUMNS,
-        column_order=[name for name in _COLUMNS if name != "broken" or broken],
-        hide_index=True,
-        width="stretch",
-        height="content" if len(entries) < 12 else 440,
-        on_select="rerun",
-        selection_mode="single-row",
-        key="runs_table",
-    )
-    rows = event["selection"]["rows"]
-    clicked = newly("runs_table", list(entries)[rows[0]] if rows and rows[0] < len(entries) else None)
+    table = pd.DataFrame([_row(entry) for entry in entries.values()], index=list(entries), columns=list(_COLUMNS))
+    columns = {name: column for name, column in _COLUMNS.items() if name != "broken" or broken}
+    clicked = chosen_row(table, columns, "runs_table", "content" if len(entries) < 12 else 440)
     if clicked is not None:
         st.session_state[_CHOSEN] = clicked
     if st.session_state.get(_CHOSEN) not in entries:

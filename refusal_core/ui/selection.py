@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
+import pandas as pd
 import streamlit as st
 
 
@@ -17,6 +19,30 @@ def newly(name: str, value: Any) -> Any | None:
         return None
     st.session_state[key] = value
     return value
+
+
+def chosen_row(
+    table: pd.DataFrame, columns: Mapping[str, Any], key: str, height: int | Literal["content"] | None = None
+) -> Any | None:
+    """Show a table of which one row can be chosen; returns the index of the row that was just chosen.
+
+    Args:
+        columns: what is shown, in this order, with its ``st.column_config``.
+        height: in pixels; by default as many rows as there are, up to ten.
+    """
+    event = st.dataframe(
+        table,
+        column_order=list(columns),
+        column_config=dict(columns),
+        hide_index=True,
+        width="stretch",
+        height=height or min(380, 38 + 35 * max(len(table), 1)),
+        on_select="rerun",
+        selection_mode="single-row",
+        key=key,
+    )
+    rows = event["selection"]["rows"]
+    return newly(key, table.index[rows[0]] if rows and rows[0] < len(table) else None)
 
 
 def clicked_site(event: Any, name: str) -> int | None:
