@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.figures import evidence as figures
 from refusal_core.findings import QUESTIONS, reading, sampling, verdict
-from refusal_core.ui.evidence import evidence_of, numbers_table
+from refusal_core.ui.evidence import cosines_chart, evidence_chart, evidence_of, numbers_table
 from refusal_core.ui.frame import frame, site_picker
-from refusal_core.ui.layout import chart, heading, plain
+from refusal_core.ui.layout import heading, plain
 
 run = frame("Evidence", "Whether the direction is real, about harm, and more than the way two datasets are written.")
 evidence = evidence_of(run)
 heading(verdict(evidence))
 site = site_picker(run, st.columns([1, 3])[0])
-chart(figures.overview(run, evidence, site), "evidence_overview")
+evidence_chart(run, evidence, "overview", site)
 st.caption(
     "Shaded lines: 95 % bootstrap intervals of prompts, the direction refitted in every draw. The onset is the first "
     "layer from which the lower end of the interval on the probe pairs stays above 0. The published decision layer is "
@@ -25,7 +24,7 @@ if note := sampling(evidence):
 for name, question in QUESTIONS.items():
     st.subheader(question, anchor=False)
     st.markdown(plain(reading(evidence, name, site)))
-    chart(figures.FIGURES[name](run, evidence, site), f"evidence_{name}")
+    evidence_chart(run, evidence, name, site)
     if name == "space":
-        chart(figures.cosines(run, evidence), "evidence_cosines")
+        cosines_chart(run, evidence)
     numbers_table(evidence, name, site)

@@ -218,6 +218,14 @@ def test_histograms_count_every_fitted_prompt(run):
     assert figure.layout.dragmode == "select"
 
 
+@pytest.mark.parametrize("name", evidence_figures.OVER_LAYERS)
+def test_a_figure_over_the_layers_differs_by_its_mark_alone(run, evidence, name):
+    drawn = evidence_figures.OVER_LAYERS[name]
+    moved = drawn(run, evidence, 1).update_shapes(x0=4, x1=4, selector=-1)
+    assert moved.to_json() == drawn(run, evidence, 4).to_json()
+    assert moved.to_json() != drawn(run, evidence, 1).to_json()
+
+
 def heatmap_of(run, tokens, site=2):
     """A prompt whose tokens project as the run's first prompts do, and which ends as the next one does."""
     return token_heatmap(run, tokens, run.projections[: len(tokens)], run.projections[len(tokens)], site)

@@ -117,6 +117,17 @@ def test_a_malformed_address_is_no_error(address):
         assert visit(page, **address).title
 
 
+def test_evidence_follows_the_layer_and_unfolds_its_numbers():
+    app = visit("2_Evidence", site="1")
+    assert not app.dataframe
+    app.session_state["evidence_numbers_fit"] = True
+    app.number_input(key="site_field").set_value(3).run()
+    (numbers,) = app.dataframe
+    assert numbers.value["in_sample_d"].iloc[0] == pytest.approx(open_run(RUN).layer_stats["cohens_d"][3])
+    figures = [json.loads(element.proto.spec) for element in app.get("plotly_chart")]
+    assert [figure["layout"]["shapes"][-1]["x0"] for figure in figures[:3]] == [3, 3, 3]
+
+
 def test_the_final_norm_is_named():
     app = visit("1_Layers", site=str(N_LAYERS))
     assert any(header.value == "final norm" for header in app.subheader)

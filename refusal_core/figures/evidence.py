@@ -246,6 +246,15 @@ def enough(run: Run, evidence: Evidence, site: int) -> go.Figure:
     return figure
 
 
+OVER_LAYERS: dict[str, Callable[[Run, Evidence, int], go.Figure]] = {
+    "overview": overview,
+    "fit": fit,
+    "hold": hold,
+    "harm": harm,
+    "refusing": refusing,
+}
+"""The figures that are the same at every site but for its mark, which is their last shape."""
+
 FIGURES: dict[str, Callable[[Run, Evidence, int], go.Figure]] = {
     "fit": fit,
     "hold": hold,

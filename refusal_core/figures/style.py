@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import textwrap
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -193,6 +194,7 @@ def ribbon(
     )
 
 
+@lru_cache(maxsize=8192)
 def safe(text: str, width: int = 60, limit: int = 240) -> str:
     """A prompt for hover text, where Plotly reads HTML: escaped, wrapped at ``width`` characters, cut at a limit."""
     one_line = " ".join(text.split())

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core.evidence import Evidence
+from refusal_core.figures.evidence import FIGURES, OVER_LAYERS, cosines
 from refusal_core.runs import MANIFEST, Run
+from refusal_core.ui.layout import chart
 from refusal_core.ui.numbers import in_words
 
+_KEPT = "evidence_figures"
 _TABLES = {
     "fit": ("sites", ["in_sample_d", "in_sample_auroc", "mean_crossings"]),
     "hold": (
@@ -26,11 +30,34 @@ _TABLES = {
 
 def evidence_of(run: Run) -> Evidence:
     """The run's evidence, read once for all visitors."""
-    return _read(run.run_id, (run.path / MANIFEST).stat().st_mtime_ns, run)
+    return _read(*_of(run), run)
+
+
+def evidence_chart(run: Run, evidence: Evidence, name: str, site: int) -> None:
+    """The figure of a question, or the overview."""
+    of = _of(run)
+    if name in OVER_LAYERS:
+        figure = _marked(of, name, site, run, evidence)
+    else:
+        figure = _at_layer(*of, name, site, run, evidence)
+    chart(figure, f"evidence_{name}")
+
+
+def cosines_chart(run: Run, evidence: Evidence) -> None:
+    """The directions of every two sites, which no choice changes."""
+    chart(_cosines(*_of(run), run, evidence), "evidence_cosines")
 
 
 def numbers_table(evidence: Evidence, question: str, site: int) -> None:
-    """The numbers behind a question at one site, folded away, with the reasons for those that are missing."""
+    """The numbers behind a question at one site and the reasons for those that are missing, read when unfolded."""
+    with st.expander(
+        "The numbers", icon=":material/table_rows:", key=f"evidence_numbers_{question}", on_change="rerun"
+    ) as numbers:
+        if numbers.open:
+            _numbers(evidence, question, site)
+
+
+def _numbers(evidence: Evidence, question: str, site: int) -> None:
     table_name, wanted = _TABLES[question]
     table = getattr(evidence, table_name)
     if "site" in table:
@@ -38,12 +65,35 @@ def numbers_table(evidence: Evidence, question: str, site: int) -> None:
     if wanted:
         columns = [column for number in wanted for column in (number, f"{number}_low", f"{number}_high")]
         table = table[[column for column in columns if column in table]]
-    with st.expander("The numbers", icon=":material/table_rows:"):
-        in_words(table.drop(columns="site", errors="ignore"))
-        reasons = evidence.reasons
-        here = reasons["site"].isna() | reasons["site"].eq(site).fillna(False).astype(bool)
-        for missing in reasons[here & reasons["table"].eq(table_name)].itertuples():
-            st.text(f"{missing.number} ({missing.source}): {missing.reason}")
+    in_words(table.drop(columns="site", errors="ignore"))
+    reasons = evidence.reasons
+    here = reasons["site"].isna() | reasons["site"].eq(site).fillna(False).astype(bool)
+    for missing in reasons[here & reasons["table"].eq(table_name)].itertuples():
+        st.text(f"{missing.number} ({missing.source}): {missing.reason}")
+
+
+def _of(run: Run) -> tuple[str, int]:
+    return run.run_id, (run.path / MANIFEST).stat().st_mtime_ns
+
+
+def _marked(of: tuple[str, int], name: str, site: int, run: Run, evidence: Evidence) -> go.Figure:
+    """The visitor's own figure, whose mark is moved to the site: a new figure takes fifty times as long."""
+    kept = st.session_state.get(_KEPT)
+    if kept is None or kept["of"] != of:
+        kept = st.session_state[_KEPT] = {"of": of}
+    if name not in kept:
+        kept[name] = OVER_LAYERS[name](run, evidence, site)
+    return kept[name].update_shapes(x0=site, x1=site, selector=-1)
+
+
+@st.cache_resource(max_entries=128, show_spinner=False)
+def _at_layer(run_id: str, changed: int, name: str, site: int, _run: Run, _evidence: Evidence) -> go.Figure:
+    return FIGURES[name](_run, _evidence, site)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _cosines(run_id: str, changed: int, _run: Run, _evidence: Evidence) -> go.Figure:
+    return cosines(_run, _evidence)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
