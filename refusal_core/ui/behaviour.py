@@ -12,6 +12,7 @@ from refusal_core.openings import OPENING_LABELS, OPENING_TOKENS, read_rules
 from refusal_core.runs import ADDITIONS, Run
 from refusal_core.ui.layout import chart, plain
 from refusal_core.ui.model import measure_here
+from refusal_core.ui.numbers import in_words
 from refusal_core.ui.selection import chosen_row, newly
 
 _PROMPT_COLUMNS = {
@@ -91,7 +92,7 @@ def over_layers(run: Run, table: pd.DataFrame, sha256: str, site: int) -> None:
             chart(figures.over_layers(run, numbers, number, site), f"behaviour_{number}")
     here = numbers[numbers["site"].eq(site)]
     with st.expander("The numbers", icon=":material/table_rows:"):
-        st.dataframe(here.drop(columns="site"), hide_index=True, width="stretch")
+        in_words(here.drop(columns="site"))
 
 
 def prompt_list(found: pd.DataFrame, key: str, extra: tuple[str, ...] = ()) -> int | None:

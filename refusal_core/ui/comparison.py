@@ -19,6 +19,7 @@ from refusal_core.ui import address
 from refusal_core.ui.evidence import evidence_of
 from refusal_core.ui.frame import described_runs, shared_run
 from refusal_core.ui.layout import COLUMN_HELP, chart, plain
+from refusal_core.ui.numbers import in_words
 from refusal_core.ui.selection import chosen_row
 
 FITTED = "fitted in both"
@@ -186,12 +187,13 @@ def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int,
     ]
     _correlation_table(pd.concat(tables, ignore_index=True))
     labels = [label for label in comparison.LABELS if shared.of_label(label).sum() >= comparison.MINIMUM]
-    label = st.segmented_control(
+    label = address.one_of(labels, "among")
+    st.segmented_control(
         "Labels",
         labels,
-        default=labels[0],
         required=True,
-        key=f"compare_label_{len(labels)}",
+        key=address.fill("compare_among", label),
+        on_change=lambda: address.change(among=st.session_state["compare_among"]),
         help="Over both labels a correlation is mostly that both runs tell the labels apart; within one it cannot be.",
     )
     curve, heat = st.columns(2)
@@ -298,7 +300,7 @@ def by_category(compared: list[Side], site: int, source: str | None) -> None:
                 st.info("No category has three prompts of each label.", icon=":material/category:")
     with st.expander("The numbers", icon=":material/table_rows:"):
         numbers = [table.assign(run=side.letter) for side, table in zip(compared, tables, strict=True)]
-        st.dataframe(pd.concat(numbers).set_index("run").reset_index(), hide_index=True, width="stretch")
+        in_words(pd.concat(numbers).set_index("run").reset_index())
 
 
 def direction_cosines(compared: list[Side]) -> None:

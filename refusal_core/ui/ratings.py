@@ -14,6 +14,7 @@ from refusal_core.prompts import MOST_BYTES
 from refusal_core.ratings import Ratings
 from refusal_core.runs import Run
 from refusal_core.ui.layout import chart, plain
+from refusal_core.ui.numbers import in_words
 from refusal_core.ui.selection import chosen_row, newly
 
 _RATER, _SHOWN, _BACK = "rate_rater", "rate_shown", "rate_back"
@@ -102,7 +103,7 @@ def over_layers(run: Run, found: Ratings, site: int) -> None:
     )
     with st.expander("The numbers", icon=":material/table_rows:"):
         here = numbers[numbers["site"].eq(site)]
-        st.dataframe(here.drop(columns="site"), hide_index=True, width="stretch")
+        in_words(here.drop(columns="site"))
 
 
 def scatter(run: Run, rated: pd.DataFrame, site: int) -> int | None:

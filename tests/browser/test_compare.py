@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from driving import let_settle, letters, query, until
 from playwright.sync_api import expect
-from synthetic import RUN, SECOND_RUN, save_second_run
+from synthetic import HOSTILE, RUN, SECOND_RUN, save_second_run
 
 from refusal_core import comparison
 from refusal_core.runs import open_run
@@ -55,3 +55,15 @@ def test_a_disputed_row_opens_its_prompt_in_both_runs(open_page, second, cache):
     shown = page.locator("[data-testid=stCode] code").first.evaluate("element => element.textContent")
     assert letters(shown) == letters(most["text"])
     expect(page.locator(".st-key-compare_courses .legendtext")).to_have_count(2, timeout=20_000)
+
+
+@pytest.mark.parametrize("place", range(len(HOSTILE)))
+def test_hostile_prompts_are_text(open_page, second, cache, place):
+    prompt = open_run(RUN, cache).prompts["prompt_id"][2 * place]
+    page = open_page("Compare", run=RUN, beside=second, site="5", prompt=prompt)
+    expect(page.get_by_role("heading", name="The chosen prompt")).to_be_visible()
+    shown = page.locator("[data-testid=stCode] code").first.evaluate("element => element.textContent")
+    assert letters(shown) == letters(HOSTILE[place])
+    expect(page.locator(".st-key-compare_disagreements canvas").first).to_be_visible()
+    assert page.title() != "owned"
+    assert page.locator("[data-testid=stMain] img[src='x'], [data-testid=stMain] .katex").count() == 0

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from driving import click_point, let_settle, query, until
 from playwright.sync_api import Page, expect
 from synthetic import RUN as SYNTHETIC
+from synthetic import SECOND_RUN, save_second_run
 
 PATIENCE = 60_000
 SHOWN = """() => {
@@ -23,6 +29,13 @@ SHOWN = """() => {
         ]),
     };
 }"""
+
+
+@pytest.fixture
+def second(cache: Path) -> Iterator[str]:
+    """Another run on the synthetic run's prompts, in the cache for as long as the test."""
+    yield save_second_run(cache)
+    shutil.rmtree(cache / SECOND_RUN)
 
 
 def opened(open_page, path: str, **options: str) -> Page:
@@ -74,6 +87,17 @@ def test_evidence_with_its_layer(open_page):
     page.get_by_label("Layer", exact=True).fill("4")
     page.keyboard.press("Enter")
     until(page, lambda: query(page)["site"] == "4")
+    assert_opens_alike(open_page, page)
+
+
+def test_compare_with_its_runs_prompts_and_labels(open_page, second):
+    page = opened(open_page, "Compare", run=SYNTHETIC, beside=second, site="4")
+    expect(page.locator(".st-key-compare_rank_heat .main-svg").first).to_be_visible(timeout=PATIENCE)
+    page.locator(".st-key-compare_prompts").get_by_text("probe-pairs", exact=True).click()
+    until(page, lambda: query(page)["prompts"] == "probe-pairs")
+    let_settle(page)
+    page.locator(".st-key-compare_among").get_by_text("harmless", exact=True).click()
+    until(page, lambda: query(page).get("among") == "harmless")
     assert_opens_alike(open_page, page)
 
 
