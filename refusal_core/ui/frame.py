@@ -40,6 +40,7 @@ def head(title: str, line: str) -> None:
     for page, label, icon in PAGES:
         st.sidebar.page_link(page, label=label, icon=f":material/{icon}:")
     st.sidebar.space("small")
+    make_accessible()
     st.title(title, anchor=False)
     st.caption(line)
 
@@ -62,7 +63,6 @@ def frame(title: str, line: str) -> Run:
         st.stop()
     _keep_site_inside(run)
     address.write()
-    make_accessible()
     return run
 
 

@@ -5,15 +5,23 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
+import subprocess
+import sys
+import time
 import zipfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from driving import let_settle, query, until
+from driving import assert_accessible, let_settle, letters, query, until
 from playwright.sync_api import Page, expect
+from synthetic import HOSTILE
 from synthetic import RUN as SYNTHETIC
 
 from refusal_core import runs
 from refusal_core.archives import pack_run
+from refusal_core.ui.jobs import Command
 
 SENT = "sent--pairs--16x16--00000000--float32"
 PATIENCE = 180_000
@@ -42,6 +50,36 @@ def hand_in(page: Page, files: dict[str, bytes]) -> None:
     expect(button).to_be_visible(timeout=PATIENCE)
     let_settle(page)
     button.click()
+
+
+@pytest.fixture
+def jobs_of_every_kind(cache: Path) -> Iterator[list[str]]:
+    """One job of each state in the cache, with hostile titles and words; their titles."""
+    folder = cache / ".jobs"
+    folder.mkdir(exist_ok=True)
+    running, titles = [], []
+    for place, state in enumerate(("running", "failed", "cancelled", "done")):
+        command = Command(f"{state}: {HOSTILE[place]}", ("run", "--model", state))
+        progress = folder / f"{command.name}.progress"
+        process = subprocess.Popen(
+            [sys.executable, "-c", "input()", f"--progress-file={progress}"], stdin=subprocess.PIPE
+        )
+        running.append(process)
+        if state != "running":
+            process.kill()
+            process.wait()
+        described = {"stage": "extracting (prompts)", "done": 120, "total": 608, "rate": 12.5, "updated": time.time()}
+        message = HOSTILE[0] if state == "failed" else ""
+        progress.write_text(json.dumps(described | {"state": state, "message": message}))
+        record = {"title": command.title, "arguments": command.arguments, "pid": process.pid, "began": time.time() - 95}
+        (folder / f"{command.name}.json").write_text(json.dumps(record | {"cancelled": state == "cancelled"}))
+        (folder / f"{command.name}.log").write_text("\n".join(HOSTILE))
+        titles.append(command.title)
+    yield titles
+    for process in running:
+        process.kill()
+        process.wait()
+    shutil.rmtree(folder)
 
 
 def pick(page: Page, key: str, option: str | re.Pattern) -> None:
@@ -130,3 +168,23 @@ def test_what_is_downloaded_is_the_whole_run(open_page, cache):
         assert {name.partition("/")[2] for name in packed.namelist()} == {
             path.name for path in (cache / SYNTHETIC).iterdir()
         }
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_jobs_of_every_kind_are_told_apart_and_their_words_are_text(open_page, pictures, jobs_of_every_kind, theme):
+    page = open_page("Runs", theme)
+    for said in ("extracting: 120 of 608 prompts", "failed after", "cancelled after", "done after", HOSTILE[0]):
+        expect(page.get_by_text(said).first).to_be_visible(timeout=PATIENCE)
+    shown = [
+        " ".join(letters(each).split()) for each in page.locator("[data-testid=stMain] strong").all_text_contents()
+    ]
+    assert [title for title in jobs_of_every_kind if " ".join(letters(title).split()) not in shown] == []
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 1500})
+        let_settle(page)
+        main = page.locator("[data-testid=stMain]")
+        assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 0
+        assert_accessible(page)
+        page.screenshot(path=pictures / f"jobs-{theme}-{width}.png")
+    assert page.title() != "owned"
+    assert page.locator("[data-testid=stMain] img[src='x'], [data-testid=stMain] .katex").count() == 0
