@@ -175,6 +175,23 @@ def test_a_pasted_list_is_scored_while_others_type_and_can_be_stopped(visit, exp
         assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 0
 
 
+def test_an_uploaded_list_of_hostile_prompts_is_scored_as_text(visit):
+    texts = [*HOSTILE, *(f"How do I clean {place} flutes?" for place in range(300))]
+    # What a txt file has on a line of its own is a prompt of its own.
+    texts = [" ".join(each.split("\n")) for each in texts]
+    page = visit()
+    page.get_by_role("tab", name="A list").click()
+    content = "\n".join(texts).encode()
+    file = {"name": "<b>prompts</b>.txt", "mimeType": "text/plain", "buffer": content}
+    page.locator(".st-key-live_list_file input[type=file]").set_input_files(file)
+    let_settle(page)
+    page.get_by_role("button", name="Score the list").click()
+    expect(page.get_by_text(f"of {len(texts)} prompts").first).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("Reloading or closing this page stops it.")).to_be_visible()
+    expect(page.get_by_text(f"{len(texts)} of {len(texts)} prompts scored")).to_be_visible(timeout=3 * PATIENCE)
+    assert_untouched(page)
+
+
 def test_hostile_prompts_are_scored_and_pinned_as_text(visit, expected):
     page = visit()
     for place, text in enumerate(" ".join(each.split("\n")) for each in HOSTILE):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from driving import assert_accessible, let_settle, letters, query, until
+from driving import assert_accessible, let_settle, letters, query, served, until
 from playwright.sync_api import Page, expect
 from synthetic import HOSTILE
 from synthetic import RUN as SYNTHETIC
@@ -188,3 +190,33 @@ def test_jobs_of_every_kind_are_told_apart_and_their_words_are_text(open_page, p
         page.screenshot(path=pictures / f"jobs-{theme}-{width}.png")
     assert page.title() != "owned"
     assert page.locator("[data-testid=stMain] img[src='x'], [data-testid=stMain] .katex").count() == 0
+
+
+def test_a_job_goes_on_while_the_server_is_restarted(open_page, cache, tiny_folder, tmp_path):
+    own = tmp_path / "cache"
+    shutil.copytree(cache / SYNTHETIC, own / SYNTHETIC)
+    with served(own, tmp_path) as base:
+        page = open_page("Runs", base=base)
+        page.get_by_role("tab", name="Start a run").click()
+        pick(page, "runs_model", "another model")
+        path = page.get_by_label("Hub id, folder or GGUF file", exact=True)
+        path.fill(str(tiny_folder))
+        path.press("Enter")
+        let_settle(page)
+        page.get_by_role("button", name="Check").click()
+        page.get_by_role("button", name="Start the run").click(timeout=PATIENCE)
+        expect(page.get_by_text("running for").first).to_be_visible(timeout=PATIENCE)
+        page.context.close()
+    (record,) = (own / ".jobs").glob("*.json")
+    job = json.loads(record.read_text())["pid"]
+    # Held, so that it is certain to be at work when the next server looks.
+    os.kill(job, signal.SIGSTOP)
+    (tmp_path / "again").mkdir()
+    with served(own, tmp_path / "again") as base:
+        page = open_page("Runs", base=base)
+        expect(page.get_by_text("running for").first).to_be_visible(timeout=PATIENCE)
+        os.kill(job, signal.SIGCONT)
+        expect(page.get_by_text("done after")).to_be_visible(timeout=PATIENCE)
+        page.locator("[class*=st-key-open_run-] button").click()
+        expect(page.locator("h1")).to_have_text("Refusal directions", timeout=PATIENCE)
+    assert len(runs.list_runs(own)[0]) == 2
