@@ -37,7 +37,7 @@ def rows(bench: Bench) -> list[Row]:
             _save_prompts(count, folder / f"{count}.csv")
             command = [sys.executable, "-m", "benchmarks.memory", str(folder / "model"), str(folder / f"{count}.csv")]
             measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            over = (measured["anonymous"] - measured["weights"]) / _GIGABYTE
+            over = (measured["anonymous"] + measured["mapped"] - measured["weights"]) / _GIGABYTE
             weights, total, kept = (measured[each] / _GIGABYTE for each in ("weights", "total", "activations"))
             note = (
                 f"weights {weights:.2f} GB; most while {measured['stage']}; with pages of files {total:.2f} GB; "
@@ -72,7 +72,7 @@ def _save_prompts(count: int, path: Path) -> None:
 def _measure(model: str, prompts: str) -> dict[str, float | str]:
     """Make a run, its activations kept too, and sample this process's memory in bytes meanwhile."""
     process, done, stage = psutil.Process(), Event(), ["starting"]
-    peak: dict[str, float | str] = {"anonymous": 0, "total": 0, "stage": ""}
+    peak: dict[str, float | str] = {"anonymous": 0, "total": 0, "stage": "", "mapped": 0}
 
     def sample() -> None:
         while not done.wait(_BETWEEN_SAMPLES):
@@ -84,6 +84,11 @@ def _measure(model: str, prompts: str) -> dict[str, float | str]:
                 peak["anonymous"], peak["stage"] = anonymous, stage[0]
 
     def progress(name: str, finished: int, total: int) -> None:
+        if finished == 0:
+            # Weights that need no conversion are pages of their file.
+            maps = process.memory_maps() if hasattr(process, "memory_maps") else []
+            mapped = sum(each.rss for each in maps if each.path.startswith(model))
+            peak["mapped"] = max(mapped, peak["mapped"])
         stage[0] = name
 
     sampling = Thread(target=sample)

@@ -19,6 +19,8 @@ TOO_FEW_GROUPS = "cross-fitting needs at least two prompts (or pairs) of either 
 
 # Squared, relative to the largest squared distance from the mean: a few times what rounding leaves in the Gram matrix.
 _NORM_TOLERANCE = 1e-14
+_PROJECTED_TOGETHER = 1_000_000
+"""Numbers. Inner products that are computed as they are used serve several folds at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +144,12 @@ def crossfit_draws(gram: Gram, weights: np.ndarray, fold: np.ndarray) -> np.ndar
         ``(draw, prompt)`` in activation units.
     """
     pooled = np.empty(weights.shape[1:])
-    for k, training in enumerate(weights):
-        np.copyto(pooled, project_draws(gram, training), where=fold == k)
+    together = max(1, _PROJECTED_TOGETHER // pooled.size)
+    for start in range(0, len(weights), together):
+        training = weights[start : start + together]
+        projected = project_draws(gram, training.reshape(-1, training.shape[-1])).reshape(training.shape)
+        for k, of_fold in enumerate(projected, start):
+            np.copyto(pooled, of_fold, where=fold == k)
     return pooled
 
 
