@@ -614,7 +614,7 @@ def _headline(run: Run, site: int) -> str:
     row = run.layer_stats.loc[site]
     return (
         f"<b>{run.site_label(site)}</b><br>"
-        f"<span style='font-size:{SMALL_SIZE}px'>d in-sample {_number(row['cohens_d'])} · cross-fitted "
+        f"<span style='font-size:{SMALL_SIZE}px;font-weight:400'>d in-sample {_number(row['cohens_d'])} · cross-fitted "
         f"{_number(row['crossfit_d'])} · probe pairs {_number(row['probe_d'])}"
         f"<br>mean crossings {row['overlap_count']} · in the other label's range {row['range_overlap']}</span>"
     )

@@ -122,7 +122,10 @@ def raw_units() -> bool:
 
 def plain(text: str) -> str:
     """A text that names things of a run, which are untrusted, as Markdown that shows it letter by letter."""
-    return re.sub(r"([\\`*_\[\]<>$:#|~!&])", r"\\\1", text)
+    # No backslash keeps an address or a mail address from being made a link; a word joiner inside, which shows nothing,
+    # does.
+    unlinked = re.sub(r"(?i)(?<=https:)(?=//)|(?<=http:)(?=//)|(?<=www)(?=\.)|(?=@)", "\u2060", text)
+    return re.sub(r"([\\`*_\[\]<>$:#|~!&])", r"\\\1", unlinked)
 
 
 def heading(text: str) -> None:

@@ -220,3 +220,16 @@ def test_a_job_goes_on_while_the_server_is_restarted(open_page, cache, tiny_fold
         page.locator("[class*=st-key-open_run-] button").click()
         expect(page.locator("h1")).to_have_text("Refusal directions", timeout=PATIENCE)
     assert len(runs.list_runs(own)[0]) == 2
+
+
+def test_a_hostile_title_is_text(open_page, cache):
+    title = "<b>a</b> **b** $c$ https://example.com www.example.com d@example.com"
+    runs.rename_run(SYNTHETIC, title, cache)
+    try:
+        page = open_page("Runs", run=SYNTHETIC)
+        let_settle(page)
+        heading = page.locator("[data-testid=stMain] h3").first
+        until(page, lambda: heading.text_content().replace("\u2060", "") == title)
+        assert page.locator("[data-testid=stMain] h3 :is(b, strong, .katex), a[href*='example.com']").count() == 0
+    finally:
+        runs.rename_run(SYNTHETIC, "", cache)
