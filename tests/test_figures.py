@@ -17,7 +17,7 @@ from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.histograms import histogram
 from refusal_core.figures.layers import SUMMARIES, eight_layers, separation, three_questions
 from refusal_core.figures.panels import AXES, LEVELS, PANELS, POINTS, linked, scrubbed
-from refusal_core.figures.style import safe
+from refusal_core.figures.style import move_mark, safe
 from refusal_core.figures.tokens import COLOURS_END, END_OF_PROMPT, token_heatmap
 from refusal_core.findings import QUESTIONS
 from refusal_core.published import published_table
@@ -218,10 +218,22 @@ def test_histograms_count_every_fitted_prompt(run):
     assert figure.layout.dragmode == "select"
 
 
-@pytest.mark.parametrize("name", evidence_figures.OVER_LAYERS)
-def test_a_figure_over_the_layers_differs_by_its_mark_alone(run, evidence, name):
-    drawn = evidence_figures.OVER_LAYERS[name]
-    moved = drawn(run, evidence, 1).update_shapes(x0=4, x1=4, selector=-1)
+OF_EVIDENCE = {
+    name: lambda run, evidence, site, drawn=drawn: drawn(run, evidence, site)
+    for name, drawn in evidence_figures.OVER_LAYERS.items()
+}
+OF_LAYERS = {
+    f"{drawn.__name__}{', published' if table else ''}": lambda run, evidence, site, drawn=drawn, table=table: drawn(
+        run, site, published_table() if table else None
+    )
+    for drawn in (three_questions, *SUMMARIES.values())
+    for table in (False, True)
+}
+
+
+@pytest.mark.parametrize("drawn", [*OF_EVIDENCE.values(), *OF_LAYERS.values()], ids=[*OF_EVIDENCE, *OF_LAYERS])
+def test_a_figure_over_the_layers_differs_by_its_mark_alone(run, evidence, drawn):
+    moved = move_mark(drawn(run, evidence, 1), 4)
     assert moved.to_json() == drawn(run, evidence, 4).to_json()
     assert moved.to_json() != drawn(run, evidence, 1).to_json()
 

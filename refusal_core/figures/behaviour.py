@@ -14,6 +14,7 @@ from refusal_core.figures.style import (
     PROBE,
     blank,
     interval_line,
+    mark_site,
     safe,
     site_axis,
 )
@@ -67,7 +68,7 @@ def over_layers(run: Run, by_site: pd.DataFrame, number: str, site: int) -> go.F
     if number == "auroc" and run.layer_stats["probe_auroc"].notna().any():
         interval_line(figure, run, run.layer_stats, "probe_auroc", "harm on probe pairs", PROBE, "dashdot")
     figure.add_hline(y=chance, line={"color": GREY, "width": 1, "dash": "dot"})
-    figure.add_vline(x=site, line={"color": ACCENT, "width": 1.5, "dash": "dot"})
+    mark_site(figure, site)
     site_axis(figure, run)
     figure.update_yaxes(title_text=title)
     return figure

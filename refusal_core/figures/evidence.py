@@ -20,6 +20,7 @@ from refusal_core.figures.style import (
     PROBE,
     blank,
     interval_line,
+    mark_site,
     ribbon,
     safe,
     site_axis,
@@ -53,7 +54,7 @@ def overview(run: Run, evidence: Evidence, site: int | None = None) -> go.Figure
     if source is not None:
         _mark_onset(figure, run, evidence, "d", source, "onset", PROBE)
     _mark_onset(figure, run, evidence, "mean_crossings", CONTRAST, "published decision layer", GREY)
-    _mark_site(figure, site)
+    mark_site(figure, site)
     figure.update_layout(
         yaxis={"title": {"text": "Cohen's d"}},
         yaxis2={
@@ -279,13 +280,8 @@ def _transfer(evidence: Evidence, source: str) -> pd.DataFrame:
 def _over_layers(figure: go.Figure, run: Run, site: int, title: str) -> go.Figure:
     site_axis(figure, run)
     figure.update_yaxes(title_text=title)
-    _mark_site(figure, site)
+    mark_site(figure, site)
     return figure
-
-
-def _mark_site(figure: go.Figure, site: int | None) -> None:
-    if site is not None:
-        figure.add_vline(x=site, line={"color": ACCENT, "width": 1.5, "dash": "dot"})
 
 
 def _mark_onset(

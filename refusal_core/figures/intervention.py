@@ -15,6 +15,7 @@ from refusal_core.figures.style import (
     LABEL_DASH,
     blank,
     interval_line,
+    mark_site,
     ribbon,
     site_axis,
     translucent,
@@ -46,8 +47,7 @@ def over_layers(run: Run, table: pd.DataFrame, sweep: str, measure: str | None =
     if measure != "kl":
         plain = effects.select(table, "none", label)[measure].iloc[0]
         figure.add_hline(y=plain, line={"color": GREY, "width": 1, "dash": "dot"})
-    if site is not None and site < run.n_layers:
-        figure.add_vline(x=site, line={"color": ACCENT, "width": 1.5, "dash": "dot"})
+    mark_site(figure, site if site is not None and site < run.n_layers else None)
     site_axis(figure, run)
     figure.update_yaxes(title_text=MEASURES[measure])
     return figure

@@ -18,6 +18,7 @@ from refusal_core.figures.style import (
     TEXT_SIZE,
     blank,
     dress,
+    mark_site,
     site_axis,
 )
 from refusal_core.published import PUBLISHED_LAYERS
@@ -188,5 +189,4 @@ def _finish(figure: go.Figure, run: Run, site: int | None, y_title: str) -> None
     site_axis(figure, run)
     figure.update_yaxes(title_text=y_title)
     figure.update_layout(clickmode="event+select", hovermode="closest")
-    if site is not None:
-        figure.add_vline(x=site, line={"color": ACCENT, "width": 1.5, "dash": "dot"})
+    mark_site(figure, site)

@@ -6,7 +6,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_core.figures.style import (
-    ACCENT,
     GREY,
     LABEL_COLOUR,
     LABEL_DASH,
@@ -14,6 +13,7 @@ from refusal_core.figures.style import (
     PROBE,
     blank,
     interval_line,
+    mark_site,
     safe,
     site_axis,
 )
@@ -39,7 +39,7 @@ def over_layers(run: Run, by_site: pd.DataFrame, site: int) -> go.Figure:
         if table["rho"].notna().any():
             interval_line(figure, run, table, "rho", name, colour, dash)
     figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
-    figure.add_vline(x=site, line={"color": ACCENT, "width": 1.5, "dash": "dot"})
+    mark_site(figure, site)
     site_axis(figure, run)
     figure.update_yaxes(title_text="Spearman's ρ")
     return figure

@@ -141,6 +141,17 @@ def site_axis(figure: go.Figure, run: Run, **position: object) -> None:
     )
 
 
+def mark_site(figure: go.Figure, site: int | None) -> None:
+    """A vertical line at a site, in a figure over the layers; none for None."""
+    if site is not None:
+        figure.add_vline(x=site, line={"color": ACCENT, "width": 1.5, "dash": "dot"})
+
+
+def move_mark(figure: go.Figure, site: int) -> go.Figure:
+    """Move the line of :func:`mark_site` in a figure that got no shape after it; returns the figure."""
+    return figure.update_shapes(x0=site, x1=site, selector=-1)
+
+
 def interval_line(
     figure: go.Figure,
     run: Run,

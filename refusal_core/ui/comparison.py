@@ -13,12 +13,12 @@ from refusal_core.evidence import Evidence
 from refusal_core.figures import comparison as figures
 from refusal_core.figures.comparison import MOST_RUNS, Side
 from refusal_core.outliers import row_of
-from refusal_core.runs import MANIFEST, Run
+from refusal_core.runs import Run
 from refusal_core.sites import relative_depth
 from refusal_core.ui import address
 from refusal_core.ui.evidence import evidence_of
 from refusal_core.ui.frame import described_runs, shared_run
-from refusal_core.ui.layout import COLUMN_HELP, chart, plain
+from refusal_core.ui.layout import COLUMN_HELP, chart, identity, plain
 from refusal_core.ui.numbers import in_words
 from refusal_core.ui.selection import chosen_row
 
@@ -171,13 +171,13 @@ def chosen_pair(compared: list[Side], site: int) -> tuple[Side, Shared, int]:
 def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int, other_site: int) -> None:
     """Rank correlations in words, as a table, over depth and layer against layer."""
     first = compared[0]
-    numbers = _correlations(_key(first.run), _key(other.run), shared.source, site, other_site, shared)
+    numbers = _correlations(identity(first.run), identity(other.run), shared.source, site, other_site, shared)
     letters = [first.letter, other.letter]
     st.markdown(plain(comparison.rank_reading(shared, numbers, site, other_site, letters)))
     if len(shared.prompts) < comparison.MINIMUM:
         return
     best = (comparison.best_site(first.run), comparison.best_site(other.run))
-    at_best = _correlations(_key(first.run), _key(other.run), shared.source, *best, shared)
+    at_best = _correlations(identity(first.run), identity(other.run), shared.source, *best, shared)
     tables = [
         table.assign(where=f"{first.run.site_label(ours)} and {other.run.site_label(theirs)}", kind=kind)
         for table, kind, (ours, theirs) in (
@@ -276,7 +276,7 @@ def chosen_prompt(compared: list[Side], site: int) -> None:
 def by_category(compared: list[Side], site: int, source: str | None) -> None:
     """The harm categories in every run."""
     tables = [
-        _by_category(_key(side.run), source, comparison.matched(compared[0].run, site, side.run), side.run)
+        _by_category(identity(side.run), source, comparison.matched(compared[0].run, site, side.run), side.run)
         for side in compared
     ]
     if all(table.empty for table in tables):
@@ -378,11 +378,6 @@ def _correlation_table(table: pd.DataFrame) -> None:
         hide_index=True,
         width="stretch",
     )
-
-
-def _key(run: Run) -> tuple[str, int]:
-    """What tells a run from one that was made again under its name."""
-    return run.run_id, (run.path / MANIFEST).stat().st_mtime_ns
 
 
 @st.cache_data(max_entries=64, show_spinner="Correlating ranks …")

@@ -8,11 +8,10 @@ import streamlit as st
 
 from refusal_core.evidence import Evidence
 from refusal_core.figures.evidence import FIGURES, OVER_LAYERS, cosines
-from refusal_core.runs import MANIFEST, Run
-from refusal_core.ui.layout import chart
+from refusal_core.runs import Run
+from refusal_core.ui.layout import chart, identity, marked
 from refusal_core.ui.numbers import in_words
 
-_KEPT = "evidence_figures"
 _TABLES = {
     "fit": ("sites", ["in_sample_d", "in_sample_auroc", "mean_crossings"]),
     "hold": (
@@ -30,22 +29,22 @@ _TABLES = {
 
 def evidence_of(run: Run) -> Evidence:
     """The run's evidence, read once for all visitors."""
-    return _read(*_of(run), run)
+    return _read(*identity(run), run)
 
 
 def evidence_chart(run: Run, evidence: Evidence, name: str, site: int) -> None:
     """The figure of a question, or the overview."""
-    of = _of(run)
+    key = f"evidence_{name}"
     if name in OVER_LAYERS:
-        figure = _marked(of, name, site, run, evidence)
+        figure = marked(run, key, site, lambda site: OVER_LAYERS[name](run, evidence, site))
     else:
-        figure = _at_layer(*of, name, site, run, evidence)
-    chart(figure, f"evidence_{name}")
+        figure = _at_layer(*identity(run), name, site, run, evidence)
+    chart(figure, key)
 
 
 def cosines_chart(run: Run, evidence: Evidence) -> None:
     """The directions of every two sites, which no choice changes."""
-    chart(_cosines(*_of(run), run, evidence), "evidence_cosines")
+    chart(_cosines(*identity(run), run, evidence), "evidence_cosines")
 
 
 def numbers_table(evidence: Evidence, question: str, site: int) -> None:
@@ -70,20 +69,6 @@ def _numbers(evidence: Evidence, question: str, site: int) -> None:
     here = reasons["site"].isna() | reasons["site"].eq(site).fillna(False).astype(bool)
     for missing in reasons[here & reasons["table"].eq(table_name)].itertuples():
         st.text(f"{missing.number} ({missing.source}): {missing.reason}")
-
-
-def _of(run: Run) -> tuple[str, int]:
-    return run.run_id, (run.path / MANIFEST).stat().st_mtime_ns
-
-
-def _marked(of: tuple[str, int], name: str, site: int, run: Run, evidence: Evidence) -> go.Figure:
-    """The visitor's own figure, whose mark is moved to the site: a new figure takes fifty times as long."""
-    kept = st.session_state.get(_KEPT)
-    if kept is None or kept["of"] != of:
-        kept = st.session_state[_KEPT] = {"of": of}
-    if name not in kept:
-        kept[name] = OVER_LAYERS[name](run, evidence, site)
-    return kept[name].update_shapes(x0=site, x1=site, selector=-1)
 
 
 @st.cache_resource(max_entries=128, show_spinner=False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
@@ -11,10 +12,10 @@ from refusal_core.figures.layers import SUMMARIES, eight_layers, three_questions
 from refusal_core.figures.panels import AXES, PANELS, linked, scrubbed
 from refusal_core.outliers import row_of
 from refusal_core.published import published_table
-from refusal_core.runs import MANIFEST, Run
+from refusal_core.runs import Run
 from refusal_core.ui import address
 from refusal_core.ui.frame import site_picker
-from refusal_core.ui.layout import chart, layer_numbers
+from refusal_core.ui.layout import chart, identity, layer_numbers, marked
 from refusal_core.ui.scrubbing import keep_together
 from refusal_core.ui.selection import newly
 
@@ -77,7 +78,7 @@ def linked_panels(run: Run, options: dict) -> None:
     shown.update(site=site, stacked=options["stacked"])
     with st.container(key=_CONTAINER):
         event = chart(
-            _figure(run.run_id, run, start, **options),
+            _figure(*identity(run), run, start, **options),
             _CHART,
             saved=lambda: linked(run, shown["site"], **options),
             on_select="rerun",
@@ -121,11 +122,11 @@ def at_this_layer(run: Run) -> None:
         help="Qwen2.5-1.5B-Instruct on AdvBench and Alpaca prompts (Pierucci 2025); its layer 27 is a final norm.",
     )
     published = published_table() if overlay else None
-    _curve("effect", three_questions(run, site, published))
+    _curve(run, "effect", three_questions, site, published)
     for left, right in (("separation", "together"), ("spread", "crossings")):
         for column, name in zip(st.columns(2), (left, right), strict=True):
             with column:
-                _curve(name, SUMMARIES[name](run, site, published))
+                _curve(run, name, SUMMARIES[name], site, published)
     st.caption("Click a point to go to its layer.")
 
 
@@ -133,10 +134,10 @@ def side_by_side(run: Run) -> None:
     """Eight layers at once, for those who do not want to scrub."""
     st.subheader("Eight layers side by side", anchor=False)
     columns = 2 if st.session_state.get(_NARROW, False) else 4
-    chart(_eight(run.run_id, (run.path / MANIFEST).stat().st_mtime_ns, run, columns), "layers_eight")
+    chart(_eight(*identity(run), run, columns), "layers_eight")
 
 
-def _curve(name: str, figure: go.Figure) -> None:
+def _curve(run: Run, name: str, drawn: Callable[..., go.Figure], site: int, published: pd.DataFrame | None) -> None:
     key = f"layers_{name}"
 
     def clicked() -> None:
@@ -144,6 +145,8 @@ def _curve(name: str, figure: go.Figure) -> None:
         if points:
             address.change(site=round(points[0]["x"]))
 
+    variant = key if published is None else f"{key}_published"
+    figure = marked(run, variant, site, lambda site: drawn(run, site, published))
     chart(figure, key, on_select=clicked, selection_mode="points")
 
 
@@ -178,7 +181,7 @@ def _follow(run: Run, rows: Sequence[int]) -> list[int]:
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _figure(run_id: str, _run: Run, start: int, **options) -> go.Figure:
+def _figure(run_id: str, changed: int, _run: Run, start: int, **options) -> go.Figure:
     return scrubbed(_run, start, **options)
 
 
