@@ -31,6 +31,8 @@ NOT_REPRODUCED = "none: for this model, reused keys and values did not give what
 _MOST_PADDING = 1 / 16
 """Of a batch's tokens; on two CPU cores a pass costs by itself as much as some 50 tokens more."""
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
+_VOCABULARIES = 16
+"""Prompts whose logits are in float64 at a time."""
 _RECENT_BYTES = 256e6
 """What is kept of texts read token by token, for the next text that begins as one of them does."""
 
@@ -298,11 +300,14 @@ def refusal_log_odds(logits: torch.Tensor, refusal_ids: list[int]) -> np.ndarray
     Returns:
         ``(prompt,)`` float64, natural logarithm.
     """
-    logits = logits.double()
     others = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
     others[refusal_ids] = False
-    odds = logits[:, refusal_ids].logsumexp(dim=-1) - logits[:, others].logsumexp(dim=-1)
-    return odds.cpu().numpy()
+    found = []
+    # A vocabulary in float64 is a megabyte a prompt, and more than one copy of it is needed.
+    for part in logits.split(_VOCABULARIES):
+        part = part.double()
+        found.append(part[:, refusal_ids].logsumexp(dim=-1) - part[:, others].logsumexp(dim=-1))
+    return torch.cat(found).cpu().numpy()
 
 
 def check_finite(
