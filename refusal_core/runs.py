@@ -117,11 +117,17 @@ class Run:
         return list(self.prompts.loc[~self.prompts["fitted"], "source"].unique())
 
     def evidence_tables(self) -> dict[str, pd.DataFrame]:
-        """The tables of evidence kept with the run, by name; empty for a run without."""
+        """The tables of evidence kept with the run, by name; empty for a run without.
+
+        Raises:
+            RunError: when they cannot be read, as those of a run that was deleted since it was opened.
+        """
         names = [name for name in self.manifest["files"] if name.startswith("evidence_")]
-        return {
-            name.removeprefix("evidence_").removesuffix(".parquet"): _read_table(self.path / name) for name in names
-        }
+        try:
+            tables = {name: _read_table(self.path / name) for name in names}
+        except (OSError, ValueError) as error:
+            raise RunError(f"run {self.run_id!r}: its evidence cannot be read ({_first_line(error)})") from error
+        return {name.removeprefix("evidence_").removesuffix(".parquet"): table for name, table in tables.items()}
 
 
 @dataclass(frozen=True)

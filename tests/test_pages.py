@@ -21,6 +21,7 @@ from refusal_core.errors import RunError
 from refusal_core.runs import open_run, save_addition
 from refusal_core.scoring import Score
 from refusal_core.suggestions import contrasts
+from refusal_core.ui import evidence as evidence_page
 from refusal_core.ui import frame, jobs, lists, model
 from refusal_core.ui import live as live_page
 
@@ -72,6 +73,19 @@ def test_home_says_what_the_run_says():
         "Is it about harm?",
     ]
     assert all(metric.value.startswith("d = ") for metric in app.metric[:3])
+
+
+def test_a_run_that_loses_its_evidence_while_it_is_open_says_so(synthetic_cache, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, cache)
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    app = visit("1_Layers", run=RUN)
+    (cache / RUN / "evidence_sites.parquet").unlink()
+    evidence_page._read.clear()
+    app.switch_page("pages/2_Evidence.py").run()
+    assert not app.exception
+    assert [error.value for error in app.error] == ["This run's evidence cannot be read."]
+    assert "evidence_sites.parquet" in "".join(text.value for text in app.text)
 
 
 def test_home_says_how_the_run_was_read():

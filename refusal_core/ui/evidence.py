@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from refusal_core.errors import RunError
 from refusal_core.evidence import Evidence
 from refusal_core.figures.evidence import FIGURES, OVER_LAYERS, cosines
 from refusal_core.runs import Run
@@ -28,8 +29,13 @@ _TABLES = {
 
 
 def evidence_of(run: Run) -> Evidence:
-    """The run's evidence, read once for all visitors."""
-    return _read(*identity(run), run)
+    """The run's evidence, read once for all visitors; the page ends here, saying why, when it cannot be read."""
+    try:
+        return _read(*identity(run), run)
+    except RunError as error:
+        st.error("This run's evidence cannot be read.", icon=":material/error:")
+        st.text(str(error))
+        st.stop()
 
 
 def evidence_chart(run: Run, evidence: Evidence, name: str, site: int) -> None:

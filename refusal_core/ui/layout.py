@@ -124,7 +124,9 @@ def raw_units() -> bool:
 
 def identity(run: Run) -> tuple[str, int]:
     """What tells a run from every other, one that was made again under its name included: a key for what is cached."""
-    return run.run_id, (run.path / MANIFEST).stat().st_mtime_ns
+    manifest = run.path / MANIFEST
+    # A run may be deleted while it is looked at.
+    return run.run_id, manifest.stat().st_mtime_ns if manifest.is_file() else 0
 
 
 def marked(run: Run, name: str, site: int, draw: Callable[[int], go.Figure]) -> go.Figure:

@@ -24,14 +24,14 @@ from refusal_core.ui.selection import chosen_row
 _CHOSEN, _SAID = "runs_chosen", "runs_said"
 _COLUMNS = {
     "title": st.column_config.TextColumn(
-        "run", width=300, help="The title it was given, else its contrast set and model."
+        "run", width=240, help="The title it was given, else its contrast set and model."
     ),
-    "model": st.column_config.TextColumn("model", help="The model whose activations were read."),
+    "model": st.column_config.TextColumn("model", width=130, help="The model whose activations were read."),
     "set": st.column_config.TextColumn("contrast set", help="The prompts the direction was fitted on."),
     "prompts": st.column_config.TextColumn("prompts", help="Harmful + harmless prompts of the contrast set."),
     "layers": st.column_config.NumberColumn("layers", help="Blocks of the model; the final norm is one site more."),
     "dtype": st.column_config.TextColumn("dtype", help="The kind of numbers the model was computed in."),
-    "made": st.column_config.TextColumn("made", help="When the run was made, in UTC."),
+    "made": st.column_config.TextColumn("made", help="The day on which the run was made, in UTC."),
     "size": st.column_config.NumberColumn("MB", format="%.1f", help="What the run's folder takes on disk."),
     "broken": st.column_config.TextColumn("broken", width=300, help="Why a folder of the cache cannot be opened."),
 }
@@ -175,7 +175,7 @@ def _row(entry: RunSummary | BrokenRun) -> dict:
         "prompts": " + ".join(str(count) for count in entry.counts.values()),
         "layers": entry.n_layers,
         "dtype": entry.dtype,
-        "made": entry.created[:16].replace("T", " "),
+        "made": entry.created[:10],
         "size": entry.size_bytes / 1e6,
     }
 

@@ -145,7 +145,9 @@ def test_suggestions_pins_and_history(visit, expected):
     expect(page.get_by_text(f"1. {contrast.other}", exact=True)).to_be_visible(timeout=PATIENCE)
     page.get_by_role("button", name="History (4)").click()
     for text in HOSTILE[:3]:
-        expect(page.get_by_role("button", name=letters(text)[:60])).to_be_visible()
+        # The page keeps addresses from becoming links by a character that shows nothing.
+        seen = letters(text)[:60].replace("://", ":\u2060//")
+        expect(page.get_by_role("button", name=seen)).to_be_visible()
     assert_untouched(page)
     page.get_by_role("button", name=contrast.one).click()
     expect(page.get_by_text(f"Scored: {contrast.one}", exact=True)).to_be_visible(timeout=PATIENCE)

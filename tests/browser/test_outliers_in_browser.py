@@ -156,8 +156,11 @@ def test_a_key_pressed_faster_than_the_page_is_drawn_marks_no_prompt_that_was_no
     ids = found["prompt_id"].tolist()
     page = open_page("Outliers", run=SYNTHETIC, site=str(SITE), prompt=ids[0])
     shows(page, found["text"].iloc[0])
-    page.keyboard.press("m")
-    page.keyboard.press("f")
+    # Both in one go, so that nothing can be drawn in between.
+    page.evaluate(
+        """() => { for (const key of ["m", "f"]) for (const type of ["keydown", "keyup"]) document.body.dispatchEvent(
+            new KeyboardEvent(type, { key, code: "Key" + key.toUpperCase(), bubbles: true })) }"""
+    )
     shows(page, found["text"].iloc[1])
     until(page, lambda: len(marks.kept(unmarked)) > 0)
     page.wait_for_timeout(1000)
