@@ -104,7 +104,10 @@ def fold_weights(harmful: np.ndarray, harmless: np.ndarray, fold: np.ndarray) ->
     Returns:
         ``(fold, draw, prompt)`` float64.
     """
-    return np.stack([contrast_weights(harmful * (fold != k), harmless * (fold != k)) for k in range(fold.max() + 1)])
+    weights = np.empty((fold.max() + 1, *np.broadcast_shapes(harmful.shape, fold.shape)))
+    for k, training in enumerate(weights):
+        training[:] = contrast_weights(harmful * (fold != k), harmless * (fold != k))
+    return weights
 
 
 def project_draws(gram: Gram, weights: np.ndarray, cross_gram: Gram | None = None) -> np.ndarray:

@@ -42,9 +42,9 @@ class Draws:
         """``(draw, prompt)`` of the direction fitted on the whole draw."""
         return contrast_weights(self.harmful, self.harmless)
 
-    @cached_property
+    @property
     def fold_weights(self) -> np.ndarray:
-        """``(fold, draw, prompt)`` of the directions fitted without each fold."""
+        """``(fold, draw, prompt)`` of the directions fitted without each fold; large, so made when it is used."""
         return fold_weights(self.harmful, self.harmless, self.fold)
 
     def project(self, gram: Gram) -> np.ndarray:
