@@ -9,7 +9,9 @@ from refusal_core.ui.frame import head
 from refusal_core.ui.start import start_a_run
 
 head("Runs", "Start a run and watch it, open, rename, send or delete what there is, and take in what someone sent.")
-parts.jobs_under_way()
+# Always there, or the tabs would begin anew, at the first, when the last job ends.
+with st.container():
+    parts.jobs_under_way()
 here, new, sent = st.tabs(
     [":material/folder_open: In the cache", ":material/play_arrow: Start a run", ":material/upload_file: Import"]
 )

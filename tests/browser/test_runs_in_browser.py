@@ -174,6 +174,17 @@ def test_what_is_downloaded_is_the_whole_run(open_page, cache):
         }
 
 
+def test_a_job_that_ends_leaves_a_visitor_on_the_tab_that_was_chosen(open_page, jobs_of_every_kind):
+    page = open_page("Runs")
+    expect(page.get_by_text("running for").first).to_be_visible(timeout=PATIENCE)
+    let_settle(page)
+    page.get_by_role("tab", name="Import").click()
+    page.get_by_role("button", name="Cancel").first.click()
+    expect(page.get_by_text("running for")).to_have_count(0, timeout=PATIENCE)
+    let_settle(page)
+    expect(page.get_by_role("tab", name="Import")).to_have_attribute("aria-selected", "true")
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_jobs_of_every_kind_are_told_apart_and_their_words_are_text(open_page, pictures, jobs_of_every_kind, theme):
     page = open_page("Runs", theme)
