@@ -107,6 +107,8 @@ def test_prompts_rated_by_key_and_by_mouse_are_kept_over_a_reload(open_page, cac
         expect(page.get_by_text(f"{place} of {len(texts)} rated")).to_be_visible(timeout=20_000)
         expect(page.locator(f".st-key-rate_7_{run.prompts['prompt_id'][rows[place]]} button")).to_be_visible()
         until(page, lambda: " ".join(letters(prompt.text_content()).split()) == texts[place])
+        # A key that is pressed while the page is being drawn may find no button to press.
+        let_settle(page)
 
     begin()
     is_shown(0)
