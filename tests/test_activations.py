@@ -205,6 +205,12 @@ def test_refusal_log_odds_survive_certainty():
     np.testing.assert_allclose(refusal_log_odds(logits, [0]), [900 - np.log(2), -900 - np.log(2)])
 
 
+def test_refusal_log_odds_of_many_prompts_are_those_of_each():
+    logits = 5 * torch.randn(40, 300, generator=torch.Generator().manual_seed(0))
+    p = logits.double().softmax(-1)[:, [3, 7]].sum(dim=-1).numpy()
+    np.testing.assert_allclose(refusal_log_odds(logits, [3, 7]), np.log(p / (1 - p)), rtol=1e-9)
+
+
 def test_every_token_of_a_prompt_is_read_and_the_last_is_the_extracted_one():
     chat_model = tiny_model("qwen2")
     reader = ResidualReader(chat_model)
