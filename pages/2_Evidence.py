@@ -5,12 +5,12 @@ from __future__ import annotations
 import streamlit as st
 
 from refusal_core.findings import QUESTIONS, reading, sampling, verdict
-from refusal_core.ui.evidence import cosines_chart, evidence_chart, evidence_of, numbers_table
+from refusal_core.ui.evidence import cosines_chart, evidence_chart, evidence_or_end, numbers_table
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.layout import heading, plain
 
 run = frame("Evidence", "Whether the direction is real, about harm, and more than the way two datasets are written.")
-evidence = evidence_of(run)
+evidence = evidence_or_end(run)
 heading(verdict(evidence))
 site = site_picker(run, st.columns([1, 3])[0])
 evidence_chart(run, evidence, "overview", site)

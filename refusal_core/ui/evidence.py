@@ -29,9 +29,18 @@ _TABLES = {
 
 
 def evidence_of(run: Run) -> Evidence:
-    """The run's evidence, read once for all visitors; the page ends here, saying why, when it cannot be read."""
+    """The run's evidence, read once for all visitors.
+
+    Raises:
+        RunError: when the run has none, or it cannot be read.
+    """
+    return _read(*identity(run), run)
+
+
+def evidence_or_end(run: Run) -> Evidence:
+    """The run's evidence; the page ends here, saying why, when it cannot be read."""
     try:
-        return _read(*identity(run), run)
+        return evidence_of(run)
     except RunError as error:
         st.error("This run's evidence cannot be read.", icon=":material/error:")
         st.text(str(error))
