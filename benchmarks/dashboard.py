@@ -99,6 +99,7 @@ _PAGES: dict[str, dict[str, Act]] = {
     "1_Layers": {"another layer": _layer, "other axes": _axes, "a prompt followed": _follow},
     "2_Evidence": {"another layer": _layer, "numbers unfolded": _numbers},
     "3_Outliers": {"another layer": _layer, "another band": _band, "next prompt": _next, "a search": _search},
+    "9_Compare": {"drawn again": _again, "another layer": _layer},
 }
 
 
@@ -138,23 +139,24 @@ def _elements(app: AppTest) -> Iterator:
 
 @contextmanager
 def _served(count: int) -> Iterator[str]:
-    """A cache that holds one made-up run of ``count`` fitted prompts; its id."""
+    """A cache that holds two made-up runs of the same ``count`` fitted prompts; the id of the first."""
     before = os.environ.get("REFUSAL_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["REFUSAL_CACHE"] = folder
         try:
-            yield _made_up(count, folder)
+            _made_up(count, folder, seed=1)
+            yield _made_up(count, folder, seed=0)
         finally:
             del os.environ["REFUSAL_CACHE"]
             if before is not None:
                 os.environ["REFUSAL_CACHE"] = before
 
 
-def _made_up(count: int, cache: str) -> str:
+def _made_up(count: int, cache: str, seed: int) -> str:
     """Save a run with a planted direction. Its evidence is that of its first prompts: those tables do not grow."""
     prompts = _prompts(count)
     is_harmful = prompts["label"].eq("harmful").to_numpy()
-    hidden = np.random.default_rng(0).normal(size=(len(prompts), _LAYERS + 1, _WIDTH)).astype(np.float32)
+    hidden = np.random.default_rng(seed).normal(size=(len(prompts), _LAYERS + 1, _WIDTH)).astype(np.float32)
     hidden[:, :, 0] += np.where(is_harmful, 1, -1)[:, None] * np.linspace(0, 2, _LAYERS + 1, dtype=np.float32)
     few = np.r_[: min(SIZES), count : len(prompts)]
     analysis = pipeline.analyse(hidden[few], prompts.iloc[few].reset_index(drop=True))
@@ -167,10 +169,10 @@ def _made_up(count: int, cache: str) -> str:
     manifest = {
         "created": "2026-01-01T00:00:00+00:00",
         "model": {
-            "name": "made-up",
+            "name": f"made-up-{seed}",
             "source": "folder",
             "revision": None,
-            "sha256": "0" * 64,
+            "sha256": f"{seed:064x}",
             "architecture": "none",
             "n_layers": _LAYERS,
             "d_model": _WIDTH,
@@ -190,7 +192,7 @@ def _made_up(count: int, cache: str) -> str:
     }
     columns = analysis.layer_stats.columns.difference(stats.columns)
     return runs.save_run(
-        f"made-up--pairs--{count}--00000000--float32",
+        f"made-up-{seed}--pairs--{count}--00000000--float32",
         manifest,
         prompts,
         projections,

@@ -12,21 +12,30 @@ from refusal_core.ui.layout import heading
 run = frame("Compare", "Two to five runs side by side: where each tells harm, and how alike they see the same prompts.")
 compared = parts.chosen_sides(run)
 evidence = [parts.evidence_or_none(side) for side in compared]
-heading(probe_reading([side.run for side in compared], [side.letter for side in compared], evidence))
-parts.controls(compared)
-parts.overview(compared, evidence)
+tables = parts.tables_over_depth(compared, evidence)
+heading(probe_reading([side.run for side in compared], [side.letter for side in compared], tables))
+parts.controls(compared, evidence)
+parts.overview(compared, evidence, tables)
 st.subheader("Over relative depth", anchor=False)
-parts.over_depth(compared, evidence)
+parts.over_depth(compared, evidence, tables)
 st.caption("Shaded: 95 % bootstrap intervals. Stars: the onset. The final norm is no layer and stands apart.")
-st.subheader("Do they rank the prompts alike?", anchor=False)
-site = site_picker(run, st.columns([1, 3])[0])
-other, shared, other_site = parts.chosen_pair(compared, site)
-parts.rank_agreement(compared, other, shared, site, other_site)
-st.subheader("Where they disagree", anchor=False)
-st.caption("The shared prompts, those first that the two runs rank most differently. Choose a row to read one.")
-parts.disagreement_table(compared[0], other, shared, site, other_site)
-parts.chosen_prompt(compared, site)
-st.subheader("By category", anchor=False)
-parts.by_category(compared, site, shared.source)
+
+
+@st.fragment
+def at_this_depth() -> None:
+    """What follows the layer; the rest of the page is left as it is."""
+    st.subheader("Do they rank the prompts alike?", anchor=False)
+    site = site_picker(run, st.columns([1, 3])[0])
+    other, shared, other_site = parts.chosen_pair(compared, site)
+    parts.rank_agreement(compared, other, shared, site, other_site)
+    st.subheader("Where they disagree", anchor=False)
+    st.caption("The shared prompts, those first that the two runs rank most differently. Choose a row to read one.")
+    parts.disagreement_table(compared[0], other, shared, site, other_site)
+    parts.chosen_prompt(compared, site)
+    st.subheader("By category", anchor=False)
+    parts.by_category(compared, site, shared.source)
+
+
+at_this_depth()
 st.subheader("Do their directions point the same way?", anchor=False)
 parts.direction_cosines(compared)

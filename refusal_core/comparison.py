@@ -19,14 +19,14 @@ from scipy import stats
 from refusal_core.evidence import Evidence, prompt_groups
 from refusal_core.findings import PROBE_PAIRS, onset
 from refusal_core.outliers import standardised
-from refusal_core.resampling import bootstrap_counts, draw_auroc, draw_correlation, interval, tied_counts, value_ranks
+from refusal_core.resampling import bootstrap_counts, draw_correlation, interval, rank_auroc, tied_counts, value_ranks
 from refusal_core.runs import Run
 from refusal_core.sites import matched_site, relative_depth, site_label, site_short
 
 LABELS = ("both", "harmful", "harmless")
 MINIMUM = 5
-MOST_RANKED = 2000
-"""Shared prompts that a correlation is over; of more, those whose ids, which are hashes, come first."""
+MOST_DRAWN = 1000
+"""Prompts that ranks and categories are compared on; of more, those whose ids, which are hashes, come first."""
 
 NUMBERS = {
     "probe_d": "d on probe pairs",
@@ -166,8 +166,7 @@ def rank_correlations(shared: Shared, site: int, other_site: int, draws: int = 1
         than five prompts, or where nothing varies.
     """
     rng = np.random.default_rng(seed)
-    first = np.sort(shared.prompts["prompt_id"].to_numpy())[:MOST_RANKED]
-    sampled = shared.prompts["prompt_id"].isin(first).to_numpy()
+    sampled = _sampled(shared.prompts)
     rows: list[tuple] = []
     for label in LABELS:
         chosen = sampled & shared.of_label(label)
@@ -228,11 +227,13 @@ def by_category(run: Run, source: str | None, site: int, draws: int = 1000, seed
     Returns:
         One row a category with harmful prompts: ``category, n_harmful, n_harmless, mean`` (projection of the harmful
         prompts in pooled standard deviations from the midpoint) and ``auroc`` of harmful against harmless prompts of
-        the category, both with 95 % bootstrap intervals over prompts; NaN with fewer than three prompts.
+        the category, both with 95 % bootstrap intervals over prompts; NaN with fewer than three prompts. Of more than
+        :data:`MOST_DRAWN` prompts, so many.
     """
     rng = np.random.default_rng(seed)
     prompts = run.prompts[run.rows(source=source) & run.prompts["category"].notna()]
     prompts = prompts[prompts["label"].isin(("harmful", "harmless"))]
+    prompts = prompts[_sampled(prompts)]
     scores = _standard_scores(run, source)[:, site]
     rows = []
     for category, table in prompts.groupby("category"):
@@ -246,7 +247,7 @@ def by_category(run: Run, source: str | None, site: int, draws: int = 1000, seed
         means = harmful @ values / harmful.sum(axis=1) if n_harmful >= 3 else np.full(len(counts), np.nan)
         areas = np.full(len(counts), np.nan)
         if min(n_harmful, n_harmless) >= 3:
-            areas = draw_auroc(np.broadcast_to(values, counts.shape), harmful, harmless)
+            areas = rank_auroc(value_ranks(values, counts), harmful, harmless)
         rows.append(
             (
                 category,
@@ -284,17 +285,17 @@ def is_control(run: Run) -> bool:
     return template["sha256"] is None or template.get("borrowed") is not None
 
 
-def probe_reading(runs: Sequence[Run], names: Sequence[str], evidence: Sequence[Evidence | None]) -> str:
+def probe_reading(runs: Sequence[Run], names: Sequence[str], tables: Sequence[pd.DataFrame]) -> str:
     """What the runs' d on probe pairs says, side by side, in words.
 
     Args:
         names: what each run is called on screen.
+        tables: each run's :func:`over_depth`.
     """
-    known = [place for place, run in enumerate(runs) if run.layer_stats["probe_d"].notna().any()]
+    known = [place for place, table in enumerate(tables) if table["probe_d"].notna().any()]
     lacking = [name for place, name in enumerate(names) if place not in known]
     said = []
     if known:
-        tables = {place: over_depth(runs[place], evidence[place]) for place in known}
         best = {place: tables[place].loc[best_site(runs[place])] for place in known}
         order = sorted(known, key=lambda place: -best[place]["probe_d"])
         numbers = [
@@ -348,6 +349,11 @@ def rank_reading(shared: Shared, numbers: pd.DataFrame, site: int, other_site: i
     elif len(within) == 1 and rows.loc[next(iter(within)), "n"] == over["n"]:
         said.append(f"All of these are {next(iter(within))}.")
     return " ".join(said)
+
+
+def _sampled(prompts: pd.DataFrame) -> np.ndarray:
+    """``(prompt,)`` bool: those that draws are made of."""
+    return prompts["prompt_id"].isin(np.sort(prompts["prompt_id"].to_numpy())[:MOST_DRAWN]).to_numpy()
 
 
 def _scores(run: Run, source: str | None) -> np.ndarray:

@@ -258,11 +258,23 @@ def tied_counts(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def draw_auroc(projections: np.ndarray, harmful: np.ndarray, harmless: np.ndarray) -> np.ndarray:
     """:func:`refusal_core.statistics.auroc` of every draw; arguments as in :func:`draw_d`, ``(draw,)``."""
     harmful, harmless = (np.broadcast_to(counts, projections.shape) for counts in (harmful, harmless))
-    ranks = draw_ranks(projections, harmful + harmless)
+    area = rank_auroc(draw_ranks(projections, harmful + harmless), harmful, harmless)
+    return np.where(np.isfinite(projections).all(axis=1), area, np.nan)
+
+
+def rank_auroc(ranks: np.ndarray, harmful: np.ndarray, harmless: np.ndarray) -> np.ndarray:
+    """The area under the ROC curve from ranks among both labels (Mann & Whitney 1947).
+
+    Args:
+        ranks: ``(draw, prompt)``, of :func:`draw_ranks` or :func:`value_ranks`.
+        harmful, harmless: ``(draw, prompt)`` multiplicities.
+
+    Returns:
+        ``(draw,)``; NaN without a label.
+    """
     n_harmful, n_harmless = harmful.sum(axis=1), harmless.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        area = (np.einsum("dp,dp->d", harmful, ranks) - n_harmful * (n_harmful + 1) / 2) / (n_harmful * n_harmless)
-    return np.where(np.isfinite(projections).all(axis=1), area, np.nan)
+        return (np.einsum("dp,dp->d", harmful, ranks) - n_harmful * (n_harmful + 1) / 2) / (n_harmful * n_harmless)
 
 
 def draw_accuracy(projections: np.ndarray, harmful: np.ndarray, harmless: np.ndarray) -> np.ndarray:

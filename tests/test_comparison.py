@@ -221,15 +221,30 @@ def test_a_run_without_a_chat_template_of_its_own_is_a_control(run):
 
 
 def test_the_words_on_probe_pairs_follow_the_numbers(run, other):
+    def said(runs, evidence):
+        tables = [comparison.over_depth(each, found) for each, found in zip(runs, evidence, strict=True)]
+        return comparison.probe_reading(runs, ["A", "B"], tables)
+
     evidence = [Evidence.from_tables(each.evidence_tables()) for each in (run, other)]
-    said = comparison.probe_reading([run, other], ["A", "B"], evidence)
     best = comparison.best_site(run)
-    assert f"A {run.layer_stats['probe_d'][best]:.2f} (" in said
-    assert "Not every run has intervals" in comparison.probe_reading([run, other], ["A", "B"], [evidence[0], None])
+    assert f"A {run.layer_stats['probe_d'][best]:.2f} (" in said([run, other], evidence)
+    assert "Not every run has intervals" in said([run, other], [evidence[0], None])
     low = evidence[1].transfer.assign(d_high=-5.0, d_low=-6.0)
     apart = [evidence[0], dataclasses.replace(evidence[1], transfer=low)]
-    stats_low = other.layer_stats.assign(probe_d=-5.5)
-    beside = dataclasses.replace(other, layer_stats=stats_low)
-    assert "The interval of A lies above that of B" in comparison.probe_reading([run, beside], ["A", "B"], apart)
+    beside = dataclasses.replace(other, layer_stats=other.layer_stats.assign(probe_d=-5.5))
+    assert "The interval of A lies above that of B" in said([run, beside], apart)
     without = dataclasses.replace(other, layer_stats=other.layer_stats.assign(probe_d=np.nan))
-    assert "B has no probe pairs" in comparison.probe_reading([run, without], ["A", "B"], evidence)
+    assert "B has no probe pairs" in said([run, without], evidence)
+
+
+def test_of_more_prompts_than_draws_are_made_of_the_same_are_taken_in_both_runs(run, other, monkeypatch):
+    shared = comparison.shared_prompts(run, other)
+    whole = comparison.rank_correlations(shared, 1, 1)
+    monkeypatch.setattr(comparison, "MOST_DRAWN", 12)
+    table = comparison.rank_correlations(shared, 1, 1)
+    assert whole["n"][0] == 30
+    assert table["n"][0] == 12
+    first = shared.prompts["prompt_id"].sort_values().index[:12]
+    expected = stats.spearmanr(shared.scores[first, 1], shared.other_scores[first, 1]).statistic
+    assert table["rho"][0] == pytest.approx(expected)
+    assert comparison.by_category(run, None, 1)[["n_harmful", "n_harmless"]].to_numpy().sum() <= 12

@@ -21,8 +21,8 @@ from refusal_core.errors import RunError
 from refusal_core.runs import open_run, save_addition
 from refusal_core.scoring import Score
 from refusal_core.suggestions import contrasts
+from refusal_core.ui import comparison, frame, jobs, lists, model
 from refusal_core.ui import evidence as evidence_page
-from refusal_core.ui import frame, jobs, lists, model
 from refusal_core.ui import live as live_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -688,6 +688,15 @@ def test_a_prompt_is_shown_in_the_runs_that_have_it(two_runs):
     assert app.code[0].value == run.prompts["text"][0] == HOSTILE[0]
     assert "Not among the prompts of B." in shown(app)
     assert HOSTILE[0] not in shown(app)
+
+
+def test_of_many_prompts_the_most_disputed_are_listed_and_that_is_said(two_runs, monkeypatch):
+    monkeypatch.setattr(comparison, "_MOST_LISTED", 7)
+    app = visit("9_Compare", run=RUN)
+    assert "The first 7 of 30 are listed; the csv has all." in shown(app)
+    listed = next(table.value for table in app.dataframe if "difference" in table.value)
+    assert len(listed) == 7
+    assert listed["difference"].abs().is_monotonic_decreasing
 
 
 def test_a_comparison_with_nothing_says_what_to_choose(two_runs):

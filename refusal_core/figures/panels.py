@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import cycle, pairwise
 from typing import Any
 
@@ -23,10 +24,10 @@ from refusal_core.figures.style import (
     LABEL_SYMBOL,
     LINE_COLOURS,
     SMALL_SIZE,
+    TITLE_SIZE,
     bars_of,
     dress,
     safe,
-    site_axis,
     translucent,
 )
 from refusal_core.outliers import standardised
@@ -86,12 +87,10 @@ def linked(
         followed: rows of prompts that are marked in the panels and whose course over the layers is drawn below them.
         stacked: one panel above the other, for narrow screens.
     """
-    figure, frames = _drawn(run, site, panels, sources, axes, followed, stacked)
+    data, layout, frames = _drawn(run, site, panels, sources, axes, followed, stacked)
     show = {**_AT_ONCE, "frame": {"duration": 0, "redraw": True}}
     steps = [{"method": "animate", "args": [[frame["name"]], show]} for frame in frames]
-    figure.update_layout(**_controls(run, site, stacked, steps, "animate"))
-    figure.frames = frames
-    return figure
+    return go.Figure(data, _changed(layout, _controls(run, site, stacked, steps, "animate")), frames)
 
 
 def scrubbed(
@@ -109,11 +108,9 @@ def scrubbed(
     numbers of the sites, and sets them by one update. There are no frames: Play and Pause only tell the page that they
     were clicked. The arguments are those of :func:`linked`.
     """
-    figure, frames = _drawn(run, site, panels, sources, axes, followed, stacked)
-    still = [trace.to_plotly_json() for trace in figure.data]
-    steps = [{"method": "update", "args": _update(still, frame)} for frame in frames]
-    figure.update_layout(**_controls(run, site, stacked, steps, "skip"))
-    return figure
+    data, layout, frames = _drawn(run, site, panels, sources, axes, followed, stacked)
+    steps = [{"method": "update", "args": _update(data, frame)} for frame in frames]
+    return go.Figure(data, _changed(layout, _controls(run, site, stacked, steps, "skip")))
 
 
 def _drawn(
@@ -124,22 +121,17 @@ def _drawn(
     axes: str,
     followed: Sequence[int],
     stacked: bool,
-) -> tuple[go.Figure, list[dict[str, Any]]]:
-    """The panels at a site, and a frame for every site."""
-    panels = [panel for panel in PANELS if panel in panels]
+) -> tuple[list[dict[str, Any]], dict[str, Any], list[dict[str, Any]]]:
+    """The panels' traces and layout at a site, and a frame for every site.
+
+    As plain data: a figure that is changed after it was made checks all of itself again, which takes most of the time.
+    """
+    panels = tuple(panel for panel in PANELS if panel in panels)
     shown = _Shown(run, axes, tuple(sources), tuple(followed))
     makers = {"histogram": _histogram, "cumulative": _cumulative, "box": _box, "sorted": _sorted}
     traces = [trace for panel in panels for trace in makers[panel](shown)]
-    figure, places = _grid(panels, bool(followed), stacked)
-    for trace in traces:
-        row, column = places[trace.panel]
-        figure.add_trace({**trace.still, **trace.at(site)}, row=row, col=column)
-    refs = {trace.panel: (figure.data[i].xaxis or "x", figure.data[i].yaxis or "y") for i, trace in enumerate(traces)}
-    _name_axes(figure, shown, refs)
-    if followed:
-        _add_courses(figure, run, followed, places["course"])
-        refs["course"] = (figure.data[-1].xaxis, figure.data[-1].yaxis)
-    frames = [
+    layout, refs = _grid(panels, bool(followed), stacked, shown.scaled)
+    frames: list[dict[str, Any]] = [
         {
             "name": str(each),
             "data": [{"type": trace.still["type"], **trace.at(each)} for trace in traces],
@@ -148,16 +140,36 @@ def _drawn(
         }
         for each in range(run.n_sites)
     ]
-    figure.update_layout(frames[site]["layout"])
-    return figure, frames
+    data = [{**trace.still, **trace.at(site), **_on(refs[trace.panel])} for trace in traces]
+    layout = _changed(layout, frames[site]["layout"])
+    if followed:
+        drawn = _courses(run, followed)
+        data += [{**trace, **_on(refs["course"])} for trace in drawn["data"]]
+        layout = _changed(layout, {_axis(refs["course"][0]): drawn["axis"]})
+    return data, layout, frames
 
 
-def _update(still: list[dict[str, Any]], frame: dict[str, Any]) -> list[Any]:
+def _changed(layout: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A layout with others for some settings of its parts."""
+    parts = {name: {**layout.get(name, {}), **part} for name, part in changes.items() if isinstance(part, dict)}
+    return {**layout, **changes, **parts}
+
+
+def _on(refs: tuple[str, str]) -> dict[str, str]:
+    return {"xaxis": refs[0], "yaxis": refs[1]}
+
+
+def _axis(ref: str) -> str:
+    """The layout's name of the axis that a trace refers to as ``x2``."""
+    return ref[0] + "axis" + ref[1:]
+
+
+def _update(data: list[dict[str, Any]], frame: dict[str, Any]) -> list[Any]:
     """The arguments of Plotly's ``update`` that show a frame. A trace keeps what only others change."""
     names = sorted({name for trace in frame["data"] for name in trace} - {"type"})
-    data = {
+    changed = {
         name: [
-            _packed(trace.get(name, still[place].get(name)))
+            _packed(trace.get(name, data[place].get(name)))
             for place, trace in zip(frame["traces"], frame["data"], strict=True)
         ]
         for name in names
@@ -165,7 +177,7 @@ def _update(still: list[dict[str, Any]], frame: dict[str, Any]) -> list[Any]:
     layout: dict[str, Any] = {}
     for part, settings in frame["layout"].items():
         layout |= {part: settings} if part == "shapes" else {f"{part}.{name}": each for name, each in settings.items()}
-    return [data, layout, frame["traces"]]
+    return [changed, layout, frame["traces"]]
 
 
 def _packed(value: Any) -> Any:
@@ -205,10 +217,6 @@ class _Shown:
         self.transfer_counts = [self._counted(values) for *_, values in self.transfer]
         tallest = np.max([counts.max(axis=0) for counts in (*self.counts.values(), *self.transfer_counts)], axis=0)
         self.top = np.full_like(tallest, tallest.max()) if self.same else np.maximum(tallest, 1)
-
-    @property
-    def unit(self) -> str:
-        return "standard deviations from the midpoint" if self.scaled else "activation units"
 
     def range(self, site: int) -> list[float]:
         return [float(self.edges[0, site]), float(self.edges[-1, site])]
@@ -431,7 +439,8 @@ def _followed(shown: _Shown) -> list[tuple[int, dict[str, Any]]]:
     ]
 
 
-def _add_courses(figure: go.Figure, run: Run, followed: Sequence[int], place: tuple[int, int]) -> None:
+def _courses(run: Run, followed: Sequence[int]) -> dict[str, Any]:
+    """The followed prompts over the layers: traces, and what the axis of layers has."""
     lines = [
         Course(text, run.projections[row], safe(text, limit=40), colour)
         for row, text, colour in zip(
@@ -439,13 +448,11 @@ def _add_courses(figure: go.Figure, run: Run, followed: Sequence[int], place: tu
         )
     ]
     drawn = courses(run, lines)
-    for line, symbol in zip(drawn.data[-len(lines) :], cycle(_SYMBOLS), strict=False):
-        line.marker.symbol, line.marker.size = symbol, 7
-    row, column = place
-    for trace in drawn.data:
-        figure.add_trace(trace, row=row, col=column)
-    site_axis(figure, run, row=row, col=column)
-    figure.update_yaxes(title_text="standard deviations", row=row, col=column)
+    traces = [trace.to_plotly_json() for trace in drawn.data]
+    for trace, symbol in zip(traces[-len(lines) :], cycle(_SYMBOLS), strict=False):
+        trace["marker"] = {"symbol": symbol, "size": 7}
+    axis = drawn.layout.xaxis.to_plotly_json()
+    return {"data": traces, "axis": {name: axis[name] for name in ("title", "tickvals", "ticktext", "range")}}
 
 
 def _transfer_look(source: str, label: str, shape: str) -> dict[str, Any]:
@@ -456,8 +463,11 @@ def _transfer_look(source: str, label: str, shape: str) -> dict[str, Any]:
     }
 
 
-def _grid(panels: Sequence[str], with_course: bool, stacked: bool) -> tuple[go.Figure, dict[str, tuple[int, int]]]:
-    """An empty figure with a place for each panel: two a row, the last alone when their number is odd."""
+@lru_cache(maxsize=32)
+def _grid(
+    panels: tuple[str, ...], with_course: bool, stacked: bool, scaled: bool
+) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
+    """A layout with a place for each panel, two a row, the last alone when their number is odd; and its axes."""
     columns = 1 if stacked or len(panels) < 2 else 2
     places = {panel: (i // columns + 1, i % columns + 1) for i, panel in enumerate(panels)}
     rows = -(-len(panels) // columns)
@@ -475,41 +485,47 @@ def _grid(panels: Sequence[str], with_course: bool, stacked: bool) -> tuple[go.F
     )
     dress(figure, _HEADLINE + CONTROLS + plot + 74, barmode="overlay", bargap=0, clickmode="event+select")
     # Margins that follow the tick labels would have the browser draw every step twice.
-    for axis in figure.select_xaxes():
-        axis.automargin = False
-    for axis in figure.select_yaxes():
-        axis.automargin = False
+    settled = {"automargin": False, "zeroline": False, "title_standoff": 6}
+    figure.update_xaxes(**settled).update_yaxes(**settled)
     figure.update_layout(
         margin={"l": _LEFT, "r": 8, "t": _HEADLINE + CONTROLS, "b": 74},
         legend={"y": -52 / plot, "yanchor": "top"},
         hovermode="closest",
     )
-    return figure, places
+    refs = {}
+    for panel, place in places.items():
+        x, y = (axis.plotly_name for axis in figure.get_subplot(*place))
+        refs[panel] = (x.replace("axis", ""), y.replace("axis", ""))
+        figure.update_layout(dict(zip((x, y), _axes(panel, scaled), strict=True)))
+    return figure.layout.to_plotly_json(), refs
 
 
-def _name_axes(figure: go.Figure, shown: _Shown, refs: dict[str, tuple[str, str]]) -> None:
-    def axis(ref: str, **settings: object) -> None:
-        figure.update_layout({ref[0] + "axis" + ref[1:]: {"title": {"standoff": 6}, "zeroline": False, **settings}})
-
-    for panel, (x, y) in refs.items():
-        if panel == "sorted":
-            axis(x, title_text="rank within the label")
-            axis(y, title_text=f"projection ({'standard deviations' if shown.scaled else shown.unit})")
-        else:
-            axis(x, title_text=f"projection ({shown.unit})")
-    if "histogram" in refs:
-        axis(refs["histogram"][1], title_text="prompts")
-    if "cumulative" in refs:
-        axis(refs["cumulative"][1], title_text="share of the label", tickformat=".0%", range=[0, 1.02])
-    if "box" in refs:
-        axis(refs["box"][1], tickvals=[0, 1], ticktext=["harmless", "harmful"], range=[-0.5, 1.45], showgrid=False)
+def _axes(panel: str, scaled: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a panel's axes are called and have at every site."""
+    if panel == "course":
+        return {}, {"title_text": "standard deviations", "zeroline": True}
+    unit = "standard deviations" if scaled else "activation units"
+    if panel == "sorted":
+        return {"title_text": "rank within the label"}, {"title_text": f"projection ({unit})"}
+    along = {"title_text": f"projection ({unit} from the midpoint)" if scaled else f"projection ({unit})"}
+    across: dict[str, dict[str, Any]] = {
+        "histogram": {"title_text": "prompts"},
+        "cumulative": {"title_text": "share of the label", "tickformat": ".0%", "range": [0, 1.02]},
+        "box": {
+            "tickvals": [0, 1],
+            "ticktext": ["harmless", "harmful"],
+            "range": [-0.5, 1.45],
+            "showgrid": False,
+        },
+    }
+    return along, across[panel]
 
 
 def _layout(shown: _Shown, site: int, refs: dict[str, tuple[str, str]]) -> dict[str, Any]:
     """What a site changes of the layout: headline, ranges, the band, and the mark in the courses."""
     layout: dict[str, Any] = {"title": {"text": _headline(shown.run, site)}, "shapes": []}
     for panel, (x, y) in refs.items():
-        names = x[0] + "axis" + x[1:], y[0] + "axis" + y[1:]
+        names = _axis(x), _axis(y)
         if panel == "course":
             layout["shapes"].append(
                 {
@@ -567,7 +583,7 @@ def _controls(run: Run, site: int, stacked: bool, steps: Sequence[dict[str, Any]
             "y": 1,
             "yanchor": "top",
             "pad": {"t": 20},
-            "font": {"weight": 400},
+            "font": {"size": TITLE_SIZE, "weight": 400},
         },
         "updatemenus": [
             {

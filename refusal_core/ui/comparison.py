@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core import comparison
@@ -24,6 +25,7 @@ from refusal_core.ui.selection import chosen_row
 
 FITTED = "fitted in both"
 _USUALLY_BESIDE = 2
+_MOST_LISTED = 500
 _INTERVAL = " In brackets the 95 % bootstrap interval, where the run has evidence."
 
 
@@ -76,7 +78,12 @@ def evidence_or_none(side: Side) -> Evidence | None:
         return None
 
 
-def controls(compared: list[Side]) -> None:
+def tables_over_depth(compared: list[Side], evidence: list[Evidence | None]) -> list[pd.DataFrame]:
+    """Each run's :func:`~refusal_core.comparison.over_depth`."""
+    return [_table(identity(side.run), side.run, found) for side, found in zip(compared, evidence, strict=True)]
+
+
+def controls(compared: list[Side], evidence: list[Evidence | None]) -> None:
     """What a base model beside the others means, and which runs lack evidence."""
     letters = [side.letter for side in compared if comparison.is_control(side.run)]
     if letters:
@@ -87,16 +94,15 @@ def controls(compared: list[Side]) -> None:
             "it is a fair control only for the chat model that was made from it.",
             icon=":material/science:",
         )
-    bare = [side.letter for side in compared if evidence_or_none(side) is None]
+    bare = [side.letter for side, found in zip(compared, evidence, strict=True) if found is None]
     if bare:
         st.caption(f"Without intervals and onset: {', '.join(bare)}, no evidence is kept with it.")
 
 
-def overview(compared: list[Side], evidence: list[Evidence | None]) -> None:
+def overview(compared: list[Side], evidence: list[Evidence | None], tables: list[pd.DataFrame]) -> None:
     """The runs as rows: the three effect sizes at their highest, and the onset."""
     rows = []
-    for side, found in zip(compared, evidence, strict=True):
-        table = comparison.over_depth(side.run, found)
+    for side, found, table in zip(compared, evidence, tables, strict=True):
         best = {number: _at_best(side.run, table, number) for number in NUMBERS}
         rows.append(
             {"run": side.letter, "of": side.described, "onset": comparison.onset_in_words(side.run, found), **best}
@@ -121,14 +127,14 @@ def overview(compared: list[Side], evidence: list[Evidence | None]) -> None:
     )
 
 
-def over_depth(compared: list[Side], evidence: list[Evidence | None]) -> None:
+def over_depth(compared: list[Side], evidence: list[Evidence | None], tables: list[pd.DataFrame]) -> None:
     """The four numbers over relative depth."""
-    tables = [comparison.over_depth(side.run, found) for side, found in zip(compared, evidence, strict=True)]
     places = st.columns(2)
     for place, number in enumerate(NUMBERS):
         with places[place % 2]:
             st.caption(COLUMN_HELP[number])
-            chart(figures.over_depth(compared, tables, evidence, number), f"compare_{number}")
+            figure = _over_depth(_identities(compared), number, compared, tables, evidence)
+            chart(figure, f"compare_{number}")
 
 
 def chosen_pair(compared: list[Side], site: int) -> tuple[Side, Shared, int]:
@@ -162,7 +168,7 @@ def chosen_pair(compared: list[Side], site: int) -> tuple[Side, Shared, int]:
     )
     address.write()
     source = None if address.view().prompts == FITTED else address.view().prompts
-    shared = comparison.shared_prompts(first.run, other.run, source)
+    shared = _shared(identity(first.run), identity(other.run), source, first.run, other.run)
     if left := comparison.left_out(first.run, other.run):
         st.caption(f"{left} more prompts are in both runs, but only one of the two fitted them; they are left out.")
     return other, shared, comparison.matched(first.run, site, other.run)
@@ -171,13 +177,14 @@ def chosen_pair(compared: list[Side], site: int) -> tuple[Side, Shared, int]:
 def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int, other_site: int) -> None:
     """Rank correlations in words, as a table, over depth and layer against layer."""
     first = compared[0]
-    numbers = _correlations(identity(first.run), identity(other.run), shared.source, site, other_site, shared)
+    pair = identity(first.run), identity(other.run)
+    numbers = _correlations(*pair, shared.source, site, other_site, shared)
     letters = [first.letter, other.letter]
     st.markdown(plain(comparison.rank_reading(shared, numbers, site, other_site, letters)))
     if len(shared.prompts) < comparison.MINIMUM:
         return
     best = (comparison.best_site(first.run), comparison.best_site(other.run))
-    at_best = _correlations(identity(first.run), identity(other.run), shared.source, *best, shared)
+    at_best = _correlations(*pair, shared.source, *best, shared)
     tables = [
         table.assign(where=f"{first.run.site_label(ours)} and {other.run.site_label(theirs)}", kind=kind)
         for table, kind, (ours, theirs) in (
@@ -197,17 +204,16 @@ def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int,
         help="Over both labels a correlation is mostly that both runs tell the labels apart; within one it cannot be.",
     )
     curve, heat = st.columns(2)
-    everyone = [comparison.shared_prompts(first.run, side.run, shared.source) for side in compared[1:]]
     with curve:
         st.caption("Rank correlation with A at the same relative depth, layer by layer of A.")
         chart(
-            figures.rank_over_depth(compared, [comparison.rank_matrix(each, label) for each in everyone], label),
+            _rank_over_depth(_identities(compared), shared.source, label, compared),
             "compare_rank_depth",
         )
     with heat:
         st.caption(f"Every layer of A against every layer of {other.letter}; the square marks the two shown here.")
         chart(
-            figures.rank_heat(shared, comparison.rank_matrix(shared, label), site, other_site, letters),
+            figures.rank_heat(shared, _matrix(*pair, shared.source, label, shared), site, other_site, letters),
             "compare_rank_heat",
         )
 
@@ -241,13 +247,15 @@ def disagreement_table(first: Side, other: Side, shared: Shared, site: int, othe
         "category": st.column_config.TextColumn("category"),
         "source": st.column_config.TextColumn("set", width="small"),
     }
-    chosen = chosen_row(found.set_index("prompt_id"), columns, "compare_disagreements")
+    if len(found) > _MOST_LISTED:
+        st.caption(f"The first {_MOST_LISTED} of {len(found)} are listed; the csv has all.")
+    chosen = chosen_row(found.head(_MOST_LISTED).set_index("prompt_id"), columns, "compare_disagreements")
     if chosen is not None:
         address.change(prompt=chosen)
         address.write()
     st.download_button(
         "Download as csv",
-        found.drop(columns=["row", "other_row"]).to_csv(index=False).encode(),
+        lambda: found.drop(columns=["row", "other_row"]).to_csv(index=False).encode(),
         file_name=f"{first.run.run_id}--against--{other.run.run_id}.csv",
         mime="text/csv",
         icon=":material/download:",
@@ -305,16 +313,15 @@ def by_category(compared: list[Side], site: int, source: str | None) -> None:
 
 def direction_cosines(compared: list[Side]) -> None:
     """How alike the directions of runs of the same model are."""
-    first = compared[0]
-    cosines = [comparison.direction_cosines(first.run, side.run) for side in compared[1:]]
-    if all(cosine is None for cosine in cosines):
+    figure = _direction_cosines(_identities(compared), compared)
+    if figure is None:
         st.info(
             "None of the others is of A's model, and directions of different models have no angle between them.",
             icon=":material/explore_off:",
         )
         return
-    chart(figures.direction_cosines(compared, cosines), "compare_cosines")
-    chance = 1.96 / np.sqrt(first.run.directions.unit_direction.shape[1])
+    chart(figure, "compare_cosines")
+    chance = 1.96 / np.sqrt(compared[0].run.directions.unit_direction.shape[1])
     st.caption(
         f"Directions of the same model, fitted on different prompts. Random directions of this width stay within "
         f"±{chance:.2f}; any two directions fitted on its activations share more, since those fill few dimensions."
@@ -335,7 +342,8 @@ def _usual(run: Run, others: list[str]) -> tuple[str, ...]:
 def _most_shared(run: Run, other: Run, options: list[str]) -> str:
     """Prompts that have both labels in both runs, where there are any."""
     for option in options:
-        shared = comparison.shared_prompts(run, other, None if option == FITTED else option)
+        source = None if option == FITTED else option
+        shared = _shared(identity(run), identity(other), source, run, other)
         if min(shared.of_label(label).sum() for label in comparison.LABELS) >= comparison.MINIMUM:
             return option
     return options[0]
@@ -378,6 +386,52 @@ def _correlation_table(table: pd.DataFrame) -> None:
         hide_index=True,
         width="stretch",
     )
+
+
+def _identities(compared: list[Side]) -> tuple:
+    """What tells these runs, as they are called on screen, from every other choice: a key for what is cached."""
+    return tuple((*identity(side.run), side.described) for side in compared)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _table(run: tuple[str, int], _run: Run, _evidence: Evidence | None) -> pd.DataFrame:
+    return comparison.over_depth(_run, _evidence)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _shared(run: tuple[str, int], other: tuple[str, int], source: str | None, _run: Run, _other: Run) -> Shared:
+    return comparison.shared_prompts(_run, _other, source)
+
+
+@st.cache_resource(max_entries=16, show_spinner="Correlating ranks …")
+def _matrix(
+    run: tuple[str, int], other: tuple[str, int], source: str | None, label: str, _shared: Shared
+) -> np.ndarray:
+    return comparison.rank_matrix(_shared, label)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _over_depth(
+    runs: tuple, number: str, _compared: list[Side], _tables: list[pd.DataFrame], _evidence: list[Evidence | None]
+) -> go.Figure:
+    return figures.over_depth(_compared, _tables, _evidence, number)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _rank_over_depth(runs: tuple, source: str | None, label: str, _compared: list[Side]) -> go.Figure:
+    first, *others = (side.run for side in _compared)
+    pairs = [(identity(first), identity(other)) for other in others]
+    everyone = [_shared(*pair, source, first, other) for pair, other in zip(pairs, others, strict=True)]
+    matrices = [_matrix(*pair, source, label, shared) for pair, shared in zip(pairs, everyone, strict=True)]
+    return figures.rank_over_depth(_compared, matrices, label)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _direction_cosines(runs: tuple, _compared: list[Side]) -> go.Figure | None:
+    """None where no other run is of the first one's model."""
+    first, *others = (side.run for side in _compared)
+    cosines = [comparison.direction_cosines(first, other) for other in others]
+    return None if all(each is None for each in cosines) else figures.direction_cosines(_compared, cosines)
 
 
 @st.cache_data(max_entries=64, show_spinner="Correlating ranks …")
