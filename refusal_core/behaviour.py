@@ -188,7 +188,7 @@ def reading(run: Run, table: pd.DataFrame, numbers: pd.DataFrame, site: int) -> 
         numbers: of :func:`by_site`.
     """
     refuses = refused(run, table)["opening rules"].to_numpy()
-    shares = [f"{refuses[run.rows(label)].mean():.0%} of the {label}" for label in ("harmful", "harmless")]
+    shares = [f"{100 * refuses[run.rows(label)].mean():.0f} % of the {label}" for label in ("harmful", "harmless")]
     said = [f"By how its replies open, the model refuses {' and '.join(shares)} prompts."]
     for row in numbers[numbers["site"].eq(site)].itertuples():
         number = f"ρ = {row.rho:.2f} ({row.rho_low:.2f} to {row.rho_high:.2f})"

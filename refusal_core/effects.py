@@ -201,7 +201,7 @@ def headline(run: Run, effects: pd.DataFrame) -> str:
         before = select(effects, PLAIN, label)["refuses"].iloc[0]
         strongest.append(
             f"{done} at {run.site_label(row['site'])} alone, the direction moves the share of {label} prompts whose "
-            f"replies open with a refusal from {before:.0%} to {row['refuses']:.0%}."
+            f"replies open with a refusal from {100 * before:.0f} % to {100 * row['refuses']:.0f} %."
         )
         controlled = swept[swept["n_controls"] >= _FEWEST]
         layers = [str(row["site"]) for _, row in controlled.iterrows() if verdict(row) == EFFECT]
@@ -224,7 +224,7 @@ def reading(run: Run, table: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
         sentence += f": {verdict(row)}."
         if np.isfinite(row["refuses"]):
             before = select(effects, PLAIN, row["label"])["refuses"].iloc[0]
-            sentence += f" Openings that refuse: {before:.0%} to {row['refuses']:.0%}."
+            sentence += f" Openings that refuse: {100 * before:.0f} % to {100 * row['refuses']:.0f} %."
         said.append(sentence)
     chosen = published_choice(run, table)
     if chosen is None:

@@ -171,7 +171,7 @@ def _hold(evidence: Evidence, site: int) -> str:
         return f"At {_place(evidence, site)} {number}: on prompts it was not fitted with it is {NO_DIFFERENCE}."
     return (
         f"At {_place(evidence, site)} {number}: it holds on new prompts of the same kind and puts "
-        f"{row['crossfit_accuracy']:.0%} of them on the right side, which does not yet say what it is about."
+        f"{100 * row['crossfit_accuracy']:.0f} % of them on the right side, which does not yet say what it is about."
     )
 
 
@@ -204,7 +204,9 @@ def _harm(evidence: Evidence, site: int) -> str:
     number = f"At {_place(evidence, site)} d on {source} is {_interval(row, 'd')}, AUROC {row['auroc']:.2f}"
     if row["d_low"] > 0:
         right = row["pair_accuracy"]
-        pairs = f", with {right:.0%} of {row['n_pairs']:.0f} pairs in the right order" if np.isfinite(right) else ""
+        pairs = (
+            f", with {100 * right:.0f} % of {row['n_pairs']:.0f} pairs in the right order" if np.isfinite(right) else ""
+        )
         words = _words_auroc(evidence, source)
         if words >= row["auroc"]:
             said = f"{number}{pairs}: more than chance, but words alone (TF–IDF) reach AUROC {words:.2f} there too."
@@ -267,7 +269,8 @@ def _space(evidence: Evidence, site: int) -> str:
         )
     return (
         f"At {_place(evidence, site)} the activations spread over {spread}, and the direction carries "
-        f"{row['variance_share']:.1%} of their variance, the first principal component {row['pc1_share']:.1%}."
+        f"{100 * row['variance_share']:.1f} % of their variance, the first principal component "
+        f"{100 * row['pc1_share']:.1f} %."
     )
 
 
@@ -277,13 +280,13 @@ def _enough(evidence: Evidence, site: int) -> str:
         return _missing(evidence, site, "sites", "crossfit_d")
     last = curve.iloc[-1]
     if not evidence.sites.loc[site, "crossfit_d_low"] > 0:
-        return f"At {_place(evidence, site)} {last['size']:.0f} prompts are not enough for more than chance."
+        return f"At {_place(evidence, site)}, {last['size']:.0f} prompts are not enough for more than chance."
     enough = curve[curve["d"] >= 0.95 * last["d"]].iloc[0]
     if enough["size"] == last["size"]:
         most = f"{last['d']:.2f} at {last['size']:.0f}"
         return f"At {_place(evidence, site)} d still grows with prompts, to {most}: more would help."
     return (
-        f"At {_place(evidence, site)} {enough['size']:.0f} prompts give 95 % of the d that {last['size']:.0f} give "
+        f"At {_place(evidence, site)}, {enough['size']:.0f} prompts give 95 % of the d that {last['size']:.0f} give "
         f"({enough['d']:.2f} of {last['d']:.2f}), with cosine {enough['cosine']:.2f} to the full direction."
     )
 

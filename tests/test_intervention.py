@@ -61,7 +61,7 @@ def test_the_sweep_finds_layer_and_sign(planted_run, summary):
 
 def test_the_headline_names_layers_and_shares(planted_run, summary):
     said = effects.headline(planted_run, summary)
-    assert said.count("from 100% to 0%") == said.count("from 0% to 100%") == 1
+    assert said.count("from 100 % to 0 %") == said.count("from 0 % to 100 %") == 1
     assert "Against controls at layers 0, 1, 2, 3, 4, 5: ablating is an effect at 2, 3, 4, 5; adding is" in said
     without = effects.headline(planted_run, summary.assign(n_controls=0))
     assert "No controls were measured." in without

@@ -60,12 +60,12 @@ def shares(run: Run, table: pd.DataFrame) -> None:
         named = table["opening_label"][rows]
         columns[2 * place].metric(
             f"{label} prompts refused",
-            f"{named.eq('refuses').mean():.0%}",
+            f"{100 * named.eq('refuses').mean():.0f} %",
             help=f"Of {rows.sum()} fitted {label} prompts, by the rules that name openings.",
         )
         columns[2 * place + 1].metric(
             f"{label} prompts answered",
-            f"{named.eq('answers').mean():.0%}",
+            f"{100 * named.eq('answers').mean():.0f} %",
             help=f"The rest: {named.eq('deflects').sum()} deflected, {named.eq('degenerate').sum()} degenerate.",
         )
 

@@ -25,7 +25,7 @@ from refusal_core.ui.selection import chosen_row
 
 FITTED = "fitted in both"
 _USUALLY_BESIDE = 2
-_MOST_LISTED = 500
+_MOST_LISTED = 1000
 _INTERVAL = " In brackets the 95 % bootstrap interval, where the run has evidence."
 
 
