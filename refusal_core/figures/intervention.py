@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -13,6 +15,7 @@ from refusal_core.figures.style import (
     GREY,
     LABEL_COLOUR,
     LABEL_DASH,
+    LINE_COLOURS,
     blank,
     interval_line,
     mark_site,
@@ -78,14 +81,17 @@ def doses(run: Run, table: pd.DataFrame, layer: int, position: int, measure: str
 def choice(run: Run, candidates: pd.DataFrame, chosen: pd.Series | None) -> go.Figure:
     """Every candidate of the published rule: bypass over the layers, one line a token position."""
     figure = blank(320)
-    for place, (position, rows) in enumerate(sorted(candidates.groupby("position"), reverse=True)):
+    # The first colour is that of the ring around the chosen one.
+    looks = cycle(zip(LINE_COLOURS[1:], ("solid", "dash", "dot", "dashdot", "longdash"), strict=True))
+    by_position = sorted(candidates.groupby("position"), reverse=True)
+    for (position, rows), (colour, dash) in zip(by_position, looks, strict=False):
         rows = rows.sort_values("read_at")
         figure.add_scatter(
             x=rows["read_at"],
             y=rows["bypass"],
             mode="lines+markers",
             name=f"token {position}",
-            line={"width": 2, "dash": ("solid", "dash", "dot", "dashdot", "longdash")[place % 5]},
+            line={"color": colour, "width": 2, "dash": dash},
             marker={"size": 7, "symbol": ["circle" if allowed else "x-thin-open" for allowed in rows["allowed"]]},
             customdata=rows[["induce", "kl"]],
             hovertemplate=(

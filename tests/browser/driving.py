@@ -28,7 +28,7 @@ TITLES = {
     "Behaviour": "Behaviour",
     "Causality": "Causality",
     "Ratings": "Ratings",
-    "Rate": "Rate",
+    "Rate": "Rate prompts",
     "Compare": "Compare",
     "Runs": "Runs",
 }
