@@ -104,7 +104,8 @@ def test_the_sidebar_leads_to_every_page():
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_opens_on_its_own(page):
     app = visit(page)
-    assert app.title[0].value.replace(" ", "_") == page[2:]
+    named = {path: label for path, label, _ in frame.PAGES}
+    assert app.title[0].value == named[f"pages/{page}.py"]
 
 
 @pytest.mark.parametrize("page", ["1_Layers", "2_Evidence", "3_Outliers"])
