@@ -16,7 +16,7 @@ from refusal_core.figures import style
 from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.histograms import histogram
 from refusal_core.figures.layers import SUMMARIES, eight_layers, separation, three_questions
-from refusal_core.figures.panels import AXES, LEVELS, PANELS, POINTS, linked, scrubbed
+from refusal_core.figures.panels import AXES, LEVELS, PANELS, POINTS, linked
 from refusal_core.figures.style import move_mark, safe
 from refusal_core.figures.tokens import COLOURS_END, END_OF_PROMPT, token_heatmap
 from refusal_core.findings import QUESTIONS
@@ -130,7 +130,7 @@ def test_transfer_sets_are_drawn_on_demand(run):
 
 def test_a_step_of_a_page_s_slider_is_one_update_to_what_the_frame_shows(run):
     options = {"sources": ["borderline"], "followed": (3,)}
-    saved, shown = (json.loads(made(run, 1, **options).to_json()) for made in (linked, scrubbed))
+    saved, shown = (json.loads(linked(run, 1, framed=framed, **options).to_json()) for framed in (True, False))
     assert "frames" not in shown
     assert shown["data"] == saved["data"]
     steps = shown["layout"]["sliders"][0]["steps"]
@@ -180,7 +180,7 @@ def test_a_run_of_25_000_prompts_is_a_figure_of_less_than_two_megabytes(run):
     for axes in AXES:
         figure = linked(big, 0, axes=axes, followed=(5, 6))
         assert len(figure.to_json()) < 2_000_000
-        assert len(scrubbed(big, 0, axes=axes, followed=(5, 6)).to_json()) < 2_000_000
+        assert len(linked(big, 0, axes=axes, followed=(5, 6), framed=False).to_json()) < 2_000_000
         points = [trace for trace in figure.data if trace.type == "scatter" and trace.customdata is not None]
         assert all(len(trace.customdata) <= POINTS + 2 * sites for trace in points if trace.mode == "markers")
         curves = [trace for trace in figure.data if trace.type == "scatter" and trace.line.shape == "hv"]

@@ -73,63 +73,29 @@ def linked(
     axes: str = "own",
     followed: Sequence[int] = (),
     stacked: bool = False,
+    framed: bool = True,
 ) -> go.Figure:
-    """The projections at one site in one or more panels, a Plotly frame a site, with a slider, play and pause.
+    """The projections at one site in one or more panels, with a slider over the sites, play and pause.
 
     Points carry the prompt's row in the run as ``customdata[0]``. However many prompts a run has, a panel holds at most
     :data:`POINTS` points and :data:`LEVELS` steps of a curve a label, so that the figure stays small.
 
     Args:
-        site: the frame shown at first.
+        site: shown at first.
         panels: of :data:`PANELS`.
         sources: transfer sets drawn as outlines and curves beside the contrast set.
         axes: of :data:`AXES`.
         followed: rows of prompts that are marked in the panels and whose course over the layers is drawn below them.
         stacked: one panel above the other, for narrow screens.
-    """
-    data, layout, frames = _drawn(run, site, panels, sources, axes, followed, stacked)
-    show = {**_AT_ONCE, "frame": {"duration": 0, "redraw": True}}
-    steps = [{"method": "animate", "args": [[frame["name"]], show]} for frame in frames]
-    return go.Figure(data, _changed(layout, _controls(run, site, stacked, steps, "animate")), frames)
-
-
-def scrubbed(
-    run: Run,
-    site: int,
-    panels: Sequence[str] = tuple(PANELS),
-    sources: Sequence[str] = (),
-    axes: str = "own",
-    followed: Sequence[int] = (),
-    stacked: bool = False,
-) -> go.Figure:
-    """The same panels with a slider that draws a site once, for a page that plays and pauses them by itself.
-
-    Plotly draws a frame that moves axes three times: its curves, then its axes, then all of it. Here the slider has the
-    numbers of the sites, and sets them by one update. There are no frames: Play and Pause only tell the page that they
-    were clicked. The arguments are those of :func:`linked`.
-    """
-    data, layout, frames = _drawn(run, site, panels, sources, axes, followed, stacked)
-    steps = [{"method": "update", "args": _update(data, frame)} for frame in frames]
-    return go.Figure(data, _changed(layout, _controls(run, site, stacked, steps, "skip")))
-
-
-def _drawn(
-    run: Run,
-    site: int,
-    panels: Sequence[str],
-    sources: Sequence[str],
-    axes: str,
-    followed: Sequence[int],
-    stacked: bool,
-) -> tuple[list[dict[str, Any]], dict[str, Any], list[dict[str, Any]]]:
-    """The panels' traces and layout at a site, and a frame for every site.
-
-    As plain data: a figure that is changed after it was made checks all of itself again, which takes most of the time.
+        framed: the figure moves by itself, by a Plotly frame a site. Plotly draws a frame that moves axes three times:
+            its curves, then its axes, then all of it. Otherwise the slider has the numbers of the sites and sets them
+            by one update, and Play and Pause only tell the page, which plays them, that they were clicked.
     """
     panels = tuple(panel for panel in PANELS if panel in panels)
     shown = _Shown(run, axes, tuple(sources), tuple(followed))
     makers = {"histogram": _histogram, "cumulative": _cumulative, "box": _box, "sorted": _sorted}
     traces = [trace for panel in panels for trace in makers[panel](shown)]
+    # All of it is plain data until the end: a figure that is changed checks itself again, which takes most of the time.
     layout, refs = _grid(panels, bool(followed), stacked, shown.scaled)
     frames: list[dict[str, Any]] = [
         {
@@ -141,12 +107,18 @@ def _drawn(
         for each in range(run.n_sites)
     ]
     data = [{**trace.still, **trace.at(site), **_on(refs[trace.panel])} for trace in traces]
+    if framed:
+        show = {**_AT_ONCE, "frame": {"duration": 0, "redraw": True}}
+        steps: list[dict[str, Any]] = [{"method": "animate", "args": [[frame["name"]], show]} for frame in frames]
+    else:
+        steps = [{"method": "update", "args": _update(data, frame)} for frame in frames]
     layout = _changed(layout, frames[site]["layout"])
+    layout = _changed(layout, _controls(run, site, stacked, steps, "animate" if framed else "skip"))
     if followed:
         drawn = _courses(run, followed)
         data += [{**trace, **_on(refs["course"])} for trace in drawn["data"]]
         layout = _changed(layout, {_axis(refs["course"][0]): drawn["axis"]})
-    return data, layout, frames
+    return go.Figure(data, layout, frames if framed else None)
 
 
 def _changed(layout: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core.figures.layers import SUMMARIES, eight_layers, three_questions
-from refusal_core.figures.panels import AXES, PANELS, linked, scrubbed
+from refusal_core.figures.panels import AXES, PANELS, linked
 from refusal_core.outliers import row_of
 from refusal_core.published import published_table
 from refusal_core.runs import Run
@@ -182,7 +182,7 @@ def _follow(run: Run, rows: Sequence[int]) -> list[int]:
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _figure(run_id: str, changed: int, _run: Run, start: int, **options) -> go.Figure:
-    return scrubbed(_run, start, **options)
+    return linked(_run, start, framed=False, **options)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
