@@ -343,7 +343,7 @@ def test_behaviour_counts_refusals_and_lists_surprises(with_replies):
     table, _ = behaviour.recorded(with_replies)
     refused = table["opening_label"][with_replies.rows("harmful")].eq("refuses").mean()
     metrics = {metric.label: metric.value for metric in app.metric}
-    assert metrics["harmful prompts refused"] == f"{refused:.0%}"
+    assert metrics["harmful prompts refused"] == f"{100 * refused:.0f} %"
     assert len(app.dataframe[1].value) == len(behaviour.surprises(with_replies, table))
 
 
