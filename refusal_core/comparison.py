@@ -246,7 +246,7 @@ def by_category(run: Run, source: str | None, site: int, draws: int = 1000, seed
         harmful, harmless = counts * is_harmful, counts * ~is_harmful
         means = harmful @ values / harmful.sum(axis=1) if n_harmful >= 3 else np.full(len(counts), np.nan)
         areas = np.full(len(counts), np.nan)
-        if min(n_harmful, n_harmless) >= 3:
+        if min(n_harmful, n_harmless) >= 3 and np.isfinite(values).all():
             areas = rank_auroc(value_ranks(values, counts), harmful, harmless)
         rows.append(
             (

@@ -248,3 +248,11 @@ def test_of_more_prompts_than_draws_are_made_of_the_same_are_taken_in_both_runs(
     expected = stats.spearmanr(shared.scores[first, 1], shared.other_scores[first, 1]).statistic
     assert table["rho"][0] == pytest.approx(expected)
     assert comparison.by_category(run, None, 1)[["n_harmful", "n_harmless"]].to_numpy().sum() <= 12
+
+
+def test_a_site_without_spread_has_no_scores_by_category(run):
+    flat = run.projections_crossfit.copy()
+    flat[:, 1] = np.where(np.isnan(flat[:, 1]), np.nan, 0.0)
+    table = comparison.by_category(dataclasses.replace(run, projections_crossfit=flat), None, 1)
+    assert comparison.by_category(run, None, 1)["auroc"].notna().any()
+    assert table[["mean", "auroc", "auroc_low", "auroc_high"]].isna().all(axis=None)
