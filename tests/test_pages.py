@@ -700,6 +700,30 @@ def test_of_many_prompts_the_most_disputed_are_listed_and_that_is_said(two_runs,
     assert listed["difference"].abs().is_monotonic_decreasing
 
 
+def test_of_many_prompts_what_is_of_some_of_them_says_so(two_runs, monkeypatch):
+    assert "prompts, always the same ones" not in shown(visit("9_Compare", run=RUN))
+    monkeypatch.setattr("refusal_core.comparison.MOST_DRAWN", 12)
+    said = shown(visit("9_Compare", run=RUN, site="1"))
+    assert "This and the categories below are of 12 prompts, always the same ones" in said
+    assert "and list are of all 30." in said
+
+
+def test_what_is_kept_of_a_comparison_belongs_to_the_labels_and_runs_that_are_chosen(two_runs):
+    def curve(**chosen: str) -> str:
+        charts = visit("9_Compare", run=RUN, **chosen).get("plotly_chart")
+        return next(
+            each.proto.spec
+            for each in charts
+            if "ρ with A" in json.loads(each.proto.spec)["layout"]["yaxis"]["title"]["text"]
+        )
+
+    both, harmful = curve(among="both"), curve(among="harmful")
+    assert "harmful prompts" in harmful
+    assert "harmful prompts" not in both
+    assert curve(among="both") == both
+    assert curve(among="both", prompts="probe-pairs") != both
+
+
 def test_a_comparison_with_nothing_says_what_to_choose(two_runs):
     for beside in ("", "no-such-run"):
         app = visit("9_Compare", run=RUN, beside=beside)

@@ -183,6 +183,11 @@ def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int,
     st.markdown(plain(comparison.rank_reading(shared, numbers, site, other_site, letters)))
     if len(shared.prompts) < comparison.MINIMUM:
         return
+    if len(shared.prompts) > comparison.MOST_DRAWN:
+        st.caption(
+            f"This and the categories below are of {comparison.MOST_DRAWN} prompts, always the same ones; curves, map "
+            f"and list are of all {len(shared.prompts)}."
+        )
     best = (comparison.best_site(first.run), comparison.best_site(other.run))
     at_best = _correlations(*pair, shared.source, *best, shared)
     tables = [
