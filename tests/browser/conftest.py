@@ -28,11 +28,11 @@ expect.set_options(timeout=30_000)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test in this folder drives a browser, and gets a second try: a busy machine can be slower than it waits."""
+    """Every test in this folder drives a browser, and is tried once more when it waited in vain."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.browser)
-            item.add_marker(pytest.mark.flaky(reruns=1))
+            item.add_marker(pytest.mark.flaky(reruns=1, only_rerun=["[Tt]imeout"]))
             if CHROMIUM is None:
                 item.add_marker(
                     pytest.mark.skip(reason="needs Chromium on the PATH (Debian: apt-get install chromium)")

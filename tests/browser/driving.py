@@ -47,7 +47,7 @@ def until(page: Page, holds: Callable[[], bool]) -> None:
         if holds():
             return
         page.wait_for_timeout(100)
-    raise AssertionError(page.url)
+    raise TimeoutError(f"ten seconds, and it does not hold: {page.url}")
 
 
 def query(page: Page) -> dict[str, str]:
