@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import runpy
 import zipfile
 from io import BytesIO
 
@@ -64,12 +65,13 @@ def test_without_a_browser_all_else_is_there_and_one_sentence_says_why(
     assert (tmp_path / "out" / "validation_results.csv").is_file()
 
 
-def test_the_transformers_snippet_gives_the_run_s_own_projection(made, tiny_folder, monkeypatch, capsys):
+def test_the_transformers_snippet_gives_the_run_s_own_projection(made, tiny_folder, tmp_path, monkeypatch, capsys):
     expected = score(load_model_for(made, str(tiny_folder)), made, [PROMPT])[0].projection
     monkeypatch.chdir(made.path)
     for site in (0, made.n_layers - 1, made.n_layers):
         snippet = transformers_snippet(made, site).replace(repr(made.model_name), repr(str(tiny_folder)))
-        exec(compile(snippet, "snippet", "exec"), {})
+        (tmp_path / "snippet.py").write_text(snippet)
+        runpy.run_path(str(tmp_path / "snippet.py"))
         assert float(capsys.readouterr().out) == pytest.approx(expected[site], rel=1e-4, abs=1e-4)
 
 

@@ -122,7 +122,7 @@ def linked(
 
 
 def _changed(layout: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A layout with others for some settings of its parts."""
+    """The layout with some settings replaced; a part that is given keeps what else it has."""
     parts = {name: {**layout.get(name, {}), **part} for name, part in changes.items() if isinstance(part, dict)}
     return {**layout, **changes, **parts}
 
