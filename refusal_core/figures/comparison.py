@@ -26,7 +26,7 @@ _NORM = 1.1
 """Where the final norm is drawn, which has no depth."""
 
 CATEGORY_NUMBERS = {
-    "mean": ("mean projection (standard deviations)", 0.0),
+    "mean": ("mean, in standard deviations", 0.0),
     "auroc": ("AUROC within the category", 0.5),
 }
 
