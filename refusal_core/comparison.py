@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
@@ -165,7 +165,6 @@ def rank_correlations(shared: Shared, site: int, other_site: int, draws: int = 1
         One row a label of :data:`LABELS`: ``label, n, rho, rho_low, rho_high, tau, tau_low, tau_high``; NaN with fewer
         than five prompts, or where nothing varies.
     """
-    rng = np.random.default_rng(seed)
     sampled = _sampled(shared.prompts)
     rows: list[tuple] = []
     for label in LABELS:
@@ -176,8 +175,7 @@ def rank_correlations(shared: Shared, site: int, other_site: int, draws: int = 1
         if n < MINIMUM or not (np.ptp(ours) > 0 and np.ptp(theirs) > 0):
             rows.append((label, n, *[np.nan] * 6))
             continue
-        prompts = shared.prompts[chosen][exist]
-        counts = bootstrap_counts(prompts["label"].eq("harmful").to_numpy(), prompt_groups(prompts), draws, rng)
+        counts = _drawn(shared.prompts[chosen][exist], draws, seed)
         rho = float(stats.spearmanr(ours, theirs).statistic)
         tau = float(stats.kendalltau(ours, theirs).statistic)
         drawn_rho = draw_correlation(value_ranks(ours, counts), value_ranks(theirs, counts), counts)
@@ -230,7 +228,6 @@ def by_category(run: Run, source: str | None, site: int, draws: int = 1000, seed
         the category, both with 95 % bootstrap intervals over prompts; NaN with fewer than three prompts. Of more than
         :data:`MOST_DRAWN` prompts, so many.
     """
-    rng = np.random.default_rng(seed)
     prompts = run.prompts[run.rows(source=source) & run.prompts["category"].notna()]
     prompts = prompts[prompts["label"].isin(("harmful", "harmless"))]
     prompts = prompts[_sampled(prompts)]
@@ -242,7 +239,7 @@ def by_category(run: Run, source: str | None, site: int, draws: int = 1000, seed
         if not n_harmful:
             continue
         values = scores[table.index]
-        counts = np.vstack([np.ones(len(table)), bootstrap_counts(is_harmful, prompt_groups(table), draws, rng)])
+        counts = np.vstack([np.ones(len(table)), _drawn(table, draws, seed)])
         harmful, harmless = counts * is_harmful, counts * ~is_harmful
         means = harmful @ values / harmful.sum(axis=1) if n_harmful >= 3 else np.full(len(counts), np.nan)
         areas = np.full(len(counts), np.nan)
@@ -353,7 +350,23 @@ def rank_reading(shared: Shared, numbers: pd.DataFrame, site: int, other_site: i
 
 def _sampled(prompts: pd.DataFrame) -> np.ndarray:
     """``(prompt,)`` bool: those that draws are made of."""
+    if len(prompts) <= MOST_DRAWN:
+        return np.ones(len(prompts), dtype=bool)
     return prompts["prompt_id"].isin(np.sort(prompts["prompt_id"].to_numpy())[:MOST_DRAWN]).to_numpy()
+
+
+def _drawn(prompts: pd.DataFrame, draws: int, seed: int) -> np.ndarray:
+    """:func:`~refusal_core.resampling.bootstrap_counts`, for the same prompts the same at every site."""
+    is_harmful = prompts["label"].eq("harmful").to_numpy()
+    return _drawn_once(is_harmful.tobytes(), tuple(prompt_groups(prompts).tolist()), draws, seed).astype(np.float64)
+
+
+@lru_cache(maxsize=64)
+def _drawn_once(is_harmful: bytes, groups: tuple[str, ...], draws: int, seed: int) -> np.ndarray:
+    # A site changes nothing here, and drawing takes a third of the time that a site's numbers do. Kept small.
+    rng = np.random.default_rng(seed)
+    counts = bootstrap_counts(np.frombuffer(is_harmful, dtype=bool), np.array(groups), draws, rng)
+    return counts.astype(np.uint16)
 
 
 def _scores(run: Run, source: str | None) -> np.ndarray:

@@ -10,8 +10,8 @@ from synthetic import save_synthetic_run, synthetic_prompts
 
 from refusal_core import comparison
 from refusal_core.directions import fit_directions
-from refusal_core.evidence import Evidence
-from refusal_core.resampling import draw_prompts, draw_ranks, value_ranks
+from refusal_core.evidence import Evidence, prompt_groups
+from refusal_core.resampling import bootstrap_counts, draw_prompts, draw_ranks, value_ranks
 from refusal_core.runs import Run, list_runs, open_run
 from refusal_core.statistics import auroc
 
@@ -256,3 +256,11 @@ def test_a_site_without_spread_has_no_scores_by_category(run):
     table = comparison.by_category(dataclasses.replace(run, projections_crossfit=flat), None, 1)
     assert comparison.by_category(run, None, 1)["auroc"].notna().any()
     assert table[["mean", "auroc", "auroc_low", "auroc_high"]].isna().all(axis=None)
+
+
+def test_draws_that_are_kept_are_those_of_the_prompts_asked_for(run):
+    prompts = run.prompts[run.rows()]
+    for asked in (prompts, prompts.iloc[:20], prompts.assign(pair_id=None), prompts.assign(label="harmful"), prompts):
+        is_harmful = asked["label"].eq("harmful").to_numpy()
+        expected = bootstrap_counts(is_harmful, prompt_groups(asked), 30, np.random.default_rng(4))
+        np.testing.assert_array_equal(comparison._drawn(asked, 30, 4), expected)

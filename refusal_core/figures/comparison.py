@@ -130,9 +130,9 @@ def rank_heat(shared: Shared, matrix: np.ndarray, site: int, other_site: int, le
         colorscale="RdBu",
         reversescale=True,
         colorbar={"title": {"text": "ρ"}, "thickness": 12},
-        customdata=[
-            [f"{ours} of {letters[0]}, {theirs} of {letters[1]}" for theirs in labels[1]] for ours in labels[0]
-        ],
+        customdata=np.array(
+            [[f"{ours} of {letters[0]}, {theirs} of {letters[1]}" for theirs in labels[1]] for ours in labels[0]]
+        ),
         hovertemplate="%{customdata}: ρ = %{z:.2f}<extra></extra>",
     )
     figure.add_scatter(

@@ -154,7 +154,8 @@ def chosen_pair(compared: list[Side], site: int) -> tuple[Side, Shared, int]:
         help="The run whose prompts are looked at beside A's below.",
     )
     other = by_id[address.view().versus or ""]
-    options = [FITTED, *comparison.shared_sources(first.run, other.run)]
+    sources, left = _joinable(identity(first.run), identity(other.run), first.run, other.run)
+    options = [FITTED, *sources]
     if address.view().prompts not in options:
         address.change(prompts=_most_shared(first.run, other.run, options))
     what.segmented_control(
@@ -169,7 +170,7 @@ def chosen_pair(compared: list[Side], site: int) -> tuple[Side, Shared, int]:
     address.write()
     source = None if address.view().prompts == FITTED else address.view().prompts
     shared = _shared(identity(first.run), identity(other.run), source, first.run, other.run)
-    if left := comparison.left_out(first.run, other.run):
+    if left:
         st.caption(f"{left} more prompts are in both runs, but only one of the two fitted them; they are left out.")
     return other, shared, comparison.matched(first.run, site, other.run)
 
@@ -401,6 +402,12 @@ def _identities(compared: list[Side]) -> tuple:
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _table(run: tuple[str, int], _run: Run, _evidence: Evidence | None) -> pd.DataFrame:
     return comparison.over_depth(_run, _evidence)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _joinable(run: tuple[str, int], other: tuple[str, int], _run: Run, _other: Run) -> tuple[list[str], int]:
+    """The transfer sets that both have, and how many shared prompts are left out."""
+    return comparison.shared_sources(_run, _other), comparison.left_out(_run, _other)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
