@@ -104,12 +104,12 @@ def prompt_list(found: pd.DataFrame, key: str, extra: tuple[str, ...] = ()) -> i
 def measures(run: Run, table: pd.DataFrame) -> None:
     """How far the three measures agree, and the rules that openings are named by."""
     st.dataframe(
-        behaviour.agreement(run, table),
+        behaviour.agreement(run, table).assign(same=lambda found: 100 * found["same"]),
         column_config={
             "first": st.column_config.TextColumn("measure"),
             "second": st.column_config.TextColumn("and"),
             "kappa": st.column_config.NumberColumn("Cohen's kappa", format="%.2f", help="1: always, 0: as by chance."),
-            "same": st.column_config.NumberColumn("same verdict", format="percent"),
+            "same": st.column_config.NumberColumn("same verdict", format="%.0f %%"),
         },
         hide_index=True,
         width="stretch",

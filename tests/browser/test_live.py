@@ -31,6 +31,17 @@ Scorer.score = score
 from streamlit.web.cli import main
 sys.exit(main())
 """
+SLOW_TO_OPEN = f"""
+import sys, time
+from refusal_core.ui import model
+plain = model.load_model_for
+def load_model_for(*given):
+    time.sleep({DELAY})
+    return plain(*given)
+model.load_model_for = load_model_for
+from streamlit.web.cli import main
+sys.exit(main())
+"""
 PATIENCE = 60_000
 
 
@@ -192,6 +203,24 @@ def test_an_uploaded_list_of_hostile_prompts_is_scored_as_text(visit):
     expect(page.get_by_text("Reloading or closing this page stops it.")).to_be_visible()
     expect(page.get_by_text(f"{len(texts)} of {len(texts)} prompts scored")).to_be_visible(timeout=3 * PATIENCE)
     assert_untouched(page)
+
+
+def test_a_list_begun_before_the_model_is_open_says_what_it_waits_for(open_page, tiny_run, tiny_folder, tmp_path):
+    cache, server = tmp_path / "cache", tmp_path / "server"
+    shutil.copytree(tiny_run.path, cache / tiny_run.run_id)
+    server.mkdir()
+    with served(cache, server, ("-c", SLOW_TO_OPEN)) as base:
+        page = open_page("Live_score", base=base, run=tiny_run.run_id, site=str(SITE))
+        page.get_by_label("Path of the model").fill(str(tiny_folder))
+        page.keyboard.press("Enter")
+        page.get_by_role("tab", name="A list").click()
+        page.get_by_role("textbox", name="Prompts, one a line").fill("one flute\ntwo flutes")
+        page.get_by_role("button", name="Score the list").click()
+        expect(page.get_by_text("Opening the model")).to_be_visible(timeout=PATIENCE)
+        expect(page.get_by_text(re.compile(r"0 of 2 prompts, waiting for \d+ s"))).to_be_visible()
+        page.get_by_role("button", name="Stop", exact=True).click()
+        expect(page.get_by_text("Stopped:")).to_be_visible(timeout=PATIENCE)
+        page.close()
 
 
 def test_hostile_prompts_are_scored_and_pinned_as_text(visit, expected):
