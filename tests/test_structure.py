@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from streamlit import config
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "refusal_core"
@@ -66,3 +67,10 @@ def test_nothing_is_unpickled_or_evaluated(path):
             called = ast.unparse(node.func)
             assert called not in {"eval", "exec", "torch.load", "pd.read_pickle", "numpy.load", "np.load"}
             assert not any(keyword.arg == "unsafe_allow_html" for keyword in node.keywords)
+
+
+def test_the_server_collects_no_garbage_after_a_rerun_and_listens_on_this_machine_alone(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config.get_config_options(force_reparse=True)
+    assert config.get_option("runner.postScriptGC") is False
+    assert config.get_option("server.address") == "127.0.0.1"
