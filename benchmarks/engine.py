@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from benchmarks import competitors
 from benchmarks.rounds import Bench, Row, in_turn
-from refusal_core.activations import BATCH_TOKENS, ResidualReader, batches
+from refusal_core.activations import BATCH_TOKENS, ResidualReader, common_prefix
 from refusal_core.devices import torch_dtype
 
 SECTION = "engine"
@@ -87,10 +88,8 @@ def _given(make: Callable, sequences: list[list[int]]) -> list[list[int]]:
 def read_all(reader: ResidualReader, sequences: list[list[int]]) -> np.ndarray:
     """Every prompt at every site, in the batches of an extraction: ``(prompt, site, d_model)`` float32."""
     chat_model = reader.chat_model
-    n_tokens = np.array([len(ids) for ids in sequences])
     hidden = np.empty((len(sequences), chat_model.n_layers + 1, chat_model.d_model), dtype=np.float32)
-    size = BATCH_TOKENS[torch.device(chat_model.device).type]
-    for batch in batches(n_tokens, reader.prefix_tokens, size, reader.pads):
+    for batch in reader.batches(sequences, reader.batch_tokens):
         hidden[batch] = reader.read_last([sequences[row] for row in batch])[0]
     return hidden
 
@@ -98,16 +97,22 @@ def read_all(reader: ResidualReader, sequences: list[list[int]]) -> np.ndarray:
 def needed_flops(reader: ResidualReader, sequences: list[list[int]]) -> float:
     """Multiplications and additions of the weights with the tokens that had to be computed.
 
-    The shared beginning once, no padding, the vocabulary at one position a prompt. Attention's own products are left
-    out, and of a mixture of experts all experts are counted, so that it is for dense models.
+    What several prompts begin with once, no padding, the vocabulary at one position a prompt. Attention's own products
+    are left out, and of a mixture of experts all experts are counted, so that it is for dense models.
     """
     chat_model = reader.chat_model
-    prefix = reader.prefix_tokens
-    tokens = prefix + sum(len(ids) - prefix for ids in sequences)
+    tokens = needed_tokens(sequences)
     blocks, vocabulary = _matrices(chat_model.blocks), _matrices(chat_model.lm_head)
     return 2.0 * sum(rows * columns * tokens for rows, columns in blocks) + sum(
         2.0 * rows * columns * len(sequences) for rows, columns in vocabulary
     )
+
+
+def needed_tokens(sequences: list[list[int]]) -> int:
+    """How many tokens are not the same, after the same, as in another prompt."""
+    alphabetic = sorted(sequences)
+    alike = [len(common_prefix(before, ids)) for before, ids in pairwise(alphabetic)]
+    return sum(map(len, sequences)) - sum(alike)
 
 
 def matmul_peak(bench: Bench, tries: int = 10) -> float:
@@ -136,12 +141,10 @@ def matmul_peak(bench: Bench, tries: int = 10) -> float:
 
 
 def _spent(reader: ResidualReader, sequences: list[list[int]]) -> str:
-    """Where the engine's time goes: its share in products with weights, and how many tokens are padding."""
-    lengths = np.array([len(ids) for ids in sequences]) - reader.prefix_tokens
+    """Where the engine's time goes: how many tokens it runs, and its share in products with weights."""
     device = torch.device(reader.chat_model.device).type
-    together = batches(lengths, 0, BATCH_TOKENS[device], reader.pads)
-    padding = 1 - lengths.sum() / sum(len(rows) * lengths[rows].max() for rows in together)
-    said = f"{100 * padding:.1f} % of its tokens are padding"
+    given = sum(map(len, sequences))
+    said = f"{100 * needed_tokens(sequences) / given:.0f} % of the prompts' {given} tokens have to be run"
     if device == "cpu":
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
             read_all(reader, _given(competitors.transformers, sequences))

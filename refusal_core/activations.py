@@ -1,13 +1,15 @@
 """Reading the residual stream: one forward pass a prompt, every site.
 
 The chat template puts the same tokens before every prompt: they are run once and their keys and values reused. Prompts
-of about one length are read together, with padding behind the shorter ones, where no token of theirs attends to it.
-Forward hooks keep each prompt's last hidden states of each block, and the vocabulary projection runs on the last alone.
+are read in packs, one behind the other without padding, and what several of a pack begin with is run once; a mask lets
+each token attend to its own prompt alone, as in tree attention (Miao et al. 2024, SpecInfer). Forward hooks keep each
+prompt's last hidden states of each block, and the vocabulary projection runs on the last alone.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from refusal_core.errors import ModelError
-from refusal_core.models import ChatModel, render
+from refusal_core.models import ChatModel, render, text_config
 from refusal_core.sites import site_label
 from refusal_core.templates import check_thinking
 
@@ -26,10 +28,11 @@ REFUSAL_OPENINGS = ("I", "As")
 """How refusals open ("I cannot …", "As an AI …"): the set of Arditi et al. 2024, appendix B, for Qwen."""
 
 BATCH_TOKENS = {"cpu": 1024, "mps": 4096, "cuda": 16384}
+"""Most new tokens in a batch of prompts of one length."""
+PACK_TOKENS = {"cpu": 512, "mps": 2048, "cuda": 4096}
+"""Most new tokens in a pack: what attention costs grows with their square."""
 NO_SHARED_BEGINNING = "none: the template puts no tokens before every prompt"
 NOT_REPRODUCED = "none: for this model, reused keys and values did not give what a plain forward pass gives"
-_MOST_PADDING = 1 / 16
-"""Of a batch's tokens; on two CPU cores a pass costs by itself as much as some 50 tokens more."""
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
 _VOCABULARIES = 16
 """Prompts whose logits are in float64 at a time."""
@@ -98,12 +101,12 @@ class _Begun:
 class ResidualReader:
     """Reads one chat model's residual stream under one system prompt, thinking on, off, or as the template has it.
 
-    Holds the keys and values of the template's opening, which every prompt shares. On construction two samples are read
-    as plainly as can be, with the keys and values, and padded; a model for which these disagree is read without, and
+    Holds the keys and values of the template's opening, which every prompt shares. On construction samples are read as
+    plainly as can be, with the keys and values, and in a pack; a model for which these disagree is read without, and
     ``prefix_note`` says so.
 
     Attributes:
-        pads: whether prompts of several lengths may be read together.
+        packs: whether prompts of several lengths may be read together.
     """
 
     def __init__(
@@ -119,18 +122,19 @@ class ResidualReader:
         self.thinking = thinking
         self.day = day
         self.refusal_ids = refusal_token_ids(chat_model.tokenizer)
-        samples = [self.encode("What is a good name for a cat?"), self.encode("Zebras yawn")]
-        self._template_ids = common_prefix(*samples)
-        self._template_end = common_prefix(*(sample[::-1] for sample in samples))[::-1]
+        samples = [self.encode(text) for text in ("What is a good name for a cat?", "Zebras yawn", "What is a zebra?")]
+        self._template_ids = common_prefix(*samples[:2])
+        self._template_end = common_prefix(*(sample[::-1] for sample in samples[:2]))[::-1]
         self._prefix_cache: Cache | None = None
         self._recent: list[_Begun] = []
         self._prefix_note = NO_SHARED_BEGINNING
+        self.packs = False
         plain = [self.read_last([sample])[0] for sample in samples]
         if len(self._template_ids) >= 2:
             self._prefix_cache = self._run_prefix()
             if not self._agrees(self.read_last(samples[:1])[0], plain[0]):
                 self._prefix_cache, self._prefix_note = None, NOT_REPRODUCED
-        self.pads = self._agrees(self.read_last(samples)[0], np.concatenate(plain))
+        self.packs = self._reads_packs(samples, np.concatenate(plain))
 
     @property
     def prefix_tokens(self) -> int:
@@ -147,6 +151,23 @@ class ResidualReader:
         """How many tokens the template puts after every prompt; the last of them is where directions are read."""
         return len(self._template_end)
 
+    @property
+    def batch_tokens(self) -> int:
+        """Most new tokens that are run together while there is memory."""
+        if self.chat_model.reads_alone:
+            return 1
+        return (PACK_TOKENS if self.packs else BATCH_TOKENS)[torch.device(self.chat_model.device).type]
+
+    def batches(self, sequences: Sequence[Sequence[int] | np.ndarray], batch_tokens: int) -> Iterator[np.ndarray]:
+        """Rows of prompts to read together, at most ``batch_tokens`` new tokens, or one prompt that is longer."""
+        n_tokens = np.array([len(ids) for ids in sequences])
+        may_pack = self._may_pack(n_tokens)
+        together, apart = np.flatnonzero(may_pack), np.flatnonzero(~may_pack)
+        for rows in packs([sequences[row] for row in together.tolist()], self.prefix_tokens, batch_tokens):
+            yield together[rows]
+        for rows in batches(n_tokens[apart], self.prefix_tokens, batch_tokens):
+            yield apart[rows]
+
     def shared_prefix(self, sequences: list[list[int]]) -> list[int]:
         """The template tokens that these prompts begin with and that need to be run only once; empty for none."""
         prefix = self._template_ids[: self.prefix_tokens]
@@ -158,7 +179,7 @@ class ResidualReader:
         return render(self.chat_model.tokenizer, text, self.system_prompt, self.thinking, self.day)
 
     def read_last(self, sequences: list[list[int]]) -> tuple[np.ndarray, torch.Tensor]:
-        """Read prompts at their last token; of one length where the reader does not pad.
+        """Read prompts that :meth:`batches` puts together, or of one length, at their last token.
 
         Returns:
             ``(prompt, site, d_model)`` float32, and the first reply token's logits ``(prompt, vocabulary)`` float32.
@@ -176,7 +197,7 @@ class ResidualReader:
         Returns:
             The first reply token's logits ``(prompt, vocabulary)`` float32, and the prompts' keys and values.
         """
-        ids, _, options = self._inputs(sequences)
+        ids, options = self._rows(sequences)
         with torch.inference_mode(), contiguous_head(self.chat_model):
             output = self.chat_model.model(ids, logits_to_keep=1, **(options | {"use_cache": True}))
         return output.logits[:, -1].float(), output.past_key_values
@@ -220,6 +241,22 @@ class ResidualReader:
         with torch.inference_mode():
             return self.chat_model.model(ids, use_cache=True, logits_to_keep=1).past_key_values
 
+    def _reads_packs(self, samples: list[list[int]], plain: np.ndarray) -> bool:
+        """Whether a pack gives what the prompts give alone, and could not do otherwise with more of them."""
+        if not self.chat_model.model.is_backend_compatible():  # its attention may do more than the mask says
+            return False
+        self.packs = True
+        try:
+            return self._agrees(self.read_last(samples)[0], plain)
+        except (RuntimeError, TypeError, ValueError, IndexError):  # what a model makes of such a mask is its own affair
+            return False
+
+    def _may_pack(self, n_tokens: np.ndarray) -> np.ndarray:
+        """Which prompts may be packed, by their lengths: a mask that is given is not cut to a sliding window."""
+        config = text_config(self.chat_model.model.config)
+        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        return (n_tokens <= min((window for window in windows if window), default=math.inf)) & self.packs
+
     def _agrees(self, found: np.ndarray, plain: np.ndarray) -> bool:
         # What is not finite does not agree, and is reported where prompts are read.
         with np.errstate(invalid="ignore"):
@@ -242,7 +279,7 @@ class ResidualReader:
 
     def _keep(self, read: _Begun) -> None:
         """Hold what was read for the next text that begins as it does; of many texts, those read last."""
-        if self.chat_model.dtype != "float32" or not self.pads or not read.can_be_cut:
+        if self.chat_model.dtype != "float32" or not read.can_be_cut:
             return
         self._recent.insert(0, read)
         while sum(each.nbytes for each in self._recent) > _RECENT_BYTES:
@@ -255,8 +292,11 @@ class ResidualReader:
 
         The hidden states are those of each prompt's ``last`` tokens, or of all that were run where these are fewer.
         """
-        ids, ends, options = self._inputs(sequences, begun)
-        places = (ends[:, None] + torch.arange(-last, 0))[:, -int(ends.min()) :]
+        if len(sequences) > 1 and self._may_pack(np.array([len(ids) for ids in sequences])).all():
+            ids, options, places = self._pack(sequences, last)
+        else:
+            ids, options = self._rows(sequences, begun)
+            places = torch.arange(ids.numel()).view(ids.shape)[:, -last:]
         with (
             torch.inference_mode(),
             _kept_states(self.chat_model, places) as kept,
@@ -265,10 +305,8 @@ class ResidualReader:
             logits = self.chat_model.model(ids, **options).logits[:, -1].float()
         return torch.stack([states.to(logits.device) for states in kept], dim=1), logits, options["past_key_values"]
 
-    def _inputs(
-        self, sequences: list[list[int]], begun: _Begun | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, dict]:
-        """What the model is called with: new tokens, how many of each row are no padding, and what lies before them.
+    def _rows(self, sequences: list[list[int]], begun: _Begun | None = None) -> tuple[torch.Tensor, dict]:
+        """What the model is called with for prompts of one length: new tokens, a row a prompt, and what lies before.
 
         That is ``begun``, or the template's opening where the prompts share it.
         """
@@ -277,11 +315,49 @@ class ResidualReader:
         cache = layerwise_copy(before) if prefix and before is not None else None
         if cache is not None and len(sequences) > 1:
             cache.batch_repeat_interleave(len(sequences))
-        ends = torch.tensor([len(ids) - prefix for ids in sequences])
-        # Any token will do as padding: it stands behind the prompt, which is all that attends to it.
-        padded = [ids[prefix:] + [0] * int(ends.max() - end) for ids, end in zip(sequences, ends, strict=True)]
-        options = {"past_key_values": cache, "use_cache": cache is not None}
-        return torch.tensor(padded, device=self.chat_model.device), ends, options
+        ids = torch.tensor([ids[prefix:] for ids in sequences], device=self.chat_model.device)
+        return ids, {"past_key_values": cache, "use_cache": cache is not None}
+
+    def _pack(self, sequences: list[list[int]], last: int) -> tuple[torch.Tensor, dict, torch.Tensor]:
+        """What the model is called with for a pack: new tokens in one row, and what each may attend to.
+
+        Returns:
+            Token ids ``(1, token)``, the model's options, and where each prompt's ``last`` tokens stand, ``(prompt,
+            token)``; fewer where a prompt has fewer.
+        """
+        prefix = len(self.shared_prefix(sequences))
+        own = [ids[prefix:] for ids in sequences]
+        last = min(last, *map(len, own))
+        tokens: list[int] = []
+        positions: list[int] = []
+        parents: list[int] = []  # the token before, of the same prompt, by its place in the pack
+        places = torch.empty(len(own), last, dtype=torch.long)
+        before: list[int] = []
+        path: list[int] = []
+        for row in sorted(range(len(own)), key=own.__getitem__):
+            path = path[: len(common_prefix(before, own[row]))]
+            before = own[row]
+            for token in before[len(path) :]:
+                positions.append(prefix + len(path))
+                parents.append(path[-1] if path else -1)
+                path.append(len(tokens))
+                tokens.append(token)
+            places[row] = torch.tensor(path[-last:])
+        seen = torch.eye(len(tokens), dtype=torch.bool)
+        for place, parent in enumerate(parents):
+            if parent >= 0:
+                seen[place] |= seen[parent]
+        seen = torch.cat([torch.ones(len(tokens), prefix, dtype=torch.bool), seen], dim=1)
+        dtype, device = self.chat_model.model.dtype, self.chat_model.device
+        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+        cache = layerwise_copy(self._prefix_cache) if prefix and self._prefix_cache is not None else None
+        options = {
+            "past_key_values": cache,
+            "use_cache": cache is not None,
+            "position_ids": torch.tensor([positions], device=device),
+            "attention_mask": mask[None, None].to(device),
+        }
+        return torch.tensor([tokens], device=device), options, places
 
 
 def refusal_token_ids(tokenizer) -> list[int]:
@@ -367,7 +443,7 @@ def _kept_states(chat_model: ChatModel, places: torch.Tensor) -> Iterator[list[t
     """Collect what leaves each block and the final norm, in site order, as float32 ``(prompt, token, d_model)``.
 
     Args:
-        places: ``(prompt, token)``, which tokens of each prompt.
+        places: ``(prompt, token)``, which of the tokens that are run.
     """
     kept: list[torch.Tensor] = []
 
@@ -389,8 +465,8 @@ def _kept_states(chat_model: ChatModel, places: torch.Tensor) -> Iterator[list[t
 
 
 def _taken(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Some tokens' hidden states ``(prompt, token, d_model)``, by their ``(prompt, token)`` places."""
-    return states[torch.arange(len(places))[:, None], places]
+    """Some tokens' hidden states ``(prompt, token, d_model)``, by their places among all, row after row."""
+    return states.flatten(0, 1)[places]
 
 
 def layerwise_copy(cache: Cache) -> Cache:
@@ -405,22 +481,43 @@ def residual_stream(output: torch.Tensor | tuple) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def batches(n_tokens: np.ndarray, prefix: int, batch_tokens: int, pads: bool = False) -> Iterator[np.ndarray]:
-    """Rows of prompts to read together, at most ``batch_tokens`` new tokens with their padding, longest first.
+def batches(n_tokens: np.ndarray, prefix: int, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Rows of prompts of one length, at most ``batch_tokens`` new tokens together, longest first.
 
     Args:
         n_tokens: ``(prompt,)`` tokens of each prompt.
         prefix: how many of them need not be run.
-        pads: whether prompts of several lengths may be together, with a little padding; else all are of one length.
     """
     waiting = np.argsort(-n_tokens, kind="stable")
     while len(waiting):
         length = n_tokens[waiting[0]]
         rows = waiting[: max(1, batch_tokens // max(1, length - prefix))]
-        padding = (length - n_tokens[rows]).cumsum()
-        rows = rows[padding <= (batch_tokens * _MOST_PADDING if pads else 0)]
+        rows = rows[n_tokens[rows] == length]
         yield rows
         waiting = waiting[len(rows) :]
+
+
+def packs(sequences: Sequence[Sequence[int] | np.ndarray], prefix: int, pack_tokens: int) -> Iterator[np.ndarray]:
+    """Rows of prompts to read in one pack, at most ``pack_tokens`` new tokens, beside each other what begins alike.
+
+    Args:
+        sequences: token ids of each prompt.
+        prefix: how many of each prompt's tokens need not be run.
+    """
+    found = [np.asarray(ids, dtype=np.int32) for ids in sequences]
+    rows: list[int] = []
+    tokens, before = 0, list[int]()
+    # As bytes the ids are not in the order of numbers, but those that begin alike are together.
+    for row in sorted(range(len(found)), key=lambda row: found[row].tobytes()):
+        ids = found[row].tolist()
+        new = len(ids) - max(prefix, len(common_prefix(before, ids)))
+        if rows and tokens + new > pack_tokens:
+            yield np.array(rows)
+            rows, tokens, new = [], 0, len(ids) - prefix
+        rows.append(row)
+        tokens, before = tokens + new, ids
+    if rows:
+        yield np.array(rows)
 
 
 def common_prefix(first: list[int], second: list[int]) -> list[int]:

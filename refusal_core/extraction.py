@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from refusal_core.activations import BATCH_TOKENS, ResidualReader, batches, check_finite, refusal_log_odds
+from refusal_core.activations import ResidualReader, check_finite, refusal_log_odds
 from refusal_core.errors import ModelError, PromptError
 from refusal_core.models import ChatModel
 from refusal_core.passes import FinishedPasses
@@ -81,7 +81,7 @@ class BatchReader:
 
     def __init__(self, reader: ResidualReader) -> None:
         self._reader = reader
-        self._batch_tokens = usual_batch_tokens(reader.chat_model)
+        self._batch_tokens = reader.batch_tokens
 
     def read(self, job: Job) -> Batch:
         """Read a batch, in parts where it does not fit.
@@ -90,11 +90,11 @@ class BatchReader:
             ModelError: when one prompt alone does not fit into the device's memory.
         """
         sequences, places = job
-        length = max(1, max(map(len, sequences)) - self._reader.prefix_tokens)
         parts: list[tuple[np.ndarray, np.ndarray, list[str]]] = []
         done = 0
         while done < len(sequences):
-            part = sequences[done : done + max(1, self._batch_tokens // length)]
+            # In their own order, since what is read together stands in the order of batches.
+            part = sequences[done : done + len(next(self._reader.batches(sequences[done:], self._batch_tokens)))]
             try:
                 states, logits = self._reader.read_last(part)
                 odds = refusal_log_odds(logits, self._reader.refusal_ids)
@@ -104,17 +104,13 @@ class BatchReader:
                         f"{places[done]} alone does not fit into the memory of {self._reader.chat_model.device} beside "
                         "the model; choose a smaller model or another device"
                     ) from error
-                self._batch_tokens = len(part) // 2 * length
+                new = sum(map(len, part)) - len(part) * self._reader.prefix_tokens
+                self._batch_tokens = min(new, self._batch_tokens) // 2
                 continue
             parts.append((states, odds, self._reader.first_tokens(logits)))
             done += len(part)
         states, odds, tokens = zip(*parts, strict=True)
         return Batch(np.concatenate(states), np.concatenate(odds), list(chain(*tokens)), self._batch_tokens)
-
-
-def usual_batch_tokens(chat_model: ChatModel) -> int:
-    """Most new tokens that are run together while there is memory."""
-    return 1 if chat_model.reads_alone else BATCH_TOKENS[torch.device(chat_model.device).type]
 
 
 def in_process(reader: ResidualReader, jobs: Iterable[Job]) -> Iterator[tuple[int, Batch]]:
@@ -167,12 +163,12 @@ def extract(
         )
     request = {
         "model": chat_model.info.fingerprint,
-        "compute": [chat_model.device, chat_model.dtype, reader.prefix_tokens, reader.pads],
+        "compute": [chat_model.device, chat_model.dtype, reader.prefix_tokens, reader.packs],
         "tokens": hashlib.sha256(n_tokens.tobytes() + b"".join(ids.tobytes() for ids in sequences)).hexdigest(),
         "versions": [version(name) for name in ("torch", "transformers")],
     }
     shape = (len(texts), chat_model.n_layers + 1, chat_model.d_model)
-    usual = smallest = usual_batch_tokens(chat_model)
+    usual = smallest = reader.batch_tokens
     log_odds, first_token = np.empty(len(texts)), [""] * len(texts)
     with _kept(folder, shape, request) as (hidden, finished):
         waiting: list[np.ndarray] = []
@@ -186,7 +182,7 @@ def extract(
             done += len(found)
             progress(EXTRACTING, done, len(texts))
 
-        for rows in batches(n_tokens, reader.prefix_tokens, usual, reader.pads):
+        for rows in reader.batches(sequences, usual):
             known = finished.get(_name(rows))
             if known is not None and _intact(known, hidden):
                 take(known)

@@ -102,21 +102,15 @@ def read_vectors(
 
     All are needed as activations, which a run seldom keeps.
     """
-    import torch
-
-    from refusal_core.activations import BATCH_TOKENS, batches
-
     prompts = run.prompts[run.rows()]
     is_harmful = prompts["label"].eq("harmful").to_numpy()
     sequences = [reader.encode(text) for text in prompts["text"]]
-    lengths = np.array([len(ids) for ids in sequences])
     width = run.directions.unit_direction.shape[1]
     sums = np.zeros((2, len(positions), run.n_layers, width))
     hidden = np.empty((len(prompts), run.n_layers, width), dtype=np.float32)
     done = 0
     progress(PREPARING, 0, len(prompts))
-    size = BATCH_TOKENS[torch.device(reader.chat_model.device).type]
-    for rows in batches(lengths, reader.prefix_tokens, size, reader.pads):
+    for rows in reader.batches(sequences, reader.batch_tokens):
         states = reader.read_end([sequences[row] for row in rows], len(positions))[:, : run.n_layers]
         hidden[rows] = states[:, :, -1]
         for place in range(len(positions)):
