@@ -141,7 +141,7 @@ def matmul_peak(bench: Bench, tries: int = 10) -> float:
 
 
 def _spent(reader: ResidualReader, sequences: list[list[int]]) -> str:
-    """Where the engine's time goes: how many tokens it runs, and its share in products with weights."""
+    """Where the engine's time goes: how many tokens it has to run, and its share in products with weights."""
     device = torch.device(reader.chat_model.device).type
     given = sum(map(len, sequences))
     said = f"{100 * needed_tokens(sequences) / given:.0f} % of the prompts' {given} tokens have to be run"

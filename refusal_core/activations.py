@@ -128,13 +128,14 @@ class ResidualReader:
         self._prefix_cache: Cache | None = None
         self._recent: list[_Begun] = []
         self._prefix_note = NO_SHARED_BEGINNING
-        self.packs = False
+        # Attention of a model's own making may do more than the mask says, and a small sample would not show it.
+        self.packs = chat_model.model.is_backend_compatible()
         plain = [self.read_last([sample])[0] for sample in samples]
         if len(self._template_ids) >= 2:
             self._prefix_cache = self._run_prefix()
             if not self._agrees(self.read_last(samples[:1])[0], plain[0]):
                 self._prefix_cache, self._prefix_note = None, NOT_REPRODUCED
-        self.packs = self._reads_packs(samples, np.concatenate(plain))
+        self.packs = self.packs and self._reads_packs(samples, np.concatenate(plain))
 
     @property
     def prefix_tokens(self) -> int:
@@ -242,10 +243,7 @@ class ResidualReader:
             return self.chat_model.model(ids, use_cache=True, logits_to_keep=1).past_key_values
 
     def _reads_packs(self, samples: list[list[int]], plain: np.ndarray) -> bool:
-        """Whether a pack gives what the prompts give alone, and could not do otherwise with more of them."""
-        if not self.chat_model.model.is_backend_compatible():  # its attention may do more than the mask says
-            return False
-        self.packs = True
+        """Whether a pack gives what the prompts give alone."""
         try:
             return self._agrees(self.read_last(samples)[0], plain)
         except (RuntimeError, TypeError, ValueError, IndexError):  # what a model makes of such a mask is its own affair

@@ -83,7 +83,8 @@ def test_the_shared_prefix_is_used_and_changes_nothing(architecture, monkeypatch
 @pytest.mark.parametrize("prefix", [True, False], ids=["prefix", "whole"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_prompts_of_several_lengths_are_read_together_as_they_are_alone(architecture, prefix):
-    chat_model = tiny_model(architecture, sliding_window=256)
+    window = 96  # no prompt is longer, and a pack of them is
+    chat_model = tiny_model(architecture, sliding_window=window)
     reader = ResidualReader(chat_model)
     assert reader.packs is chat_model.model.is_backend_compatible()
     if not reader.packs:
@@ -93,6 +94,7 @@ def test_prompts_of_several_lengths_are_read_together_as_they_are_alone(architec
     assert (reader.prefix_tokens > 0) is prefix
     sequences = [reader.encode(text) for text in TEXTS]
     assert len({len(ids) for ids in sequences}) == len(TEXTS)
+    assert max(map(len, sequences)) <= window < sum(len(ids) - reader.prefix_tokens for ids in sequences)
     hidden, logits = reader.read_last(sequences)
     end = reader.read_end(sequences, 3)
     for row, text in enumerate(TEXTS):
@@ -144,17 +146,15 @@ def test_a_model_that_does_not_read_packs_is_read_without(refused, monkeypatch):
 
     if refused == "own":  # attention of the model's own making, which may do more than the mask says
         monkeypatch.setattr(type(chat_model.model), "_supports_attention_backend", False)
-    handle = (
+    elif refused == "mixed":
         chat_model.blocks[0].register_forward_hook(mixed)
-        if refused == "mixed"
-        else chat_model.model.register_forward_pre_hook(raised, with_kwargs=True)
-    )
+    else:
+        chat_model.model.register_forward_pre_hook(raised, with_kwargs=True)
     extraction = extract(chat_model, TEXTS)
     assert not ResidualReader(chat_model).packs
     assert (extraction.prefix_tokens == 0) is (refused == "mixed")
     for row, text in enumerate(TEXTS):
         assert relative_error(extraction.hidden[row], plain_states(chat_model, text)) < 1e-4
-    handle.remove()
 
 
 def test_prompts_longer_than_a_sliding_window_are_not_packed():
