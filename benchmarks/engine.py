@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 
 from benchmarks import competitors
 from benchmarks.rounds import Bench, Row, in_turn
-from refusal_core.activations import BATCH_TOKENS, ResidualReader, common_prefix
+from refusal_core.activations import BATCH_TOKENS, ResidualReader, common_prefix, last_mlp
 from refusal_core.devices import torch_dtype
 
 SECTION = "engine"
@@ -97,15 +98,15 @@ def read_all(reader: ResidualReader, sequences: list[list[int]]) -> np.ndarray:
 def needed_flops(reader: ResidualReader, sequences: list[list[int]]) -> float:
     """Multiplications and additions of the weights with the tokens that had to be computed.
 
-    What several prompts begin with once, no padding, the vocabulary at one position a prompt. Attention's own products
-    are left out, and of a mixture of experts all experts are counted, so that it is for dense models.
+    What several prompts begin with once, no padding, the last block's MLP and the vocabulary at one position a prompt.
+    Attention's own products are left out, and of a mixture of experts all experts are counted, so that it is for dense
+    models.
     """
     chat_model = reader.chat_model
-    tokens = needed_tokens(sequences)
-    blocks, vocabulary = _matrices(chat_model.blocks), _matrices(chat_model.lm_head)
-    return 2.0 * sum(rows * columns * tokens for rows, columns in blocks) + sum(
-        2.0 * rows * columns * len(sequences) for rows, columns in vocabulary
-    )
+    mlp = last_mlp(chat_model)
+    last = _weights(chat_model.lm_head) + (_weights(mlp) if mlp is not None else 0)
+    every = _weights(chat_model.blocks) + _weights(chat_model.lm_head) - last
+    return 2.0 * (every * needed_tokens(sequences) + last * len(sequences))
 
 
 def needed_tokens(sequences: list[list[int]]) -> int:
@@ -118,26 +119,25 @@ def needed_tokens(sequences: list[list[int]]) -> int:
 def matmul_peak(bench: Bench, tries: int = 10) -> float:
     """FLOP/s of the fastest of several products: square ones, and a batch of tokens with weights of this model.
 
-    What the machine keeps up, the median of many tries: the engine cannot choose the moment either.
+    What the machine keeps up, the median of many tries: the engine cannot choose the moment either. The products are
+    tried in turn, so that the fastest is not just the one that met the machine at its best.
     """
     chat_model = bench.chat_model
     device, dtype = torch.device(chat_model.device), torch_dtype(chat_model.dtype)
     shapes = {(size, size, size) for size in ((512, 1024) if device.type == "cpu" else (4096, 8192))}
     weights = set(_matrices(chat_model.blocks[0]))
     shapes |= {(BATCH_TOKENS[device.type] // part, *shape) for shape in weights for part in (1, 2)}
-    rates = []
-    for rows, outputs, inputs in sorted(shapes):
-        states = torch.randn(rows, inputs, dtype=dtype, device=device)
-        weight = torch.randn(outputs, inputs, dtype=dtype, device=device)
-        seconds = []
-        for _ in range(tries):
+    seconds: dict[tuple[int, int, int], list[float]] = {shape: [] for shape in sorted(shapes)}
+    for _ in range(tries):
+        for (rows, outputs, inputs), taken in seconds.items():
+            states = torch.randn(rows, inputs, dtype=dtype, device=device)
+            weight = torch.randn(outputs, inputs, dtype=dtype, device=device)
             start = time.perf_counter()
             torch.nn.functional.linear(states, weight)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - start)
-        rates.append(2.0 * rows * outputs * inputs / float(np.median(seconds)))
-    return max(rates)
+            taken.append(time.perf_counter() - start)
+    return max(2.0 * math.prod(shape) / float(np.median(taken)) for shape, taken in seconds.items())
 
 
 def _spent(reader: ResidualReader, sequences: list[list[int]]) -> str:
@@ -157,6 +157,11 @@ def _spent(reader: ResidualReader, sequences: list[list[int]]) -> str:
 def _matrices(module: torch.nn.Module) -> list[tuple[int, int]]:
     """The shapes of its weights; GPT-2 keeps some in modules that are no ``torch.nn.Linear``."""
     return [(p.shape[0], p.shape[1]) for p in module.parameters() if p.ndim == 2]
+
+
+def _weights(module: torch.nn.Module) -> int:
+    """How many weights a token is multiplied with."""
+    return sum(map(math.prod, _matrices(module)))
 
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 The chat template puts the same tokens before every prompt: they are run once and their keys and values reused. Prompts
 are read in packs, one behind the other without padding, and what several of a pack begin with is run once; a mask lets
 each token attend to its own prompt alone, as in tree attention (Miao et al. 2024, SpecInfer). Forward hooks keep each
-prompt's last hidden states of each block, and the vocabulary projection runs on the last alone.
+prompt's last hidden states of each block; the last block's MLP and the vocabulary projection run on these alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -290,13 +290,16 @@ class ResidualReader:
 
         The hidden states are those of each prompt's ``last`` tokens, or of all that were run where these are fewer.
         """
+        narrowed: AbstractContextManager[None] = nullcontext()
         if len(sequences) > 1 and self._may_pack(np.array([len(ids) for ids in sequences])).all():
             ids, options, places = self._pack(sequences, last)
+            narrowed = _last_mlp_at(self.chat_model, places)
         else:
             ids, options = self._rows(sequences, begun)
             places = torch.arange(ids.numel()).view(ids.shape)[:, -last:]
         with (
             torch.inference_mode(),
+            narrowed,
             _kept_states(self.chat_model, places) as kept,
             _head_input(self.chat_model, lambda states: _taken(states, places[:, -1:])),
         ):
@@ -462,6 +465,42 @@ def _kept_states(chat_model: ChatModel, places: torch.Tensor) -> Iterator[list[t
             handle.remove()
 
 
+def last_mlp(chat_model: ChatModel) -> torch.nn.Module | None:
+    """The MLP of the last block, by the name that it has in nearly every architecture."""
+    return getattr(chat_model.blocks[-1], "mlp", None)
+
+
+@contextmanager
+def _last_mlp_at(chat_model: ChatModel, places: torch.Tensor) -> Iterator[None]:
+    """Run the last block's MLP for some tokens alone, and leave zeros for the others, which nobody reads after it.
+
+    Args:
+        places: ``(prompt, token)``, which of the tokens that are run.
+    """
+    mlp = last_mlp(chat_model)
+    if mlp is None:
+        yield
+        return
+    shapes: list[torch.Size] = []
+
+    def narrow(module, arguments) -> tuple:
+        shapes.append(arguments[0].shape)
+        return (_taken(arguments[0], places), *arguments[1:])
+
+    def widen(module, arguments, output) -> torch.Tensor | tuple:
+        found = residual_stream(output)
+        whole = found.new_zeros(shapes.pop())
+        whole.flatten(0, 1)[places] = found
+        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+    handles = [mlp.register_forward_pre_hook(narrow), mlp.register_forward_hook(widen)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _taken(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Some tokens' hidden states ``(prompt, token, d_model)``, by their places among all, row after row."""
     return states.flatten(0, 1)[places]
@@ -475,7 +514,7 @@ def layerwise_copy(cache: Cache) -> Cache:
 
 
 def residual_stream(output: torch.Tensor | tuple) -> torch.Tensor:
-    """The hidden states ``(prompt, token, d_model)`` in what a block returns, which may hold more beside them."""
+    """The hidden states ``(prompt, token, d_model)`` in what a block or MLP returns, perhaps among others."""
     return output[0] if isinstance(output, tuple) else output
 
 

@@ -133,6 +133,21 @@ def test_what_prompts_begin_with_is_run_once():
     assert len(beginnings) < sum(len(ids) - reader.prefix_tokens for ids in sequences) / 2
 
 
+@pytest.mark.parametrize("last", [1, 3])
+def test_the_last_mlp_is_run_only_where_prompts_are_read(last):
+    chat_model = tiny_model("llama")
+    reader = ResidualReader(chat_model)
+    sequences = [reader.encode(text) for text in TEXTS]
+    run = []
+    for block in chat_model.blocks[-2:]:
+        block.mlp.gate_proj.register_forward_hook(
+            lambda module, arguments, output: run.append(output.shape[:-1].numel())
+        )
+    reader.read_end(sequences, last)
+    before_last, at_last = run
+    assert at_last == last * len(TEXTS) < before_last
+
+
 @pytest.mark.parametrize("refused", ["mixed", "raised", "own"])
 def test_a_model_that_does_not_read_packs_is_read_without(refused, monkeypatch):
     chat_model = tiny_model("llama")

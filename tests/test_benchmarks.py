@@ -63,6 +63,9 @@ def test_only_the_work_that_had_to_be_done_is_counted():
     tokens = len({tuple(ids[:end]) for ids in sequences for end in range(1, len(ids) + 1)})
     linear = [module for module in chat_model.decoder.modules() if isinstance(module, torch.nn.Linear)]
     expected = 2 * tokens * sum(module.weight.numel() for module in linear)
+    saved = [module.weight.numel() for name, module in chat_model.blocks[-1].mlp.named_modules() if "proj" in name]
+    assert len(saved) == 3
+    expected -= 2 * (tokens - len(sequences)) * sum(saved)
     expected += 2 * len(sequences) * chat_model.lm_head.weight.numel()
     assert engine.needed_flops(reader, sequences) == expected
 
