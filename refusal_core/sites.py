@@ -53,13 +53,9 @@ def site_from_hidden_state(index: int, n_layers: int) -> int:
 
 
 def transformer_lens_name(site: int, n_layers: int) -> str:
-    """The hook point of the site in TransformerLens.
-
-    ``ln_final.hook_normalized`` carries the final norm's learned scale only when the model was loaded with
-    ``fold_ln=False`` (``from_pretrained_no_processing``).
-    """
+    """The hook point of the site in TransformerLens 4; its ``ln_final.hook_normalized`` lacks the learned scale."""
     _check(site, n_layers)
-    return "ln_final.hook_normalized" if site == n_layers else f"blocks.{site}.hook_resid_post"
+    return "ln_final.hook_out" if site == n_layers else f"blocks.{site}.hook_resid_post"
 
 
 def relative_depth(site: int, n_layers: int) -> float:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import runpy
+import shutil
 import zipfile
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tiny import THINKING, write_tiny_gguf
 
 from refusal_core import pipeline, rendering
 from refusal_core.__main__ import main
 from refusal_core.export import export_zip
 from refusal_core.figures.study import pictures
+from refusal_core.models import KNOWN, fetch, identify
+from refusal_core.runs import DEFAULT_CACHE, DIRECTIONS, Run, open_run
 from refusal_core.scoring import load_model_for, score
 from refusal_core.sites import transformer_lens_name
 from refusal_core.snippets import PROMPT, transformer_lens_snippet, transformers_snippet
@@ -65,33 +71,189 @@ def test_without_a_browser_all_else_is_there_and_one_sentence_says_why(
     assert (tmp_path / "out" / "validation_results.csv").is_file()
 
 
+DATED = THINKING.replace(
+    "You are a tiny model.",
+    "Today is {{ strftime_now('%d %B') if strftime_now is defined else 'unknown' }}, {{ strftime_now( \"%Y's\" ) }}.",
+)
+SHIPPED = sorted(path.parent.name for path in DEFAULT_CACHE.glob("*/manifest.json"))
+
+
+def changed(run: Run, **parts: dict) -> Run:
+    """The run with entries of its manifest's parts changed."""
+    return dataclasses.replace(run, manifest=run.manifest | {key: run.manifest[key] | parts[key] for key in parts})
+
+
+def working_folder(run: Run, folder: Path, model: Path) -> Path:
+    """A folder with the run's directions and its model, as the snippets look for them."""
+    folder.mkdir()
+    shutil.copy(run.path / DIRECTIONS, folder)
+    (folder / model.name).symlink_to(model)
+    return folder
+
+
+def printed(snippet: str, folder: Path, monkeypatch, capsys) -> float:
+    """What a snippet prints when it is run, as it is, in a folder."""
+    monkeypatch.chdir(folder)
+    (folder / "snippet.py").write_text(snippet)
+    runpy.run_path(str(folder / "snippet.py"))
+    return float(capsys.readouterr().out)
+
+
+def projections(run: Run, model: Path | None) -> np.ndarray:
+    """The prompt's projections as the dashboard scores it."""
+    return score(load_model_for(run, model, device="cpu"), run, [PROMPT])[0].projection
+
+
+def borrowing(run: Run, text: str, **template: object) -> Run:
+    """The run as if it had been made with a borrowed template."""
+    borrowed = {"from": "another", "text": text}
+    return changed(
+        run, template={"borrowed": borrowed, "sha256": hashlib.sha256(text.encode()).hexdigest(), **template}
+    )
+
+
 def test_the_transformers_snippet_gives_the_run_s_own_projection(made, tiny_folder, tmp_path, monkeypatch, capsys):
-    expected = score(load_model_for(made, str(tiny_folder)), made, [PROMPT])[0].projection
-    monkeypatch.chdir(made.path)
+    expected = projections(made, tiny_folder)
+    folder = working_folder(made, tmp_path / "here", tiny_folder)
     for site in (0, made.n_layers - 1, made.n_layers):
-        snippet = transformers_snippet(made, site).replace(repr(made.model_name), repr(str(tiny_folder)))
-        (tmp_path / "snippet.py").write_text(snippet)
-        runpy.run_path(str(tmp_path / "snippet.py"))
-        assert float(capsys.readouterr().out) == pytest.approx(expected[site], rel=1e-4, abs=1e-4)
+        found = printed(transformers_snippet(made, site), folder, monkeypatch, capsys)
+        assert found == pytest.approx(expected[site], rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_a_snippet_has_the_run_s_borrowed_template_day_thinking_and_system_prompt(
+    made, tiny_folder, thinking, tmp_path, monkeypatch, capsys
+):
+    site = made.n_layers - 1
+    plain = projections(made, tiny_folder)[site]
+    folder = working_folder(made, tmp_path / "here", tiny_folder)
+    for options in ({"system_prompt": None}, {"system_prompt": "Be kind."}, {"system_prompt": ""}):
+        run = borrowing(made, DATED, day="2026-01-31", thinking=thinking, default_system_prompt="Today is", **options)
+        expected = projections(run, tiny_folder)[site]
+        assert abs(expected - plain) > 0.01
+        found = printed(transformers_snippet(run, site), folder, monkeypatch, capsys)
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_a_snippet_of_a_base_model_uses_no_template(made, tiny_folder, tmp_path, monkeypatch, capsys):
+    run = changed(made, template={"sha256": None})
+    folder = working_folder(run, tmp_path / "here", tiny_folder)
+    assert "chat_template" not in transformers_snippet(run, 1)
+    expected = projections(made, tiny_folder)[1]
+    assert printed(transformers_snippet(run, 1), folder, monkeypatch, capsys) != pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("compute", [{"dtype": "bfloat16"}, {"quantise": 8}, {"quantise": 4}])
+def test_a_snippet_opens_the_model_as_the_run_did(made, tiny_folder, compute, tmp_path, monkeypatch, capsys):
+    if "quantise" in compute:
+        pytest.importorskip("bitsandbytes")
+    run = changed(made, compute=compute)
+    folder = working_folder(run, tmp_path / "here", tiny_folder)
+    site = run.n_layers - 1
+    expected = projections(run, tiny_folder)[site]
+    assert printed(transformers_snippet(run, site), folder, monkeypatch, capsys) == pytest.approx(expected, rel=0.02)
+
+
+def test_an_empty_system_prompt_adds_nothing_where_the_template_has_none(run):
+    assert "system" not in transformers_snippet(changed(run, template={"system_prompt": ""}), 1)
+    given = changed(run, template={"system_prompt": "", "default_system_prompt": "Be kind."})
+    assert '{"role": "system", "content": \'\'}' in transformers_snippet(given, 1)
+
+
+def test_a_snippet_opens_a_gguf_file(made, tmp_path, monkeypatch, capsys):
+    gguf = tmp_path / "tiny.gguf"
+    write_tiny_gguf(gguf, packed=True)
+    run = changed(made, model=dataclasses.asdict(identify(gguf)))
+    folder = working_folder(run, tmp_path / "here", gguf)
+    expected = projections(run, gguf)
+    found = printed(transformers_snippet(run, 1), folder, monkeypatch, capsys)
+    assert found == pytest.approx(expected[1], rel=1e-4, abs=1e-4)
+
+
+def test_a_snippet_of_a_hub_model_names_its_commit(run):
+    hub = changed(run, model={"source": "hub", "name": "org/model", "revision": "c" * 40})
+    for snippet in (transformers_snippet(hub, 1), transformer_lens_snippet(hub, 1)):
+        assert "name = 'org/model'\n" in snippet
+        assert snippet.count(f"(name, revision='{'c' * 40}'") == 2
+    pictured = changed(hub, model={"architecture": "Gemma3ForConditionalGeneration"})
+    assert "AutoModelForImageTextToText.from_pretrained" in transformers_snippet(pictured, 1)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_snippet_of_a_fetched_model_opens_its_folder(name, made, tiny_folder, tmp_path, monkeypatch, capsys):
+    run = changed(made, model={"source": "fetched", "name": name, "quantisation": "Q4_K_M"})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for models in (tmp_path / "models", tmp_path.parent / f"{tmp_path.name}-models"):
+        models.mkdir()
+        (models / name).symlink_to(tiny_folder)
+        monkeypatch.setenv("REFUSAL_MODELS", str(models))
+        snippet = transformers_snippet(run, 1)
+        assert f"`python -m refusal_core fetch {name}` makes the folder" in snippet
+        assert "dequantised" in snippet
+        assert (KNOWN[name].hub_repo or "Q4_K_M") in snippet
+        assert str(tmp_path) + "/" not in snippet
+        folder = tmp_path / f"{models.name}-run"
+        folder.mkdir()
+        shutil.copy(run.path / DIRECTIONS, folder)
+        expected = projections(made, tiny_folder)[1]
+        assert printed(snippet, folder, monkeypatch, capsys) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("shipped", SHIPPED)
+def test_the_snippets_of_a_shipped_run_name_where_its_model_is(shipped):
+    run = open_run(shipped, DEFAULT_CACHE)
+    known = KNOWN[run.model_name]
+    for snippet in (transformers_snippet(run, 1), transformer_lens_snippet(run, 1)):
+        compile(snippet, "snippet", "exec")
+        (line,) = [line for line in snippet.splitlines() if line.startswith("name = ")]
+        scope: dict = {}
+        exec(f"from os.path import expanduser\n{line}", scope)
+        assert Path(scope["name"]) == known.folder
+        assert known.hub_repo in snippet
+        assert known.hub_file in snippet
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("shipped", [name for name in SHIPPED if "0.5b" in name])
+def test_the_snippet_of_a_shipped_run_gives_its_projection(shipped, tmp_path, monkeypatch, capsys):
+    run = open_run(shipped, DEFAULT_CACHE)
+    fetch(run.model_name)
+    expected = projections(run, None)
+    shutil.copy(run.path / DIRECTIONS, tmp_path)
+    for site in (run.n_layers - 1, run.n_layers):
+        found = printed(transformers_snippet(run, site), tmp_path, monkeypatch, capsys)
+        assert found == pytest.approx(expected[site], rel=1e-3)
+
+
+def test_the_transformer_lens_snippet_gives_the_run_s_own_projection(made, tiny_folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformer_lens", reason="needs requirements-benchmarks.txt")
+    folder = working_folder(made, tmp_path / "here", tiny_folder)
+    for run in (made, borrowing(made, DATED, day="2026-01-31"), changed(made, compute={"dtype": "bfloat16"})):
+        expected = projections(run, tiny_folder)
+        for site in (0, run.n_layers - 1, run.n_layers):
+            found = printed(transformer_lens_snippet(run, site), folder, monkeypatch, capsys)
+            close = 1e-3 if run.manifest["compute"]["dtype"] == "float32" else 0.05
+            assert found == pytest.approx(expected[site], rel=close, abs=close)
 
 
 def test_snippets_say_where_other_libraries_keep_the_site(run):
     for site in range(run.n_sites):
-        assert repr(transformer_lens_name(site, run.n_layers)) in transformer_lens_snippet(run, site)
+        name = transformer_lens_name(site, run.n_layers)
+        assert f"hook = {name!r}" in transformer_lens_snippet(run, site)
         compile(transformer_lens_snippet(run, site), "snippet", "exec")
     assert f"hidden_states[{3 + 1}]" in transformers_snippet(run, 3)
     assert "hidden_states has no entry" in transformers_snippet(run, run.n_layers - 1)
 
 
-def test_a_hostile_name_stays_a_string_in_a_snippet(run):
-    name = "'\"\"\"\n__import__('os').system('x')#"
-    manifest = run.manifest | {"model": run.manifest["model"] | {"name": name}}
-    manifest["template"] = manifest["template"] | {"system_prompt": name}
-    hostile = dataclasses.replace(run, manifest=manifest)
+@pytest.mark.parametrize("source", ["fetched", "hub", "folder", "gguf"])
+def test_hostile_text_stays_a_string_in_a_snippet(run, source):
+    text = "'\"\"\"\n__import__('os').system('x')#"
+    hostile = borrowing(run, text, system_prompt=text)
+    hostile = changed(hostile, model={"source": source, "name": text, "revision": text, "architecture": text})
     for snippet in (transformers_snippet(hostile, 1), transformer_lens_snippet(hostile, 1)):
-        assert snippet.count(repr(name)) == 2
-        assert "\n__import__" not in snippet
-        compile(snippet, "snippet", "exec")
+        assert not any(line.startswith("__import__") for line in snippet.splitlines())
+        assert "__import__" in snippet
+        assert {"__import__", "system"}.isdisjoint(compile(snippet, "snippet", "exec").co_names)
 
 
 def test_the_directions_in_the_zip_are_the_run_s(run, monkeypatch, tmp_path):

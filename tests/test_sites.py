@@ -12,7 +12,7 @@ def test_names():
     assert sites.site_label(28, 28) == "final norm"
     assert sites.site_short(28, 28) == "norm"
     assert sites.transformer_lens_name(18, 28) == "blocks.18.hook_resid_post"
-    assert sites.transformer_lens_name(28, 28) == "ln_final.hook_normalized"
+    assert sites.transformer_lens_name(28, 28) == "ln_final.hook_out"
 
 
 def test_hidden_state_indices_and_back():
