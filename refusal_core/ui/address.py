@@ -1,8 +1,9 @@
 """The view a visitor has: run, site, band and chosen prompt, kept across pages and in the address.
 
 The view lives in session state under one key of its own, because Streamlit forgets a widget's value with the widget.
-It is read from the address once, when a visit begins, and written there whenever it changes, so that the address can be
-sent to a colleague. Widgets that edit the view are filled from it before they are drawn and change it when used.
+It is read from the address when a visit begins and when the browser goes back or forward, and written there whenever it
+changes, so that the address can be sent to a colleague. Widgets that edit the view are filled from it before they are
+drawn and change it when used.
 """
 
 from __future__ import annotations
@@ -14,11 +15,23 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 _VIEW = "view"
 _WORDS = ("run", "versus", "prompts", "find", "axes", "units", "published", "among", "measure")
 _LISTS = ("beside", "sets", "labels", "categories", "replies", "marked", "panels", "over", "followed")
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+
+# Streamlit opens another page without options and adds those as a step of their own, at which Back would seem to do
+# nothing.
+_ONE_STEP_A_PAGE = """
+export default function() {
+    history.pushState = (state, title, url) => {
+        const opened = new URL(url, location).pathname === location.pathname && !location.search;
+        History.prototype[opened ? "replaceState" : "pushState"].call(history, state, title, url);
+    };
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,15 @@ def view() -> View:
     return st.session_state[_VIEW]
 
 
+def follow() -> None:
+    """Where the browser went back or forward, take the view of the address it came to; none is kept as it is."""
+    came_to = _parsed(st.query_params.to_dict())
+    if _travelled() and came_to != View():
+        st.session_state[_VIEW] = came_to
+    with st.sidebar:
+        st.components.v2.component("one_step_a_page", js=_ONE_STEP_A_PAGE)(key="one_step_a_page")
+
+
 def change(**parts: Any) -> None:
     """Change parts of the view; the address follows when the page is drawn."""
     st.session_state[_VIEW] = replace(view(), **parts)
@@ -97,10 +119,23 @@ def fill(key: str, value: Any) -> str:
     return key
 
 
+def fill_once(key: str, value: Any) -> str:
+    """Fill a widget that holds a part of the view itself: when first drawn, and when the view was read anew."""
+    if key not in st.session_state or _travelled():
+        st.session_state[key] = value
+    return key
+
+
 def one_of(options: Sequence[str], part: str) -> str:
     """The option that a part of the view names, or the first where it names none of them."""
     named = getattr(view(), part)
     return named if named in options else options[0]
+
+
+def _travelled() -> bool:
+    """Whether the browser went back or forward; an address that is merely old may come with a click made since."""
+    context = get_script_run_ctx()
+    return context is not None and context.is_history_navigation
 
 
 def _parsed(address: dict[str, str]) -> View:

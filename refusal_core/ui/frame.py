@@ -13,6 +13,8 @@ from refusal_core.ui import address
 from refusal_core.ui.accessibility import make_accessible
 
 _ICON = Path(__file__).with_name("icon.png")
+_SIDEBAR_PIXELS = 320
+"""Wide enough for what runs are called."""
 
 PAGES = (
     ("app.py", "Home", "home"),
@@ -36,7 +38,12 @@ def head(title: str, line: str) -> None:
         title: the page's name.
         line: one sentence that says what the page is for.
     """
-    st.set_page_config(page_title=f"{title} · Refusal directions", page_icon=str(_ICON), layout="wide")
+    st.set_page_config(
+        page_title=f"{title} · Refusal directions",
+        page_icon=str(_ICON),
+        layout="wide",
+        initial_sidebar_state=_SIDEBAR_PIXELS,
+    )
     for page, label, icon in PAGES:
         st.sidebar.page_link(page, label=label, icon=f":material/{icon}:")
     st.sidebar.space("small")
@@ -53,6 +60,7 @@ def listed() -> tuple[list[RunSummary], list[BrokenRun]]:
 def frame(title: str, line: str) -> Run:
     """Begin a page and return the chosen run; the page ends here when there is none to show. See :func:`head`."""
     head(title, line)
+    address.follow()
     summaries, broken = listed()
     run_id = _picked(summaries, broken)
     try:

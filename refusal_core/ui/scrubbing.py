@@ -2,7 +2,7 @@
 
 The browser moves the figure's slider without the server. This component listens to the figure's own public events,
 tells Python once the figure has come to rest, moves the figure when the site was changed elsewhere on the page, and
-adds what Plotly's slider lacks: play and pause, arrow keys, and a name for screen readers. It moves the slider as a
+adds what Plotly's slider and buttons lack: play and pause, keys, and names for screen readers. It moves the slider as a
 hand does, by pressing it.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import streamlit as st
 
 _DRIVE = """
-const AT_REST = 250;
+const AT_REST = 250, PAGE = 5;
 const TAKES_ARROWS = "input, textarea, select, [contenteditable=true], [role=radio], [role=tab], [role=option], " +
     "[role=grid], [role=slider], [role=combobox], [role=spinbutton], [role=menuitem]";
 const drivers = new WeakMap();
@@ -72,27 +72,46 @@ function start() {
     // A hand on the figure, but for one on its buttons, stops what plays.
     const touched = (event) => { if (event.isTrusted && event.target.closest(".slider-group")) pause(); };
     const keyed = (event) => {
-        const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-        if (!by || !slider() || event.defaultPrevented) return;
+        if (!slider() || event.defaultPrevented) return;
         if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
         const focused = document.activeElement;
-        if (focused && !chart.contains(focused) && focused.closest(TAKES_ARROWS)) return;
+        const inside = focused && chart.contains(focused);
+        const button = inside && focused.closest(".updatemenu-button");
+        if (button && [" ", "Enter"].includes(event.key)) {
+            event.preventDefault();
+            const click = new MouseEvent("click", { bubbles: true, cancelable: true, view: window });
+            if (!event.repeat) button.dispatchEvent(click);
+            return;
+        }
+        const { active, steps } = slider(), last = steps.length - 1;
+        const anywhere = { ArrowLeft: active - 1, ArrowRight: active + 1 };
+        // Elsewhere these move the page.
+        const within = {
+            ArrowDown: active - 1, ArrowUp: active + 1, PageDown: active - PAGE, PageUp: active + PAGE,
+            Home: 0, End: last,
+        };
+        const next = { ...anywhere, ...(inside && focused.closest(".slider-group") ? within : {}) }[event.key];
+        if (next === undefined || (focused && !inside && focused.closest(TAKES_ARROWS))) return;
         event.preventDefault();
         pause();
-        const next = slider().active + by;
-        if (next >= 0 && next < slider().steps.length) press(next);
+        const site = Math.min(Math.max(next, 0), last);
+        if (site !== active) press(site);
     };
 
+    const describe = (element, says) => {
+        for (const key in says) if (element.getAttribute(key) !== says[key]) element.setAttribute(key, says[key]);
+    };
     const name = () => {
+        for (const button of chart.querySelectorAll(".updatemenu-button"))
+            describe(button, { tabindex: "0", role: "button", "aria-label": button.textContent });
         const group = chart.querySelector(".slider-group");
         if (!group || !slider()) return;
         const { active, steps } = slider();
-        const says = {
+        describe(group, {
             tabindex: "0", role: "slider", "aria-label": "Layer", "aria-valuemin": "0",
             "aria-valuemax": String(steps.length - 1), "aria-valuenow": String(active),
             "aria-valuetext": steps[active].label,
-        };
-        for (const key in says) if (group.getAttribute(key) !== says[key]) group.setAttribute(key, says[key]);
+        });
     };
     const let_go = () => {
         if (!chart || !chart.removeListener) return;

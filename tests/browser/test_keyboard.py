@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from driving import let_settle
+from driving import let_settle, query, until
 from playwright.sync_api import Page, expect
+from synthetic import N_LAYERS
 from synthetic import RUN as SYNTHETIC
 
 # What can be used, as elements that are numbered when they are first seen, each with the group that is one stop of Tab
@@ -74,6 +75,59 @@ def test_every_control_is_reached_by_key_and_shows_that_it_is(open_page, path):
     assert [html for place, html in wanted.items() if place not in reached] == []
     assert unseen == []
     assert len(wanted) > 15
+
+
+def tab_to(page: Page, role: str, name: str) -> None:
+    """Press Tab until a control has the focus."""
+    control = page.get_by_role(role, name=name, exact=True)
+    expect(control).to_be_attached(timeout=60_000)
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        if control.evaluate("(each) => each === document.activeElement"):
+            return
+    raise AssertionError(f"not reached: {name}")
+
+
+def test_the_layers_are_played_and_paused_without_a_mouse(open_page):
+    page = open_page("Layers", run=SYNTHETIC, site="1")
+    title = page.locator(".st-key-panels-place .gtitle")
+    expect(title).to_contain_text(f"layer 1 of {N_LAYERS}", timeout=60_000)
+    let_settle(page)
+    tab_to(page, "button", "Play")
+    page.keyboard.press("Enter")
+    expect(title).to_contain_text(f"layer 3 of {N_LAYERS}", timeout=10_000)
+    tab_to(page, "button", "Pause")
+    page.keyboard.press("Space")
+    page.wait_for_timeout(500)
+    rested = title.text_content()
+    assert "final norm" not in rested
+    page.wait_for_timeout(1500)
+    assert title.text_content() == rested
+
+
+def test_the_slider_goes_to_its_ends_and_five_layers_on_by_key_and_elsewhere_the_page_keeps_those_keys(open_page):
+    page = open_page("Layers", run=SYNTHETIC, site="1")
+    title = page.locator(".st-key-panels-place .gtitle")
+    expect(title).to_contain_text(f"layer 1 of {N_LAYERS}", timeout=60_000)
+    let_settle(page)
+    page.keyboard.press("End")
+    page.wait_for_timeout(500)
+    expect(title).to_contain_text(f"layer 1 of {N_LAYERS}")
+    tab_to(page, "slider", "Layer")
+    for key, site in (
+        ("End", N_LAYERS),
+        ("PageDown", N_LAYERS - 5),
+        ("Home", 0),
+        ("PageDown", 0),
+        ("ArrowUp", 1),
+        ("PageUp", 6),
+        ("ArrowDown", 5),
+        ("PageUp", N_LAYERS),
+    ):
+        page.keyboard.press(key)
+        expect(title).to_contain_text("final norm" if site == N_LAYERS else f"layer {site} of {N_LAYERS}")
+    until(page, lambda: query(page)["site"] == str(N_LAYERS))
+    expect(page.get_by_role("heading", name="final norm")).to_be_visible()
 
 
 def test_a_csv_is_taken_away_without_a_mouse(open_page):

@@ -1,4 +1,4 @@
-"""A copied address: whoever opens it sees the same view."""
+"""A copied address: whoever opens it sees the same view. Back and Forward: the view of the address gone to."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from driving import click_point, let_settle, query, until
 from playwright.sync_api import Page, expect
+from synthetic import N_LAYERS, SECOND_RUN, save_second_run
 from synthetic import RUN as SYNTHETIC
-from synthetic import SECOND_RUN, save_second_run
 
 PATIENCE = 60_000
 SHOWN = """() => {
@@ -117,3 +117,64 @@ def test_causality_with_its_measure(open_page, planted_run):
     page.get_by_role("option").nth(2).click()
     until(page, lambda: "measure" in query(page))
     assert_opens_alike(open_page, page)
+
+
+def assert_at_layer(page: Page, site: int) -> None:
+    expect(page.get_by_role("heading", name=f"layer {site} of {N_LAYERS}")).to_be_visible()
+    expect(page.locator(".st-key-panels-place .gtitle")).to_contain_text(f"layer {site} of {N_LAYERS}")
+    until(page, lambda: query(page).get("site") == str(site))
+    let_settle(page)
+
+
+def test_back_and_forward_go_through_layers_and_pages(open_page):
+    page = opened(open_page, "Layers", run=SYNTHETIC, site="1")
+    assert_at_layer(page, 1)
+    for site in (3, 4):
+        field = page.get_by_label("Layer", exact=True).and_(page.locator("input"))
+        field.fill(str(site))
+        field.press("Enter")
+        assert_at_layer(page, site)
+    for site in (3, 1):
+        page.go_back()
+        assert_at_layer(page, site)
+    page.go_forward()
+    assert_at_layer(page, 3)
+    page.locator("[data-testid=stSidebar]").get_by_role("link", name="Evidence").click()
+    field = page.get_by_label("Layer", exact=True).and_(page.locator("input"))
+    expect(page.locator("h1")).to_have_text("Evidence")
+    expect(field).to_have_value("3")
+    until(page, lambda: query(page).get("site") == "3")
+    let_settle(page)
+    field.fill("2")
+    field.press("Enter")
+    until(page, lambda: query(page)["site"] == "2")
+    let_settle(page)
+    page.go_back()
+    expect(field).to_have_value("3")
+    let_settle(page)
+    page.go_back()
+    expect(page.locator("h1")).to_have_text("Layers")
+    assert_at_layer(page, 3)
+    page.go_back()
+    assert_at_layer(page, 1)
+    for _ in range(2):
+        page.go_forward()
+        let_settle(page)
+    expect(page.locator("h1")).to_have_text("Evidence")
+    expect(page.get_by_label("Layer", exact=True).and_(page.locator("input"))).to_have_value("3")
+
+
+def test_back_takes_a_search_back(open_page):
+    page = opened(open_page, "Outliers", run=SYNTHETIC, site="2")
+    search = page.get_by_label("Search the texts")
+    search.fill("no prompt has this")
+    until(page, lambda: "find" in query(page))
+    let_settle(page)
+    page.go_back()
+    expect(search).to_have_value("")
+    let_settle(page)
+    assert "find" not in query(page)
+    page.go_forward()
+    expect(search).to_have_value("no prompt has this")
+    let_settle(page)
+    assert query(page)["find"] == "no prompt has this"
