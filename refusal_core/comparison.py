@@ -165,24 +165,25 @@ def rank_correlations(shared: Shared, site: int, other_site: int, draws: int = 1
         One row a label of :data:`LABELS`: ``label, n, rho, rho_low, rho_high, tau, tau_low, tau_high``; NaN with fewer
         than five prompts, or where nothing varies.
     """
-    sampled = _sampled(shared.prompts)
-    rows: list[tuple] = []
-    for label in LABELS:
+    sampled = _sampled(shared.prompts, MOST_DRAWN)
+    found = pd.DataFrame({"label": LABELS, "n": 0})
+    points, drawn = np.full((2, len(LABELS)), np.nan), np.full((draws, 2, len(LABELS)), np.nan)
+    for place, label in enumerate(LABELS):
         chosen = sampled & shared.of_label(label)
         ours, theirs = shared.scores[chosen, site], shared.other_scores[chosen, other_site]
         exist = np.isfinite(ours) & np.isfinite(theirs)
         ours, theirs, n = ours[exist], theirs[exist], int(exist.sum())
+        found.loc[place, "n"] = n
         if n < MINIMUM or not (np.ptp(ours) > 0 and np.ptp(theirs) > 0):
-            rows.append((label, n, *[np.nan] * 6))
             continue
         counts = _drawn(shared.prompts[chosen][exist], draws, seed)
-        rho = float(stats.spearmanr(ours, theirs).statistic)
-        tau = float(stats.kendalltau(ours, theirs).statistic)
-        drawn_rho = draw_correlation(value_ranks(ours, counts), value_ranks(theirs, counts), counts)
-        drawn_tau = _draw_kendall(ours, theirs, counts)
-        rows.append((label, n, rho, *interval(drawn_rho, rho, -1, 1), tau, *interval(drawn_tau, tau, -1, 1)))
-    columns = ["label", "n", "rho", "rho_low", "rho_high", "tau", "tau_low", "tau_high"]
-    return pd.DataFrame(rows, columns=columns)
+        points[:, place] = stats.spearmanr(ours, theirs).statistic, stats.kendalltau(ours, theirs).statistic
+        drawn[:, 0, place] = draw_correlation(value_ranks(ours, counts), value_ranks(theirs, counts), counts)
+        drawn[:, 1, place] = _draw_kendall(ours, theirs, counts)
+    low, high = interval(drawn, points, -1, 1)
+    for number, name in enumerate(("rho", "tau")):
+        found[name], found[f"{name}_low"], found[f"{name}_high"] = points[number], low[number], high[number]
+    return found
 
 
 def rank_matrix(shared: Shared, label: str = "both") -> np.ndarray:
@@ -228,36 +229,22 @@ def by_category(run: Run, source: str | None, site: int, draws: int = 1000, seed
         the category, both with 95 % bootstrap intervals over prompts; NaN with fewer than three prompts. Of more than
         :data:`MOST_DRAWN` prompts, so many.
     """
-    prompts = run.prompts[run.rows(source=source) & run.prompts["category"].notna()]
-    prompts = prompts[prompts["label"].isin(("harmful", "harmless"))]
-    prompts = prompts[_sampled(prompts)]
     scores = _standard_scores(run, source)[:, site]
-    rows = []
-    for category, table in prompts.groupby("category"):
-        is_harmful = table["label"].eq("harmful").to_numpy()
-        n_harmful, n_harmless = int(is_harmful.sum()), int((~is_harmful).sum())
-        if not n_harmful:
-            continue
-        values = scores[table.index]
-        counts = np.vstack([np.ones(len(table)), _drawn(table, draws, seed)])
-        harmful, harmless = counts * is_harmful, counts * ~is_harmful
-        means = harmful @ values / harmful.sum(axis=1) if n_harmful >= 3 else np.full(len(counts), np.nan)
-        areas = np.full(len(counts), np.nan)
-        if min(n_harmful, n_harmless) >= 3 and np.isfinite(values).all():
-            areas = rank_auroc(value_ranks(values, counts), harmful, harmless)
-        rows.append(
-            (
-                category,
-                n_harmful,
-                n_harmless,
-                means[0],
-                *interval(means[1:], means[0]),
-                areas[0],
-                *interval(areas[1:], areas[0], 0.0, 1.0),
-            )
-        )
-    numbers = [f"{number}{end}" for number in ("mean", "auroc") for end in ("", "_low", "_high")]
-    return pd.DataFrame(rows, columns=["category", "n_harmful", "n_harmless", *numbers])
+    categories = _drawn_categories(run, source, draws, seed, MOST_DRAWN)
+    means, areas = np.full((2, 1 + draws, len(categories)), np.nan)
+    for place, each in enumerate(categories):
+        values = scores[each.rows]
+        if each.n_harmful >= 3:
+            means[:, place] = each.harmful @ values / each.harmful.sum(axis=1)
+        if min(each.n_harmful, each.n_harmless) >= 3 and np.isfinite(values).all():
+            ranks = value_ranks(values, each.harmful + each.harmless)
+            areas[:, place] = rank_auroc(ranks, each.harmful, each.harmless)
+    rows = [(each.category, each.n_harmful, each.n_harmless) for each in categories]
+    found = pd.DataFrame(rows, columns=["category", "n_harmful", "n_harmless"])
+    for number, drawn, bounds in (("mean", means, (-np.inf, np.inf)), ("auroc", areas, (0.0, 1.0))):
+        found[number] = drawn[0]
+        found[f"{number}_low"], found[f"{number}_high"] = interval(drawn[1:], drawn[0], *bounds)
+    return found
 
 
 def same_model(run: Run, other: Run) -> bool:
@@ -348,11 +335,48 @@ def rank_reading(shared: Shared, numbers: pd.DataFrame, site: int, other_site: i
     return " ".join(said)
 
 
-def _sampled(prompts: pd.DataFrame) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class _Category:
+    """A harm category's prompts, and draws of them.
+
+    Attributes:
+        rows: ``(prompt,)`` in the run.
+        harmful, harmless: ``(1 + draw, prompt)`` how often each counts as either, once each in the first row.
+    """
+
+    category: str
+    rows: np.ndarray
+    harmful: np.ndarray
+    harmless: np.ndarray
+
+    @property
+    def n_harmful(self) -> int:
+        return int(self.harmful[0].sum())
+
+    @property
+    def n_harmless(self) -> int:
+        return int(self.harmless[0].sum())
+
+
+@lru_cache(maxsize=8)
+def _drawn_categories(run: Run, source: str | None, draws: int, seed: int, most: int) -> list[_Category]:
+    """The categories that have harmful prompts. A site changes nothing here, and this is most of the work."""
+    prompts = run.prompts[run.rows(source=source) & run.prompts["category"].notna()]
+    prompts = prompts[prompts["label"].isin(("harmful", "harmless"))]
+    found = []
+    for category, table in prompts[_sampled(prompts, most)].groupby("category"):
+        is_harmful = table["label"].eq("harmful").to_numpy()
+        if is_harmful.any():
+            counts = np.vstack([np.ones(len(table)), _drawn(table, draws, seed)])
+            found.append(_Category(str(category), table.index.to_numpy(), counts * is_harmful, counts * ~is_harmful))
+    return found
+
+
+def _sampled(prompts: pd.DataFrame, most: int) -> np.ndarray:
     """``(prompt,)`` bool: those that draws are made of."""
-    if len(prompts) <= MOST_DRAWN:
+    if len(prompts) <= most:
         return np.ones(len(prompts), dtype=bool)
-    return prompts["prompt_id"].isin(np.sort(prompts["prompt_id"].to_numpy())[:MOST_DRAWN]).to_numpy()
+    return prompts["prompt_id"].isin(np.sort(prompts["prompt_id"].to_numpy())[:most]).to_numpy()
 
 
 def _drawn(prompts: pd.DataFrame, draws: int, seed: int) -> np.ndarray:
@@ -391,9 +415,15 @@ def _draw_kendall(ours: np.ndarray, theirs: np.ndarray, counts: np.ndarray) -> n
     weights = counts.astype(np.float32)
     agreeing = np.einsum("dp,dp->d", weights @ (signs * others).astype(np.float32), weights, dtype=np.float64)
     pairs = counts.sum(axis=1) ** 2
-    untied, others_untied = (pairs - (tied_counts(values, counts) ** 2).sum(axis=1) for values in (ours, theirs))
+    untied, others_untied = (pairs - _squares(values, counts) for values in (ours, theirs))
     with np.errstate(invalid="ignore", divide="ignore"):
         return agreeing / np.sqrt(untied * others_untied)
+
+
+def _squares(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """``(draw,)`` how many pairs of draws, each with itself included, are of one value."""
+    tied = counts if len(np.unique(values)) == len(values) else tied_counts(values, counts)
+    return np.einsum("dv,dv->d", tied, tied)
 
 
 def _unit_ranks(scores: np.ndarray) -> np.ndarray:

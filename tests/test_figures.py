@@ -43,7 +43,7 @@ def test_the_panels_have_a_frame_a_site_that_counts_every_prompt(run):
     for site, frame in enumerate(figure.frames):
         for place in bars:
             bar, label = frame.data[place], figure.data[place].name
-            edges = np.concatenate([bar.x - bar.width / 2, bar.x[-1:] + bar.width / 2]).astype(float)
+            edges = np.concatenate([bar.x, bar.x[-1:] + bar.width]).astype(float)
             values = run.projections[run.rows(label), site]
             edges[[0, -1]] = min(edges[0], values.min()), max(edges[-1], values.max())
             assert int(np.sum(bar.y)) == 16
@@ -54,9 +54,8 @@ def test_the_panels_have_a_frame_a_site_that_counts_every_prompt(run):
 
 def test_a_bar_says_its_own_edges(run):
     bar = linked(run, 0).frames[3].data[0]
-    low, high = (float(end) for end in bar.hovertext[7].split(" to "))
-    assert low == pytest.approx(bar.x[7] - bar.width / 2, rel=1e-3, abs=1e-3)
-    assert high == pytest.approx(bar.x[7] + bar.width / 2, rel=1e-3, abs=1e-3)
+    np.testing.assert_allclose(np.asarray(bar.hovertext, dtype=float)[:-1], bar.x[1:])
+    assert float(bar.hovertext[-1]) == pytest.approx(bar.x[-1] + bar.width, rel=1e-5)
 
 
 def test_the_panels_mark_the_means_where_they_are(run):
@@ -389,7 +388,7 @@ def test_rank_figures_show_the_matrix(compared):
     run = compared[0].run
     shared = comparison.shared_prompts(run, run)
     matrix = comparison.rank_matrix(shared)
-    heat = comparison_figures.rank_heat(shared, matrix, 2, 3, "AB")
+    heat = comparison_figures.move_square(comparison_figures.rank_heat(shared, matrix, "AB"), 2, 3)
     np.testing.assert_array_equal(heat.data[0].z, matrix)
     assert (heat.data[1].x[0], heat.data[1].y[0]) == (3, 2)
     curve = comparison_figures.rank_over_depth(compared, [matrix], "both")

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from refusal_core.comparison import NUMBERS, Shared, is_control, matched
 from refusal_core.evidence import Evidence
-from refusal_core.figures.style import ACCENT, GREY, PROBE, blank, ribbon, safe
+from refusal_core.figures.style import ACCENT, GREY, PROBE, blank, line_at, ribbon, safe
 from refusal_core.findings import PROBE_PAIRS, onset
 from refusal_core.outliers import standardised
 from refusal_core.runs import Run
@@ -119,8 +119,8 @@ def rank_over_depth(compared: Sequence[Side], matrices: Sequence[np.ndarray], la
     return figure
 
 
-def rank_heat(shared: Shared, matrix: np.ndarray, site: int, other_site: int, letters: Sequence[str]) -> go.Figure:
-    """Spearman's rho of every site of one run with every site of another; a square marks the two that are shown."""
+def rank_heat(shared: Shared, matrix: np.ndarray, letters: Sequence[str]) -> go.Figure:
+    """Spearman's rho of every site of one run with every site of another; see also :func:`move_square`."""
     figure = blank(420)
     labels = [[each.site_label(at) for at in range(each.n_sites)] for each in (shared.run, shared.other)]
     figure.add_heatmap(
@@ -136,8 +136,6 @@ def rank_heat(shared: Shared, matrix: np.ndarray, site: int, other_site: int, le
         hovertemplate="%{customdata}: ρ = %{z:.2f}<extra></extra>",
     )
     figure.add_scatter(
-        x=[other_site],
-        y=[site],
         mode="markers",
         marker={"symbol": "square-open", "size": 15, "color": "#000000", "line": {"width": 2.5}},
         showlegend=False,
@@ -159,6 +157,11 @@ def rank_heat(shared: Shared, matrix: np.ndarray, site: int, other_site: int, le
             zeroline=False,
         )
     return figure
+
+
+def move_square(figure: go.Figure, site: int, other_site: int) -> go.Figure:
+    """Mark the two sites that are shown in a figure of :func:`rank_heat`; returns the figure."""
+    return figure.update_traces(x=[other_site], y=[site], selector=-1)
 
 
 def prompt_over_depth(compared: Sequence[Side], rows: Sequence[int | None], depth: float) -> go.Figure:
@@ -195,39 +198,46 @@ def by_category(compared: Sequence[Side], tables: Sequence[pd.DataFrame], number
     """
     title, chance = CATEGORY_NUMBERS[number]
     categories = sorted({category for table in tables for category in table["category"]}, reverse=True)
-    figure = blank(110 + 30 * len(categories))
     step = 0.6 / len(compared)
+    traces = []
     for place, (side, table) in enumerate(zip(compared, tables, strict=True)):
         known = table.dropna(subset=number)
-        figure.add_scatter(
-            x=known[number],
-            y=[categories.index(each) + (len(compared) - 1 - 2 * place) / 2 * step for each in known["category"]],
-            mode="markers",
-            name=side.name,
-            marker={"color": side.colour, "symbol": side.symbol, "size": 8},
-            error_x={
-                "type": "data",
-                "array": known[f"{number}_high"] - known[number],
-                "arrayminus": known[number] - known[f"{number}_low"],
-                "color": side.colour,
-                "thickness": 1.5,
-                "width": 0,
-            },
-            customdata=[
-                f"{safe(row.category)}, {side.letter}: {row.n_harmful} harmful, {row.n_harmless} harmless prompts"
-                for row in known.itertuples()
-            ],
-            hovertemplate="%{customdata}<br>%{x:.2f}<extra></extra>",
+        beside = (len(compared) - 1 - 2 * place) / 2 * step
+        traces.append(
+            {
+                "type": "scatter",
+                "x": known[number],
+                "y": [categories.index(each) + beside for each in known["category"]],
+                "mode": "markers",
+                "name": side.name,
+                "marker": {"color": side.colour, "symbol": side.symbol, "size": 8},
+                "error_x": {
+                    "type": "data",
+                    "array": known[f"{number}_high"] - known[number],
+                    "arrayminus": known[number] - known[f"{number}_low"],
+                    "color": side.colour,
+                    "thickness": 1.5,
+                    "width": 0,
+                },
+                "customdata": [
+                    f"{safe(row.category)}, {side.letter}: {row.n_harmful} harmful, {row.n_harmless} harmless prompts"
+                    for row in known.itertuples()
+                ],
+                "hovertemplate": "%{customdata}<br>%{x:.2f}<extra></extra>",
+            }
         )
-    figure.add_vline(x=chance, line={"color": GREY, "width": 1, "dash": "dot"}, layer="below")
-    figure.update_xaxes(title_text=title)
-    figure.update_yaxes(
-        tickvals=list(range(len(categories))),
-        ticktext=[safe(each, width=26, limit=40) for each in categories],
-        range=[-0.6, len(categories) - 0.4],
-        zeroline=False,
+    return blank(
+        110 + 30 * len(categories),
+        traces,
+        shapes=[line_at("x", chance, color=GREY, width=1, dash="dot") | {"layer": "below"}],
+        xaxis={"title_text": title},
+        yaxis={
+            "tickvals": list(range(len(categories))),
+            "ticktext": [safe(each, width=26, limit=40) for each in categories],
+            "range": [-0.6, len(categories) - 0.4],
+            "zeroline": False,
+        },
     )
-    return figure
 
 
 def direction_cosines(compared: Sequence[Side], cosines: Sequence[np.ndarray | None]) -> go.Figure:

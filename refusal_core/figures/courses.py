@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from refusal_core.figures.style import LABEL_COLOUR, LABEL_DASH, blank, safe, site_axis, translucent
+from refusal_core.figures.style import (
+    GREY,
+    LABEL_COLOUR,
+    LABEL_DASH,
+    blank,
+    line_at,
+    safe,
+    site_axis,
+    translucent,
+)
 from refusal_core.outliers import standardised
 from refusal_core.runs import Run
 
@@ -33,46 +43,51 @@ def courses(run: Run, lines: Sequence[Course], site: int | None = None, raw: boo
         site: marked with a vertical line.
         raw: activation units instead of :func:`~refusal_core.outliers.standardised` ones.
     """
-    figure = blank(400)
+    traces: list[dict[str, Any]] = []
     sites = np.arange(run.n_sites)
     scale = (lambda values: values) if raw else (lambda values: standardised(run, values))
     for label in ("harmless", "harmful"):
         values = scale(run.projections[run.rows(label)])
         for low, high, alpha in _RIBBONS:
             bounds = np.percentile(values, [low, high], axis=0)
-            figure.add_scatter(
-                x=np.concatenate([sites, sites[::-1]]),
-                y=np.concatenate([bounds[1], bounds[0][::-1]]),
-                mode="lines",
-                fill="toself",
-                fillcolor=translucent(LABEL_COLOUR[label], alpha),
-                line={"width": 0},
-                hoverinfo="skip",
-                name=f"{high - low} % of {label}",
-                showlegend=low == 5,
-            )
-        figure.add_scatter(
-            x=sites,
-            y=values.mean(axis=0),
-            mode="lines",
-            line={"color": LABEL_COLOUR[label], "width": 1.2, "dash": LABEL_DASH[label]},
-            hoverinfo="skip",
-            showlegend=False,
-        )
+            ribbon = {
+                "x": np.concatenate([sites, sites[::-1]]),
+                "y": np.concatenate([bounds[1], bounds[0][::-1]]),
+                "mode": "lines",
+                "fill": "toself",
+                "fillcolor": translucent(LABEL_COLOUR[label], alpha),
+                "line": {"width": 0},
+                "hoverinfo": "skip",
+                "name": f"{high - low} % of {label}",
+                "showlegend": low == 5,
+            }
+            traces.append(ribbon)
+        mean = {
+            "x": sites,
+            "y": values.mean(axis=0),
+            "mode": "lines",
+            "line": {"color": LABEL_COLOUR[label], "width": 1.2, "dash": LABEL_DASH[label]},
+            "hoverinfo": "skip",
+            "showlegend": False,
+        }
+        traces.append(mean)
     labels = [run.site_label(int(each)) for each in sites]
     for line in lines:
-        figure.add_scatter(
-            x=sites,
-            y=scale(line.projection),
-            mode="lines+markers",
-            name=line.name,
-            line={"color": line.colour, "width": 2.5, "dash": line.dash},
-            marker={"size": 5},
-            customdata=np.column_stack([labels, line.projection.round(4)]),
-            hovertemplate=f"{safe(line.text)}<br>%{{customdata[0]}}: %{{customdata[1]}}<extra></extra>",
-        )
-    site_axis(figure, run)
-    figure.update_yaxes(title_text="activation units" if raw else "standard deviations from the midpoint")
-    if site is not None:
-        figure.add_vline(x=site, line={"width": 1.5, "dash": "dot", "color": "#8C8C8C"})
-    return figure
+        course = {
+            "x": sites,
+            "y": scale(line.projection),
+            "mode": "lines+markers",
+            "name": line.name,
+            "line": {"color": line.colour, "width": 2.5, "dash": line.dash},
+            "marker": {"size": 5},
+            "customdata": np.column_stack([labels, line.projection.round(4)]),
+            "hovertemplate": f"{safe(line.text)}<br>%{{customdata[0]}}: %{{customdata[1]}}<extra></extra>",
+        }
+        traces.append(course)
+    return blank(
+        400,
+        [{"type": "scatter", **trace} for trace in traces],
+        shapes=[] if site is None else [line_at("x", site, width=1.5, dash="dot", color=GREY)],
+        xaxis=site_axis(run),
+        yaxis={"title_text": "activation units" if raw else "standard deviations from the midpoint"},
+    )

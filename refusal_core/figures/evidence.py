@@ -69,7 +69,7 @@ def overview(run: Run, evidence: Evidence, site: int | None = None) -> go.Figure
         },
         margin={"t": 64},
     )
-    site_axis(figure, run)
+    figure.update_xaxes(site_axis(run))
     return figure
 
 
@@ -221,7 +221,7 @@ def cosines(run: Run, evidence: Evidence) -> go.Figure:
         colorbar={"title": {"text": "cosine"}, "thickness": 12},
         hovertemplate="sites %{y} and %{x}: cosine %{z:.2f}<extra></extra>",
     )
-    site_axis(figure, run)
+    figure.update_xaxes(site_axis(run))
     figure.update_yaxes(title_text="layer")
     return figure
 
@@ -278,7 +278,7 @@ def _transfer(evidence: Evidence, source: str) -> pd.DataFrame:
 
 
 def _over_layers(figure: go.Figure, run: Run, site: int, title: str) -> go.Figure:
-    site_axis(figure, run)
+    figure.update_xaxes(site_axis(run))
     figure.update_yaxes(title_text=title)
     mark_site(figure, site)
     return figure

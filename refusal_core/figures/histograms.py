@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from refusal_core.figures.courses import Course
-from refusal_core.figures.style import GREY, bars_of, blank
+from refusal_core.figures.style import GREY, bars_of, blank, line_at
 from refusal_core.runs import Run
 
 BINS = 50
@@ -24,24 +24,33 @@ def histogram(
         band: shaded interval of projections; the figure then lets a new one be dragged.
         placed: prompts marked with a vertical line where they fall.
     """
-    figure = blank(height, barmode="overlay", bargap=0)
     values = run.projections[run.rows(), site]
     ends = [values.min(), values.max(), *(line.projection[site] for line in placed)]
     edges = np.linspace(min(ends), max(max(ends), min(ends) + 1e-9), BINS + 1)
-    ranges = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
-    for label in ("harmful", "harmless"):
-        figure.add_bar(
-            x=(edges[:-1] + edges[1:]) / 2,
-            y=np.histogram(run.projections[run.rows(label), site], edges)[0],
-            width=edges[1] - edges[0],
-            hovertext=ranges,
+    bars = [
+        {
+            "type": "bar",
+            "x": edges[:-1],
+            "y": np.histogram(run.projections[run.rows(label), site], edges)[0],
+            "width": edges[1] - edges[0],
+            "hovertext": edges[1:],
             **bars_of(label),
-        )
+        }
+        for label in ("harmful", "harmless")
+    ]
+    shapes = [line_at("x", line.projection[site], color=line.colour, width=2.5, dash=line.dash) for line in placed]
+    dragged: dict[str, Any] = {}
     if band is not None:
-        figure.add_vrect(x0=band[0], x1=band[1], line={"width": 1, "color": GREY}, fillcolor=GREY, opacity=0.2)
-        figure.update_layout(dragmode="select", selectdirection="h")
-    for line in placed:
-        figure.add_vline(x=line.projection[site], line={"color": line.colour, "width": 2.5, "dash": line.dash})
-    figure.update_xaxes(title_text=f"projection at {run.site_label(site)} (activation units)")
-    figure.update_yaxes(title_text="prompts")
-    return figure
+        look = {"line": {"width": 1, "color": GREY}, "fillcolor": GREY, "opacity": 0.2}
+        shapes.insert(0, {"type": "rect", "x0": band[0], "x1": band[1], "yref": "paper", "y0": 0, "y1": 1, **look})
+        dragged = {"dragmode": "select", "selectdirection": "h"}
+    return blank(
+        height,
+        bars,
+        barmode="overlay",
+        bargap=0,
+        shapes=shapes,
+        xaxis={"title_text": f"projection at {run.site_label(site)} (activation units)"},
+        yaxis={"title_text": "prompts"},
+        **dragged,
+    )

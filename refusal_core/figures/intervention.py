@@ -51,7 +51,7 @@ def over_layers(run: Run, table: pd.DataFrame, sweep: str, measure: str | None =
         plain = effects.select(table, "none", label)[measure].iloc[0]
         figure.add_hline(y=plain, line={"color": GREY, "width": 1, "dash": "dot"})
     mark_site(figure, site if site is not None and site < run.n_layers else None)
-    site_axis(figure, run)
+    figure.update_xaxes(site_axis(run))
     figure.update_yaxes(title_text=MEASURES[measure])
     return figure
 
@@ -108,7 +108,7 @@ def choice(run: Run, candidates: pd.DataFrame, chosen: pd.Series | None) -> go.F
             marker={"size": 16, "symbol": "circle-open", "color": ACCENT, "line": {"width": 3}},
             hoverinfo="skip",
         )
-    site_axis(figure, run)
+    figure.update_xaxes(site_axis(run))
     figure.update_yaxes(title_text="refusal log-odds of harmful prompts")
     return figure
 

@@ -186,7 +186,7 @@ def _add_published(
 
 
 def _finish(figure: go.Figure, run: Run, site: int | None, y_title: str) -> None:
-    site_axis(figure, run)
+    figure.update_xaxes(site_axis(run))
     figure.update_yaxes(title_text=y_title)
     figure.update_layout(clickmode="event+select", hovermode="closest")
     mark_site(figure, site)

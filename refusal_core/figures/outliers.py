@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_core.figures.histograms import histogram
-from refusal_core.figures.style import GREY, LABEL_COLOUR, LABEL_SYMBOL, blank, safe, site_axis
+from refusal_core.figures.style import GREY, LABEL_COLOUR, LABEL_SYMBOL, blank, line_at, safe, site_axis
 from refusal_core.runs import Run
 
 MOST_POINTS = 400
@@ -27,7 +28,7 @@ def band(run: Run, site: int, ends: tuple[float, float], found: pd.DataFrame, ch
         chosen: a row of the run, drawn ringed wherever it projects.
     """
     figure = histogram(run, site, ends, height=420)
-    figure.update_shapes(yref="paper")
+    points: list[dict[str, Any]] = []
     there = {*found["label"], *([] if chosen is None else [run.prompts["label"][chosen]])}
     labels = [label for label in _LANES if label in there]
     shown = found
@@ -36,48 +37,44 @@ def band(run: Run, site: int, ends: tuple[float, float], found: pd.DataFrame, ch
     for label in labels:
         part = shown[shown["label"].eq(label)]
         symbol = LABEL_SYMBOL[label]
-        figure.add_scatter(
-            x=part["projection"],
-            y=[_LANES[label] + _jitter(prompt_id) for prompt_id in part["prompt_id"]],
-            yaxis="y2",
-            mode="markers",
-            name=label,
-            showlegend=False,
-            marker={
-                "color": LABEL_COLOUR[label],
-                "symbol": [f"{symbol}-open" if mark else symbol for mark in part["mark"]],
-                "size": 8,
-                "opacity": 0.85,
-            },
-            selected={"marker": {"opacity": 0.85}},
-            unselected={"marker": {"opacity": 0.85}},
-            customdata=part["prompt_id"],
-            text=[
+        # One symbol for all is checked in no time, and a list of them each by itself.
+        symbols = [f"{symbol}-open" if mark else symbol for mark in part["mark"]] if part["mark"].any() else symbol
+        of_label = {
+            "x": part["projection"],
+            "y": [_LANES[label] + _jitter(prompt_id) for prompt_id in part["prompt_id"]],
+            "name": label,
+            "showlegend": False,
+            "marker": {"color": LABEL_COLOUR[label], "symbol": symbols, "size": 8, "opacity": 0.85},
+            "selected": {"marker": {"opacity": 0.85}},
+            "unselected": {"marker": {"opacity": 0.85}},
+            "customdata": part["prompt_id"],
+            "text": [
                 safe(text) + (f"<br>marked {mark}" if mark else "")
                 for text, mark in zip(part["text"], part["mark"], strict=True)
             ],
-            hovertemplate="%{text}<br>%{x:.4g}<extra></extra>",
-        )
+            "hovertemplate": "%{text}<br>%{x:.4g}<extra></extra>",
+        }
+        points.append(of_label)
     if chosen is not None:
         prompt = run.prompts.loc[chosen]
-        figure.add_scatter(
-            x=[run.projections[chosen, site]],
-            y=[_LANES[prompt["label"]] + _jitter(prompt["prompt_id"])],
-            yaxis="y2",
-            mode="markers",
-            name="the chosen prompt",
-            marker={
+        ringed = {
+            "x": [run.projections[chosen, site]],
+            "y": [_LANES[prompt["label"]] + _jitter(prompt["prompt_id"])],
+            "name": "the chosen prompt",
+            "marker": {
                 "color": LABEL_COLOUR[prompt["label"]],
                 "symbol": LABEL_SYMBOL[prompt["label"]],
                 "size": 14,
                 "line": {"color": GREY, "width": 3},
             },
-            selected={"marker": {"opacity": 1}},
-            unselected={"marker": {"opacity": 1}},
-            customdata=[prompt["prompt_id"]],
-            text=[safe(prompt["text"])],
-            hovertemplate="%{text}<br>%{x:.4g}<extra>chosen</extra>",
-        )
+            "selected": {"marker": {"opacity": 1}},
+            "unselected": {"marker": {"opacity": 1}},
+            "customdata": [prompt["prompt_id"]],
+            "text": [safe(prompt["text"])],
+            "hovertemplate": "%{text}<br>%{x:.4g}<extra>chosen</extra>",
+        }
+        points.append(ringed)
+    figure.add_traces([{"type": "scatter", "mode": "markers", "yaxis": "y2", **each} for each in points])
     figure.update_layout(
         yaxis={"domain": [0.36, 1]},
         yaxis2={
@@ -105,28 +102,33 @@ def ranks(run: Run, table: pd.DataFrame, label: str, site: int) -> go.Figure:
         label: the prompt's.
         site: marked with a vertical line.
     """
-    figure = blank(400)
     names = [run.site_label(each) for each in range(run.n_sites)]
+    lines = []
     for column, name, colour, dash in (
         ("own", f"among {label} prompts", LABEL_COLOUR[label], "solid"),
         ("all", "among all", GREY, "dot"),
     ):
         if table[column].isna().all():
             continue
-        figure.add_scatter(
-            x=table["site"],
-            y=table[column],
-            mode="lines+markers",
-            name=name,
-            line={"color": colour, "width": 2.5, "dash": dash},
-            marker={"size": 5},
-            customdata=names,
-            hovertemplate=f"%{{customdata}}<br>%{{y:.0f}} % {name} project below it<extra></extra>",
-        )
-    site_axis(figure, run)
-    figure.update_yaxes(title_text="percent that project below it", range=[-3, 103])
-    figure.add_vline(x=site, line={"width": 1.5, "dash": "dot", "color": GREY})
-    return figure
+        line = {
+            "type": "scatter",
+            "x": table["site"],
+            "y": table[column],
+            "mode": "lines+markers",
+            "name": name,
+            "line": {"color": colour, "width": 2.5, "dash": dash},
+            "marker": {"size": 5},
+            "customdata": names,
+            "hovertemplate": f"%{{customdata}}<br>%{{y:.0f}} % {name} project below it<extra></extra>",
+        }
+        lines.append(line)
+    return blank(
+        400,
+        lines,
+        shapes=[line_at("x", site, width=1.5, dash="dot", color=GREY)],
+        xaxis=site_axis(run),
+        yaxis={"title_text": "percent that project below it", "range": [-3, 103]},
+    )
 
 
 def _jitter(prompt_id: str) -> float:

@@ -6,7 +6,7 @@ from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import cycle, pairwise
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -223,10 +223,11 @@ def _histogram(shown: _Shown) -> list[_Trace]:
 
     def bars(label: str) -> Callable[[int], dict[str, Any]]:
         return lambda site: {
-            "x": _compact(centres[:, site]),
+            "x": _compact(edges[:-1, site]),
             "y": shown.counts[label][:, site].astype(np.int32),
             "width": float(widths[site]),
-            "hovertext": [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges[:, site])],
+            # Where texts are expected Plotly sends numbers as float64, whatever they were.
+            "hovertext": edges[1:, site].astype(np.float64),
         }
 
     def mean(label: str) -> Callable[[int], dict[str, Any]]:

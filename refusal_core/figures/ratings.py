@@ -40,7 +40,7 @@ def over_layers(run: Run, by_site: pd.DataFrame, site: int) -> go.Figure:
             interval_line(figure, run, table, "rho", name, colour, dash)
     figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
     mark_site(figure, site)
-    site_axis(figure, run)
+    figure.update_xaxes(site_axis(run))
     figure.update_yaxes(title_text="Spearman's ρ")
     return figure
 

@@ -40,7 +40,7 @@ def change(shown: Change) -> go.Figure:
         customdata=names,
         hovertemplate="%{customdata}<br>cosine %{y:.4f}<extra></extra>",
     )
-    site_axis(figure, shown.before, anchor="y2")
+    figure.update_xaxes(site_axis(shown.before), anchor="y2")
     figure.update_layout(
         yaxis={"domain": [0.34, 1], "title_text": "Cohen's d"},
         yaxis2={"domain": [0, 0.26], "anchor": "x", "fixedrange": True, "automargin": True, "title_text": "cosine"},

@@ -22,7 +22,7 @@ def direction_analysis(run: Run) -> go.Figure:
     for column, part in enumerate(parts.values(), start=1):
         for trace in part.data:
             figure.add_trace(trace, row=1, col=column)
-        site_axis(figure, run, row=1, col=column)
+        figure.update_xaxes(site_axis(run), row=1, col=column)
     figure.data[0].showlegend = False
     figure.update_yaxes(type="log", dtick=1, row=1, col=1)
     figure.update_yaxes(tickformat=".0%", row=1, col=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import textwrap
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -51,10 +52,14 @@ def translucent(colour: str, alpha: float) -> str:
 
 
 def bars_of(label: str) -> dict[str, object]:
-    """The look of a label's histogram bars, which keep it under a selection too: told apart by pattern and colour."""
+    """The look of a label's histogram bars, which keep it under a selection too: told apart by pattern and colour.
+
+    A bar's ``x`` is the lower edge of its bin, its ``hovertext`` the upper.
+    """
     colour = LABEL_COLOUR[label]
     return {
         "name": label,
+        "offset": 0,
         "marker": {
             "color": translucent(colour, 0.55),
             "line": {"width": 0},
@@ -62,13 +67,21 @@ def bars_of(label: str) -> dict[str, object]:
         },
         "selected": {"marker": {"opacity": 1}},
         "unselected": {"marker": {"opacity": 1}},
-        "hovertemplate": f"%{{y}} {label} prompts<br>%{{hovertext}}<extra></extra>",
+        "hovertemplate": f"%{{y}} {label} prompts<br>%{{x:.4g}} to %{{hovertext:.4g}}<extra></extra>",
     }
 
 
-def blank(height: int, **layout: object) -> go.Figure:
-    """An empty figure in the shared look."""
-    return go.Figure(layout={**_look(height), "xaxis": _AXIS, "yaxis": _AXIS, **layout})
+def blank(height: int, traces: Sequence[dict[str, Any]] = (), **layout: Any) -> go.Figure:
+    """A figure in the shared look, empty or with its traces; given whole it is made in a fraction of the time."""
+    axes = {name: {**_AXIS, **layout.pop(name, {})} for name in ("xaxis", "yaxis")}
+    return go.Figure(list(traces), {**_look(height), **axes, **layout})
+
+
+def line_at(axis: str, value: float, **line: Any) -> dict[str, Any]:
+    """A shape across a figure at a value of its ``x`` or ``y`` axis."""
+    across = "y" if axis == "x" else "x"
+    ends = {f"{axis}0": value, f"{axis}1": value, f"{across}0": 0, f"{across}1": 1}
+    return {"type": "line", "xref": "x", "yref": "y", f"{across}ref": f"{across} domain", **ends, "line": line}
 
 
 def dress(figure: go.Figure, height: int, **layout: object) -> go.Figure:
@@ -126,19 +139,18 @@ def page_look(dark: bool) -> dict[str, Any]:
     }
 
 
-def site_axis(figure: go.Figure, run: Run, **position: object) -> None:
-    """Give a figure over the layers its axis: layer numbers, then ``norm``."""
+def site_axis(run: Run) -> dict[str, Any]:
+    """The axis of a figure over the layers: layer numbers, then ``norm``."""
     ticks = [*range(0, run.n_layers, max(1, run.n_layers // 7)), run.n_layers]
     if ticks[-1] - ticks[-2] < 2 and len(ticks) > 2:
         del ticks[-2]
-    figure.update_xaxes(
-        title_text="layer",
-        tickvals=ticks,
-        ticktext=[site_short(site, run.n_layers) for site in ticks],
-        range=[-0.5, run.n_layers + 0.5],
-        zeroline=False,
-        **position,
-    )
+    return {
+        "title_text": "layer",
+        "tickvals": ticks,
+        "ticktext": [site_short(site, run.n_layers) for site in ticks],
+        "range": [-0.5, run.n_layers + 0.5],
+        "zeroline": False,
+    }
 
 
 def mark_site(figure: go.Figure, site: int | None) -> None:

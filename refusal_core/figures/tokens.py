@@ -86,7 +86,7 @@ def token_heatmap(
             y1=len(tokens) + 0.5,
             line={"width": 1.5, "dash": "dot", "color": "#8C8C8C"},
         )
-    site_axis(figure, run)
+    figure.update_xaxes(site_axis(run))
     figure.update_yaxes(
         tickvals=rows, ticktext=names, range=[len(tokens) + 0.5, -0.5], showgrid=False, zeroline=False, automargin=True
     )
