@@ -6,7 +6,7 @@ import streamlit as st
 
 from refusal_core.figures.layers import three_questions
 from refusal_core.findings import verdict
-from refusal_core.ui.evidence import evidence_of
+from refusal_core.ui.evidence import evidence_or_none
 from refusal_core.ui.frame import frame
 from refusal_core.ui.layout import chart, heading, run_facts, run_in_a_line, strongest_layers
 from refusal_core.ui.taking_away import take_away
@@ -16,7 +16,8 @@ run = frame(
     "How a chat model tells harmful requests from harmless ones, layer by layer, and whether that is about harm.",
 )
 st.text(run_in_a_line(run))
-heading(verdict(evidence_of(run)))
+evidence = evidence_or_none(run)
+heading("No evidence is kept with this run." if evidence is None else verdict(evidence))
 strongest_layers(run)
 chart(three_questions(run), "home_curves")
 st.caption(

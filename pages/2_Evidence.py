@@ -7,7 +7,7 @@ import streamlit as st
 from refusal_core.findings import QUESTIONS, reading, sampling, verdict
 from refusal_core.ui.evidence import cosines_chart, evidence_chart, evidence_or_end, numbers_table
 from refusal_core.ui.frame import frame, site_picker
-from refusal_core.ui.layout import heading, plain
+from refusal_core.ui.layout import heading, sentences
 
 run = frame("Evidence", "Whether the direction is real, about harm, and more than the way two datasets are written.")
 evidence = evidence_or_end(run)
@@ -20,10 +20,10 @@ st.caption(
     "the first without mean crossings; it says that the two labels' texts come apart, not that harm does."
 )
 if note := sampling(evidence):
-    st.caption(plain(note))
+    st.caption(sentences(note))
 for name, question in QUESTIONS.items():
     st.subheader(question, anchor=False)
-    st.markdown(plain(reading(evidence, name, site)))
+    st.markdown(sentences(reading(evidence, name, site)))
     evidence_chart(run, evidence, name, site)
     if name == "space":
         cosines_chart(run, evidence)

@@ -21,7 +21,7 @@ clicked = [parts.scatter(run, rated, site)]
 st.caption("Each point is a prompt that was rated; open marks are of the transfer sets. Click one to read it.")
 st.subheader("Where people and projection disagree", anchor=False)
 st.caption("Ranked by how far a prompt's place by rating is from its place by projection at this layer.")
-clicked.append(parts.disagreement_list(rated))
+clicked.append(parts.disagreement_list(run, rated))
 parts.download(found)
 chosen = chosen_prompt(run, next((row for row in clicked if row is not None), None))
 if chosen is not None:

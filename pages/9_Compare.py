@@ -6,12 +6,13 @@ import streamlit as st
 
 from refusal_core.comparison import probe_reading
 from refusal_core.ui import comparison as parts
+from refusal_core.ui.evidence import evidence_or_none
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.layout import heading
 
 run = frame("Compare", "Two to five runs side by side: where each tells harm, and how alike they see the same prompts.")
 compared = parts.chosen_sides(run)
-evidence = [parts.evidence_or_none(side) for side in compared]
+evidence = [evidence_or_none(side.run) for side in compared]
 tables = parts.tables_over_depth(compared, evidence)
 heading(probe_reading([side.run for side in compared], [side.letter for side in compared], tables))
 parts.controls(compared, evidence)

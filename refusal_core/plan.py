@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ def _download_bytes(info: ModelInfo) -> int | None:
 
 def _absolute(model: str) -> str:
     """A file or folder as it is found from any folder; names and hub ids as they are."""
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))  # unlike pathlib's, silent about a home that nobody has
     try:
         return str(path.absolute()) if model not in KNOWN and path.exists() else model
     except (OSError, ValueError):  # a name that no file can have

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,42 @@ def test_keys_lead_through_the_list_and_marking_goes_on_to_the_next():
     assert visit(prompt=ids[0]).text_input(key=f"marks_note_{ids[0]}").value == HOSTILE[0]
 
 
+def test_a_note_belongs_to_the_prompt_that_is_read_and_a_mark_of_several_keeps_theirs():
+    ids = listed()
+    app = visit(prompt=ids[1])
+    app.toggle(key="marks_go_on").set_value(False).run()
+    app.text_input(key=f"marks_note_{ids[1]}").set_value("its own").run()
+    press(app, "fine")
+    app.toggle(key="outliers_several").set_value(True).run()
+    app.session_state["view"] = replace(app.session_state["view"], prompt=ids[0])
+    app.session_state["outliers_chosen"] = [ids[1], ids[2], ids[0]]
+    app.run()
+    app.text_input(key=f"marks_note_{ids[0]}").set_value("of the first").run()
+    press(app, "mislabelled")
+    expected = {ids[0]: "of the first", ids[1]: "its own", ids[2]: "of the first"}
+    assert marks.kept()["note"].to_dict() == expected
+    press(app, "ambiguous")
+    app.text_input(key=f"marks_note_{ids[0]}").set_value("another").run()
+    assert marks.kept()["note"].to_dict() == expected | {ids[0]: "another"}
+    assert marks.kept()["mark"].tolist() == ["ambiguous"] * 3
+
+
+def test_a_note_waits_for_its_mark_while_other_prompts_are_read():
+    ids = listed()
+    app = visit(prompt=ids[0])
+    app.text_input(key=f"marks_note_{ids[0]}").set_value("a thought").run()
+    press(press(app, "Next"), "Previous")
+    assert app.text_input(key=f"marks_note_{ids[0]}").value == "a thought"
+
+
+def test_a_search_that_finds_nothing_in_the_band_can_be_widened_to_all_prompts():
+    run = open_run(RUN)
+    furthest = run.prompts[run.rows()].iloc[int(run.projections[run.rows(), SITE].argmax())]
+    app = visit(band="0..0.0001", find=furthest["text"])
+    press(app, "Widen it to all prompts")
+    assert app.dataframe[0].value["prompt_id"].tolist() == [furthest["prompt_id"]]
+
+
 def test_a_mark_is_changed_taken_back_and_put_back():
     ids = listed()
     app = visit(prompt=ids[0])
@@ -137,7 +174,8 @@ def test_a_refit_is_offered_started_and_shown(own_cache, tiny_folder, monkeypatc
     begun = []
     monkeypatch.setattr(jobs, "start", begun.append)
     app.toggle(key="refit_ambiguous").set_value(True).run()
-    assert any("1 prompts of this run are marked; 2 are left out" in each.value for each in app.markdown)
+    said = "Prompts of this run that are marked: 1. Left out, since a pair goes whole: 2."
+    assert any(said in each.value for each in app.markdown)
     press(app, "Refit without them")
     assert begun[0].arguments == ("refit", "--marked=mislabelled,ambiguous", "--", made.run_id)
     after = pipeline.refit(made, [first]).run

@@ -753,6 +753,7 @@ def test_runs_without_shared_prompts_or_evidence_are_compared_in_what_they_have(
     assert "share no prompt that both fitted" in shown(app)
     assert "Without intervals and onset: B" in shown(app)
     assert "There is no shared prompt to disagree on." in [info.value for info in app.info]
+    assert "No evidence is kept with this run." in shown(visit(run=two_runs))
 
 
 def live(app: AppTest, text: str) -> AppTest:
@@ -772,6 +773,15 @@ def test_a_prompt_is_scored_once_and_what_was_typed_on_the_way_to_it_is_left_out
         live(app, text)
     assert asked == ["How", "How do I", "How do I bake?", "Sing!"]
     assert [each.text for each in app.session_state["live_history"][RUN]] == ["How do I bake?", "Sing!"]
+
+
+@pytest.mark.usefixtures("with_model")
+def test_a_prompt_that_stood_for_a_while_is_not_forgotten_for_a_longer_one(monkeypatch):
+    monkeypatch.setattr(live_page, "_SECONDS_TO_STAND", 0.0)
+    app = visit("4_Live_score")
+    for text in ("How do I open a safe", "How do I open a safe that is not mine"):
+        live(app, text)
+    assert len(app.session_state["live_history"][RUN]) == 2
 
 
 @pytest.mark.usefixtures("with_model")

@@ -13,7 +13,8 @@ const text = (html) => new DOMParser().parseFromString(html || "", "text/html").
 
 function figureName({ layout, data }) {
     const [x, y] = [layout.xaxis, layout.yaxis].map((axis) => text(axis && axis.title && axis.title.text));
-    const axes = [y, x].filter(Boolean).join(", against ") || text(layout.title && layout.title.text);
+    const panels = (layout.annotations || []).map((each) => text(each.text)).filter(Boolean).join(", ");
+    const axes = [y, x].filter(Boolean).join(", against ") || text(layout.title && layout.title.text) || panels;
     const shown = (data || []).filter((trace) => trace.name && trace.showlegend !== false);
     const names = [...new Set(shown.map((trace) => text(trace.name)))];
     return `Figure: ${axes}` + (names.length ? `. Shows ${names.join("; ")}` : "");

@@ -17,13 +17,13 @@ from refusal_core.outliers import row_of
 from refusal_core.runs import Run
 from refusal_core.sites import relative_depth
 from refusal_core.ui import address
-from refusal_core.ui.evidence import evidence_of
-from refusal_core.ui.frame import described_runs, shared_run
-from refusal_core.ui.layout import COLUMN_HELP, chart, identity, plain
+from refusal_core.ui.frame import described_runs, listed, shared_run
+from refusal_core.ui.layout import COLUMN_HELP, chart, identity, plain, sentences
 from refusal_core.ui.numbers import in_words
 from refusal_core.ui.selection import chosen_row
 
 FITTED = "fitted in both"
+_HEAT = "compare_heat"
 _USUALLY_BESIDE = 2
 _MOST_LISTED = 1000
 _INTERVAL = " In brackets the 95 % bootstrap interval, where the run has evidence."
@@ -68,14 +68,6 @@ def chosen_sides(run: Run) -> list[Side]:
     if len(runs) == 1:
         st.stop()
     return figures.sides(runs, [described[each.run_id] for each in runs])
-
-
-def evidence_or_none(side: Side) -> Evidence | None:
-    """A run's evidence, or None for a run without."""
-    try:
-        return evidence_of(side.run)
-    except RunError:
-        return None
 
 
 def tables_over_depth(compared: list[Side], evidence: list[Evidence | None]) -> list[pd.DataFrame]:
@@ -181,7 +173,7 @@ def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int,
     pair = identity(first.run), identity(other.run)
     numbers = _correlations(*pair, shared.source, site, other_site, shared)
     letters = [first.letter, other.letter]
-    st.markdown(plain(comparison.rank_reading(shared, numbers, site, other_site, letters)))
+    st.markdown(sentences(comparison.rank_reading(shared, numbers, site, other_site, letters)))
     if len(shared.prompts) < comparison.MINIMUM:
         return
     if len(shared.prompts) > comparison.MOST_DRAWN:
@@ -218,10 +210,7 @@ def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int,
         )
     with heat:
         st.caption(f"Every layer of A against every layer of {other.letter}; the square marks the two shown here.")
-        chart(
-            figures.rank_heat(shared, _matrix(*pair, shared.source, label, shared), site, other_site, letters),
-            "compare_rank_heat",
-        )
+        chart(figures.move_square(_heat(pair, label, letters, shared), site, other_site), "compare_rank_heat")
 
 
 def disagreement_table(first: Side, other: Side, shared: Shared, site: int, other_site: int) -> None:
@@ -255,7 +244,8 @@ def disagreement_table(first: Side, other: Side, shared: Shared, site: int, othe
     }
     if len(found) > _MOST_LISTED:
         st.caption(f"The first {_MOST_LISTED} of {len(found)} are listed; the csv has all.")
-    chosen = chosen_row(found.head(_MOST_LISTED).set_index("prompt_id"), columns, "compare_disagreements")
+    listed = found.head(_MOST_LISTED).set_index("prompt_id")
+    chosen = chosen_row(listed, columns, "compare_disagreements", address.view().prompt)
     if chosen is not None:
         address.change(prompt=chosen)
         address.write()
@@ -336,11 +326,10 @@ def direction_cosines(compared: list[Side]) -> None:
 
 def _usual(run: Run, others: list[str]) -> tuple[str, ...]:
     """Up to two runs that share the most with one: its contrast set, then its model."""
-    described = described_runs()
+    summaries = {summary.run_id: summary for summary in listed()[0]}
 
     def shares(run_id: str) -> tuple[bool, bool]:
-        words = described[run_id].split(" · ")
-        return run.contrast_name in words, run.model_name.rsplit("/", 1)[-1] in words
+        return summaries[run_id].contrast_set == run.contrast_name, summaries[run_id].model == run.model_name
 
     return tuple(sorted(others, key=shares, reverse=True)[:_USUALLY_BESIDE])
 
@@ -392,6 +381,16 @@ def _correlation_table(table: pd.DataFrame) -> None:
         hide_index=True,
         width="stretch",
     )
+
+
+def _heat(pair: tuple[tuple[str, int], tuple[str, int]], label: str, letters: list[str], shared: Shared) -> go.Figure:
+    """The visitor's own map of ranks, for the square to be moved in; a new one takes far longer."""
+    of = (pair, shared.source, label)
+    kept = st.session_state.get(_HEAT)
+    if kept is None or kept[0] != of:
+        matrix = _matrix(*pair, shared.source, label, shared)
+        kept = st.session_state[_HEAT] = of, figures.rank_heat(shared, matrix, letters)
+    return kept[1]
 
 
 def _identities(compared: list[Side]) -> tuple:

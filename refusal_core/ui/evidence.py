@@ -37,6 +37,14 @@ def evidence_of(run: Run) -> Evidence:
     return _read(*identity(run), run)
 
 
+def evidence_or_none(run: Run) -> Evidence | None:
+    """The run's evidence, or None where it has none that can be read."""
+    try:
+        return evidence_of(run)
+    except RunError:
+        return None
+
+
 def evidence_or_end(run: Run) -> Evidence:
     """The run's evidence; the page ends here, saying why, when it cannot be read."""
     try:

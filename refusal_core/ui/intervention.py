@@ -14,7 +14,7 @@ from refusal_core.intervention import INTERVENTION, Tried, TriedPrompt
 from refusal_core.openings import OPENING_TOKENS
 from refusal_core.runs import ADDITIONS, Run
 from refusal_core.ui import address
-from refusal_core.ui.layout import chart, plain
+from refusal_core.ui.layout import chart, plain, sentences
 from refusal_core.ui.model import OpenRun, measure_here, model_source, one_model
 from refusal_core.ui.numbers import in_words
 
@@ -64,7 +64,7 @@ def how_measured(run: Run, table: pd.DataFrame, manifest: dict) -> None:
 
 def said(run: Run, table: pd.DataFrame, summary: pd.DataFrame) -> None:
     """The reading, a line each."""
-    st.markdown("\n".join(f"- {plain(line)}" for line in effects.reading(run, table, summary)))
+    st.markdown("\n".join(f"- {sentences(line)}" for line in effects.reading(run, table, summary)))
 
 
 def sweeps(run: Run, summary: pd.DataFrame, site: int) -> None:

@@ -15,7 +15,7 @@ from refusal_core.published import published_table
 from refusal_core.runs import Run
 from refusal_core.ui import address
 from refusal_core.ui.frame import site_picker
-from refusal_core.ui.layout import chart, identity, layer_numbers, marked
+from refusal_core.ui.layout import chart, identity, layer_numbers, marked, plain
 from refusal_core.ui.scrubbing import keep_together
 from refusal_core.ui.selection import newly
 
@@ -54,6 +54,7 @@ def panel_options(run: Run) -> dict:
             "Draw over it",
             run.transfer_sources,
             selection_mode="multi",
+            format_func=plain,
             key=address.fill("layers_sources", [each for each in run.transfer_sources if each in (view.over or ())]),
             on_change=lambda: address.change(over=tuple(st.session_state["layers_sources"]) or None),
             width="content",
@@ -128,6 +129,14 @@ def at_this_layer(run: Run) -> None:
             with column:
                 _curve(run, name, SUMMARIES[name], site, published)
     st.caption("Click a point to go to its layer.")
+    st.download_button(
+        "Download the numbers of every layer",
+        lambda: run.layer_stats.to_csv(index=False).encode(),
+        f"{run.run_id}--layers.csv",
+        mime="text/csv",
+        icon=":material/download:",
+        on_click="ignore",
+    )
 
 
 def side_by_side(run: Run) -> None:

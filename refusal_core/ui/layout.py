@@ -66,7 +66,7 @@ def chart(
     """A figure over the whole width, in the page's theme, with a menu below that saves it.
 
     Args:
-        key: also the name of the saved file.
+        key: also in the name of the saved file.
         saved: draws what is saved instead, when it is asked for.
         options: of ``st.plotly_chart``.
     """
@@ -93,7 +93,7 @@ def _save_menu(saved: Callable[[], go.Figure], key: str) -> None:
             st.download_button(
                 f"Save as {kind.upper()}",
                 contents,
-                file_name=f"{key}.{kind}",
+                file_name=f"{_named(key)}.{kind}",
                 mime=MIME[kind],
                 on_click="ignore",
                 disabled=kind != "html" and not drawable,
@@ -105,6 +105,13 @@ def _save_menu(saved: Callable[[], go.Figure], key: str) -> None:
             if drawable
             else "PNG and SVG need a Chrome or Chromium on the machine that serves this page; it has none."
         )
+
+
+def _named(key: str) -> str:
+    """A figure's name as a file: after the run and the site that are looked at, so that two can be told apart."""
+    view = address.view()
+    parts = [view.run, None if view.site is None else f"site-{view.site}", key]
+    return re.sub(r"[^\w.-]+", "-", "--".join(part for part in parts if part))
 
 
 @st.cache_data(ttl=600, show_spinner=False)
@@ -149,12 +156,19 @@ def plain(text: str) -> str:
     # No backslash keeps an address or a mail address from being made a link; a word joiner inside, which shows nothing,
     # does.
     unlinked = re.sub(r"(?i)(?<=https:)(?=//)|(?<=http:)(?=//)|(?<=www)(?=\.)|(?=@)", "\u2060", text)
-    return re.sub(r"([\\`*_\[\]<>$:#|~!&])", r"\\\1", unlinked)
+    # Nor does one keep Streamlit from setting arrows, signs and dashes, or a number or dash from beginning a list.
+    unset = re.sub(r"(?<=[<>!~-])(?=[=>-])|(?<=^[-+])|(?<=^\d)(?=[.)])", "\u2060", unlinked)
+    return re.sub(r"([\\`*_\[\]<>$:#|~!&])", r"\\\1", unset)
+
+
+def sentences(text: str) -> str:
+    """What numbers say in words, as Markdown: a minus is set as one, and no number is parted from its percent sign."""
+    return plain(re.sub(r"(?<![\w.])-(?=\d)", "\u2212", re.sub(r"(?<=\d) (?=%)", "\u00a0", text)))
 
 
 def heading(text: str) -> None:
-    """A sentence set large, shown letter by letter."""
-    st.markdown(f"#### {plain(text)}")
+    """What numbers say in words, set large."""
+    st.markdown(f"#### {sentences(text)}")
 
 
 def strongest_layers(run: Run) -> None:
@@ -182,7 +196,8 @@ def layer_numbers(run: Run, site: int) -> None:
     columns = st.columns(4)
     for place, (column, name) in enumerate(_COLUMN_NAMES.items()):
         value = row[column]
-        shown = "–" if pd.isna(value) else f"{value:.0f}" if column.endswith("overlap_count") else f"{value:.3g}"
+        counts = column in ("overlap_count", "range_overlap")
+        shown = "–" if pd.isna(value) else f"{value:.0f}" if counts else f"{value:.3g}"
         columns[4 * place // len(_COLUMN_NAMES)].markdown(f"{name} **{shown}**", help=COLUMN_HELP[column])
 
 
@@ -225,6 +240,7 @@ def run_facts(run: Run) -> None:
         "weights": str(compute.get("weights", "not recorded")),
         "read by": {"process": "one process", "ray": "Ray's actors"}.get(compute.get("engine"), "not recorded"),
         "batches": compute.get("batch_note") or "of the usual size",
+        "read together": str(compute.get("pack_note", "not recorded")),
         "beginning of the template": str(compute.get("prefix_note", "not recorded")),
         "made": manifest["created"],
         "name": run.run_id,

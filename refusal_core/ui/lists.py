@@ -154,7 +154,7 @@ def list_form(run: Run, source: str | None) -> None:
             "parquet file. The lines of a txt file are prompts of their own.",
         )
         uploaded = st.file_uploader(
-            "Or a file",
+            "A file instead",
             type=["csv", "json", "jsonl", "parquet", "txt"],
             max_upload_size=MOST_MEGABYTES,
             key="live_list_file",
@@ -164,9 +164,10 @@ def list_form(run: Run, source: str | None) -> None:
         if not st.form_submit_button("Score the list", icon=":material/playlist_play:", disabled=source is None):
             return
     try:
-        texts = [line for line in pasted.split("\n") if line.strip()]
         if uploaded is not None:
-            texts += _texts_in(uploaded.name, uploaded.getvalue())
+            texts = _texts_in(uploaded.name, uploaded.getvalue())
+        else:
+            texts = [line for line in pasted.split("\n") if line.strip()]
         if not 0 < len(texts) <= MOST_PROMPTS:
             raise PromptError(f"expected 1 to {MOST_PROMPTS} prompts, got {len(texts)}")
     except PromptError as error:

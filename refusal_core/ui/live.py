@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
@@ -23,7 +25,10 @@ MOST_KEPT = 30
 
 _FIELD, _LINES, _AREA = "live_text", "live_lines", "live_area"
 _SUGGESTIONS_OPEN, _HISTORY_OPEN = "live_suggestions_open", "live_history_open"
-_PINS, _HISTORY, _TO_PIN = "live_pins", "live_history", "live_to_pin"
+_PINS, _HISTORY, _TO_PIN, _STANDS = "live_pins", "live_history", "live_to_pin", "live_stands"
+_SECONDS_TO_STAND = 4.0
+"""How long a text stays in the field until it is a prompt of its own and not one on the way to another."""
+_PIN_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 def prompt_field(container: DeltaGenerator, disabled: bool) -> str:
@@ -112,8 +117,7 @@ def scored(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | No
     if found is None:
         return None
     line.text(f"Scored: {_shortened(text, 120)}")
-    # What was typed on the way to a longer prompt is no prompt of its own.
-    kept[:] = [found, *(each for each in kept if not text.startswith(each.text))][:MOST_KEPT]
+    _remember(kept, found)
     return found
 
 
@@ -175,8 +179,8 @@ def show_numbers(run: Run, score: Score, site: int) -> None:
 def show_figures(run: Run, score: Score | None, site: int) -> None:
     """The prompt and the pins over all layers, at this layer, and token by token."""
     lines = [
-        Course(each.text, each.projection, _in_a_legend(each.text), colour, "dash")
-        for each, colour in zip(pins(run), LINE_COLOURS[1:], strict=False)
+        Course(each.text, each.projection, _in_a_legend(each.text), colour, dash)
+        for each, colour, dash in zip(pins(run), LINE_COLOURS[1:], _PIN_DASHES, strict=False)
     ]
     if score is not None:
         lines.insert(0, Course(score.text, score.projection, "typed: " + _in_a_legend(score.text), LINE_COLOURS[0]))
@@ -221,6 +225,19 @@ def show_comparison(run: Run, score: Score | None, site: int) -> None:
         return
     st.markdown("##### Compared")
     score_table(run, compared, site, key="live_compared")
+
+
+def _remember(kept: list[Score], score: Score) -> None:
+    """Put a score first in the history, in place of what was typed on the way to it and stood for a moment only."""
+    now = time.monotonic()
+    last, since = st.session_state.get(_STANDS, (None, now))
+    if last == score.text:
+        return
+    passing = last if last is not None and now - since < _SECONDS_TO_STAND else None
+    on_the_way = passing is not None and (score.text.startswith(passing) or passing.startswith(score.text))
+    gone = {score.text, *([passing] if on_the_way else [])}
+    kept[:] = [score, *(each for each in kept if each.text not in gone)][:MOST_KEPT]
+    st.session_state[_STANDS] = score.text, now
 
 
 def _asked(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | None:

@@ -51,6 +51,7 @@ def judge(run: Run, found: pd.DataFrame, chosen: list[str], row: int | None, kep
         together = chosen if len(chosen) > 1 else [reading]
         texts = dict(zip(run.prompts["prompt_id"], run.prompts["text"], strict=True))
         marked = {each: texts[each] for each in together}
+        notes = kept["note"].reindex(together).fillna("").to_dict()
         current = kept.loc[reading] if reading in kept.index else None
         note_key = f"marks_note_{reading}"
         st.session_state.setdefault(note_key, "" if current is None else current["note"])
@@ -66,7 +67,7 @@ def judge(run: Run, found: pd.DataFrame, chosen: list[str], row: int | None, kep
                     shortcut=_KEYS[kind],
                     help=meaning.capitalize() + ".",
                     on_click=_mark,
-                    args=(reading, marked, kind, note_key),
+                    args=(reading, marked, kind, note_key, notes),
                 )
         st.text_input(
             "Note",
@@ -74,8 +75,9 @@ def judge(run: Run, found: pd.DataFrame, chosen: list[str], row: int | None, kep
             max_chars=marks.LONGEST_NOTE,
             placeholder="why, if it needs saying",
             on_change=_note,
-            args=(marked, None if current is None else current["mark"], note_key),
-            help="Kept with the mark. It can be typed before or after marking.",
+            args=(reading, texts[reading], None if current is None else current["mark"], note_key),
+            persist_state="session",
+            help="Kept with the mark of the prompt that is read. It can be typed before or after marking.",
         )
         listed = found["prompt_id"].tolist()
         st.caption(
@@ -95,7 +97,7 @@ def judge(run: Run, found: pd.DataFrame, chosen: list[str], row: int | None, kep
                 help="Removes the mark and its note.",
                 disabled=not any(each in kept.index for each in marked),
                 on_click=_mark,
-                args=(reading, marked, "", note_key),
+                args=(reading, marked, "", note_key, {}),
             )
         st.button(
             "Undo",
@@ -163,22 +165,30 @@ def _kept(path: str, state: tuple[int, int] | None) -> pd.DataFrame:
     return marks.kept()
 
 
-def _mark(reading: str, prompts: dict[str, str], kind: str, note_key: str) -> None:
+def _mark(reading: str, prompts: dict[str, str], kind: str, note_key: str, notes: dict[str, str]) -> None:
+    """Mark prompts; one that has a note of its own keeps it.
+
+    Args:
+        prompts: texts by prompt_id.
+        kind: empty takes their marks and notes away.
+        notes: those kept, by prompt_id.
+    """
     # A key may still reach the buttons of the prompt before, which the browser keeps until the page is drawn.
     if address.view().prompt != reading:
         return
-    note = st.session_state.get(note_key, "") if kind else ""
-    if _keep([Mark(prompt_id, text, kind, note) for prompt_id, text in prompts.items()]) and kind:
+    typed = st.session_state.get(note_key, "") if kind else ""
+    notes = {each: typed if each == reading else notes.get(each) or typed for each in prompts}
+    if _keep([Mark(each, text, kind, notes[each]) for each, text in prompts.items()]) and kind:
         if st.session_state.get("marks_go_on", True):
             step(1)
     elif not kind:
         st.session_state[note_key] = ""
 
 
-def _note(prompts: dict[str, str], mark: str | None, note_key: str) -> None:
+def _note(reading: str, text: str, mark: str | None, note_key: str) -> None:
     """A note on a prompt that is marked goes into its mark at once; on another it waits for one."""
     if mark is not None:
-        _keep([Mark(prompt_id, text, mark, st.session_state[note_key]) for prompt_id, text in prompts.items()])
+        _keep([Mark(reading, text, mark, st.session_state[note_key])])
 
 
 def _add(new: list[Mark]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,7 +130,7 @@ def measure_here(run: Run, verb: str) -> None:
         )
         if not path:
             return
-        where = (f"--model={Path(path).expanduser().absolute()}",)
+        where = (f"--model={Path(os.path.expanduser(path)).absolute()}",)
     else:
         if not is_available(name, revision):
             st.caption("The run's model is not on this machine; the page Live score fetches it.")

@@ -22,6 +22,7 @@ from refusal_core.runs import Run
 from refusal_core.ui import address
 from refusal_core.ui.clicks import on_point
 from refusal_core.ui.layout import chart, raw_units
+from refusal_core.ui.selection import chosen_row
 
 MOST_ROWS = 1000
 _TABLE, _LISTED, _CHART = "outliers_table", "outliers_listed", "outliers_chart"
@@ -56,7 +57,7 @@ _COLUMNS = {
 def band_picker(run: Run, site: int, columns: list[DeltaGenerator]) -> tuple[float, float]:
     """Choose the band: from the run at whatever layer, the published one, or typed; see also :func:`band_chart`."""
     options = ["From the run", f"Published {PUBLISHED_BAND[0]:.0f}–{PUBLISHED_BAND[1]:.0f}"]
-    options = options[: 1 + (run.n_layers >= PUBLISHED_BAND_LAYER)]
+    options = options[: 1 + (run.n_layers > PUBLISHED_BAND_LAYER)]
     chosen = address.view().band
     published = (address.view().site, chosen) == (PUBLISHED_BAND_LAYER, PUBLISHED_BAND)
     columns[0].segmented_control(
@@ -98,10 +99,9 @@ def filtered(found: pd.DataFrame, run: Run) -> pd.DataFrame:
     """The prompts that pass the search and the filters above the list."""
     view = address.view()
     text, narrow = st.columns([3, 1], vertical_alignment="bottom")
-    st.session_state.setdefault("outliers_find", view.find or "")
     find = text.text_input(
         "Search the texts",
-        key="outliers_find",
+        key=address.fill_once("outliers_find", view.find or ""),
         live="300ms",
         icon=":material/search:",
         placeholder="part of a prompt, upper and lower case alike",
@@ -158,6 +158,13 @@ def prompt_list(run: Run, found: pd.DataFrame, site: int) -> list[str]:
         st.info(
             "Nothing falls into this band with these filters. Widen the band, or clear the filters.",
             icon=":material/filter_alt_off:",
+        )
+        ends = run.projections[:, site].min(), run.projections[:, site].max()
+        st.button(
+            "Widen it to all prompts",
+            icon=":material/open_in_full:",
+            # A step further out, as the ends are shown and sent rounded.
+            on_click=lambda: address.change(band=(float(ends[0]) - 1e-3, float(ends[1]) + 1e-3)),
         )
         return []
     shown = found.iloc[:MOST_ROWS]
@@ -260,20 +267,16 @@ def over_layers(run: Run, row: int, site: int) -> None:
             "harmful prompt that ranks low among harmful ones at every layer is a steady outlier.",
         )
         chart(figures.ranks(run, ranks(run, row), label, site), "outliers_ranks")
-    st.markdown("##### Prompts that run alike over the layers")
-    st.dataframe(
-        nearest_prompts(run, run.projections[row], 8, leave_out=row),
-        column_order=["text", "label", "category", "distance", "source"],
-        column_config={
-            **_COLUMNS,
-            "distance": st.column_config.NumberColumn(
-                "distance", format="%.2f", help="Root mean square over layers, in pooled standard deviations."
-            ),
-        },
-        hide_index=True,
-        width="stretch",
-        key="outliers_nearest",
+    st.markdown("##### Prompts that run alike over the layers", help="Choose one to read it.")
+    nearest = nearest_prompts(run, run.projections[row], 8, leave_out=row).set_index("prompt_id")
+    distance = st.column_config.NumberColumn(
+        "distance", format="%.2f", help="Root mean square over layers, in pooled standard deviations."
     )
+    columns = {name: _COLUMNS[name] for name in ("text", "label", "category")} | {"distance": distance}
+    chosen = chosen_row(nearest, columns | {"source": _COLUMNS["source"]}, "outliers_nearest", None)
+    if chosen is not None:
+        read(chosen)
+        st.rerun()
 
 
 def step(by: int) -> None:
@@ -295,7 +298,7 @@ def _choice(run: Run, name: str, options: list[str], help_text: str | None = Non
     key = f"outliers_{name}_{run.run_id}"
     default = [run.contrast_name] if name == "sets" else []
     wanted = getattr(address.view(), name) or default
-    st.session_state.setdefault(key, [each for each in wanted if each in options] or default)
+    address.fill_once(key, [each for each in wanted if each in options] or default)
     chosen = tuple(st.multiselect(name.capitalize(), options, key=key, help=help_text))
     return () if name == "sets" and chosen == (run.contrast_name,) else chosen
 

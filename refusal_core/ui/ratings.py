@@ -10,10 +10,12 @@ import streamlit as st
 from refusal_core import raters, ratings
 from refusal_core.errors import RefusalError
 from refusal_core.figures import ratings as figures
+from refusal_core.outliers import row_of
 from refusal_core.prompts import MOST_BYTES
 from refusal_core.ratings import Ratings
 from refusal_core.runs import Run
-from refusal_core.ui.layout import chart, plain
+from refusal_core.ui import address
+from refusal_core.ui.layout import chart, sentences
 from refusal_core.ui.numbers import in_words
 from refusal_core.ui.selection import chosen_row, newly
 
@@ -89,7 +91,7 @@ def overview(found: Ratings) -> None:
 def over_layers(run: Run, found: Ratings, site: int) -> None:
     """Correlation over the layers, in words and as a figure."""
     numbers = _by_site(run.run_id, hashlib.sha256(ratings.to_csv(found)).hexdigest(), run, found)
-    st.markdown(plain(ratings.reading(run, numbers, site)))
+    st.markdown(sentences(ratings.reading(run, numbers, site)))
     if numbers["rho"].isna().all():
         st.info(
             f"A correlation needs at least {ratings.MINIMUM} rated prompts of a kind, not all rated the same.",
@@ -118,9 +120,9 @@ def scatter(run: Run, rated: pd.DataFrame, site: int) -> int | None:
     return newly("ratings_scatter", int(points[0]["customdata"][0]) if points else None)
 
 
-def disagreement_list(rated: pd.DataFrame) -> int | None:
+def disagreement_list(run: Run, rated: pd.DataFrame) -> int | None:
     """The rated prompts, largest disagreement first; returns the row of the run that was just chosen."""
-    return chosen_row(rated, _DISAGREEMENTS, "ratings_disagreements")
+    return chosen_row(rated, _DISAGREEMENTS, "ratings_disagreements", row_of(run, address.view().prompt))
 
 
 def download(found: Ratings) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pandas as pd
 import streamlit as st
 
@@ -15,7 +17,7 @@ from refusal_core.ui import address
 from refusal_core.ui.background import offer
 from refusal_core.ui.frame import shared_run
 from refusal_core.ui.jobs import Command
-from refusal_core.ui.layout import chart, plain
+from refusal_core.ui.layout import chart, sentences
 from refusal_core.ui.model import model_source
 
 
@@ -25,7 +27,7 @@ def refit_panel(run: Run, kept: pd.DataFrame) -> None:
     original = original_of(run)
     if original is not run:
         st.text(f"This run is a refit of {original.run_id}.")
-        _show_change(original, run)
+        _show_change(original, lambda: run)
     kinds = ["mislabelled"]
     if st.toggle("Leave out the ambiguous too", key="refit_ambiguous"):
         kinds.append("ambiguous")
@@ -44,16 +46,16 @@ def refit_panel(run: Run, kept: pd.DataFrame) -> None:
         st.text(str(error))
         return
     out = int(left["source"].eq(LEFT_OUT).sum())
+    whole = ", since a pair goes whole" if out > marked else ""
     st.markdown(
-        f"{marked} prompts of this run are marked; {out} are left out, since a pair goes whole.",
+        f"Prompts of this run that are marked: {marked}. Left out{whole}: {out}.",
         help="A twin by itself would tilt the two labels' forms and topics, which pairs are there to hold equal. What "
         f"is left out is scored in the new run as a transfer set called {LEFT_OUT}, and never fitted on. Behaviour and "
         "interventions do not carry over: measure them anew.",
     )
     if (cache_folder() / run_id).is_dir():
-        after = shared_run(run_id)
         st.button("Open that run", icon=":material/open_in_new:", type="primary", on_click=_open, args=(run_id,))
-        _show_change(original, after)
+        _show_change(original, lambda: shared_run(run_id))
         return
     command = ["refit", f"--marked={','.join(kinds)}"]
     if ACTIVATIONS in original.manifest["files"]:
@@ -68,9 +70,15 @@ def refit_panel(run: Run, kept: pd.DataFrame) -> None:
     offer(Command(f"Refit {original.run_id}", (*command, "--", run.run_id)), "Refit without them", ":material/refresh:")
 
 
-def _show_change(before: Run, after: Run) -> None:
-    change = refits.compare(before, after)
-    st.markdown(plain(refits.reading(change)))
+def _show_change(before: Run, opened: Callable[[], Run]) -> None:
+    try:
+        after = opened()
+        change = refits.compare(before, after)
+    except RefusalError as error:
+        st.error("What the refit changed cannot be shown.", icon=":material/error:")
+        st.text(str(error))
+        return
+    st.markdown(sentences(refits.reading(change)))
     chart(change_figure(change), f"refit_change_{after.run_id}")
     st.caption("Cohen's d before (dotted) and after (solid) by each question; below, the cosine of the two directions.")
     with st.expander("The numbers, and what was left out", icon=":material/table_rows:"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from datetime import UTC, datetime
+from typing import Literal
 
 import pandas as pd
 import streamlit as st
@@ -21,7 +22,9 @@ from refusal_core.ui.layout import plain
 from refusal_core.ui.model import measure_here
 from refusal_core.ui.selection import chosen_row
 
-_CHOSEN, _SAID = "runs_chosen", "runs_said"
+_CHOSEN, _SAID, _IMPORTED = "runs_chosen", "runs_said", "runs_imported"
+_MOST_MEGABYTES = 1000
+"""Of a packed run that is sent through the browser, which holds it in memory; larger ones go by the command line."""
 _COLUMNS = {
     "title": st.column_config.TextColumn(
         "run", width=240, help="The title it was given, else its contrast set and model."
@@ -88,7 +91,8 @@ def run_table() -> RunSummary | BrokenRun | None:
         return None
     table = pd.DataFrame([_row(entry) for entry in entries.values()], index=list(entries), columns=list(_COLUMNS))
     columns = {name: column for name, column in _COLUMNS.items() if name != "broken" or broken}
-    clicked = chosen_row(table, columns, "runs_table", "content" if len(entries) < 12 else 440)
+    height: Literal["content"] | int = "content" if len(entries) < 12 else 440
+    clicked = chosen_row(table, columns, "runs_table", st.session_state.get(_CHOSEN), height)
     if clicked is not None:
         st.session_state[_CHOSEN] = clicked
     if st.session_state.get(_CHOSEN) not in entries:
@@ -148,21 +152,25 @@ def import_a_run() -> None:
         "A zip file as Download to send makes it. It is checked before it is among the runs: names, sizes, every hash "
         "against its manifest; nothing in it is ever executed."
     )
-    sent = st.file_uploader("A packed run", type="zip", key="runs_import")
-    if sent is None or not st.button("Import", icon=":material/upload_file:", type="primary"):
+    sent = st.file_uploader("A packed run", type="zip", key="runs_import", max_upload_size=_MOST_MEGABYTES)
+    if sent is None:
         return
-    try:
-        with st.spinner("Checking the run …"):
-            imported = import_run(sent)
-    except RefusalError as error:
-        _refused("This file was refused; nothing of it was kept.", error)
+    if st.button("Import", icon=":material/upload_file:", type="primary"):
+        st.session_state.pop(_IMPORTED, None)
+        try:
+            with st.spinner("Checking the run …"):
+                st.session_state[_IMPORTED] = sent.file_id, import_run(sent)
+        except RefusalError as error:
+            _refused("This file was refused; nothing of it was kept.", error)
+    of, imported = st.session_state.get(_IMPORTED, (None, None))
+    if of != sent.file_id:
         return
     if imported.new:
         st.success("Imported: every file is the one its manifest describes.", icon=":material/check:")
     else:
         st.info("This run is here already, file for file; nothing was changed.", icon=":material/check:")
     st.text(imported.run_id)
-    st.button("Open it", icon=":material/open_in_new:", on_click=_view, args=(imported.run_id,), key="open_imported")
+    _open_button(imported.run_id, "open_imported")
 
 
 def _row(entry: RunSummary | BrokenRun) -> dict:
@@ -186,12 +194,8 @@ def _title(entry: RunSummary | BrokenRun) -> str:
 
 def _open_button(run_id: str, key: str) -> None:
     if st.button("Open", icon=":material/open_in_new:", type="primary", key=key):
-        _view(run_id)
+        address.change(run=run_id, site=None, band=None, prompt=None)
         st.switch_page("app.py")
-
-
-def _view(run_id: str) -> None:
-    address.change(run=run_id, site=None, band=None, prompt=None)
 
 
 def _rename(entry: RunSummary) -> None:

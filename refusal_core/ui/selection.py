@@ -22,27 +22,44 @@ def newly(name: str, value: Any) -> Any | None:
 
 
 def chosen_row(
-    table: pd.DataFrame, columns: Mapping[str, Any], key: str, height: int | Literal["content"] | None = None
+    table: pd.DataFrame,
+    columns: Mapping[str, Any],
+    key: str,
+    current: Any | None,
+    height: int | Literal["content"] | None = None,
 ) -> Any | None:
     """Show a table of which one row can be chosen; returns the index of the row that was just chosen.
 
     Args:
         columns: what is shown, in this order, with its ``st.column_config``.
+        current: the index of the row that is chosen already, wherever it now stands.
         height: in pixels; by default as many rows as there are, up to ten.
     """
-    event = st.dataframe(
+    clicked, listed = f"selection_{key}", f"selection_{key}_listed"
+
+    def choose() -> None:
+        # Streamlit tells of a place in the table that was clicked on; the one drawn next may be in another order.
+        rows = st.session_state[key]["selection"]["rows"]
+        if rows and rows[0] < len(st.session_state[listed]):
+            st.session_state[clicked] = st.session_state[listed][rows[0]]
+
+    chosen = st.session_state.pop(clicked, None)
+    st.session_state[listed] = table.index.tolist()
+    current = current if chosen is None else chosen
+    rows = [st.session_state[listed].index(current)] if current in st.session_state[listed] else []
+    st.session_state[key] = {"selection": {"rows": rows, "columns": [], "cells": []}}
+    st.dataframe(
         table,
         column_order=list(columns),
         column_config=dict(columns),
         hide_index=True,
         width="stretch",
         height=height or min(380, 38 + 35 * max(len(table), 1)),
-        on_select="rerun",
+        on_select=choose,
         selection_mode="single-row",
         key=key,
     )
-    rows = event["selection"]["rows"]
-    return newly(key, table.index[rows[0]] if rows and rows[0] < len(table) else None)
+    return chosen
 
 
 def clicked_site(event: Any, name: str) -> int | None:

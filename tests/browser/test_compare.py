@@ -55,6 +55,16 @@ def test_a_disputed_row_opens_its_prompt_in_both_runs(open_page, second, cache):
     shown = page.locator("[data-testid=stCode] code").first.evaluate("element => element.textContent")
     assert letters(shown) == letters(most["text"])
     expect(page.locator(".st-key-compare_courses .legendtext")).to_have_count(2, timeout=20_000)
+    # At another layer another prompt stands in that row; what is read stays what it was.
+    other = comparison.disagreements(shared, 4, comparison.matched(shared.run, 4, shared.other)).iloc[0]
+    assert other["prompt_id"] != most["prompt_id"]
+    field = page.get_by_label("Layer", exact=True).and_(page.locator("input"))
+    field.fill("4")
+    field.press("Enter")
+    until(page, lambda: query(page)["site"] == "4")
+    let_settle(page)
+    assert query(page)["prompt"] == most["prompt_id"]
+    assert letters(page.locator("[data-testid=stCode] code").first.inner_text()) == letters(most["text"])
 
 
 @pytest.mark.parametrize("place", range(len(HOSTILE)))
