@@ -132,12 +132,18 @@ def matmul_peak(bench: Bench, tries: int = 10) -> float:
         for (rows, outputs, inputs), taken in seconds.items():
             states = torch.randn(rows, inputs, dtype=dtype, device=device)
             weight = torch.randn(outputs, inputs, dtype=dtype, device=device)
+            _wait_for(device)
             start = time.perf_counter()
             torch.nn.functional.linear(states, weight)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            _wait_for(device)
             taken.append(time.perf_counter() - start)
     return max(2.0 * math.prod(shape) / float(np.median(taken)) for shape, taken in seconds.items())
+
+
+def _wait_for(device: torch.device) -> None:
+    """What was asked of an accelerator is done when this returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _spent(reader: ResidualReader, sequences: list[list[int]]) -> str:
