@@ -17,7 +17,9 @@ from streamlit.testing.v1 import AppTest
 
 from benchmarks.rounds import Bench, Row
 from refusal_core import pipeline, runs
+from refusal_core.behaviour import BEHAVIOUR
 from refusal_core.figures.panels import AXES
+from refusal_core.openings import read_rules
 from refusal_core.prompts import prompt_id
 from refusal_core.statistics import layer_statistics
 
@@ -99,6 +101,7 @@ _PAGES: dict[str, dict[str, Act]] = {
     "1_Layers": {"another layer": _layer, "other axes": _axes, "a prompt followed": _follow},
     "2_Evidence": {"another layer": _layer, "numbers unfolded": _numbers},
     "3_Outliers": {"another layer": _layer, "another band": _band, "next prompt": _next, "a search": _search},
+    "5_Behaviour": {"drawn again": _again, "another layer": _layer, "a prompt followed": _follow},
     "9_Compare": {"drawn again": _again, "another layer": _layer},
 }
 
@@ -153,7 +156,10 @@ def _served(count: int) -> Iterator[str]:
 
 
 def _made_up(count: int, cache: str, seed: int) -> str:
-    """Save a run with a planted direction. Its evidence is that of its first prompts: those tables do not grow."""
+    """Save a run with a planted direction, and how its model replies.
+
+    Its evidence is that of its first prompts: those tables do not grow.
+    """
     prompts = _prompts(count)
     is_harmful = prompts["label"].eq("harmful").to_numpy()
     hidden = np.random.default_rng(seed).normal(size=(len(prompts), _LAYERS + 1, _WIDTH)).astype(np.float32)
@@ -191,7 +197,7 @@ def _made_up(count: int, cache: str, seed: int) -> str:
         "compute": {"device": "cpu", "dtype": "float32", "seed": 0},
     }
     columns = analysis.layer_stats.columns.difference(stats.columns)
-    return runs.save_run(
+    run = runs.save_run(
         f"made-up-{seed}--pairs--{count}--00000000--float32",
         manifest,
         prompts,
@@ -201,7 +207,29 @@ def _made_up(count: int, cache: str, seed: int) -> str:
         analysis.directions,
         analysis.evidence.to_tables(),
         cache=cache,
-    ).run_id
+    )
+    rules = read_rules()
+    described = {"sha256": rules.sha256, "phrases": list(rules.phrases)}
+    runs.save_addition(run, BEHAVIOUR, _replies(prompts, projections[:, -1]), {"rules": described})
+    return run.run_id
+
+
+def _replies(prompts: pd.DataFrame, projection: np.ndarray) -> pd.DataFrame:
+    """Openings as long as recorded ones; what projects further is refused more often."""
+    log_odds = projection + np.random.default_rng(2).normal(size=len(prompts))
+    opening = np.where(
+        log_odds > 0,
+        "I'm sorry, but I can't assist with what you ask in " + prompts["text"].str[-24:],
+        "Certainly! Here are some steps that may help you with " + prompts["text"].str[-24:],
+    )
+    return pd.DataFrame(
+        {
+            "prompt_id": prompts["prompt_id"],
+            "phrase_log_odds": log_odds,
+            "opening": opening,
+            "opening_label": np.where(log_odds > 0, "refuses", "answers"),
+        }
+    )
 
 
 def _prompts(count: int) -> pd.DataFrame:

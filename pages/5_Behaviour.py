@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.behaviour import calibration, disagreements, surprises
+from refusal_core.behaviour import calibration
 from refusal_core.figures import behaviour as figures
 from refusal_core.ui import behaviour as parts
 from refusal_core.ui.frame import frame, site_picker
@@ -12,23 +12,22 @@ from refusal_core.ui.layout import chart
 from refusal_core.ui.outliers import chosen_prompt, prompt_details
 
 run = frame("Behaviour", "What the model does with the prompts: refuse, answer or deflect, against where they project.")
-table, sha256 = parts.replies_of(run)
+table, key = parts.replies_of(run)
 parts.shares(run, table)
 site = site_picker(run, st.columns([1, 3])[0])
 clicked = [parts.scatter(run, table, site)]
-st.caption("Each point is a prompt; above the dotted line a refusal phrase is likelier than not. Click one to read it.")
 st.subheader("Over the layers", anchor=False)
-parts.over_layers(run, table, sha256, site)
+parts.over_layers(run, table, key, site)
 st.subheader("How sure is a projection?", anchor=False)
 chart(figures.calibration(run, calibration(run, table, site), site), "behaviour_calibration")
 st.caption("Prompts of both labels in ten groups of one size by projection, and how many of each group were refused.")
 st.subheader("Surprises", anchor=False)
 st.caption("Harmful prompts that were answered and harmless ones that were refused, the clearest first.")
-clicked.append(parts.prompt_list(surprises(run, table), "behaviour_surprises"))
+clicked.append(parts.surprises(run, table, key))
 st.subheader("Do the measures agree?", anchor=False)
-parts.measures(run, table)
+parts.measures(run, table, key)
 with st.expander("Prompts on which they do not", icon=":material/call_split:"):
-    clicked.append(parts.prompt_list(disagreements(run, table), "behaviour_disagreements", ("refusal_log_odds",)))
+    clicked.append(parts.disagreements(run, table, key))
 chosen = chosen_prompt(run, next((row for row in clicked if row is not None), None))
 if chosen is not None:
     st.text(f"The reply opens: {table['opening'][chosen]!r} ({table['opening_label'][chosen]})")

@@ -15,10 +15,11 @@ import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
 from refusal_core.errors import RunError
+from refusal_core.evidence import MOST_REDRAWN
 from refusal_core.models import ChatModel
 from refusal_core.openings import OPENING_TOKENS, OpeningRules
 from refusal_core.progress import Progress, no_progress
-from refusal_core.resampling import correlation_interval, draw_auroc, draw_prompts, draw_ranks, interval
+from refusal_core.resampling import draw_correlation, draw_prompts, interval, rank_auroc, sample_groups, value_ranks
 from refusal_core.runs import Run, read_addition, save_addition, writable_cache
 
 BEHAVIOUR = "behaviour"
@@ -146,7 +147,8 @@ def by_site(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -> 
 
     Spearman's rho of projection and phrase log-odds, and the AUROC with which projection tells prompts whose opening
     refuses from the others, with 95 % bootstrap intervals over prompts; the direction is held fixed, since it was
-    fitted on labels and not on replies.
+    fitted on labels and not on replies. Of a label with more than :data:`~refusal_core.evidence.MOST_REDRAWN` prompts
+    the numbers are of all, the intervals of a sample of so many, refused and other prompts in proportion.
 
     Returns:
         ``site, label, rho, rho_low, rho_high, auroc, auroc_low, auroc_high, n, n_refused``; NaN where a label has
@@ -155,30 +157,24 @@ def by_site(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -> 
     rng = np.random.default_rng(seed)
     log_odds = table["phrase_log_odds"].to_numpy()
     refuses = refused(run, table)["opening rules"].to_numpy()
-    rows = []
+    tables = []
     for label in ("harmful", "harmless"):
-        chosen = run.rows(label)
-        n, n_refused = int(chosen.sum()), int(refuses[chosen].sum())
-        counts = draw_prompts(n, draws, rng)
-        other_ranks = draw_ranks(np.broadcast_to(log_odds[chosen], counts.shape), counts)
-        for site in range(run.n_sites):
-            values = np.broadcast_to(run.projections[chosen, site], counts.shape)
-            area = np.full(len(counts), np.nan)
-            if min(n_refused, n - n_refused) >= 3:
-                area = draw_auroc(values, counts * refuses[chosen], counts * ~refuses[chosen])
-            rows.append(
-                (
-                    site,
-                    label,
-                    *correlation_interval(run.projections[chosen, site], other_ranks, counts),
-                    area[0],
-                    *interval(area[1:], area[0], 0.0, 1.0),
-                    n,
-                    n_refused,
-                )
-            )
-    columns = ["site", "label", "rho", "rho_low", "rho_high", "auroc", "auroc_low", "auroc_high", "n", "n_refused"]
-    return pd.DataFrame(rows, columns=columns)
+        every = np.flatnonzero(run.rows(label))
+        n, n_refused = len(every), int(refuses[every].sum())
+        sample = every[sample_groups(refuses[every], np.arange(n), MOST_REDRAWN, rng)]
+        points, drawn = (
+            _with_refusing(run.projections[rows], log_odds[rows], refuses[rows], counts)
+            for rows, counts in ((every, np.ones((1, n))), (sample, draw_prompts(len(sample), draws, rng)[1:]))
+        )
+        found = pd.DataFrame({"site": range(run.n_sites), "label": label})
+        for number, (name, lowest) in enumerate((("rho", -1.0), ("auroc", 0.0))):
+            point = points[number, 0]
+            if name == "auroc" and min(n_refused, n - n_refused) < 3:
+                point = np.full_like(point, np.nan)
+            found[name] = point
+            found[f"{name}_low"], found[f"{name}_high"] = interval(drawn[number], point, lowest, 1.0)
+        tables.append(found.assign(n=n, n_refused=n_refused))
+    return pd.concat(tables, ignore_index=True)
 
 
 def reading(run: Run, table: pd.DataFrame, numbers: pd.DataFrame, site: int) -> str:
@@ -242,4 +238,28 @@ def disagreements(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """Prompts on which the three measures do not all say the same, with each verdict as a column."""
     verdicts = refused(run, table)
     joined = run.prompts.join(table.drop(columns="prompt_id")).join(verdicts)
-    return joined[verdicts.nunique(axis=1).gt(1)]
+    return joined[verdicts.any(axis=1) & ~verdicts.all(axis=1)]
+
+
+def _with_refusing(
+    projections: np.ndarray, log_odds: np.ndarray, refuses: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """Rank correlation with the log-odds, and AUROC of refused against other prompts, in every draw.
+
+    Args:
+        projections: ``(prompt, site)``.
+        log_odds, refuses: ``(prompt,)``.
+        counts: ``(draw, prompt)`` multiplicities.
+
+    Returns:
+        ``(2, draw, site)``; NaN where nothing varies.
+    """
+    found = np.full((2, len(counts), projections.shape[1]), np.nan)
+    other_ranks = value_ranks(log_odds, counts)
+    refusing, others = counts * refuses, counts * ~refuses
+    for site, values in enumerate(projections.T):
+        ranks = value_ranks(values, counts)
+        found[0, :, site] = draw_correlation(ranks, other_ranks, counts)
+        if np.isfinite(values).all():
+            found[1, :, site] = rank_auroc(ranks, refusing, others)
+    return found

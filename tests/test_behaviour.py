@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import streamlit as st
 import torch
+from scipy import stats
 from scipy.special import logsumexp
+from sklearn.metrics import roc_auc_score
+from streamlit.testing.v1 import AppTest
+from synthetic import RUN
 from tiny import CHATML, PLANTED_SIGN, THINKING, planted_model, tiny_model, tiny_tokenizer
 
 from refusal_core import behaviour, intervention, pipeline, replies, runs
 from refusal_core.__main__ import main
 from refusal_core.activations import ResidualReader
 from refusal_core.errors import ModelError, RefusalError, RunError
+from refusal_core.figures import behaviour as figures
 from refusal_core.openings import BUNDLED, OPENING_LABELS, OPENING_TOKENS, read_rules
+from refusal_core.resampling import draw_prompts, interval
 from refusal_core.runs import Run
 from refusal_core.templates import render, reply_thinks
+from refusal_core.ui import behaviour as page
 
 OFF_BY_DEFAULT = THINKING.replace("is defined and enable_thinking is false", "is not defined or not enable_thinking")
 TEXTS = ["How do I bake a cake?", "Explain how to bake bread", "How do I bake a cake?!", "Hi"]
@@ -124,6 +136,115 @@ def test_projection_that_causes_refusing_correlates_with_it(run, answered):
     unrelated = answered.assign(phrase_log_odds=np.random.default_rng(1).normal(size=len(answered)))
     table = behaviour.by_site(run, unrelated, draws=200)
     assert ((table["rho_low"] < 0) & (table["rho_high"] > 0)).mean() > 0.8
+
+
+@pytest.fixture
+def mixed(run: Run, answered: pd.DataFrame) -> pd.DataFrame:
+    """Replies of which every third refuses, of either label."""
+    return answered.assign(opening_label=np.where(np.arange(len(answered)) % 3, "answers", "refuses"))
+
+
+def test_the_numbers_are_those_of_scipy_and_scikit_learn_on_the_drawn_prompts(run, mixed):
+    found = behaviour.by_site(run, mixed, draws=30).set_index(["label", "site"])
+    rng = np.random.default_rng(0)
+    refuses = mixed["opening_label"].eq("refuses").to_numpy()
+    for label in ("harmful", "harmless"):
+        rows = np.flatnonzero(run.rows(label))
+        drawn = [np.repeat(rows, counts) for counts in draw_prompts(len(rows), 30, rng).astype(int)]
+        for site in (0, 2, run.n_layers):
+            values = run.projections[:, site]
+            rho = np.array([stats.spearmanr(values[each], mixed["phrase_log_odds"][each])[0] for each in drawn])
+            area = np.array(
+                [
+                    roc_auc_score(refuses[each], values[each]) if len(set(refuses[each])) == 2 else np.nan
+                    for each in drawn
+                ]
+            )
+            expected = [rho[0], *interval(rho[1:], rho[0], -1, 1), area[0], *interval(area[1:], area[0], 0, 1)]
+            columns = ["rho", "rho_low", "rho_high", "auroc", "auroc_low", "auroc_high"]
+            np.testing.assert_allclose(found.loc[(label, site), columns].astype(float), expected)
+            assert found.loc[(label, site), "n_refused"] == refuses[rows].sum()
+
+
+def test_of_a_large_run_as_many_are_drawn_and_always_the_same(run, mixed, monkeypatch):
+    whole = behaviour.by_site(run, mixed, draws=40)
+    drawn = []
+    monkeypatch.setattr(behaviour, "MOST_REDRAWN", 9)
+    monkeypatch.setattr(
+        behaviour,
+        "draw_prompts",
+        lambda prompts, draws, rng: drawn.append(prompts) or draw_prompts(prompts, draws, rng),
+    )
+    found = behaviour.by_site(run, mixed, draws=40)
+    assert len(drawn) == 2
+    assert max(drawn) <= 9
+    pd.testing.assert_frame_equal(behaviour.by_site(run, mixed, draws=40), found)
+    estimates = ["site", "label", "rho", "auroc", "n", "n_refused"]
+    pd.testing.assert_frame_equal(found[estimates], whole[estimates])
+    assert found.notna().all(axis=None)
+    widths = [table["rho_high"] - table["rho_low"] for table in (found, whole)]
+    assert widths[0].mean() > widths[1].mean()
+
+
+def test_the_figure_holds_at_most_so_many_points_from_one_end_to_the_other(run, answered, monkeypatch):
+    every = figures.against_refusing(run, answered, 3)
+    assert sum(len(trace.x) for trace in every.data) == run.rows().sum()
+    monkeypatch.setattr(figures, "MOST_POINTS", 5)
+    for trace in figures.against_refusing(run, answered, 3).data:
+        rows = [row for row, _ in trace.customdata]
+        assert len(set(rows)) == 5
+        assert run.prompts["label"][rows].eq(trace.name).all()
+        np.testing.assert_array_equal(trace.x, run.projections[rows, 3])
+        np.testing.assert_array_equal(trace.y, answered["phrase_log_odds"][rows])
+        values = run.projections[run.rows(trace.name), 3]
+        assert (min(trace.x), max(trace.x)) == (values.min(), values.max())
+
+
+def test_the_page_of_a_large_run_says_what_is_of_some_of_its_prompts(
+    run, mixed, synthetic_cache, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(synthetic_cache, tmp_path / "cache")
+    rules = {"sha256": "0" * 64, "phrases": ["Sorry"]}
+    runs.save_addition(runs.open_run(RUN, tmp_path / "cache"), "behaviour", mixed, {"rules": rules})
+
+    def visit() -> AppTest:
+        st.cache_data.clear()
+        st.cache_resource.clear()
+        app = AppTest.from_file(str(Path(__file__).parent.parent / "app.py"), default_timeout=60)
+        app.query_params["run"] = RUN
+        app.run()
+        app.switch_page("pages/5_Behaviour.py").run()
+        assert not app.exception, app.exception
+        return app
+
+    def said(app: AppTest) -> str:
+        return "\n".join(caption.value for caption in app.caption)
+
+    def lists(app: AppTest) -> list[pd.DataFrame]:
+        return [table.value for table in app.dataframe if "opening_label" in table.value]
+
+    odd, differing = behaviour.surprises(run, mixed), behaviour.disagreements(run, mixed)
+    small = visit()
+    assert [len(each) for each in lists(small)] == [len(odd), len(differing)]
+    assert not any(told in said(small) for told in ("drawn as points", "the csv has all", "always the same ones"))
+    monkeypatch.setattr(figures, "MOST_POINTS", 5)
+    monkeypatch.setattr(behaviour, "MOST_REDRAWN", 9)
+    monkeypatch.setattr(page, "MOST_REDRAWN", 9)
+    monkeypatch.setattr(page, "MOST_ROWS", 4)
+    files, button = {}, st.download_button
+
+    def kept_button(label: str, data: object, **options: object) -> bool:
+        files[options["file_name"]] = data
+        return button(label, data, **options)
+
+    monkeypatch.setattr(st, "download_button", kept_button)
+    large = visit()
+    assert [each.index.tolist() for each in lists(large)] == [odd.index[:4].tolist(), differing.index[:4].tolist()]
+    assert len(pd.read_csv(io.BytesIO(files[f"{RUN}--behaviour-surprises.csv"]()))) == len(odd)
+    assert f"The first 4 of {len(odd)} are listed; the csv has all." in said(large)
+    assert f"Of {run.rows().sum()} prompts 10 are drawn as points." in said(large)
+    assert "always the same ones; the numbers are of all" in said(large)
 
 
 def test_the_reading_says_what_the_numbers_say(run, answered):

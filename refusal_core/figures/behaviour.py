@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -20,6 +21,8 @@ from refusal_core.figures.style import (
 )
 from refusal_core.runs import Run
 
+MOST_POINTS = 500
+"""Prompts of a label drawn as points; of more, evenly many along the projection."""
 NUMBERS = {
     "rho": ("Spearman's ρ", 0.0, "Projection and the log-odds of refusal phrases, ranked within each label."),
     "auroc": ("AUROC", 0.5, "Chance that a refused prompt projects above an answered one of its label."),
@@ -28,13 +31,16 @@ NUMBERS = {
 
 
 def against_refusing(run: Run, table: pd.DataFrame, site: int) -> go.Figure:
-    """Every fitted prompt: its projection at a site against the log-odds of refusal phrases.
+    """The fitted prompts, at most :data:`MOST_POINTS` of a label: projection at a site and log-odds of refusal phrases.
 
     Points carry the prompt's row in the run as ``customdata[0]``.
     """
     figure = blank(420)
     for label in ("harmless", "harmful"):
-        rows = run.rows(label).nonzero()[0]
+        rows = np.flatnonzero(run.rows(label))
+        if len(rows) > MOST_POINTS:
+            rows = rows[np.argsort(run.projections[rows, site], kind="stable")]
+            rows = rows[np.linspace(0, len(rows) - 1, MOST_POINTS).round().astype(int)]
         replies = table.iloc[rows]
         hover = [
             f"{safe(text)}<br><br>opens: {safe(opening)}"
@@ -69,7 +75,7 @@ def over_layers(run: Run, by_site: pd.DataFrame, number: str, site: int) -> go.F
         interval_line(figure, run, run.layer_stats, "probe_auroc", "harm on probe pairs", PROBE, "dashdot")
     figure.add_hline(y=chance, line={"color": GREY, "width": 1, "dash": "dot"})
     mark_site(figure, site)
-    site_axis(figure, run)
+    figure.update_xaxes(site_axis(run))
     figure.update_yaxes(title_text=title)
     return figure
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 import streamlit as st
 
 from refusal_core import behaviour
 from refusal_core.errors import RefusalError
+from refusal_core.evidence import MOST_REDRAWN
 from refusal_core.figures import behaviour as figures
 from refusal_core.openings import OPENING_LABELS, OPENING_TOKENS, read_rules
+from refusal_core.outliers import row_of
 from refusal_core.runs import ADDITIONS, Run
-from refusal_core.ui.layout import chart, plain
+from refusal_core.ui import address
+from refusal_core.ui.layout import chart, identity, marked, sentences
 from refusal_core.ui.model import measure_here
 from refusal_core.ui.numbers import in_words
+from refusal_core.ui.outliers import MOST_ROWS
 from refusal_core.ui.selection import chosen_row, newly
 
 _PROMPT_COLUMNS = {
@@ -31,8 +37,11 @@ _PROMPT_COLUMNS = {
 }
 
 
-def replies_of(run: Run) -> tuple[pd.DataFrame, str]:
-    """The run's recorded behaviour and its SHA-256; the page ends here, saying what to do, when there is none."""
+def replies_of(run: Run) -> tuple[pd.DataFrame, tuple]:
+    """The run's recorded behaviour, and what tells it from all other: a key for what is cached.
+
+    The page ends here, saying what to do, when there is none.
+    """
     try:
         found = behaviour.recorded(run)
     except RefusalError as error:
@@ -49,7 +58,7 @@ def replies_of(run: Run) -> tuple[pd.DataFrame, str]:
         st.stop()
     table, manifest = found
     st.caption(f"Openings of at most {OPENING_TOKENS} tokens, written greedily by the run's model.")
-    return table, str(manifest["sha256"])
+    return table, (*identity(run), manifest["sha256"])
 
 
 def shares(run: Run, table: pd.DataFrame) -> None:
@@ -78,33 +87,49 @@ def scatter(run: Run, table: pd.DataFrame, site: int) -> int | None:
         on_select="rerun",
         selection_mode="points",
     )
+    drawn = "Each point is a prompt; above the dotted line a refusal phrase is likelier than not. Click one to read it."
+    counts = run.prompts["label"][run.rows()].value_counts()
+    if counts.max() > figures.MOST_POINTS:
+        drawn += f" Of {counts.sum()} prompts {counts.clip(upper=figures.MOST_POINTS).sum()} are drawn as points."
+    st.caption(drawn)
     points = event["selection"]["points"]
     return newly("behaviour_scatter", int(points[0]["customdata"][0]) if points else None)
 
 
-def over_layers(run: Run, table: pd.DataFrame, sha256: str, site: int) -> None:
+def over_layers(run: Run, table: pd.DataFrame, key: tuple, site: int) -> None:
     """Correlation and AUROC over the layers, within each label."""
-    numbers = _by_site(run.run_id, sha256, run, table)
-    st.markdown(plain(behaviour.reading(run, table, numbers, site)))
+    numbers = _kept(key, "by_site", run, table)
+    st.markdown(sentences(behaviour.reading(run, table, numbers, site)))
     for column, (number, (_, _, explained)) in zip(st.columns(2), figures.NUMBERS.items(), strict=True):
         with column:
             st.caption(explained)
-            chart(figures.over_layers(run, numbers, number, site), f"behaviour_{number}")
+            draw = partial(figures.over_layers, run, numbers, number)
+            chart(marked(run, f"behaviour_{number}_{key}", site, draw), f"behaviour_{number}")
+    if numbers["n"].max() > MOST_REDRAWN:
+        st.caption(
+            f"Of more than {MOST_REDRAWN} prompts of a label the intervals are of so many, always the same ones; the "
+            "numbers are of all."
+        )
     here = numbers[numbers["site"].eq(site)]
     with st.expander("The numbers", icon=":material/table_rows:"):
         in_words(here.drop(columns="site"))
 
 
-def prompt_list(found: pd.DataFrame, key: str, extra: tuple[str, ...] = ()) -> int | None:
-    """A table of prompts and how their replies open; returns the row of the run that was just chosen."""
-    shown = ("text", "label", "opening", "opening_label", "phrase_log_odds", *extra, "category", "source")
-    return chosen_row(found, {name: _PROMPT_COLUMNS[name] for name in shown}, key)
+def surprises(run: Run, table: pd.DataFrame, key: tuple) -> int | None:
+    """The prompts whose reply is not their label's; returns the row of the run that was just chosen."""
+    return _prompt_list(run, _kept(key, "surprises", run, table), "behaviour_surprises")
 
 
-def measures(run: Run, table: pd.DataFrame) -> None:
+def disagreements(run: Run, table: pd.DataFrame, key: tuple) -> int | None:
+    """The prompts on which the measures differ; returns the row of the run that was just chosen."""
+    found = _kept(key, "disagreements", run, table)
+    return _prompt_list(run, found, "behaviour_disagreements", ("refusal_log_odds",))
+
+
+def measures(run: Run, table: pd.DataFrame, key: tuple) -> None:
     """How far the three measures agree, and the rules that openings are named by."""
     st.dataframe(
-        behaviour.agreement(run, table).assign(same=lambda found: 100 * found["same"]),
+        _kept(key, "agreement", run, table).assign(same=lambda found: 100 * found["same"]),
         column_config={
             "first": st.column_config.TextColumn("measure"),
             "second": st.column_config.TextColumn("and"),
@@ -134,6 +159,26 @@ def measures(run: Run, table: pd.DataFrame) -> None:
         st.text("Refusal phrases: " + " · ".join(rules.phrases))
 
 
-@st.cache_data(max_entries=8, show_spinner="Comparing replies with projections …")
-def _by_site(run_id: str, sha256: str, _run: Run, _table: pd.DataFrame) -> pd.DataFrame:
-    return behaviour.by_site(_run, _table)
+def _prompt_list(run: Run, found: pd.DataFrame, name: str, extra: tuple[str, ...] = ()) -> int | None:
+    if len(found) > MOST_ROWS:
+        st.caption(f"The first {MOST_ROWS} of {len(found)} are listed; the csv has all.")
+    shown = ("text", "label", "opening", "opening_label", "phrase_log_odds", *extra, "category", "source")
+    columns = {column: _PROMPT_COLUMNS[column] for column in shown}
+    chosen = chosen_row(found[list(shown)].head(MOST_ROWS), columns, name, row_of(run, address.view().prompt))
+    st.download_button(
+        "Download as csv",
+        # Half a surrogate in a prompt is no text that a file can have.
+        lambda: found.to_csv(index=False).encode("utf-8", "replace"),
+        file_name=f"{run.run_id}--{name.replace('_', '-')}.csv",
+        mime="text/csv",
+        icon=":material/download:",
+        on_click="ignore",
+        key=f"{name}_csv",
+    )
+    return chosen
+
+
+@st.cache_resource(max_entries=16, show_spinner="Comparing replies with projections …")
+def _kept(key: tuple, name: str, _run: Run, _table: pd.DataFrame) -> pd.DataFrame:
+    """What :mod:`refusal_core.behaviour` says under a name, which is the same at every site."""
+    return getattr(behaviour, name)(_run, _table)
