@@ -13,10 +13,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
-from transformers import Cache
+from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from refusal_core.errors import ModelError
@@ -33,6 +34,13 @@ PACK_TOKENS = {"cpu": 512, "mps": 2048, "cuda": 4096}
 """Most new tokens in a pack: what attention costs grows with their square."""
 NO_SHARED_BEGINNING = "none: the template puts no tokens before every prompt"
 NOT_REPRODUCED = "none: for this model, reused keys and values did not give what a plain forward pass gives"
+PACKED = "prompts of several lengths, in packs"
+READ_ALONE = "none: LLM.int8() lets a prompt's numbers depend on those beside it"
+OWN_ATTENTION = "none: the model's attention is of its own making"
+NOT_PACKED = "none: for this model, a pack did not give what its prompts give alone"
+UNSUPPORTED = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What an architecture raises that does not take what others take; out of memory is a RuntimeError too, and is none."""
+_SAMPLES = ("What is a good name for a cat?", "Zebras yawn", "What is a zebra?")
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
 _VOCABULARIES = 16
 """Prompts whose logits are in float64 at a time."""
@@ -101,12 +109,9 @@ class _Begun:
 class ResidualReader:
     """Reads one chat model's residual stream under one system prompt, thinking on, off, or as the template has it.
 
-    Holds the keys and values of the template's opening, which every prompt shares. On construction samples are read as
-    plainly as can be, with the keys and values, and in a pack; a model for which these disagree is read without, and
-    ``prefix_note`` says so.
-
-    Attributes:
-        packs: whether prompts of several lengths may be read together.
+    Holds the keys and values of the template's opening, which every prompt shares. Samples are read as plainly as can
+    be, with the keys and values, and, before the first pack, in one; a model for which these disagree is read without,
+    and ``prefix_note`` and ``pack_note`` say so.
     """
 
     def __init__(
@@ -115,27 +120,28 @@ class ResidualReader:
         system_prompt: str | None = None,
         thinking: bool | None = None,
         day: str | None = None,
+        packs: bool | None = None,
     ) -> None:
+        """Args are those of :func:`refusal_core.templates.render`; ``packs`` is tried unless it is known already."""
         check_thinking(chat_model.tokenizer, thinking)
         self.chat_model = chat_model
         self.system_prompt = system_prompt
         self.thinking = thinking
         self.day = day
         self.refusal_ids = refusal_token_ids(chat_model.tokenizer)
-        samples = [self.encode(text) for text in ("What is a good name for a cat?", "Zebras yawn", "What is a zebra?")]
-        self._template_ids = common_prefix(*samples[:2])
-        self._template_end = common_prefix(*(sample[::-1] for sample in samples[:2]))[::-1]
+        samples = [self.encode(text) for text in _SAMPLES[:2]]
+        self._template_ids = common_prefix(*samples)
+        self._template_end = common_prefix(*(sample[::-1] for sample in samples))[::-1]
+        self._rope_limit = _rope_limit(text_config(chat_model.model.config))
         self._prefix_cache: Cache | None = None
         self._recent: list[_Begun] = []
         self._prefix_note = NO_SHARED_BEGINNING
-        # Attention of a model's own making may do more than the mask says, and a small sample would not show it.
-        self.packs = chat_model.model.is_backend_compatible()
-        plain = [self.read_last([sample])[0] for sample in samples]
+        self._packs = packs
         if len(self._template_ids) >= 2:
+            plain, _ = self.read_last(samples[:1])
             self._prefix_cache = self._run_prefix()
-            if not self._agrees(self.read_last(samples[:1])[0], plain[0]):
+            if not self._agrees(self.read_last(samples[:1])[0], plain):
                 self._prefix_cache, self._prefix_note = None, NOT_REPRODUCED
-        self.packs = self.packs and self._reads_packs(samples, np.concatenate(plain))
 
     @property
     def prefix_tokens(self) -> int:
@@ -148,6 +154,24 @@ class ResidualReader:
         return f"{self.prefix_tokens} tokens, run once for all prompts" if self.prefix_tokens else self._prefix_note
 
     @property
+    def packs(self) -> bool:
+        """Whether prompts of several lengths may be read together; tried when it is first asked for."""
+        if self._packs is None:
+            # Attention of a model's own making may do more than the mask says, and a sample need not show it.
+            may = self.chat_model.model.is_backend_compatible() and not self.chat_model.reads_alone
+            self._packs = may and self._reads_packs(self._pack_tokens)
+        return self._packs
+
+    @property
+    def pack_note(self) -> str:
+        """Whether prompts are read in packs, or why not, in words."""
+        if self.packs:
+            return PACKED
+        if self.chat_model.reads_alone:
+            return READ_ALONE
+        return NOT_PACKED if self.chat_model.model.is_backend_compatible() else OWN_ATTENTION
+
+    @property
     def template_end(self) -> int:
         """How many tokens the template puts after every prompt; the last of them is where directions are read."""
         return len(self._template_end)
@@ -157,22 +181,35 @@ class ResidualReader:
         """Most new tokens that are run together while there is memory."""
         if self.chat_model.reads_alone:
             return 1
-        return (PACK_TOKENS if self.packs else BATCH_TOKENS)[torch.device(self.chat_model.device).type]
+        return self._pack_tokens if self.packs else BATCH_TOKENS[self._device_type]
+
+    @property
+    def _device_type(self) -> str:
+        return torch.device(self.chat_model.device).type
+
+    @property
+    def _pack_tokens(self) -> int:
+        # Of a model that is spread, what waits elsewhere is moved for every pass: that costs more than attention.
+        waiting = {"cpu", "disk"} - {self._device_type}
+        places = {str(place) for place in getattr(self.chat_model.model, "hf_device_map", {}).values()}
+        return (BATCH_TOKENS if waiting & places else PACK_TOKENS)[self._device_type]
 
     def batches(self, sequences: Sequence[Sequence[int] | np.ndarray], batch_tokens: int) -> Iterator[np.ndarray]:
         """Rows of prompts to read together, at most ``batch_tokens`` new tokens, or one prompt that is longer."""
         n_tokens = np.array([len(ids) for ids in sequences])
-        may_pack = self._may_pack(n_tokens)
-        together, apart = np.flatnonzero(may_pack), np.flatnonzero(~may_pack)
+        may_pack, whole = self._may_pack(n_tokens), n_tokens >= self._rope_limit
+        together = np.flatnonzero(may_pack)
         for rows in packs([sequences[row] for row in together.tolist()], self.prefix_tokens, batch_tokens):
             yield together[rows]
-        for rows in batches(n_tokens[apart], self.prefix_tokens, batch_tokens):
-            yield apart[rows]
+        for chosen, prefix in ((~may_pack & ~whole, self.prefix_tokens), (whole, 0)):
+            apart = np.flatnonzero(chosen)
+            for rows in batches(n_tokens[apart], prefix, batch_tokens):
+                yield apart[rows]
 
     def shared_prefix(self, sequences: list[list[int]]) -> list[int]:
         """The template tokens that these prompts begin with and that need to be run only once; empty for none."""
         prefix = self._template_ids[: self.prefix_tokens]
-        shared = len(sequences[0]) > len(prefix) and all(ids[: len(prefix)] == prefix for ids in sequences)
+        shared = all(len(prefix) < len(ids) < self._rope_limit and ids[: len(prefix)] == prefix for ids in sequences)
         return prefix if shared else []
 
     def encode(self, text: str) -> list[int]:
@@ -185,12 +222,12 @@ class ResidualReader:
         Returns:
             ``(prompt, site, d_model)`` float32, and the first reply token's logits ``(prompt, vocabulary)`` float32.
         """
-        kept, logits, _ = self._forward(sequences, last=1)
+        kept, logits = self._read(sequences, last=1)
         return kept[:, :, 0].cpu().numpy(), logits
 
     def read_end(self, sequences: list[list[int]], last: int) -> np.ndarray:
         """Read prompts at their last few tokens: ``(prompt, site, token, d_model)`` float32."""
-        return self._forward(sequences, last)[0].cpu().numpy()
+        return self._read(sequences, last)[0].cpu().numpy()
 
     def open_reply(self, sequences: list[list[int]]) -> tuple[torch.Tensor, Cache]:
         """Run prompts of one length up to where their replies begin.
@@ -242,18 +279,33 @@ class ResidualReader:
         with torch.inference_mode():
             return self.chat_model.model(ids, use_cache=True, logits_to_keep=1).past_key_values
 
-    def _reads_packs(self, samples: list[list[int]], plain: np.ndarray) -> bool:
-        """Whether a pack gives what the prompts give alone."""
+    def _reads_packs(self, pack_tokens: int) -> bool:
+        """Whether a pack gives what its last prompts give alone; what depends on places in it shows in a long one."""
+        sample: list[list[int]] = []
+        new = 0
+        for number in count():
+            ids = self.encode(f"{number} {_SAMPLES[number % len(_SAMPLES)]}")
+            new += len(ids) - self.prefix_tokens
+            if len(sample) > 1 and new > pack_tokens:
+                break
+            sample.append(ids)
+        sample.sort()  # as they are packed
         try:
-            return self._agrees(self.read_last(samples)[0], plain)
-        except (RuntimeError, TypeError, ValueError, IndexError):  # what a model makes of such a mask is its own affair
+            packed = self._forward(sample, 1, packed=True)[0][-3:, :, 0].cpu().numpy()
+        except torch.OutOfMemoryError:
+            if len(sample) == 2:
+                raise
+            return self._reads_packs(pack_tokens // 2)
+        except UNSUPPORTED:  # what a model makes of such a mask is its own affair
             return False
+        return self._agrees(packed, np.concatenate([self.read_last([ids])[0] for ids in sample[-3:]]))
 
     def _may_pack(self, n_tokens: np.ndarray) -> np.ndarray:
         """Which prompts may be packed, by their lengths: a mask that is given is not cut to a sliding window."""
         config = text_config(self.chat_model.model.config)
         windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        return (n_tokens <= min((window for window in windows if window), default=math.inf)) & self.packs
+        longest = min((window for window in windows if window), default=math.inf)
+        return (n_tokens <= longest) & (n_tokens < self._rope_limit) & self.packs
 
     def _agrees(self, found: np.ndarray, plain: np.ndarray) -> bool:
         # What is not finite does not agree, and is reported where prompts are read.
@@ -283,20 +335,30 @@ class ResidualReader:
         while sum(each.nbytes for each in self._recent) > _RECENT_BYTES:
             self._recent.pop()
 
+    def _read(self, sequences: list[list[int]], last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What :meth:`_forward` gives but for keys and values, in a pack where that may be."""
+        packed = len(sequences) > 1 and bool(self._may_pack(np.array([len(ids) for ids in sequences])).all())
+        kept, logits, _ = self._forward(sequences, last, packed=packed)
+        if packed and not kept.isfinite().all():
+            # A mask is added: keys and values that are not finite reach every prompt of the pack.
+            alone = [self._forward([ids], kept.shape[2])[:2] for ids in sequences]
+            kept, logits = (torch.cat(parts) for parts in zip(*alone, strict=True))
+        return kept, logits
+
     def _forward(
-        self, sequences: list[list[int]], last: int, begun: _Begun | None = None
+        self, sequences: list[list[int]], last: int, begun: _Begun | None = None, packed: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, Cache | None]:
         """Run prompts; hidden states ``(prompt, site, token, d_model)`` and last logits, float32, and keys and values.
 
         The hidden states are those of each prompt's ``last`` tokens, or of all that were run where these are fewer.
         """
         narrowed: AbstractContextManager[None] = nullcontext()
-        if len(sequences) > 1 and self._may_pack(np.array([len(ids) for ids in sequences])).all():
+        if packed:
             ids, options, places = self._pack(sequences, last)
             narrowed = _last_mlp_at(self.chat_model, places)
         else:
             ids, options = self._rows(sequences, begun)
-            places = torch.arange(ids.numel()).view(ids.shape)[:, -last:]
+            places = torch.arange(ids.numel(), device=ids.device).view(ids.shape)[:, -last:]
         with (
             torch.inference_mode(),
             narrowed,
@@ -317,6 +379,10 @@ class ResidualReader:
         if cache is not None and len(sequences) > 1:
             cache.batch_repeat_interleave(len(sequences))
         ids = torch.tensor([ids[prefix:] for ids in sequences], device=self.chat_model.device)
+        if len(sequences[0]) >= self._rope_limit:
+            # Dynamic NTK keeps to the longest text it was given until it is given a short one.
+            with torch.inference_mode():
+                self.chat_model.model(ids[:1, :1], use_cache=False)
         return ids, {"past_key_values": cache, "use_cache": cache is not None}
 
     def _pack(self, sequences: list[list[int]], last: int) -> tuple[torch.Tensor, dict, torch.Tensor]:
@@ -332,7 +398,7 @@ class ResidualReader:
         tokens: list[int] = []
         positions: list[int] = []
         parents: list[int] = []  # the token before, of the same prompt, by its place in the pack
-        places = torch.empty(len(own), last, dtype=torch.long)
+        places: list[list[int]] = [[]] * len(own)
         before: list[int] = []
         path: list[int] = []
         for row in sorted(range(len(own)), key=own.__getitem__):
@@ -343,7 +409,7 @@ class ResidualReader:
                 parents.append(path[-1] if path else -1)
                 path.append(len(tokens))
                 tokens.append(token)
-            places[row] = torch.tensor(path[-last:])
+            places[row] = path[-last:]
         seen = torch.eye(len(tokens), dtype=torch.bool)
         for place, parent in enumerate(parents):
             if parent >= 0:
@@ -358,7 +424,22 @@ class ResidualReader:
             "position_ids": torch.tensor([positions], device=device),
             "attention_mask": mask[None, None].to(device),
         }
-        return torch.tensor([tokens], device=device), options, places
+        return torch.tensor([tokens], device=device), options, torch.tensor(places, device=device)
+
+
+def _rope_limit(config: PreTrainedConfig) -> float:
+    """From how many tokens on the length of a text changes how all its positions are encoded: longrope, dynamic NTK."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    # One for all layers, or one for each kind of them.
+    settings = [part for part in (rope, *rope.values()) if isinstance(part, dict)]
+    return min(
+        (
+            part.get("original_max_position_embeddings") or config.max_position_embeddings
+            for part in settings
+            if part.get("rope_type") in ("longrope", "dynamic")
+        ),
+        default=math.inf,
+    )
 
 
 def refusal_token_ids(tokenizer) -> list[int]:
@@ -490,7 +571,7 @@ def _last_mlp_at(chat_model: ChatModel, places: torch.Tensor) -> Iterator[None]:
     def widen(module, arguments, output) -> torch.Tensor | tuple:
         found = residual_stream(output)
         whole = found.new_zeros(shapes.pop())
-        whole.flatten(0, 1)[places] = found
+        whole.flatten(0, 1)[places.to(whole.device)] = found
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
     handles = [mlp.register_forward_pre_hook(narrow), mlp.register_forward_hook(widen)]
@@ -503,7 +584,8 @@ def _last_mlp_at(chat_model: ChatModel, places: torch.Tensor) -> Iterator[None]:
 
 def _taken(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Some tokens' hidden states ``(prompt, token, d_model)``, by their places among all, row after row."""
-    return states.flatten(0, 1)[places]
+    # Copied only to where a block lies elsewhere: each copy waits for what the accelerator has to do.
+    return states.flatten(0, 1)[places.to(states.device)]
 
 
 def layerwise_copy(cache: Cache) -> Cache:

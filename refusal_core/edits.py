@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import Cache
 
-from refusal_core.activations import ResidualReader, contiguous_head, layerwise_copy, residual_stream
+from refusal_core.activations import UNSUPPORTED, ResidualReader, contiguous_head, layerwise_copy, residual_stream
 from refusal_core.models import ChatModel
 from refusal_core.replies import greedy_openings
 
@@ -160,7 +160,7 @@ class PromptBatch:
                     return False
         except torch.OutOfMemoryError:
             raise
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError):
+        except UNSUPPORTED:
             # An architecture whose keys and values are not kept block by block.
             return False
         return True

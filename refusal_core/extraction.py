@@ -40,6 +40,8 @@ class Extraction:
         seconds: wall time of the forward passes, those of earlier attempts included.
         batch_tokens: most new tokens that were run together.
         batch_note: the same in words, where a device ran out of memory and got less than usual; else None.
+        pack_note: whether prompts were read in packs, or why not, in words.
+        placement: where the prompts were read, see :attr:`ChatModel.placement`; of Ray's actors each its own.
     """
 
     hidden: np.ndarray
@@ -50,6 +52,8 @@ class Extraction:
     prefix_note: str
     batch_tokens: int
     batch_note: str | None
+    pack_note: str
+    placement: str
     seconds: float
 
 
@@ -62,12 +66,14 @@ class Batch:
         log_odds: ``(prompt,)`` float64.
         first_token: ``(prompt,)`` text.
         batch_tokens: most new tokens that fit together.
+        placement: where it was read, see :attr:`ChatModel.placement`.
     """
 
     states: np.ndarray
     log_odds: np.ndarray
     first_token: list[str]
     batch_tokens: int
+    placement: str
 
 
 Job = tuple[list[list[int]], list[str]]
@@ -110,7 +116,13 @@ class BatchReader:
             parts.append((states, odds, self._reader.first_tokens(logits)))
             done += len(part)
         states, odds, tokens = zip(*parts, strict=True)
-        return Batch(np.concatenate(states), np.concatenate(odds), list(chain(*tokens)), self._batch_tokens)
+        return Batch(
+            np.concatenate(states),
+            np.concatenate(odds),
+            list(chain(*tokens)),
+            self._batch_tokens,
+            self._reader.chat_model.placement,
+        )
 
 
 def in_process(reader: ResidualReader, jobs: Iterable[Job]) -> Iterator[tuple[int, Batch]]:
@@ -169,6 +181,7 @@ def extract(
     }
     shape = (len(texts), chat_model.n_layers + 1, chat_model.d_model)
     usual = smallest = reader.batch_tokens
+    placements: set[str] = set()
     log_odds, first_token = np.empty(len(texts)), [""] * len(texts)
     with _kept(folder, shape, request) as (hidden, finished):
         waiting: list[np.ndarray] = []
@@ -203,6 +216,7 @@ def extract(
             finished.add(_name(rows), found, time.perf_counter() - started)
             started = time.perf_counter()
             smallest = min(smallest, batch.batch_tokens)
+            placements.add(batch.placement)
             take(found)
     return Extraction(
         hidden=hidden,
@@ -215,6 +229,8 @@ def extract(
         batch_note=None
         if smallest == usual
         else f"{chat_model.device} ran out of memory: {smallest} tokens together in place of {usual}",
+        pack_note=reader.pack_note,
+        placement="; ".join(sorted(placements)) or chat_model.placement,
         seconds=finished.seconds,
     )
 

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import importlib.util
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -304,7 +305,7 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
 def _source_of(name_or_path: str | Path) -> Source:
     if str(name_or_path) in KNOWN:
         return "fetched"
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))  # unlike pathlib's, silent about a home that nobody has
     try:
         if path.is_dir():
             return "folder"
@@ -350,7 +351,7 @@ def _load_folder(
     # An accelerator is filled straight from the file; quantised weights cannot be moved to one afterwards.
     placement: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}
     if device == SPREAD:
-        placement = {"device_map": "auto", "offload_folder": tempfile.mkdtemp(prefix="refusal-offload-")}
+        placement = {"device_map": "auto"}
     if quantise is not None:
         placement = {"device_map": {"": device}} | placement
         placement["quantization_config"] = transformers.BitsAndBytesConfig(
@@ -362,8 +363,11 @@ def _load_folder(
     # It says with every product that LLM.int8() works on float16.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
-        with quiet_libraries():
+        with quiet_libraries(), contextlib.ExitStack() as undone:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            if device == SPREAD:
+                placement["offload_folder"] = tempfile.mkdtemp(prefix="refusal-offload-")
+                undone.callback(shutil.rmtree, placement["offload_folder"], ignore_errors=True)
             model, loading = auto_class.from_pretrained(
                 folder,
                 config=config,
@@ -373,8 +377,7 @@ def _load_folder(
                 output_loading_info=True,
                 **placement,
             )
-            if device == SPREAD:
-                weakref.finalize(model, shutil.rmtree, placement["offload_folder"], ignore_errors=True)
+            weakref.finalize(model, undone.pop_all().close)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"The model in {folder} cannot be opened: {error}") from error
     require_all_weights(loading, folder)

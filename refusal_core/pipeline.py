@@ -203,13 +203,14 @@ def run(
                 "token_ids": refusal_token_ids(chat_model.tokenizer),
             },
             "compute": {
-                "device": chat_model.placement,
+                "device": extraction.placement,
                 "dtype": dtype,
                 "quantise": quantise,
                 "weights": chat_model.weights_in_words,
                 "engine": engine,
                 "batch_tokens": extraction.batch_tokens,
                 "batch_note": extraction.batch_note,
+                "pack_note": extraction.pack_note,
                 "prefix_tokens": extraction.prefix_tokens,
                 "prefix_note": extraction.prefix_note,
                 "seed": seed,
@@ -282,10 +283,11 @@ def refit(
             hidden = extraction.hidden
             _add_replies(table, extraction)
             manifest["compute"] = manifest["compute"] | {
-                "device": chat_model.placement,
+                "device": extraction.placement,
                 "weights": chat_model.weights_in_words,
                 "batch_tokens": extraction.batch_tokens,
                 "batch_note": extraction.batch_note,
+                "pack_note": extraction.pack_note,
                 "prefix_tokens": extraction.prefix_tokens,
                 "prefix_note": extraction.prefix_note,
             }

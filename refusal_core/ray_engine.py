@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ import torch
 from refusal_core.activations import ResidualReader
 from refusal_core.errors import ModelError, RefusalError
 from refusal_core.extraction import Batch, BatchReader, Engine, Job
-from refusal_core.models import load_model
+from refusal_core.models import ChatModel, load_model
 
 _START_SECONDS = "300"
 """What Ray's own processes may take to start; its thirty seconds are too few on a busy machine."""
@@ -37,12 +38,13 @@ def on_actors(
 ) -> Engine:
     """An engine that reads batches on Ray's actors.
 
-    The model that this process has opened only says how prompts are written; it leaves a GPU to the actors.
+    The model that this process has opened only says how prompts are written and read; it leaves a GPU to the actors
+    until they are done.
 
     Args:
         model, revision, template, quantise: as for :func:`refusal_core.models.load_model`; every machine of the
             cluster has to find the model.
-        actors: how many; by default one a GPU, on a machine without two.
+        actors: how many; by default one for each GPU of the cluster, or two where it has none.
 
     Raises:
         RefusalError: when Ray is not installed.
@@ -87,34 +89,28 @@ def _read(
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        on_gpus = reader.chat_model.device.startswith("cuda")
-        count = actors or (int(ray.cluster_resources().get("GPU", 0)) if on_gpus else 0) or 2
-        chat_model = reader.chat_model
-        if on_gpus and opening["quantise"] is None:
-            chat_model.model.cpu()
-            torch.cuda.empty_cache()
-        arguments = {
-            # Ray shows an actor only the GPU that is its own.
-            "opening": opening | {"device": "cuda:0" if on_gpus else chat_model.device, "dtype": chat_model.dtype},
-            "reading": {"system_prompt": reader.system_prompt, "thinking": reader.thinking, "day": reader.day},
-            "fingerprint": chat_model.info.fingerprint,
-            "threads": torch.get_num_threads(),
-        }
+        gpus = _gpus(reader.chat_model)
         read = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
             cast(Any, _Actor),  # its type says functions, though it takes classes
-            fn_constructor_kwargs=arguments,
-            compute=ray.data.ActorPoolStrategy(size=min(count, len(shards))),
+            fn_constructor_kwargs=_arguments(reader, opening, gpus),
+            compute=ray.data.ActorPoolStrategy(size=min(actors or gpus or 2, len(shards))),
             num_cpus=1,
-            num_gpus=1 if on_gpus else 0,
+            num_gpus=1 if gpus else 0,
         )
-        for row in read.iter_rows():
-            if row["failure"]:
-                raise ModelError(row["failure"])
-            states = np.frombuffer(row["states"], np.float32).reshape(row["shape"])
-            yield (
-                int(row["number"]),
-                Batch(states, np.array(row["log_odds"]), list(row["first_token"]), int(row["batch_tokens"])),
-            )
+        with _left_to_actors(reader.chat_model) if opening["quantise"] is None else nullcontext():
+            for row in read.iter_rows():
+                if row["failure"]:
+                    raise ModelError(row["failure"])
+                yield (
+                    int(row["number"]),
+                    Batch(
+                        np.frombuffer(row["states"], np.float32).reshape(row["shape"]),
+                        np.array(row["log_odds"]),
+                        list(row["first_token"]),
+                        int(row["batch_tokens"]),
+                        row["placement"],
+                    ),
+                )
     except ray.exceptions.RayError as error:
         said = str(error).strip().splitlines()
         raise ModelError(
@@ -145,6 +141,46 @@ def _connect(actors: int | None) -> None:
         raise ModelError(f"Ray cannot be reached or started ({error}); check RAY_ADDRESS") from error
 
 
+def _gpus(chat_model: ChatModel) -> int:
+    """How many GPUs there are for actors; none where the driver has one and was told to compute without."""
+    import ray
+
+    if torch.cuda.is_available() and not chat_model.device.startswith("cuda"):
+        return 0
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def _arguments(reader: ResidualReader, opening: dict[str, Any], gpus: int) -> dict[str, Any]:
+    """What an actor is made with: it reads as this process would, on a GPU of its own where there are any."""
+    chat_model = reader.chat_model
+    return {
+        # Ray shows an actor only the GPU that is its own.
+        "opening": opening | {"device": "cuda:0" if gpus else chat_model.device, "dtype": chat_model.dtype},
+        "reading": {
+            "system_prompt": reader.system_prompt,
+            "thinking": reader.thinking,
+            "day": reader.day,
+            "packs": reader.packs,
+        },
+        "fingerprint": chat_model.info.fingerprint,
+        "threads": torch.get_num_threads(),
+    }
+
+
+@contextmanager
+def _left_to_actors(chat_model: ChatModel) -> Iterator[None]:
+    """Keep a model off its GPU for a while."""
+    if not chat_model.device.startswith("cuda"):
+        yield
+        return
+    chat_model.model.cpu()
+    torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        chat_model.model.to(torch.device(chat_model.device))  # type: ignore[arg-type]
+
+
 class _Actor:
     """One model, opened once, and the shards that it is given."""
 
@@ -163,7 +199,14 @@ class _Actor:
             self._failure = str(error)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        empty = {"states": b"", "shape": [0], "log_odds": [0.0], "first_token": [""], "batch_tokens": 0}
+        empty = {
+            "states": b"",
+            "shape": [0],
+            "log_odds": [0.0],
+            "first_token": [""],
+            "batch_tokens": 0,
+            "placement": "",
+        }
         answer = {"number": shard["number"], "failure": self._failure} | empty
         if self._failure:
             return answer
@@ -177,4 +220,5 @@ class _Actor:
             "log_odds": batch.log_odds.tolist(),
             "first_token": batch.first_token,
             "batch_tokens": batch.batch_tokens,
+            "placement": batch.placement,
         }

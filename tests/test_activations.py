@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from tiny import ARCHITECTURES, tiny_model
 
@@ -21,6 +22,7 @@ from refusal_core.activations import (
     refusal_token_ids,
     residual_stream,
 )
+from refusal_core.edits import PromptBatch
 from refusal_core.errors import ModelError, PromptError
 from refusal_core.extraction import extract
 from refusal_core.models import render
@@ -120,7 +122,7 @@ def test_what_stands_beside_a_prompt_in_a_pack_changes_no_number(architecture):
 
 def test_what_prompts_begin_with_is_run_once():
     chat_model = tiny_model("llama")
-    reader = ResidualReader(chat_model)
+    reader = ResidualReader(chat_model, packs=True)
     sequences = [reader.encode(f"{TEXTS[4]} {ending}") for ending in ("Now", "Later", "Never")]
     run = []
     handle = chat_model.blocks[0].register_forward_hook(
@@ -136,7 +138,7 @@ def test_what_prompts_begin_with_is_run_once():
 @pytest.mark.parametrize("last", [1, 3])
 def test_the_last_mlp_is_run_only_where_prompts_are_read(last):
     chat_model = tiny_model("llama")
-    reader = ResidualReader(chat_model)
+    reader = ResidualReader(chat_model, packs=True)
     sequences = [reader.encode(text) for text in TEXTS]
     run = []
     for block in chat_model.blocks[-2:]:
@@ -148,8 +150,20 @@ def test_the_last_mlp_is_run_only_where_prompts_are_read(last):
     assert at_last == last * len(TEXTS) < before_last
 
 
-@pytest.mark.parametrize("refused", ["mixed", "raised", "own"])
-def test_a_model_that_does_not_read_packs_is_read_without(refused, monkeypatch):
+ERRORS = [AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError]
+MIXING = {
+    "mixed": activations.NOT_PACKED,
+    "raised": activations.NOT_PACKED,
+    "own": activations.OWN_ATTENTION,
+    "eight bits": activations.READ_ALONE,
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("refused", MIXING)
+def test_a_model_that_does_not_read_packs_is_read_without(refused, error, monkeypatch):
+    if refused != "raised" and error is not ERRORS[0]:
+        pytest.skip("raises nothing")
     chat_model = tiny_model("llama")
 
     def mixed(module, arguments, output):
@@ -157,19 +171,148 @@ def test_a_model_that_does_not_read_packs_is_read_without(refused, monkeypatch):
 
     def raised(module, arguments, options):
         if "position_ids" in options:
-            raise TypeError("unexpected keyword argument")
+            raise error("unexpected keyword argument")
 
     if refused == "own":  # attention of the model's own making, which may do more than the mask says
         monkeypatch.setattr(type(chat_model.model), "_supports_attention_backend", False)
+    elif refused == "eight bits":
+        monkeypatch.setattr(type(chat_model), "reads_alone", True)
     elif refused == "mixed":
         chat_model.blocks[0].register_forward_hook(mixed)
     else:
         chat_model.model.register_forward_pre_hook(raised, with_kwargs=True)
     extraction = extract(chat_model, TEXTS)
     assert not ResidualReader(chat_model).packs
+    assert extraction.pack_note == MIXING[refused]
     assert (extraction.prefix_tokens == 0) is (refused == "mixed")
     for row, text in enumerate(TEXTS):
         assert relative_error(extraction.hidden[row], plain_states(chat_model, text)) < 1e-4
+
+
+def test_what_depends_on_places_in_a_long_pack_alone_is_noticed(monkeypatch):
+    settings = tiny._GROUPED | {
+        "dense_intermediate_size": 64,
+        "shared_intermediate_size": 64,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rotary_dim": 8,
+        "index_n_heads": 2,
+        "index_head_dim": 8,
+        "layer_types": ["full_attention", *["minimax_m3_sparse"] * 3],
+    }
+    monkeypatch.setitem(tiny._CONFIGS, "minimax_m3", ("MiniMaxM3VLTextConfig", settings))
+    chat_model = tiny_model("minimax_m3")
+    assert chat_model.model.is_backend_compatible()
+    # Its indexer takes places in the pack for positions, and within its first block of 128 that changes nothing.
+    reader = ResidualReader(chat_model, packs=True)
+    sequences = [reader.encode(text) for text in ("Bake a cake", "Write a letter")]
+    alone = np.concatenate([reader.read_last([ids])[0] for ids in sequences])
+    assert relative_error(reader.read_last(sequences)[0], alone) < 1e-4
+    extraction = extract(chat_model, [*TEXTS, *(f"{text} please" for text in TEXTS)])
+    assert extraction.pack_note == activations.NOT_PACKED
+    for row, text in enumerate(TEXTS):
+        assert relative_error(extraction.hidden[row], plain_states(chat_model, text)) < 1e-4
+
+
+def test_packs_are_tried_at_their_full_length_in_one_pass():
+    chat_model, counted = tiny_model("llama"), []
+    reader = ResidualReader(chat_model)
+    handle = tokens_run(chat_model, counted)
+    assert reader.packs
+    assert reader.pack_note == activations.PACKED
+    handle.remove()
+    longest, *others = counted
+    assert 0.9 * reader.batch_tokens < longest <= reader.batch_tokens
+    assert sum(others) < 100
+
+
+def test_a_device_without_memory_for_a_full_pack_still_packs():
+    chat_model, tried = tiny_model("llama"), []
+
+    def cramped(module, arguments, options):
+        tried.append(arguments[0].shape[1])
+        if tried[-1] > 100:
+            raise torch.OutOfMemoryError
+
+    handle = chat_model.model.register_forward_pre_hook(cramped, with_kwargs=True)
+    found = extract(chat_model, MANY)
+    handle.remove()
+    assert found.pack_note == activations.PACKED
+    assert found.batch_tokens <= 128
+    assert max(tried) > 256
+    np.testing.assert_allclose(found.hidden, extract(chat_model, MANY).hidden, atol=1e-5)
+
+
+def test_a_device_without_memory_for_two_prompts_says_so():
+    chat_model = tiny_model("llama")
+    reader = ResidualReader(chat_model)
+
+    def full(module, arguments):
+        raise torch.OutOfMemoryError
+
+    chat_model.model.register_forward_pre_hook(full)
+    with pytest.raises(torch.OutOfMemoryError):
+        _ = reader.packs
+
+
+def test_keys_and_values_that_cannot_be_handed_on_are_not_reused(monkeypatch):
+    reader, continued = ResidualReader(tiny_model("llama")), PromptBatch._continued
+    for error in ERRORS:
+
+        def raised(batch, token, read, error=error):
+            if read is batch._plain:
+                return continued(batch, token, read)
+            raise error
+
+        monkeypatch.setattr(PromptBatch, "_continued", raised)
+        assert not PromptBatch(reader, [reader.encode(TEXTS[0])]).reuses
+
+
+LENGTH_DEPENDENT = {
+    "longrope": (
+        "phi3",
+        {
+            "sliding_window": None,
+            "original_max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 4,
+                "long_factor": [4.0] * 4,
+            },
+        },
+    ),
+    "dynamic": (
+        "llama",
+        {
+            "max_position_embeddings": 64,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LENGTH_DEPENDENT)
+def test_positions_that_depend_on_a_prompts_length_are_those_of_plain_transformers(kind):
+    architecture, settings = LENGTH_DEPENDENT[kind]
+    chat_model = tiny_model(architecture, **settings)
+    texts = [*TEXTS[:4], " ".join(TEXTS), " ".join(TEXTS[1:]), " ".join([*TEXTS, *TEXTS])]
+    reader = ResidualReader(chat_model)
+    lengths = [len(reader.encode(text)) for text in texts]
+    assert max(lengths[:4]) < 64 < 75 < min(lengths[4:])
+    expected = [plain_states(tiny_model(architecture, **settings), text) for text in texts]
+    extraction = extract(chat_model, texts)
+    assert extraction.pack_note == activations.PACKED
+    assert extraction.prefix_tokens > 0
+    for row, states in enumerate(expected):
+        assert relative_error(extraction.hidden[row], states) < 1e-4
+    # A long one, what it begins with, and the long one again.
+    for row in (4, 0, 5, 4):
+        assert relative_error(reader.read_tokens(texts[row]).last, expected[row]) < 1e-4
+    typed = "Bake a cake"
+    short = plain_states(tiny_model(architecture, **settings), typed)
+    reader.read_tokens(f"{typed} {texts[4]}")
+    assert relative_error(reader.read_tokens(typed).last, short) < 1e-4
 
 
 def test_prompts_longer_than_a_sliding_window_are_not_packed():
@@ -389,11 +532,69 @@ def test_numbers_that_are_none_are_told_from_overflow():
     assert "--dtype float32" in reported(chat_model, "bfloat16")
 
 
+def test_what_is_not_finite_is_blamed_on_the_prompt_it_comes_from():
+    chat_model = tiny_model("llama", tie_word_embeddings=False)
+    reader = ResidualReader(chat_model)
+    (culprit,) = chat_model.tokenizer.encode("#")
+    texts = ["Bake a cake", "Write # here"]
+    sequences = [reader.encode(text) for text in texts]
+    alone = reader.read_end(sequences[:1], 3)
+    with torch.no_grad():
+        chat_model.model.get_input_embeddings().weight[culprit] = float("nan")
+    assert [rows.tolist() for rows in reader.batches(sequences, reader.batch_tokens)] == [[0, 1]]
+    with pytest.raises(ModelError, match=r"\(NaN\) at layer 0 of 4, first for prompt 2 \('Write #"):
+        extract(chat_model, texts)
+    hidden, logits = reader.read_last(sequences)
+    assert relative_error(hidden[0], alone[0, :, -1]) < 1e-5
+    assert logits[0].isfinite().all()
+    assert not np.isfinite(hidden[1]).any()
+    assert relative_error(reader.read_end(sequences, 3)[0], alone[0]) < 1e-5
+
+
 def test_logits_that_are_not_finite_are_reported():
     chat_model = tiny_model("llama", tie_word_embeddings=False)
     with torch.no_grad():
         chat_model.lm_head.weight[7, 7] = float("nan")
     assert "logits that are not finite at the vocabulary projection" in reported(chat_model)
+
+
+def test_where_prompts_end_is_known_on_the_device_of_the_states(monkeypatch):
+    chat_model = tiny_model("llama")
+    reader = ResidualReader(chat_model, packs=True)
+    sequences = [reader.encode(text) for text in TEXTS]
+    reader.chat_model, reader._prefix_cache = dataclasses.replace(chat_model, device="meta"), None
+    chat_model.model.to("meta")
+    devices, taken = [], activations._taken
+
+    def watched(states, places):
+        devices.append(places.device.type)
+        return taken(states, places)
+
+    monkeypatch.setattr(activations, "_taken", watched)
+    reader._forward(sequences, 3, packed=True)
+    assert set(devices) == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_accelerator_is_not_waited_for_between_blocks():
+    chat_model = tiny_model("llama")
+    chat_model.model.to("cuda")
+    chat_model = dataclasses.replace(chat_model, device="cuda:0")
+    reader = ResidualReader(chat_model)
+    sequences = [reader.encode(text) for text in TEXTS]
+    reader.read_last(sequences)
+
+    def mode(name: str):
+        return lambda *_: torch.cuda.set_sync_debug_mode(name)
+
+    first = chat_model.blocks[0].register_forward_pre_hook(mode("error"))
+    last = chat_model.final_norm.register_forward_pre_hook(mode("default"))
+    try:
+        reader.read_last(sequences)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        first.remove()
+        last.remove()
 
 
 def test_hooks_are_gone_afterwards():
@@ -421,7 +622,7 @@ def stopped(chat_model, texts: list[str], folder, monkeypatch, after: int) -> in
     return sum(read[SAMPLES:])
 
 
-SAMPLES = 5
+SAMPLES = 5  # two for the template's beginning, three alone beside those in a pack
 MANY = [f"{'word ' * (number % 7)}number {number}" for number in range(60)]
 
 
@@ -482,7 +683,7 @@ def test_a_device_without_memory_gets_smaller_batches(monkeypatch):
 
 def test_a_prompt_that_fits_nowhere_is_named(monkeypatch):
     chat_model = tiny_model("qwen2")
-    reader = ResidualReader(chat_model)
+    reader = ResidualReader(chat_model, packs=True)
     monkeypatch.setattr("refusal_core.extraction.ResidualReader", lambda *_: reader)
 
     def full(sequences):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from tiny import tiny_model
 
 from refusal_core import pipeline, runs
 from refusal_core.__main__ import main
-from refusal_core.activations import ResidualReader
+from refusal_core.activations import PACKED, ResidualReader
 from refusal_core.errors import ModelError, PromptError, RefusalError, RunError
 from refusal_core.export import export_run
 from refusal_core.extraction import extract
@@ -23,6 +24,7 @@ from refusal_core.models import ChatModel, load_model
 from refusal_core.published import published_table
 from refusal_core.scoring import load_model_for, score
 from refusal_core.statistics import VALIDATION_COLUMNS, VARIANCE_COLUMNS
+from refusal_core.ui import layout
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,7 +108,18 @@ def test_the_manifest_says_what_was_done_and_nothing_of_the_machine(made, tiny_f
     assert (
         manifest["compute"]["prefix_note"] == f"{manifest['compute']['prefix_tokens']} tokens, run once for all prompts"
     )
+    assert manifest["compute"]["pack_note"] == PACKED
     assert set(manifest["timings"]) == {"load_seconds", "extract_seconds", "prompts_per_second"}
+
+
+def test_what_a_run_is_made_of_says_how_prompts_were_read_together(made, monkeypatch):
+    run, _ = made
+    shown = []
+    monkeypatch.setattr("streamlit.dataframe", lambda table, **_: shown.append(dict(table.to_numpy())))
+    layout.run_facts(run)
+    older = {key: value for key, value in run.manifest["compute"].items() if key != "pack_note"}
+    layout.run_facts(dataclasses.replace(run, manifest=run.manifest | {"compute": older}))
+    assert [facts["read together"] for facts in shown] == [PACKED, "not recorded"]
 
 
 def test_a_fitted_prompt_scores_what_the_run_says(made, chat_model):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -13,6 +15,7 @@ from tiny import LLAMA_LIKE
 
 from refusal_core import pipeline
 from refusal_core.__main__ import main
+from refusal_core.activations import ResidualReader
 from refusal_core.errors import ModelError, RefusalError
 from refusal_core.extraction import extract
 from refusal_core.models import ChatModel, load_model
@@ -107,6 +110,55 @@ def test_the_command_line_runs_with_ray_and_a_borrowed_template(tiny_folder, tmp
     assert first.manifest["compute"]["engine"] == "process"
     assert second.manifest["compute"]["engine"] == "ray"
     np.testing.assert_array_equal(first.projections, second.projections)
+
+
+@needs_ray
+@pytest.mark.parametrize(
+    ("device", "driver_has_one", "in_cluster", "expected"),
+    [
+        ("cpu", False, 3, 3),  # a head node without
+        ("cpu", True, 3, 0),  # asked to compute without
+        ("cuda:0", True, 3, 3),
+        ("cpu", False, 0, 0),
+    ],
+)
+def test_the_gpus_of_the_cluster_are_counted_not_those_of_its_head(
+    device, driver_has_one, in_cluster, expected, monkeypatch
+):
+    from refusal_core.ray_engine import _gpus
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: driver_has_one)
+    monkeypatch.setattr(
+        "ray.cluster_resources", lambda: {"CPU": 8.0} | ({"GPU": float(in_cluster)} if in_cluster else {})
+    )
+    assert _gpus(SimpleNamespace(device=device)) == expected
+
+
+def test_an_actor_reads_as_the_driver_does_on_a_gpu_of_its_own(chat_model, tiny_folder):
+    from refusal_core.ray_engine import _Actor, _arguments
+
+    opening = {"name_or_path": str(tiny_folder), "revision": None, "template": None, "quantise": None}
+    for packs in (True, False):
+        reader = ResidualReader(chat_model, packs=packs)
+        actor = _Actor(**_arguments(reader, opening, gpus=0))
+        assert actor._reader._reader.packs is packs
+    assert _arguments(reader, opening, gpus=0)["opening"]["device"] == "cpu"
+    assert _arguments(reader, opening, gpus=2)["opening"] == opening | {"device": "cuda:0", "dtype": "float32"}
+
+
+def test_the_model_comes_back_to_its_gpu_whatever_becomes_of_the_actors(monkeypatch):
+    from refusal_core.ray_engine import _left_to_actors
+
+    moved = []
+    model = SimpleNamespace(cpu=lambda: moved.append("cpu"), to=lambda device: moved.append(str(device)))
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
+    with contextlib.suppress(ModelError), _left_to_actors(SimpleNamespace(device="cuda:1", model=model)):
+        assert moved == ["cpu"]
+        raise ModelError("an actor failed")
+    assert moved == ["cpu", "cuda:1"]
+    with _left_to_actors(SimpleNamespace(device="cpu", model=model)):
+        pass
+    assert len(moved) == 2
 
 
 def test_without_ray_a_sentence_says_how_to_have_it(tiny_folder, tmp_path, monkeypatch, capsys):

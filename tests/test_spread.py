@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from accelerate import dispatch_model
 from tiny import tiny_model, write_tiny_gguf
 
 from refusal_core import pipeline
-from refusal_core.activations import ResidualReader
+from refusal_core.activations import BATCH_TOKENS, PACK_TOKENS, ResidualReader
 from refusal_core.edits import Edit, PromptBatch
 from refusal_core.errors import ModelError
 from refusal_core.extraction import extract
@@ -57,6 +58,9 @@ def test_blocks_on_disk_give_the_same_numbers(architecture: str, tmp_path: Path)
     spread = wrap_model(spread.model, spread.tokenizer, spread.info)
     assert spread.placement == f"cpu ({len(places) - 2}), disk (2)"
     assert_same_numbers(spread, whole)
+    # Its weights are moved for every pass, so that fewer and longer ones are better.
+    assert ResidualReader(spread, packs=True).batch_tokens == BATCH_TOKENS["cpu"]
+    assert ResidualReader(whole, packs=True).batch_tokens == PACK_TOKENS["cpu"] < BATCH_TOKENS["cpu"]
 
 
 @pytest.mark.usefixtures("little_memory")
@@ -75,11 +79,39 @@ def test_a_run_says_where_the_weights_were(tiny_folder: Path, tmp_path: Path) ->
     whole = pipeline.run(tiny_folder, "pairs", device="cpu", cache=tmp_path / "whole", **request).run
     assert "disk" in run.manifest["compute"]["device"]
     assert whole.manifest["compute"]["device"] == "cpu"
-    np.testing.assert_array_equal(run.projections, whole.projections)
+    np.testing.assert_allclose(run.projections, whole.projections, rtol=1e-4, atol=1e-4)
     spread = load_model_for(run, tiny_folder, device="spread")
     np.testing.assert_allclose(
         score(spread, run, [run.prompts["text"][0]])[0].projection, run.projections[0], rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_weights_on_disk_are_gone_with_their_model(tiny_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    chat_model = load_model(tiny_folder, device="spread", dtype="float32")
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.startswith("refusal-offload-")
+    del chat_model
+    gc.collect()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(("error", "raised"), [(OSError, ModelError), (KeyboardInterrupt, KeyboardInterrupt)])
+def test_a_model_that_is_not_opened_leaves_no_weights_on_disk(tiny_folder, tmp_path, monkeypatch, error, raised):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    begun = []
+
+    def stopped(*_, offload_folder, **options):
+        begun.append(offload_folder)
+        (Path(offload_folder) / "weight.dat").write_bytes(b"0")
+        raise error
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", stopped)
+    with pytest.raises(raised):
+        load_model(tiny_folder, device="spread", dtype="float32")
+    assert begun
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gguf_file_is_not_spread(tmp_path: Path) -> None:
