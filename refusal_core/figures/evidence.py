@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from refusal_core.figures.style import (
     PROBE,
     blank,
     interval_line,
+    line_at,
     mark_site,
     ribbon,
     safe,
@@ -92,27 +94,35 @@ def hold(run: Run, evidence: Evidence, site: int) -> go.Figure:
 
 def chance(run: Run, evidence: Evidence, site: int) -> go.Figure:
     """The d of shuffled labels and of random directions at one site, and the d that was found."""
-    figure = blank(HEIGHT)
     null = evidence.permutations[evidence.permutations["site"].eq(site)]
-    figure.add_scatter(
-        x=null["d"],
-        y=null["quantile"],
-        mode="lines",
-        name="shuffled labels, refitted",
-        line={"color": GREY, "width": 2.5},
-        hovertemplate="%{y:.0%} of shuffled labels stay below d = %{x:.2f}<extra></extra>",
-    )
+    traces: list[dict[str, Any]] = [
+        {
+            "x": null["d"],
+            "y": null["quantile"],
+            "mode": "lines",
+            "name": "shuffled labels, refitted",
+            "line": {"color": GREY, "width": 2.5},
+            "hovertemplate": "%{y:.0%} of shuffled labels stay below d = %{x:.2f}<extra></extra>",
+        }
+    ]
     kinds = evidence.random_directions[evidence.random_directions["site"].eq(site)]
     for place, row in enumerate(kinds.itertuples()):
-        figure.add_scatter(
-            x=[row.d_median, row.d_95, row.d_max],
-            y=[0.5, 0.95, 1.0],
-            mode="markers+lines",
-            name=f"random: {row.kind}",
-            line={"color": LINE_COLOURS[place + 1], "width": 1, "dash": "dot"},
-            marker={"size": 9, "symbol": ("square", "diamond", "cross")[place]},
-            hovertemplate=f"random directions, {row.kind}: %{{y:.0%}} stay below |d| = %{{x:.2f}}<extra></extra>",
-        )
+        of_kind = {
+            "x": [row.d_median, row.d_95, row.d_max],
+            "y": [0.5, 0.95, 1.0],
+            "mode": "markers+lines",
+            "name": f"random: {row.kind}",
+            "line": {"color": LINE_COLOURS[place + 1], "width": 1, "dash": "dot"},
+            "marker": {"size": 9, "symbol": ("square", "diamond", "cross")[place]},
+            "hovertemplate": f"random directions, {row.kind}: %{{y:.0%}} stay below |d| = %{{x:.2f}}<extra></extra>",
+        }
+        traces.append(of_kind)
+    figure = blank(
+        HEIGHT,
+        [{"type": "scatter", **trace} for trace in traces],
+        xaxis={"title_text": f"d at {run.site_label(site)}", "rangemode": "tozero"},
+        yaxis={"title_text": "share below", "tickformat": ".0%", "range": [0, 1.05]},
+    )
     found = evidence.sites["in_sample_d"][site]
     if np.isfinite(found):
         figure.add_vline(
@@ -121,8 +131,6 @@ def chance(run: Run, evidence: Evidence, site: int) -> go.Figure:
             annotation={"text": f"found: {found:.2f}"},
             annotation_position="bottom left",
         )
-    figure.update_xaxes(title_text=f"d at {run.site_label(site)}", rangemode="tozero")
-    figure.update_yaxes(title_text="share below", tickformat=".0%", range=[0, 1.05])
     return figure
 
 
@@ -139,7 +147,7 @@ def harm(run: Run, evidence: Evidence, site: int) -> go.Figure:
 
 def simpler(run: Run, evidence: Evidence, site: int) -> go.Figure:
     """AUROC of text-only baselines beside the direction's own at one site."""
-    figure = blank(HEIGHT, barmode="group")
+    bars = []
     named = {CONTRAST: "contrast set, held out"}
     for source, colour in zip(
         evidence.baselines["source"].unique(), cycle((ACCENT, PROBE, GREY, *LINE_COLOURS)), strict=False
@@ -152,22 +160,28 @@ def simpler(run: Run, evidence: Evidence, site: int) -> go.Figure:
         else:
             own = _transfer(evidence, source).loc[site, ["auroc", "auroc_low", "auroc_high"]].to_numpy(float)
         values = np.vstack([table[["auroc", "auroc_low", "auroc_high"]].to_numpy(float), own])
-        figure.add_bar(
-            x=[*table["baseline"], "the direction"],
-            y=values[:, 0],
-            name=named.get(source, safe(source)),
-            marker={"color": translucent(colour, 0.7)},
-            error_y={
+        of_source = {
+            "type": "bar",
+            "x": [*table["baseline"], "the direction"],
+            "y": values[:, 0],
+            "name": named.get(source, safe(source)),
+            "marker": {"color": translucent(colour, 0.7)},
+            "error_y": {
                 "type": "data",
                 "array": values[:, 2] - values[:, 0],
                 "arrayminus": values[:, 0] - values[:, 1],
                 "color": GREY,
             },
-            hovertemplate="%{x}: AUROC %{y:.2f}<extra></extra>",
-        )
-    figure.add_hline(y=0.5, line={"color": GREY, "width": 1, "dash": "dot"})
-    figure.update_yaxes(title_text="AUROC", range=[0, 1.05])
-    return figure
+            "hovertemplate": "%{x}: AUROC %{y:.2f}<extra></extra>",
+        }
+        bars.append(of_source)
+    return blank(
+        HEIGHT,
+        bars,
+        barmode="group",
+        shapes=[line_at("y", 0.5, color=GREY, width=1, dash="dot")],
+        yaxis={"title_text": "AUROC", "range": [0, 1.05]},
+    )
 
 
 def refusing(run: Run, evidence: Evidence, site: int) -> go.Figure:
@@ -187,25 +201,30 @@ def refusing(run: Run, evidence: Evidence, site: int) -> go.Figure:
 
 def space(run: Run, evidence: Evidence, site: int) -> go.Figure:
     """The contrast set's prompts on the first two principal components of one site."""
-    figure = blank(HEIGHT + 60)
+    points = []
     scores = evidence.components[evidence.components["site"].eq(site)].merge(
         run.prompts[["prompt_id", "label", "text", "fitted"]], on="prompt_id"
     )
     for label in ("harmless", "harmful"):
         table = scores[scores["label"].eq(label) & scores["fitted"]]
-        figure.add_scatter(
-            x=table["pc1"],
-            y=table["pc2"],
-            mode="markers",
-            name=label,
-            marker={"color": LABEL_COLOUR[label], "symbol": LABEL_SYMBOL[label], "size": 6, "opacity": 0.7},
-            customdata=[safe(text) for text in table["text"]],
-            hovertemplate="%{customdata}<extra></extra>",
-        )
+        of_label = {
+            "type": "scatter",
+            "x": table["pc1"],
+            "y": table["pc2"],
+            "mode": "markers",
+            "name": label,
+            "marker": {"color": LABEL_COLOUR[label], "symbol": LABEL_SYMBOL[label], "size": 6, "opacity": 0.7},
+            "customdata": [safe(text) for text in table["text"]],
+            "hovertemplate": "%{customdata}<extra></extra>",
+        }
+        points.append(of_label)
     shares = evidence.sites.loc[site, ["pc1_share", "pc2_share"]]
-    figure.update_xaxes(title_text=f"first component ({shares['pc1_share']:.0%} of the variance)")
-    figure.update_yaxes(title_text=f"second ({shares['pc2_share']:.0%})")
-    return figure
+    return blank(
+        HEIGHT + 60,
+        points,
+        xaxis={"title_text": f"first component ({shares['pc1_share']:.0%} of the variance)"},
+        yaxis={"title_text": f"second ({shares['pc2_share']:.0%})"},
+    )
 
 
 def cosines(run: Run, evidence: Evidence) -> go.Figure:

@@ -149,7 +149,14 @@ def _update(data: list[dict[str, Any]], frame: dict[str, Any]) -> list[Any]:
     layout: dict[str, Any] = {}
     for part, settings in frame["layout"].items():
         layout |= {part: settings} if part == "shapes" else {f"{part}.{name}": each for name, each in settings.items()}
-    return [changed, layout, frame["traces"]]
+    return [_Unchanging(changed), _Unchanging(layout), frame["traces"]]
+
+
+class _Unchanging(dict):
+    """Plain data that nobody changes, so that a figure, which copies itself at every turn, keeps it as it is."""
+
+    def __deepcopy__(self, memo: dict) -> _Unchanging:
+        return self
 
 
 def _packed(value: Any) -> Any:
