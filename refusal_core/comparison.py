@@ -380,9 +380,12 @@ def _sampled(prompts: pd.DataFrame, most: int) -> np.ndarray:
 
 
 def _drawn(prompts: pd.DataFrame, draws: int, seed: int) -> np.ndarray:
-    """:func:`~refusal_core.resampling.bootstrap_counts`, for the same prompts the same at every site."""
+    """:func:`~refusal_core.resampling.bootstrap_counts`, for the same prompts the same at every site.
+
+    As float32, which holds them and ranks among them exactly: what is done with them waits for memory.
+    """
     is_harmful = prompts["label"].eq("harmful").to_numpy()
-    return _drawn_once(is_harmful.tobytes(), tuple(prompt_groups(prompts).tolist()), draws, seed).astype(np.float64)
+    return _drawn_once(is_harmful.tobytes(), tuple(prompt_groups(prompts).tolist()), draws, seed).astype(np.float32)
 
 
 @lru_cache(maxsize=64)
@@ -412,8 +415,8 @@ def _draw_kendall(ours: np.ndarray, theirs: np.ndarray, counts: np.ndarray) -> n
     The order of two prompts is the same in every draw, so each draw is a quadratic form in its counts.
     """
     signs, others = (np.sign(values[:, None] - values) for values in (ours, theirs))
-    weights = counts.astype(np.float32)
-    agreeing = np.einsum("dp,dp->d", weights @ (signs * others).astype(np.float32), weights, dtype=np.float64)
+    weights = counts.astype(np.float32, copy=False)
+    agreeing = np.einsum("dp,dp->d", weights @ (signs * others).astype(np.float32), weights)
     pairs = counts.sum(axis=1) ** 2
     untied, others_untied = (pairs - _squares(values, counts) for values in (ours, theirs))
     with np.errstate(invalid="ignore", divide="ignore"):
