@@ -43,6 +43,17 @@ def courses(run: Run, lines: Sequence[Course], site: int | None = None, raw: boo
         site: marked with a vertical line.
         raw: activation units instead of :func:`~refusal_core.outliers.standardised` ones.
     """
+    return blank(
+        400,
+        course_traces(run, lines, raw),
+        shapes=[] if site is None else [line_at("x", site, width=1.5, dash="dot", color=GREY)],
+        xaxis=site_axis(run),
+        yaxis={"title_text": "activation units" if raw else "standard deviations from the midpoint"},
+    )
+
+
+def course_traces(run: Run, lines: Sequence[Course], raw: bool = False) -> list[dict[str, Any]]:
+    """The ribbons and prompts of :func:`courses` as plain data, the prompts last."""
     traces: list[dict[str, Any]] = []
     sites = np.arange(run.n_sites)
     scale = (lambda values: values) if raw else (lambda values: standardised(run, values))
@@ -84,10 +95,4 @@ def courses(run: Run, lines: Sequence[Course], site: int | None = None, raw: boo
             "hovertemplate": f"{safe(line.text)}<br>%{{customdata[0]}}: %{{customdata[1]}}<extra></extra>",
         }
         traces.append(course)
-    return blank(
-        400,
-        [{"type": "scatter", **trace} for trace in traces],
-        shapes=[] if site is None else [line_at("x", site, width=1.5, dash="dot", color=GREY)],
-        xaxis=site_axis(run),
-        yaxis={"title_text": "activation units" if raw else "standard deviations from the midpoint"},
-    )
+    return [{"type": "scatter", **trace} for trace in traces]

@@ -14,7 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from refusal_core.figures.courses import Course, courses
+from refusal_core.figures.courses import Course, course_traces
 from refusal_core.figures.style import (
     ACCENT,
     CONTROLS,
@@ -28,6 +28,7 @@ from refusal_core.figures.style import (
     bars_of,
     dress,
     safe,
+    site_axis,
     translucent,
 )
 from refusal_core.outliers import standardised
@@ -115,9 +116,8 @@ def linked(
     layout = _changed(layout, frames[site]["layout"])
     layout = _changed(layout, _controls(run, site, stacked, steps, "animate" if framed else "skip"))
     if followed:
-        drawn = _courses(run, followed)
-        data += [{**trace, **_on(refs["course"])} for trace in drawn["data"]]
-        layout = _changed(layout, {_axis(refs["course"][0]): drawn["axis"]})
+        data += [{**trace, **_on(refs["course"])} for trace in _courses(run, followed)]
+        layout = _changed(layout, {_axis(refs["course"][0]): site_axis(run)})
     return go.Figure(data, layout, frames if framed else None)
 
 
@@ -419,20 +419,18 @@ def _followed(shown: _Shown) -> list[tuple[int, dict[str, Any]]]:
     ]
 
 
-def _courses(run: Run, followed: Sequence[int]) -> dict[str, Any]:
-    """The followed prompts over the layers: traces, and what the axis of layers has."""
+def _courses(run: Run, followed: Sequence[int]) -> list[dict[str, Any]]:
+    """The followed prompts over the layers."""
     lines = [
         Course(text, run.projections[row], safe(text, limit=40), colour)
         for row, text, colour in zip(
             followed, run.prompts["text"].iloc[list(followed)], cycle(LINE_COLOURS), strict=False
         )
     ]
-    drawn = courses(run, lines)
-    traces = [trace.to_plotly_json() for trace in drawn.data]
+    traces = course_traces(run, lines)
     for trace, symbol in zip(traces[-len(lines) :], cycle(_SYMBOLS), strict=False):
         trace["marker"] = {"symbol": symbol, "size": 7}
-    axis = drawn.layout.xaxis.to_plotly_json()
-    return {"data": traces, "axis": {name: axis[name] for name in ("title", "tickvals", "ticktext", "range")}}
+    return traces
 
 
 def _transfer_look(source: str, label: str, shape: str) -> dict[str, Any]:

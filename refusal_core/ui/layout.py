@@ -108,10 +108,8 @@ def _save_menu(saved: Callable[[], go.Figure], key: str) -> None:
 
 
 def _named(key: str) -> str:
-    """A figure's name as a file: after the run and the site that are looked at, so that two can be told apart."""
-    view = address.view()
-    parts = [view.run, None if view.site is None else f"site-{view.site}", key]
-    return re.sub(r"[^\w.-]+", "-", "--".join(part for part in parts if part))
+    """A figure's name as a file: after the run that is looked at; the layer stands in the figure, which may move."""
+    return re.sub(r"[^\w.-]+", "-", "--".join(part for part in (address.view().run, key) if part))
 
 
 @st.cache_data(ttl=600, show_spinner=False)

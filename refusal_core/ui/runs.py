@@ -91,13 +91,13 @@ def run_table() -> RunSummary | BrokenRun | None:
         return None
     table = pd.DataFrame([_row(entry) for entry in entries.values()], index=list(entries), columns=list(_COLUMNS))
     columns = {name: column for name, column in _COLUMNS.items() if name != "broken" or broken}
-    height: Literal["content"] | int = "content" if len(entries) < 12 else 440
-    clicked = chosen_row(table, columns, "runs_table", st.session_state.get(_CHOSEN), height)
-    if clicked is not None:
-        st.session_state[_CHOSEN] = clicked
     if st.session_state.get(_CHOSEN) not in entries:
         viewed = address.view().run
         st.session_state[_CHOSEN] = viewed if viewed in entries else next(iter(entries))
+    height: Literal["content"] | int = "content" if len(entries) < 12 else 440
+    clicked = chosen_row(table, columns, "runs_table", st.session_state[_CHOSEN], height)
+    if clicked is not None:
+        st.session_state[_CHOSEN] = clicked
     name = st.selectbox(
         "Chosen",
         list(entries),

@@ -160,7 +160,7 @@ def test_a_wrong_hash_is_refused_and_a_good_run_taken_in_and_opened(open_page, c
     hand_in(page, sent)
     expect(page.get_by_text("Imported: every file")).to_be_visible(timeout=PATIENCE)
     try:
-        page.get_by_role("button", name="Open", exact=True).last.click()
+        page.locator(".st-key-open_imported button").click()
         expect(page.locator("h1")).to_have_text("Refusal directions", timeout=PATIENCE)
         until(page, lambda: query(page).get("run") == SENT)
     finally:
