@@ -17,7 +17,7 @@ run = frame(
 )
 st.text(run_in_a_line(run))
 evidence = evidence_or_none(run)
-heading("No evidence is kept with this run." if evidence is None else verdict(evidence))
+heading("This run has no evidence that can be read." if evidence is None else verdict(evidence))
 strongest_layers(run)
 chart(three_questions(run), "home_curves")
 st.caption(

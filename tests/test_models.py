@@ -133,7 +133,9 @@ def test_models_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert models_folder() == Path.home() / ".cache" / "refusal_core" / "models"
 
 
-@pytest.mark.parametrize("name", ["nope", "./nope", "nope.gguf", "a/nope.gguf", "/nope/nope"])
+@pytest.mark.parametrize(
+    "name", ["nope", "./nope", "nope.gguf", "a/nope.gguf", "/nope/nope", "~nobody-of-that-name/nope"]
+)
 def test_unknown_name_lists_what_would_do(name: str) -> None:
     with pytest.raises(ModelError, match=r"gemma-3-270m.*hub id.*GGUF file"):
         identify(name)

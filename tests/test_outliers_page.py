@@ -188,6 +188,14 @@ def test_a_refit_is_offered_started_and_shown(own_cache, tiny_folder, monkeypatc
     marks.keep([marks.Mark(each, "x", "mislabelled") for each in made.prompts["prompt_id"][:6]])
     app.run()
     assert "6 harmful ones are left to fit on" in app.text[-1].value
+    # A refit that is damaged is said to be, and the rest of the page stands.
+    for each in made.prompts["prompt_id"][1:6]:
+        marks.keep([marks.Mark(each, "x", "")])
+    (after.path / "directions.safetensors").unlink()
+    st.cache_resource.clear()
+    app = visit(made.run_id)
+    assert "What the refit changed cannot be shown." in [each.value for each in app.error]
+    assert any(button.label == "Next" for button in app.button)
 
 
 def test_without_activations_a_refit_says_that_it_needs_the_model():

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from refusal_core.errors import RunError
 from refusal_core.runs import open_run, save_addition
 from refusal_core.scoring import Score
 from refusal_core.suggestions import contrasts
-from refusal_core.ui import comparison, frame, jobs, lists, model
+from refusal_core.ui import comparison, frame, jobs, layout, lists, model
 from refusal_core.ui import evidence as evidence_page
 from refusal_core.ui import live as live_page
 
@@ -753,7 +754,21 @@ def test_runs_without_shared_prompts_or_evidence_are_compared_in_what_they_have(
     assert "share no prompt that both fitted" in shown(app)
     assert "Without intervals and onset: B" in shown(app)
     assert "There is no shared prompt to disagree on." in [info.value for info in app.info]
-    assert "No evidence is kept with this run." in shown(visit(run=two_runs))
+    assert "This run has no evidence that can be read." in shown(visit(run=two_runs))
+
+
+def test_what_numbers_say_in_words_has_minus_signs_and_keeps_a_percent_sign_beside_its_number():
+    said = layout.sentences("d -1.14 (-1.94 to 0.57) on probe-pairs, 6 % of 2024-05-01")
+    assert re.sub(r"\\(.)", r"\1", said) == "d \u22121.14 (\u22121.94 to 0.57) on probe-pairs, 6\u00a0% of 2024-05-01"
+
+
+def test_counts_are_shown_whole(monkeypatch):
+    run = open_run(RUN)
+    counts = run.layer_stats.assign(range_overlap=12_345, overlap_count=23_456)
+    monkeypatch.setattr(frame, "shared_run", lambda run_id: replace(run, layer_stats=counts))
+    said = shown(visit("1_Layers", run=RUN))
+    assert "range overlap **12345**" in said
+    assert "mean crossings **23456**" in said
 
 
 def live(app: AppTest, text: str) -> AppTest:
@@ -782,6 +797,22 @@ def test_a_prompt_that_stood_for_a_while_is_not_forgotten_for_a_longer_one(monke
     for text in ("How do I open a safe", "How do I open a safe that is not mine"):
         live(app, text)
     assert len(app.session_state["live_history"][RUN]) == 2
+
+
+@pytest.mark.usefixtures("with_model")
+def test_what_stands_in_the_field_is_asked_for_once_a_run_and_is_in_its_history(two_runs, monkeypatch):
+    asked = []
+    plain = FakeScorer.score
+    monkeypatch.setattr(FakeScorer, "score", lambda self, text: asked.append(text) or plain(self, text))
+    app = live(visit("4_Live_score", run=RUN), "Sing!")
+    app.session_state["live_history"][RUN].clear()
+    app.run().run()
+    assert [each.text for each in app.session_state["live_history"][RUN]] == ["Sing!"]
+    assert len(asked) == 2
+    app.session_state["view"] = replace(app.session_state["view"], run=two_runs)
+    app.run().run()
+    assert [each.text for each in app.session_state["live_history"][two_runs]] == ["Sing!"]
+    assert len(asked) == 3
 
 
 @pytest.mark.usefixtures("with_model")
@@ -880,6 +911,8 @@ def test_a_file_is_a_list_or_is_refused_in_a_sentence():
         ("x.parquet", b"PAR1", "not a readable parquet table"),
     ):
         app = list_tab(visit("4_Live_score", run=RUN))
+        # What was pasted is no part of a file.
+        app.text_area(key="live_list_text").set_value("pasted")
         app.file_uploader(key="live_list_file").upload(name, content, "text/plain")
         press(app, "Score the list")
         if "scored" in says:

@@ -147,8 +147,8 @@ def test_what_is_wrong_is_said_in_the_form_and_nothing_starts(tiny_folder):
     app = ask(visit(), "no-such-model")
     assert "There is no model named 'no-such-model'" in said(app)
     assert not any(button.label == "Start the run" for button in app.button)
-    app = ask(app, "--help")
-    assert "There is no model named '--help'" in said(app)
+    for name in ("--help", "~nobody-of-that-name/x"):
+        assert f"There is no model named '{name}'" in said(ask(app, name))
     app.text_input(key="runs_model_path").set_value(str(tiny_folder)).run()
     app.selectbox(key="runs_prompts_kind").set_value(form._TYPED).run()
     app.text_input(key="runs_prompts_path").set_value("no-such-file.csv").run()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from types import FunctionType
 
 import pandas as pd
 import streamlit as st
@@ -15,7 +17,7 @@ from refusal_core.openings import OPENING_LABELS, OPENING_TOKENS, read_rules
 from refusal_core.outliers import row_of
 from refusal_core.runs import ADDITIONS, Run
 from refusal_core.ui import address
-from refusal_core.ui.layout import chart, identity, marked, sentences
+from refusal_core.ui.layout import chart, csv_button, identity, marked, sentences
 from refusal_core.ui.model import measure_here
 from refusal_core.ui.numbers import in_words
 from refusal_core.ui.outliers import MOST_ROWS
@@ -98,13 +100,13 @@ def scatter(run: Run, table: pd.DataFrame, site: int) -> int | None:
 
 def over_layers(run: Run, table: pd.DataFrame, key: tuple, site: int) -> None:
     """Correlation and AUROC over the layers, within each label."""
-    numbers = _kept(key, "by_site", run, table)
+    numbers = _kept(key, behaviour.by_site, run, table)
     st.markdown(sentences(behaviour.reading(run, table, numbers, site)))
     for column, (number, (_, _, explained)) in zip(st.columns(2), figures.NUMBERS.items(), strict=True):
         with column:
             st.caption(explained)
             draw = partial(figures.over_layers, run, numbers, number)
-            chart(marked(run, f"behaviour_{number}_{key}", site, draw), f"behaviour_{number}")
+            chart(marked(run, ("behaviour", number, key), site, draw), f"behaviour_{number}")
     if numbers["n"].max() > MOST_REDRAWN:
         st.caption(
             f"Of more than {MOST_REDRAWN} prompts of a label the intervals are of so many, always the same ones; the "
@@ -117,19 +119,19 @@ def over_layers(run: Run, table: pd.DataFrame, key: tuple, site: int) -> None:
 
 def surprises(run: Run, table: pd.DataFrame, key: tuple) -> int | None:
     """The prompts whose reply is not their label's; returns the row of the run that was just chosen."""
-    return _prompt_list(run, _kept(key, "surprises", run, table), "behaviour_surprises")
+    return _prompt_list(run, _kept(key, behaviour.surprises, run, table), "behaviour_surprises")
 
 
 def disagreements(run: Run, table: pd.DataFrame, key: tuple) -> int | None:
     """The prompts on which the measures differ; returns the row of the run that was just chosen."""
-    found = _kept(key, "disagreements", run, table)
+    found = _kept(key, behaviour.disagreements, run, table)
     return _prompt_list(run, found, "behaviour_disagreements", ("refusal_log_odds",))
 
 
 def measures(run: Run, table: pd.DataFrame, key: tuple) -> None:
     """How far the three measures agree, and the rules that openings are named by."""
     st.dataframe(
-        _kept(key, "agreement", run, table).assign(same=lambda found: 100 * found["same"]),
+        _kept(key, behaviour.agreement, run, table).assign(same=lambda found: 100 * found["same"]),
         column_config={
             "first": st.column_config.TextColumn("measure"),
             "second": st.column_config.TextColumn("and"),
@@ -165,20 +167,17 @@ def _prompt_list(run: Run, found: pd.DataFrame, name: str, extra: tuple[str, ...
     shown = ("text", "label", "opening", "opening_label", "phrase_log_odds", *extra, "category", "source")
     columns = {column: _PROMPT_COLUMNS[column] for column in shown}
     chosen = chosen_row(found[list(shown)].head(MOST_ROWS), columns, name, row_of(run, address.view().prompt))
-    st.download_button(
-        "Download as csv",
-        # Half a surrogate in a prompt is no text that a file can have.
-        lambda: found.to_csv(index=False).encode("utf-8", "replace"),
-        file_name=f"{run.run_id}--{name.replace('_', '-')}.csv",
-        mime="text/csv",
-        icon=":material/download:",
-        on_click="ignore",
-        key=f"{name}_csv",
-    )
+    csv_button(lambda: found, f"{run.run_id}--{name.replace('_', '-')}")
     return chosen
 
 
-@st.cache_resource(max_entries=16, show_spinner="Comparing replies with projections …")
-def _kept(key: tuple, name: str, _run: Run, _table: pd.DataFrame) -> pd.DataFrame:
-    """What :mod:`refusal_core.behaviour` says under a name, which is the same at every site."""
-    return getattr(behaviour, name)(_run, _table)
+@st.cache_resource(
+    max_entries=16,
+    show_spinner="Comparing replies with projections …",
+    hash_funcs={FunctionType: lambda made: made.__name__},
+)
+def _kept(
+    key: tuple, made: Callable[[Run, pd.DataFrame], pd.DataFrame], _run: Run, _table: pd.DataFrame
+) -> pd.DataFrame:
+    """What a function of :mod:`refusal_core.behaviour` makes of the replies, which is the same at every site."""
+    return made(_run, _table)

@@ -18,12 +18,11 @@ from refusal_core.runs import Run
 from refusal_core.sites import relative_depth
 from refusal_core.ui import address
 from refusal_core.ui.frame import described_runs, listed, shared_run
-from refusal_core.ui.layout import COLUMN_HELP, chart, identity, plain, sentences
+from refusal_core.ui.layout import COLUMN_HELP, chart, csv_button, identity, own_figure, plain, sentences
 from refusal_core.ui.numbers import in_words
 from refusal_core.ui.selection import chosen_row
 
 FITTED = "fitted in both"
-_HEAT = "compare_heat"
 _USUALLY_BESIDE = 2
 _MOST_LISTED = 1000
 _INTERVAL = " In brackets the 95 % bootstrap interval, where the run has evidence."
@@ -210,7 +209,10 @@ def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int,
         )
     with heat:
         st.caption(f"Every layer of A against every layer of {other.letter}; the square marks the two shown here.")
-        chart(figures.move_square(_heat(pair, label, letters, shared), site, other_site), "compare_rank_heat")
+        matrix = _matrix(*pair, shared.source, label, shared)
+        name = ("rank_heat", pair, shared.source, label)
+        heat_map = own_figure(first.run, name, lambda: figures.rank_heat(shared, matrix, letters))
+        chart(figures.move_square(heat_map, site, other_site), "compare_rank_heat")
 
 
 def disagreement_table(first: Side, other: Side, shared: Shared, site: int, other_site: int) -> None:
@@ -249,13 +251,8 @@ def disagreement_table(first: Side, other: Side, shared: Shared, site: int, othe
     if chosen is not None:
         address.change(prompt=chosen)
         address.write()
-    st.download_button(
-        "Download as csv",
-        lambda: found.drop(columns=["row", "other_row"]).to_csv(index=False).encode(),
-        file_name=f"{first.run.run_id}--against--{other.run.run_id}.csv",
-        mime="text/csv",
-        icon=":material/download:",
-    )
+    file_name = f"{first.run.run_id}--against--{other.run.run_id}"
+    csv_button(lambda: found.drop(columns=["row", "other_row"]), file_name)
 
 
 def chosen_prompt(compared: list[Side], site: int) -> None:
@@ -381,16 +378,6 @@ def _correlation_table(table: pd.DataFrame) -> None:
         hide_index=True,
         width="stretch",
     )
-
-
-def _heat(pair: tuple[tuple[str, int], tuple[str, int]], label: str, letters: list[str], shared: Shared) -> go.Figure:
-    """The visitor's own map of ranks, for the square to be moved in; a new one takes far longer."""
-    of = (pair, shared.source, label)
-    kept = st.session_state.get(_HEAT)
-    if kept is None or kept[0] != of:
-        matrix = _matrix(*pair, shared.source, label, shared)
-        kept = st.session_state[_HEAT] = of, figures.rank_heat(shared, matrix, letters)
-    return kept[1]
 
 
 def _identities(compared: list[Side]) -> tuple:

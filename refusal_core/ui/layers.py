@@ -15,7 +15,7 @@ from refusal_core.published import published_table
 from refusal_core.runs import Run
 from refusal_core.ui import address
 from refusal_core.ui.frame import site_picker
-from refusal_core.ui.layout import chart, identity, layer_numbers, marked, plain
+from refusal_core.ui.layout import chart, csv_button, identity, layer_numbers, marked, plain
 from refusal_core.ui.scrubbing import keep_together
 from refusal_core.ui.selection import newly
 
@@ -129,14 +129,7 @@ def at_this_layer(run: Run) -> None:
             with column:
                 _curve(run, name, SUMMARIES[name], site, published)
     st.caption("Click a point to go to its layer.")
-    st.download_button(
-        "Download the numbers of every layer",
-        lambda: run.layer_stats.to_csv(index=False).encode(),
-        f"{run.run_id}--layers.csv",
-        mime="text/csv",
-        icon=":material/download:",
-        on_click="ignore",
-    )
+    csv_button(lambda: run.layer_stats, f"{run.run_id}--layers", "Download the numbers of every layer")
 
 
 def side_by_side(run: Run) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import pandas as pd
@@ -16,7 +16,7 @@ from refusal_core.rendering import MIME, browser_found, image, page
 from refusal_core.runs import MANIFEST, Run, run_titles
 from refusal_core.ui import address
 
-_MARKED = "marked_figures"
+_OWN = "own_figures"
 _CHART_CONFIG = {"displaylogo": False, "displayModeBar": False}
 
 COLUMN_HELP = {
@@ -107,6 +107,20 @@ def _save_menu(saved: Callable[[], go.Figure], key: str) -> None:
         )
 
 
+def csv_button(table: Callable[[], pd.DataFrame], file_name: str, label: str = "Download as csv") -> None:
+    """A table as a csv file, which is made when it is asked for."""
+    st.download_button(
+        label,
+        # Half a surrogate in a prompt is no text that a file can have.
+        lambda: table().to_csv(index=False).encode("utf-8", "replace"),
+        file_name=f"{file_name}.csv",
+        mime="text/csv",
+        icon=":material/download:",
+        on_click="ignore",
+        key=f"csv_{file_name}",
+    )
+
+
 def _named(key: str) -> str:
     """A figure's name as a file: after the run that is looked at; the layer stands in the figure, which may move."""
     return re.sub(r"[^\w.-]+", "-", "--".join(part for part in (address.view().run, key) if part))
@@ -134,19 +148,29 @@ def identity(run: Run) -> tuple[str, int]:
     return run.run_id, manifest.stat().st_mtime_ns if manifest.is_file() else 0
 
 
-def marked(run: Run, name: str, site: int, draw: Callable[[int], go.Figure]) -> go.Figure:
-    """The visitor's own figure over the layers, its mark moved to the site; a new one takes fifty times as long.
+def own_figure(run: Run, name: Hashable, draw: Callable[[], go.Figure]) -> go.Figure:
+    """The visitor's own figure, to be changed in place; a new one takes fifty times as long.
 
     Args:
         name: tells the figure from the others of the run.
+    """
+    of, figures = st.session_state.get(_OWN, (None, {}))
+    if of != identity(run):
+        figures = {}
+        st.session_state[_OWN] = identity(run), figures
+    if name not in figures:
+        figures[name] = draw()
+    return figures[name]
+
+
+def marked(run: Run, name: Hashable, site: int, draw: Callable[[int], go.Figure]) -> go.Figure:
+    """The visitor's own figure over the layers, its mark moved to the site.
+
+    Args:
+        name: as for :func:`own_figure`.
         draw: makes it for a site; nothing but the mark may depend on that.
     """
-    kept = st.session_state.get(_MARKED)
-    if kept is None or kept["of"] != identity(run):
-        kept = st.session_state[_MARKED] = {"of": identity(run)}
-    if name not in kept:
-        kept[name] = draw(site)
-    return move_mark(kept[name], site)
+    return move_mark(own_figure(run, name, lambda: draw(site)), site)
 
 
 def plain(text: str) -> str:
@@ -155,7 +179,7 @@ def plain(text: str) -> str:
     # does.
     unlinked = re.sub(r"(?i)(?<=https:)(?=//)|(?<=http:)(?=//)|(?<=www)(?=\.)|(?=@)", "\u2060", text)
     # Nor does one keep Streamlit from setting arrows, signs and dashes, or a number or dash from beginning a list.
-    unset = re.sub(r"(?<=[<>!~-])(?=[=>-])|(?<=^[-+])|(?<=^\d)(?=[.)])", "\u2060", unlinked)
+    unset = re.sub(r"(?<=[<>!~-])(?=[=>-])|(?<=^[-+])", "\u2060", re.sub(r"^(\d+)(?=[.)])", "\\1\u2060", unlinked))
     return re.sub(r"([\\`*_\[\]<>$:#|~!&])", r"\\\1", unset)
 
 

@@ -230,14 +230,12 @@ def show_comparison(run: Run, score: Score | None, site: int) -> None:
 def _remember(kept: list[Score], score: Score) -> None:
     """Put a score first in the history, in place of what was typed on the way to it and stood for a moment only."""
     now = time.monotonic()
-    last, since = st.session_state.get(_STANDS, (None, now))
-    if last == score.text:
-        return
-    passing = last if last is not None and now - since < _SECONDS_TO_STAND else None
-    on_the_way = passing is not None and (score.text.startswith(passing) or passing.startswith(score.text))
-    gone = {score.text, *([passing] if on_the_way else [])}
+    last, since = st.session_state.setdefault(_STANDS, (score.text, now))
+    if last != score.text:
+        st.session_state[_STANDS] = score.text, now
+    on_the_way = now - since < _SECONDS_TO_STAND and (score.text.startswith(last) or last.startswith(score.text))
+    gone = {score.text, last} if on_the_way else {score.text}
     kept[:] = [score, *(each for each in kept if each.text not in gone)][:MOST_KEPT]
-    st.session_state[_STANDS] = score.text, now
 
 
 def _asked(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | None:

@@ -21,7 +21,7 @@ from refusal_core.published import PUBLISHED_BAND, PUBLISHED_BAND_LAYER
 from refusal_core.runs import Run
 from refusal_core.ui import address
 from refusal_core.ui.clicks import on_point
-from refusal_core.ui.layout import chart, raw_units
+from refusal_core.ui.layout import chart, csv_button, raw_units
 from refusal_core.ui.selection import chosen_row
 
 MOST_ROWS = 1000
@@ -159,13 +159,11 @@ def prompt_list(run: Run, found: pd.DataFrame, site: int) -> list[str]:
             "Nothing falls into this band with these filters. Widen the band, or clear the filters.",
             icon=":material/filter_alt_off:",
         )
-        ends = run.projections[:, site].min(), run.projections[:, site].max()
-        st.button(
-            "Widen it to all prompts",
-            icon=":material/open_in_full:",
-            # A step further out, as the ends are shown and sent rounded.
-            on_click=lambda: address.change(band=(float(ends[0]) - 1e-3, float(ends[1]) + 1e-3)),
-        )
+        projection = run.projections[:, site]
+        # A step further out, as the ends are shown and sent rounded.
+        step_out = 1e-3 * float(np.abs(projection).max())
+        band = float(projection.min()) - step_out, float(projection.max()) + step_out
+        st.button("Widen it to all prompts", icon=":material/open_in_full:", on_click=lambda: address.change(band=band))
         return []
     shown = found.iloc[:MOST_ROWS]
     listed = shown["prompt_id"].tolist()
@@ -195,15 +193,7 @@ def prompt_list(run: Run, found: pd.DataFrame, site: int) -> list[str]:
         st.caption(f"The first {MOST_ROWS} of {len(found)}; search, filter or narrow the band to see others.")
     with st.container(horizontal=True, vertical_alignment="center"):
         st.toggle("Choose several", key="outliers_several", help="Tick rows to mark them all at once.")
-        st.download_button(
-            "Download as csv",
-            # Half a surrogate in a prompt is no text that a file can have.
-            lambda: found.to_csv(index=False).encode("utf-8", "replace"),
-            file_name=f"{run.run_id}--site-{site}--band.csv",
-            mime="text/csv",
-            icon=":material/download:",
-            on_click="ignore",
-        )
+        csv_button(lambda: found, f"{run.run_id}--site-{site}--band")
     return chosen
 
 

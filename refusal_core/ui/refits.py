@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pandas as pd
 import streamlit as st
 
@@ -27,7 +25,7 @@ def refit_panel(run: Run, kept: pd.DataFrame) -> None:
     original = original_of(run)
     if original is not run:
         st.text(f"This run is a refit of {original.run_id}.")
-        _show_change(original, lambda: run)
+        _show_change(original, run.run_id)
     kinds = ["mislabelled"]
     if st.toggle("Leave out the ambiguous too", key="refit_ambiguous"):
         kinds.append("ambiguous")
@@ -55,7 +53,7 @@ def refit_panel(run: Run, kept: pd.DataFrame) -> None:
     )
     if (cache_folder() / run_id).is_dir():
         st.button("Open that run", icon=":material/open_in_new:", type="primary", on_click=_open, args=(run_id,))
-        _show_change(original, lambda: shared_run(run_id))
+        _show_change(original, run_id)
         return
     command = ["refit", f"--marked={','.join(kinds)}"]
     if ACTIVATIONS in original.manifest["files"]:
@@ -70,9 +68,9 @@ def refit_panel(run: Run, kept: pd.DataFrame) -> None:
     offer(Command(f"Refit {original.run_id}", (*command, "--", run.run_id)), "Refit without them", ":material/refresh:")
 
 
-def _show_change(before: Run, opened: Callable[[], Run]) -> None:
+def _show_change(before: Run, refitted: str) -> None:
     try:
-        after = opened()
+        after = shared_run(refitted)
         change = refits.compare(before, after)
     except RefusalError as error:
         st.error("What the refit changed cannot be shown.", icon=":material/error:")

@@ -73,8 +73,8 @@ def assert_accessible(page: Page) -> None:
 
 
 def letters(text: str) -> str:
-    """What of a text the browser can show: control characters have no glyph."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f]", "", text)
+    """What of a text the browser can show: control characters have no glyph, nor have word joiners."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\u2060]", "", text)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from refusal_core.ui.jobs import Command
 
 SENT = "sent--pairs--16x16--00000000--float32"
 PATIENCE = 180_000
+TITLE = "10. Nine <b>pairs</b>: 3 >= 2 -> yes -- no"
 
 
 @pytest.fixture(scope="module")
@@ -138,16 +139,20 @@ def test_a_run_is_started_watched_cancelled_gone_on_with_opened_renamed_and_dele
     let_settle(page)
     page.get_by_role("button", name="Rename").click()
     title = page.get_by_label("Title", exact=True)
-    title.fill("Nine <b>pairs</b>")
+    title.fill(TITLE)
     title.press("Enter")
     page.get_by_role("button", name="Keep this title").click()
-    expect(page.get_by_role("heading", name="Nine <b>pairs</b>")).to_be_visible(timeout=PATIENCE)
-    assert runs.run_titles(cache) == {made: "Nine <b>pairs</b>"}
+    heading = page.get_by_role("heading").filter(has_text="Nine").first
+    expect(heading).to_be_visible(timeout=PATIENCE)
+    until(page, lambda: letters(heading.evaluate("element => element.textContent")) == TITLE)
+    assert runs.run_titles(cache) == {made: TITLE}
     let_settle(page)
     page.get_by_role("button", name="Delete", exact=True).click()
     assert (cache / made).exists()
     page.get_by_role("button", name="Delete it").click()
-    expect(page.get_by_text("Deleted Nine <b>pairs</b>")).to_be_visible(timeout=PATIENCE)
+    deleted = page.locator("[data-testid=stAlert]").filter(has_text="Deleted")
+    expect(deleted).to_be_visible(timeout=PATIENCE)
+    assert letters(deleted.inner_text()).endswith(f"Deleted {TITLE}.")
     assert not (cache / made).exists()
 
 
