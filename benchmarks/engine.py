@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise
+from itertools import product
 
 import numpy as np
 import torch
 
 from benchmarks import competitors
 from benchmarks.rounds import Bench, Row, in_turn
-from refusal_core.activations import BATCH_TOKENS, ResidualReader, common_prefix, last_mlp
+from refusal_core.activations import BATCH_TOKENS, ResidualReader, last_mlp, needed_tokens
 from refusal_core.devices import torch_dtype
+from refusal_core.extraction import in_process
 
 SECTION = "engine"
 PEAK_WANTED = {"cpu": ">= 80 %"}
@@ -90,8 +92,10 @@ def read_all(reader: ResidualReader, sequences: list[list[int]]) -> np.ndarray:
     """Every prompt at every site, in the batches of an extraction: ``(prompt, site, d_model)`` float32."""
     chat_model = reader.chat_model
     hidden = np.empty((len(sequences), chat_model.n_layers + 1, chat_model.d_model), dtype=np.float32)
-    for batch in reader.batches(sequences, reader.batch_tokens):
-        hidden[batch] = reader.read_last([sequences[row] for row in batch])[0]
+    rows = list(reader.batches(sequences, reader.even_tokens(sequences)))
+    jobs = (([sequences[row] for row in each], [f"prompt {row}" for row in each]) for each in rows)
+    for number, batch in in_process(reader, jobs):
+        hidden[rows[number]] = batch.states
     return hidden
 
 
@@ -106,38 +110,41 @@ def needed_flops(reader: ResidualReader, sequences: list[list[int]]) -> float:
     mlp = last_mlp(chat_model)
     last = _weights(chat_model.lm_head) + (_weights(mlp) if mlp is not None else 0)
     every = _weights(chat_model.blocks) + _weights(chat_model.lm_head) - last
-    return 2.0 * (every * needed_tokens(sequences) + last * len(sequences))
-
-
-def needed_tokens(sequences: list[list[int]]) -> int:
-    """How many tokens are not the same, after the same, as in another prompt."""
-    alphabetic = sorted(sequences)
-    alike = [len(common_prefix(before, ids)) for before, ids in pairwise(alphabetic)]
-    return sum(map(len, sequences)) - sum(alike)
+    return 2.0 * (every * needed_tokens(sequences, 0) + last * len(sequences))
 
 
 def matmul_peak(bench: Bench, tries: int = 10) -> float:
     """FLOP/s of the fastest of several products: square ones, and a batch of tokens with weights of this model.
 
     What the machine keeps up, the median of many tries: the engine cannot choose the moment either. The products are
-    tried in turn, so that the fastest is not just the one that met the machine at its best.
+    tried in turn, so that the fastest is not just the one that met the machine at its best; on a CPU both by all cores
+    together and by each core on its own at the same time.
     """
     chat_model = bench.chat_model
     device, dtype = torch.device(chat_model.device), torch_dtype(chat_model.dtype)
     shapes = {(size, size, size) for size in ((512, 1024) if device.type == "cpu" else (4096, 8192))}
     weights = set(_matrices(chat_model.blocks[0]))
     shapes |= {(BATCH_TOKENS[device.type] // part, *shape) for shape in weights for part in (1, 2)}
-    seconds: dict[tuple[int, int, int], list[float]] = {shape: [] for shape in sorted(shapes)}
-    for _ in range(tries):
-        for (rows, outputs, inputs), taken in seconds.items():
+    threads = torch.get_num_threads()
+    cores = threads if device.type == "cpu" else 1
+    speeds: dict[tuple[int, ...], list[float]] = {}
+    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for _, shape in product(range(tries), sorted(shapes)):
+            rows, outputs, inputs = shape
             states = torch.randn(rows, inputs, dtype=dtype, device=device)
             weight = torch.randn(outputs, inputs, dtype=dtype, device=device)
-            _wait_for(device)
-            start = time.perf_counter()
-            torch.nn.functional.linear(states, weight)
-            _wait_for(device)
-            taken.append(time.perf_counter() - start)
-    return max(2.0 * math.prod(shape) / float(np.median(taken)) for shape, taken in seconds.items())
+            for apart in (False, True)[: 1 + (cores > 1)]:
+                _wait_for(device)
+                start = time.perf_counter()
+                if apart:
+                    list(pool.map(torch.nn.functional.linear, [states] * cores, [weight] * cores))
+                else:
+                    torch.nn.functional.linear(states, weight)
+                _wait_for(device)
+                done = 2.0 * math.prod(shape) * (cores if apart else 1)
+                speeds.setdefault((apart, *shape), []).append(done / (time.perf_counter() - start))
+    torch.set_num_threads(threads)
+    return max(float(np.median(each)) for each in speeds.values())
 
 
 def _wait_for(device: torch.device) -> None:
@@ -150,10 +157,12 @@ def _spent(reader: ResidualReader, sequences: list[list[int]]) -> str:
     """Where the engine's time goes: how many tokens it has to run, and its share in products with weights."""
     device = torch.device(reader.chat_model.device).type
     given = sum(map(len, sequences))
-    said = f"{100 * needed_tokens(sequences) / given:.0f} % of the prompts' {given} tokens have to be run"
+    said = f"{100 * needed_tokens(sequences, 0) / given:.0f} % of the prompts' {given} tokens have to be run"
     if device == "cpu":
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
-            read_all(reader, _given(competitors.transformers, sequences))
+            some = _given(competitors.transformers, sequences)
+            for rows in reader.batches(some, reader.batch_tokens):
+                reader.read_last([some[row] for row in rows])
         spent = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
         products = sum(spent.get(name, 0) for name in ("aten::mm", "aten::addmm", "aten::bmm"))
         said += f", {100 * products / sum(spent.values()):.0f} % of its time matrix products"

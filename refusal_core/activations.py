@@ -32,6 +32,8 @@ BATCH_TOKENS = {"cpu": 1024, "mps": 4096, "cuda": 16384}
 """Most new tokens in a batch of prompts of one length."""
 PACK_TOKENS = {"cpu": 512, "mps": 2048, "cuda": 4096}
 """Most new tokens in a pack: what attention costs grows with their square."""
+MOST_AT_ONCE = 4
+"""Most batches that are read at the same time, each on its own cores: their activations are in memory together."""
 NO_SHARED_BEGINNING = "none: the template puts no tokens before every prompt"
 NOT_REPRODUCED = "none: for this model, reused keys and values did not give what a plain forward pass gives"
 PACKED = "prompts of several lengths, in packs"
@@ -193,6 +195,26 @@ class ResidualReader:
         waiting = {"cpu", "disk"} - {self._device_type}
         places = {str(place) for place in getattr(self.chat_model.model, "hf_device_map", {}).values()}
         return (BATCH_TOKENS if waiting & places else PACK_TOKENS)[self._device_type]
+
+    @property
+    def at_once(self) -> int:
+        """How many batches are best read at the same time: on a CPU, cores wait for each other within one product."""
+        alone = self._device_type != "cpu" or hasattr(self.chat_model.model, "hf_device_map")
+        return 1 if alone else min(MOST_AT_ONCE, torch.get_num_threads())
+
+    def for_another_thread(self) -> ResidualReader:
+        """A reader like this one, over the same weights, keys and values."""
+        other = copy.copy(self)
+        other.chat_model, other._recent = self.chat_model.for_another_thread(), []
+        return other
+
+    def even_tokens(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> int:
+        """Most new tokens in a batch of these prompts, so that all that read at once have about the same to do."""
+        most = self.batch_tokens
+        total = needed_tokens(sequences, self.prefix_tokens)
+        rounds = math.ceil(total / most / self.at_once)
+        # Two prompts more: a batch ends before what would be too much, and runs a shared beginning anew.
+        return min(most, math.ceil(total / rounds / self.at_once + 2 * total / len(sequences)))
 
     def batches(self, sequences: Sequence[Sequence[int] | np.ndarray], batch_tokens: int) -> Iterator[np.ndarray]:
         """Rows of prompts to read together, at most ``batch_tokens`` new tokens, or one prompt that is longer."""
@@ -623,20 +645,32 @@ def packs(sequences: Sequence[Sequence[int] | np.ndarray], prefix: int, pack_tok
         sequences: token ids of each prompt.
         prefix: how many of each prompt's tokens need not be run.
     """
-    found = [np.asarray(ids, dtype=np.int32) for ids in sequences]
     rows: list[int] = []
-    tokens, before = 0, list[int]()
+    tokens = 0
+    for row, new in _alphabetic(sequences, prefix):
+        if rows and tokens + new > pack_tokens:
+            yield np.array(rows)
+            rows, tokens, new = [], 0, len(sequences[row]) - prefix
+        rows.append(row)
+        tokens += new
+    if rows:
+        yield np.array(rows)
+
+
+def needed_tokens(sequences: Sequence[Sequence[int] | np.ndarray], prefix: int) -> int:
+    """How many tokens are not the same, after the same, as in another prompt; args are those of :func:`packs`."""
+    return sum(new for _, new in _alphabetic(sequences, prefix))
+
+
+def _alphabetic(sequences: Sequence[Sequence[int] | np.ndarray], prefix: int) -> Iterator[tuple[int, int]]:
+    """Rows of prompts, beside each other what begins alike, and how many tokens of each are not those of the last."""
+    found = [np.asarray(ids, dtype=np.int32) for ids in sequences]
+    before: list[int] = []
     # As bytes the ids are not in the order of numbers, but those that begin alike are together.
     for row in sorted(range(len(found)), key=lambda row: found[row].tobytes()):
         ids = found[row].tolist()
-        new = len(ids) - max(prefix, len(common_prefix(before, ids)))
-        if rows and tokens + new > pack_tokens:
-            yield np.array(rows)
-            rows, tokens, new = [], 0, len(ids) - prefix
-        rows.append(row)
-        tokens, before = tokens + new, ids
-    if rows:
-        yield np.array(rows)
+        yield row, len(ids) - max(prefix, len(common_prefix(before, ids)))
+        before = ids
 
 
 def common_prefix(first: list[int], second: list[int]) -> list[int]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -126,9 +130,55 @@ class BatchReader:
 
 
 def in_process(reader: ResidualReader, jobs: Iterable[Job]) -> Iterator[tuple[int, Batch]]:
-    """The :data:`Engine` that reads one batch after the other, here."""
-    batch_reader = BatchReader(reader)
-    return ((number, batch_reader.read(job)) for number, job in enumerate(jobs))
+    """The :data:`Engine` that reads here: one batch after the other, or on a CPU as many at once as there are cores.
+
+    Cores that share one product wait at its end for the slowest of them; here each has batches of its own.
+    """
+    if reader.at_once == 1:
+        batch_reader = BatchReader(reader)
+        yield from ((number, batch_reader.read(job)) for number, job in enumerate(jobs))
+        return
+    cores, stopped = torch.get_num_threads(), threading.Event()
+    free: SimpleQueue[BatchReader] = SimpleQueue()
+    for _ in range(reader.at_once):
+        another = reader.for_another_thread()
+        for block in another.chat_model.blocks:
+            block.register_forward_pre_hook(partial(_give_up, stopped))
+        free.put(BatchReader(another))
+
+    def read(job: Job) -> Batch:
+        mine = free.get()
+        try:
+            return mine.read(job)
+        finally:
+            free.put(mine)
+
+    pool = ThreadPoolExecutor(reader.at_once, "batch", torch.set_num_threads, (cores // reader.at_once,))
+    under_way: dict[Future[Batch], int] = {}
+    try:
+        for number, job in enumerate(jobs):
+            under_way[pool.submit(read, job)] = number
+            # As many again wait, so that no core does.
+            if len(under_way) == 2 * reader.at_once:
+                yield _next_of(under_way)
+        while under_way:
+            yield _next_of(under_way)
+    finally:
+        # Whoever stopped is not kept waiting for batches that nobody takes.
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)
+
+
+def _give_up(stopped: threading.Event, *_: object) -> None:
+    """Hook of a block: end a pass that nobody waits for."""
+    if stopped.is_set():
+        raise CancelledError
+
+
+def _next_of(under_way: dict[Future[Batch], int]) -> tuple[int, Batch]:
+    done = next(as_completed(under_way))
+    return under_way.pop(done), done.result()
 
 
 def extract(
@@ -195,7 +245,7 @@ def extract(
             done += len(found)
             progress(EXTRACTING, done, len(texts))
 
-        for rows in reader.batches(sequences, usual):
+        for rows in reader.batches(sequences, reader.even_tokens(sequences)):
             known = finished.get(_name(rows))
             if known is not None and _intact(known, hidden):
                 take(known)

@@ -6,6 +6,7 @@ Weights are read from safetensors or GGUF only, and no code from a model reposit
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib.util
 import logging
@@ -162,6 +163,11 @@ class ChatModel:
         if self.info.source == "fetched":
             return f"{self.info.quantisation}, dequantised when the model was fetched, in {self.dtype}"
         return f"as they were published, in {self.dtype}"
+
+    def for_another_thread(self) -> ChatModel:
+        """The same weights in modules of its own, so that hooks of one thread see nothing of another's tokens."""
+        shared = {id(held): held for held in (*self.model.parameters(), *self.model.buffers())}
+        return replace(self, model=copy.deepcopy(self.model, shared))
 
     @property
     def n_layers(self) -> int:

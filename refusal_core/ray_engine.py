@@ -194,7 +194,9 @@ class _Actor:
                 raise ModelError(
                     f"{chat_model.info.name} is another model on a machine of the cluster; put the same on all"
                 )
-            self._reader = BatchReader(ResidualReader(chat_model, **reading))
+            reader = ResidualReader(chat_model, **reading)
+            torch.set_num_threads(threads // reader.at_once)
+            self._reader = BatchReader(reader)
         except RefusalError as error:
             self._failure = str(error)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from refusal_core.activations import (
     ResidualReader,
     batches,
     common_prefix,
+    needed_tokens,
     packs,
     refusal_log_odds,
     refusal_token_ids,
@@ -604,8 +607,16 @@ def test_hooks_are_gone_afterwards():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
+@pytest.fixture
+def three_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 def stopped(chat_model, texts: list[str], folder, monkeypatch, after: int) -> int:
-    """Extract until a few batches are read, then stop as Ctrl-C does; returns how many prompts were read."""
+    """Extract until a few batches are read, one at a time, then stop; returns how many prompts were read."""
     read, read_last = [], ResidualReader.read_last
 
     def interrupted(reader, sequences):
@@ -617,6 +628,7 @@ def stopped(chat_model, texts: list[str], folder, monkeypatch, after: int) -> in
 
     with monkeypatch.context() as patched:
         patched.setattr(ResidualReader, "read_last", interrupted)
+        patched.setattr(activations, "MOST_AT_ONCE", 1)
         with contextlib.suppress(KeyboardInterrupt):
             extract(chat_model, texts, folder=folder)
     return sum(read[SAMPLES:])
@@ -629,6 +641,7 @@ MANY = [f"{'word ' * (number % 7)}number {number}" for number in range(60)]
 def test_an_extraction_stopped_three_times_reads_nothing_twice_and_changes_no_number(monkeypatch, tmp_path):
     chat_model = tiny_model("qwen2")
     monkeypatch.setitem(activations.PACK_TOKENS, "cpu", 100)
+    monkeypatch.setattr(activations, "MOST_AT_ONCE", 1)
     whole = extract(chat_model, MANY)
     batches_before = (2, 1, 3, 10**9)
     read = [stopped(chat_model, MANY, tmp_path, monkeypatch, SAMPLES + count) for count in batches_before]
@@ -641,8 +654,86 @@ def test_an_extraction_stopped_three_times_reads_nothing_twice_and_changes_no_nu
     assert again.seconds > 0
 
 
+@pytest.mark.usefixtures("three_cores")
+def test_batches_read_at_once_give_the_same_numbers_and_those_finished_are_kept_when_it_is_stopped(
+    monkeypatch, tmp_path
+):
+    chat_model = tiny_model("qwen2")
+    monkeypatch.setitem(activations.PACK_TOKENS, "cpu", 100)
+    whole = extract(chat_model, MANY)
+    with monkeypatch.context() as patched:
+        patched.setattr(activations, "MOST_AT_ONCE", 1)
+        one_by_one = extract(chat_model, MANY)
+    np.testing.assert_allclose(whole.hidden, one_by_one.hidden, atol=1e-5)
+    np.testing.assert_allclose(whole.refusal_log_odds, one_by_one.refusal_log_odds, atol=1e-5)
+    assert whole.first_token == one_by_one.first_token
+    seen = []
+
+    def stop(_: str, done: int, total: int) -> None:
+        seen.append(done)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        seen.clear()
+        with pytest.raises(KeyboardInterrupt):
+            extract(chat_model, MANY, folder=tmp_path, progress=stop)
+        kept = seen[-1]
+    seen.clear()
+    again = extract(chat_model, MANY, folder=tmp_path, progress=lambda _, done, total: seen.append(done))
+    assert 0 < kept < len(MANY)
+    assert kept in seen
+    np.testing.assert_array_equal(again.hidden, whole.hidden)
+    assert torch.get_num_threads() == 3
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batch")]
+
+
+@pytest.mark.usefixtures("three_cores")
+def test_whoever_stops_does_not_wait_for_batches_under_way(monkeypatch):
+    chat_model = tiny_model("qwen2")
+    reader = ResidualReader(chat_model, packs=True)
+    monkeypatch.setattr("refusal_core.extraction.ResidualReader", lambda *_: reader)
+    monkeypatch.setitem(activations.PACK_TOKENS, "cpu", 100)
+    begun, ended, is_stopped = [], [], threading.Event()
+
+    def wait(module, arguments) -> None:
+        begun.append(module)
+        if len(begun) > 1:
+            is_stopped.wait(10)
+            time.sleep(0.3)
+
+    chat_model.blocks[0].register_forward_pre_hook(wait)
+    chat_model.blocks[-1].register_forward_hook(lambda module, arguments, output: ended.append(module))
+
+    def stop(_: str, done: int, total: int) -> None:
+        if done:
+            is_stopped.set()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(chat_model, MANY, progress=stop)
+    assert len(begun) > 1
+    assert len(ended) == 1
+
+
+@pytest.mark.usefixtures("three_cores")
+def test_a_few_prompts_are_divided_among_the_cores_and_many_evenly():
+    reader = ResidualReader(tiny_model("qwen2"))
+    for texts, at_least in ((MANY[:12], 3), (MANY, 3), (MANY * 2 + [f"again {text}" for text in MANY], 3)):
+        sequences = [reader.encode(text) for text in texts]
+        most = reader.even_tokens(sequences)
+        new = [
+            needed_tokens([sequences[row] for row in rows], reader.prefix_tokens)
+            for rows in reader.batches(sequences, most)
+        ]
+        assert len(new) >= at_least
+        assert max(new) <= most <= reader.batch_tokens
+        assert sum(new) >= needed_tokens(sequences, reader.prefix_tokens)
+
+
 def test_damaged_activations_are_read_again(monkeypatch, tmp_path):
     chat_model = tiny_model("qwen2")
+    monkeypatch.setattr(activations, "MOST_AT_ONCE", 1)
     whole = np.array(extract(chat_model, MANY, folder=tmp_path).hidden)
     with (tmp_path / "hidden.f32").open("r+b") as file:
         file.seek(5 * whole[0].nbytes)
