@@ -16,13 +16,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
+
 from refusal_core import __version__, runs
 from refusal_core.conditions import PRESETS
 from refusal_core.devices import DTYPES, ENGINES
 from refusal_core.errors import RefusalError, RenderingError
 from refusal_core.progress import Progress
 from refusal_core.progress_bars import ProgressBars
-from refusal_core.progress_file import ProgressFile
+from refusal_core.progress_file import WAITING, ProgressFile
 from refusal_core.prompts import CONTRAST_SETS, TOKEN_LIMIT
 from refusal_core.runs import Run
 
@@ -235,13 +237,17 @@ def _model_of_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _progress_file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--progress-file", metavar="FILE", help="write progress there as JSON, for another program")
+    parser.add_argument(
+        "--progress-file",
+        metavar="FILE",
+        help="write progress there as JSON, for another program; work with a model then waits for that beside it",
+    )
 
 
 def _fetch(options: argparse.Namespace) -> None:
     from refusal_core.models import fetch
 
-    with _progress(options) as progress:
+    with _progress(options, with_model=False) as progress:
         folder = fetch(options.name, progress, options.revision)
     print(folder)
 
@@ -287,14 +293,14 @@ def _run(options: argparse.Namespace) -> None:
 
 def _refit(options: argparse.Namespace) -> None:
     from refusal_core import marks, refits
-    from refusal_core.pipeline import refit
+    from refusal_core.pipeline import original_of, refit
 
     run = runs.open_run(options.run, options.cache)
     kinds = options.marked.split(",")
     marked = marks.kept(options.cache)
     if options.without:
         marked = marks.table_of(marks.read_marks(options.without, usual=kinds[0]))
-    with _progress(options) as progress:
+    with _progress(options, runs.ACTIVATIONS not in original_of(run).manifest["files"]) as progress:
         result = refit(
             run, marks.prompts_marked(marked, kinds), model=options.model, device=options.device, progress=progress
         )
@@ -409,7 +415,9 @@ def _score(options: argparse.Namespace) -> None:
     from refusal_core.scoring import score
 
     run = runs.open_run(options.run, options.cache)
-    texts = [options.text] if options.file is None else read_texts(options.file, options.text_column)
+    texts = [options.text]
+    if options.file is not None:
+        texts = read_texts(options.file, options.text_column)["text"].tolist()
     scores = score(_loaded(run, options), run, texts)
     if options.json:
         print(json.dumps([result.to_json() for result in scores], ensure_ascii=False))
@@ -536,12 +544,30 @@ def _watched(options: argparse.Namespace) -> AbstractContextManager[ProgressFile
 
 
 @contextmanager
-def _progress(options: argparse.Namespace) -> Iterator[Progress]:
-    if options.watched is not None:
-        yield options.watched
+def _progress(options: argparse.Namespace, with_model: bool = True) -> Iterator[Progress]:
+    """Bars, or the progress file; then work with a model takes turns with what has its progress file in that folder.
+
+    Visitors start such work without knowing of each other, and two models might not fit into memory.
+    """
+    if options.watched is None:
+        with ProgressBars() as bars:
+            yield bars
         return
-    with ProgressBars() as bars:
-        yield bars
+    turn = FileLock(Path(options.progress_file).with_name(".turn"))
+    try:
+        if with_model:
+            try:
+                turn.acquire(timeout=0)
+            except Timeout:
+                options.watched(WAITING, 0, 0)
+                turn.acquire()
+                options.watched("starting", 0, 0)
+    except OSError as error:
+        raise RefusalError(f"the turn of this work cannot be taken in {turn.lock_file} ({error.strerror})") from error
+    try:
+        yield options.watched
+    finally:
+        turn.release()
 
 
 if __name__ == "__main__":

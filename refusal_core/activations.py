@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -199,8 +200,12 @@ class ResidualReader:
     @property
     def at_once(self) -> int:
         """How many batches are best read at the same time: on a CPU, cores wait for each other within one product."""
-        alone = self._device_type != "cpu" or hasattr(self.chat_model.model, "hf_device_map")
-        return 1 if alone else min(MOST_AT_ONCE, torch.get_num_threads())
+        model = self.chat_model.model
+        if self._device_type != "cpu" or hasattr(model, "hf_device_map") or getattr(model, "is_quantized", False):
+            return 1  # quantised layers keep copies of their weights beside them
+        cores = torch.get_num_threads()
+        # Each gets as many cores; as few as can be are left over.
+        return max(range(1, MOST_AT_ONCE + 1), key=lambda batches: (cores // batches * batches, batches))
 
     def for_another_thread(self) -> ResidualReader:
         """A reader like this one, over the same weights, keys and values."""
@@ -209,12 +214,16 @@ class ResidualReader:
         return other
 
     def even_tokens(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> int:
-        """Most new tokens in a batch of these prompts, so that all that read at once have about the same to do."""
+        """Most new tokens in a batch of these prompts: as few as keep all that are read at once equally long at it."""
         most = self.batch_tokens
-        total = needed_tokens(sequences, self.prefix_tokens)
-        rounds = math.ceil(total / most / self.at_once)
-        # Two prompts more: a batch ends before what would be too much, and runs a shared beginning anew.
-        return min(most, math.ceil(total / rounds / self.at_once + 2 * total / len(sequences)))
+        if self.at_once == 1:
+            return most
+
+        def batches_of(tokens: int) -> int:
+            return sum(1 for _ in packs(sequences, self.prefix_tokens, tokens))
+
+        wanted = math.ceil(batches_of(most) / self.at_once) * self.at_once
+        return bisect_left(range(1, most), True, key=lambda tokens: batches_of(tokens) <= wanted) + 1
 
     def batches(self, sequences: Sequence[Sequence[int] | np.ndarray], batch_tokens: int) -> Iterator[np.ndarray]:
         """Rows of prompts to read together, at most ``batch_tokens`` new tokens, or one prompt that is longer."""
@@ -480,13 +489,13 @@ def refusal_log_odds(logits: torch.Tensor, refusal_ids: list[int]) -> np.ndarray
     Returns:
         ``(prompt,)`` float64, natural logarithm.
     """
-    others = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    others[refusal_ids] = False
     found = []
     # A vocabulary in float64 is a megabyte a prompt, and more than one copy of it is needed.
     for part in logits.split(_VOCABULARIES):
-        part = part.double()
-        found.append(part[:, refusal_ids].logsumexp(dim=-1) - part[:, others].logsumexp(dim=-1))
+        part = part.to(torch.float64, copy=True)
+        refusals = part[:, refusal_ids].logsumexp(dim=-1)
+        part[:, refusal_ids] = -math.inf
+        found.append(refusals - part.logsumexp(dim=-1))
     return torch.cat(found).cpu().numpy()
 
 
@@ -645,32 +654,20 @@ def packs(sequences: Sequence[Sequence[int] | np.ndarray], prefix: int, pack_tok
         sequences: token ids of each prompt.
         prefix: how many of each prompt's tokens need not be run.
     """
-    rows: list[int] = []
-    tokens = 0
-    for row, new in _alphabetic(sequences, prefix):
-        if rows and tokens + new > pack_tokens:
-            yield np.array(rows)
-            rows, tokens, new = [], 0, len(sequences[row]) - prefix
-        rows.append(row)
-        tokens += new
-    if rows:
-        yield np.array(rows)
-
-
-def needed_tokens(sequences: Sequence[Sequence[int] | np.ndarray], prefix: int) -> int:
-    """How many tokens are not the same, after the same, as in another prompt; args are those of :func:`packs`."""
-    return sum(new for _, new in _alphabetic(sequences, prefix))
-
-
-def _alphabetic(sequences: Sequence[Sequence[int] | np.ndarray], prefix: int) -> Iterator[tuple[int, int]]:
-    """Rows of prompts, beside each other what begins alike, and how many tokens of each are not those of the last."""
     found = [np.asarray(ids, dtype=np.int32) for ids in sequences]
-    before: list[int] = []
+    rows: list[int] = []
+    tokens, before = 0, list[int]()
     # As bytes the ids are not in the order of numbers, but those that begin alike are together.
     for row in sorted(range(len(found)), key=lambda row: found[row].tobytes()):
         ids = found[row].tolist()
-        yield row, len(ids) - max(prefix, len(common_prefix(before, ids)))
-        before = ids
+        new = len(ids) - max(prefix, len(common_prefix(before, ids)))
+        if rows and tokens + new > pack_tokens:
+            yield np.array(rows)
+            rows, tokens, new = [], 0, len(ids) - prefix
+        rows.append(row)
+        tokens, before = tokens + new, ids
+    if rows:
+        yield np.array(rows)
 
 
 def common_prefix(first: list[int], second: list[int]) -> list[int]:

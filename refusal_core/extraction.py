@@ -130,9 +130,10 @@ class BatchReader:
 
 
 def in_process(reader: ResidualReader, jobs: Iterable[Job]) -> Iterator[tuple[int, Batch]]:
-    """The :data:`Engine` that reads here: one batch after the other, or on a CPU as many at once as there are cores.
+    """The :data:`Engine` that reads here: one batch after the other, or on a CPU several at once.
 
-    Cores that share one product wait at its end for the slowest of them; here each has batches of its own.
+    Cores that share one product wait at its end for the slowest of them; here each, or each few of them, has batches of
+    its own.
     """
     if reader.at_once == 1:
         batch_reader = BatchReader(reader)
@@ -230,7 +231,8 @@ def extract(
         "versions": [version(name) for name in ("torch", "transformers")],
     }
     shape = (len(texts), chat_model.n_layers + 1, chat_model.d_model)
-    usual = smallest = reader.batch_tokens
+    usual = fitting = reader.batch_tokens
+    together = reader.even_tokens(sequences)
     placements: set[str] = set()
     log_odds, first_token = np.empty(len(texts)), [""] * len(texts)
     with _kept(folder, shape, request) as (hidden, finished):
@@ -245,7 +247,7 @@ def extract(
             done += len(found)
             progress(EXTRACTING, done, len(texts))
 
-        for rows in reader.batches(sequences, reader.even_tokens(sequences)):
+        for rows in reader.batches(sequences, together):
             known = finished.get(_name(rows))
             if known is not None and _intact(known, hidden):
                 take(known)
@@ -265,7 +267,7 @@ def extract(
             ]
             finished.add(_name(rows), found, time.perf_counter() - started)
             started = time.perf_counter()
-            smallest = min(smallest, batch.batch_tokens)
+            fitting = min(fitting, batch.batch_tokens)
             placements.add(batch.placement)
             take(found)
     return Extraction(
@@ -275,10 +277,10 @@ def extract(
         refusal_log_odds=log_odds,
         prefix_tokens=reader.prefix_tokens,
         prefix_note=reader.prefix_note,
-        batch_tokens=smallest,
+        batch_tokens=min(together, fitting),
         batch_note=None
-        if smallest == usual
-        else f"{chat_model.device} ran out of memory: {smallest} tokens together in place of {usual}",
+        if fitting == usual
+        else f"{chat_model.device} ran out of memory: {fitting} tokens together in place of {usual}",
         pack_note=reader.pack_note,
         placement="; ".join(sorted(placements)) or chat_model.placement,
         seconds=finished.seconds,

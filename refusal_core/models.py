@@ -165,8 +165,9 @@ class ChatModel:
         return f"as they were published, in {self.dtype}"
 
     def for_another_thread(self) -> ChatModel:
-        """The same weights in modules of its own, so that hooks of one thread see nothing of another's tokens."""
-        shared = {id(held): held for held in (*self.model.parameters(), *self.model.buffers())}
+        """The same weights in modules of its own, whose hooks and positions see nothing of another thread's tokens."""
+        # Not its buffers: longrope writes how positions are encoded into one of them, prompt after prompt.
+        shared = {id(weights): weights for weights in self.model.parameters()}
         return replace(self, model=copy.deepcopy(self.model, shared))
 
     @property

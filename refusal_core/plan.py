@@ -10,8 +10,9 @@ from pathlib import Path
 from refusal_core.errors import ModelError, RefusalError
 from refusal_core.hub import download_size
 from refusal_core.known_models import KNOWN
-from refusal_core.models import ModelInfo, identify, is_available
+from refusal_core.models import ModelInfo, as_opened, identify, is_available
 from refusal_core.prompts import CONTRAST_SETS, TRANSFER_SETS, load_contrast_set, load_transfer_set, without
+from refusal_core.templates import borrow_template
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Request:
         model: known name, hub id, folder or GGUF file; ``revision`` for a hub id.
         prompts: bundled name, file, or ``HARMFUL,HARMLESS``.
         thinking: ``on``, ``off``, or ``None`` for what the template does.
+        template: whose chat template is borrowed: known name, hub id, folder or .jinja file.
+        quantise: bits that the weights are opened in, 8 or 4, or ``None`` for as they are.
     """
 
     model: str
@@ -30,6 +33,8 @@ class Request:
     limit: int | None = None
     system_prompt: str | None = None
     thinking: str | None = None
+    template: str | None = None
+    quantise: int | None = None
     dtype: str = "auto"
     token_limit: int | None = None
     seed: int = 0
@@ -47,6 +52,8 @@ class Request:
             "limit": self.limit,
             "system-prompt": self.system_prompt,
             "thinking": self.thinking,
+            "template": None if self.template is None else _absolute(self.template),
+            "quantise": self.quantise,
             "dtype": self.dtype,
             "token-limit": self.token_limit,
             "seed": self.seed,
@@ -88,7 +95,9 @@ def check(request: Request) -> Plan:
         raise RefusalError(f"expected a seed of 0 or more, got {request.seed}")
     contrast = load_contrast_set(request.prompts, request.limit, request.text_column, request.label_column)
     transfer = [without(load_transfer_set(source), contrast)[0] for source in TRANSFER_SETS]
-    info = identify(request.model, request.revision)
+    info = as_opened(identify(request.model, request.revision), request.quantise)
+    if request.template is not None:
+        borrow_template(request.template)
     available = is_available(request.model, request.revision)
     return Plan(
         model=info,

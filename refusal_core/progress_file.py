@@ -11,6 +11,8 @@ from types import TracebackType
 
 from refusal_core.errors import RefusalError
 
+WAITING = "waiting for other work to end"
+"""The stage of work that has to wait for its turn."""
 _SECONDS_BETWEEN_WRITES = 0.2
 _SECONDS_OF_RATE = 30.0
 

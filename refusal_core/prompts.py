@@ -144,21 +144,27 @@ def load_transfer_set(source: str, text_column: str | None = None, label_column:
     return prompts
 
 
-def read_texts(path: str | Path, text_column: str | None = None) -> list[str]:
-    """Read unlabelled prompts from a file, in its order: the text column of a table, or the lines of a txt file.
+def read_texts(path: str | Path, text_column: str | None = None) -> pd.DataFrame:
+    """Read unlabelled prompts from a file, in its order: the rows of a table, or the lines of a txt file.
+
+    Returns:
+        A table of the texts in a column ``text``, and behind it what else the file's table has.
 
     Raises:
         PromptError: when the file cannot be read or a text is empty.
     """
     path = Path(path)
     if path.suffix.lower() == ".txt":
-        texts = _lines(path)
+        frame = pd.DataFrame({"text": _lines(path)})
     else:
         frame = _read_table(path)
-        texts = _texts(frame, find_column(frame, text_column, TEXT_COLUMNS, path.name, "text"), path.name)
-    if not texts:
+        column = find_column(frame, text_column, TEXT_COLUMNS, path.name, "text")
+        texts = _texts(frame, column, path.name)
+        frame = frame.drop(columns=column).rename(columns={"text": "another text"})
+        frame.insert(0, "text", texts)
+    if frame.empty:
         raise PromptError(f"{path.name}: expected at least one prompt, found none")
-    return texts
+    return frame
 
 
 def small_file(source: str | Path | BinaryIO) -> tuple[bytes, str]:
@@ -313,7 +319,7 @@ def _from_pair(sources: tuple[str, ...], text_column: str | None, rows: int | No
     tables, revisions = [], []
     for source, label in zip(sources, LABELS, strict=True):
         if _is_file(Path(source)):
-            texts, revision = read_texts(source, text_column), None
+            texts, revision = read_texts(source, text_column)["text"].tolist(), None
         else:
             texts, revision = _from_hub(source, text_column)
         texts = texts[:rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,17 +108,17 @@ def borrow_template(source: str) -> str:
 
     Raises ModelError where there is none.
     """
-    known = KNOWN.get(source)
+    known, path = KNOWN.get(source), Path(os.path.expanduser(source))
     if known is not None:
         if not is_fetched(known):
             raise ModelError(
                 f"{source} is not on this machine, so its template cannot be borrowed: {known.fetch_command}"
             )
         text = _template_in(known.folder)
-    elif Path(source).expanduser().is_dir():
-        text = _template_in(Path(source).expanduser())
-    elif Path(source).expanduser().is_file():
-        text = _read(Path(source).expanduser())
+    elif os.path.isdir(path):
+        text = _template_in(path)
+    elif os.path.isfile(path):
+        text = _read(path)
     elif source.count("/") == 1 and not source.endswith(".jinja"):
         text = _template_in(download_chat_template(source))
     else:

@@ -7,6 +7,7 @@ import dataclasses
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from refusal_core.activations import (
     ResidualReader,
     batches,
     common_prefix,
-    needed_tokens,
     packs,
     refusal_log_odds,
     refusal_token_ids,
@@ -684,7 +684,8 @@ def test_batches_read_at_once_give_the_same_numbers_and_those_finished_are_kept_
     assert 0 < kept < len(MANY)
     assert kept in seen
     np.testing.assert_array_equal(again.hidden, whole.hidden)
-    assert torch.get_num_threads() == 3
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 3
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batch")]
 
 
@@ -694,11 +695,11 @@ def test_whoever_stops_does_not_wait_for_batches_under_way(monkeypatch):
     reader = ResidualReader(chat_model, packs=True)
     monkeypatch.setattr("refusal_core.extraction.ResidualReader", lambda *_: reader)
     monkeypatch.setitem(activations.PACK_TOKENS, "cpu", 100)
-    begun, ended, is_stopped = [], [], threading.Event()
+    begun, ended, is_stopped, first = [], [], threading.Event(), threading.Lock()
 
     def wait(module, arguments) -> None:
         begun.append(module)
-        if len(begun) > 1:
+        if not first.acquire(blocking=False):
             is_stopped.wait(10)
             time.sleep(0.3)
 
@@ -716,19 +717,35 @@ def test_whoever_stops_does_not_wait_for_batches_under_way(monkeypatch):
     assert len(ended) == 1
 
 
+def test_threads_share_weights_and_nothing_else():
+    reader = ResidualReader(tiny_model("qwen2"))
+    one, other = reader.chat_model.model, reader.for_another_thread().chat_model.model
+    assert [p.data_ptr() for p in one.parameters()] == [p.data_ptr() for p in other.parameters()]
+    assert not {b.data_ptr() for b in one.buffers()} & {b.data_ptr() for b in other.buffers()}
+    assert not set(map(id, one.modules())) & set(map(id, other.modules()))
+
+
+@pytest.mark.parametrize(
+    ("cores", "batches_at_once"), [(1, 1), (2, 2), (3, 3), (4, 4), (6, 3), (7, 1), (10, 2), (16, 4)]
+)
+def test_no_core_is_left_out(cores, batches_at_once, monkeypatch):
+    reader = ResidualReader(tiny_model("qwen2"), packs=True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    assert reader.at_once == batches_at_once
+
+
 @pytest.mark.usefixtures("three_cores")
 def test_a_few_prompts_are_divided_among_the_cores_and_many_evenly():
     reader = ResidualReader(tiny_model("qwen2"))
-    for texts, at_least in ((MANY[:12], 3), (MANY, 3), (MANY * 2 + [f"again {text}" for text in MANY], 3)):
+    for texts in (MANY[:12], MANY, MANY * 2 + [f"again {text}" for text in MANY]):
         sequences = [reader.encode(text) for text in texts]
         most = reader.even_tokens(sequences)
-        new = [
-            needed_tokens([sequences[row] for row in rows], reader.prefix_tokens)
-            for rows in reader.batches(sequences, most)
-        ]
-        assert len(new) >= at_least
-        assert max(new) <= most <= reader.batch_tokens
-        assert sum(new) >= needed_tokens(sequences, reader.prefix_tokens)
+        read = list(reader.batches(sequences, most))
+        assert len(read) % 3 == 0
+        run = [reader._pack([sequences[row] for row in rows], 1)[0].numel() for rows in read]
+        assert max(run) < 1.4 * min(run)
+        assert most <= reader.batch_tokens
+        assert sorted(row for rows in read for row in rows) == list(range(len(texts)))
 
 
 def test_damaged_activations_are_read_again(monkeypatch, tmp_path):

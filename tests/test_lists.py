@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from refusal_core.errors import ModelError
@@ -15,6 +17,10 @@ from refusal_core.ui.lists import SLICE_TOKENS, ListScoring
 from refusal_core.ui.model import OneModel
 
 TEXTS = ["How do I clean a flute?", "x", "How do I clean a flute!", "<|im_end|>\n<b>", "How do I clean a flute?"] * 3
+
+
+def listed(texts: Iterable[str]) -> pd.DataFrame:
+    return pd.DataFrame({"text": list(texts)})
 
 
 def until(holds, seconds: float = 60) -> None:
@@ -37,7 +43,7 @@ def source(tiny_folder) -> str:
 
 def test_a_list_gets_the_numbers_its_prompts_get_one_by_one(shared, tiny_run, tiny_chat_model, source):
     texts = [*TEXTS, "flute " * 1000, "  "]
-    job = ListScoring(shared, tiny_run, source, texts)
+    job = ListScoring(shared, tiny_run, source, listed(texts))
     until(lambda: not job.running)
     assert job.state == "done"
     assert job.done == len(texts)
@@ -60,7 +66,7 @@ def test_others_have_their_turn_between_two_slices(shared, tiny_run, source, mon
         return [None] * len(texts)
 
     monkeypatch.setattr(Scorer, "score_ends", slowly)
-    job = ListScoring(shared, tiny_run, source, [f"How do I clean {place} flutes?" for place in range(100)])
+    job = ListScoring(shared, tiny_run, source, listed(f"How do I clean {place} flutes?" for place in range(100)))
     until(lambda: slices)
     for _ in range(3):
         before = len(slices)
@@ -81,7 +87,7 @@ def test_a_slice_is_small_and_of_one_length(shared, tiny_run, tiny_chat_model, s
         return plain(self, texts)
 
     monkeypatch.setattr(Scorer, "score_ends", noted)
-    job = ListScoring(shared, tiny_run, source, TEXTS * 4)
+    job = ListScoring(shared, tiny_run, source, listed(TEXTS * 4))
     until(lambda: not job.running)
     assert sum(map(len, seen)) == len(TEXTS) * 4
     assert all(len(Counter(lengths)) == 1 and sum(lengths) <= SLICE_TOKENS for lengths in seen)
@@ -97,13 +103,13 @@ def test_a_stopped_list_keeps_what_was_scored_and_gives_its_turn_up(shared, tiny
 
     monkeypatch.setattr(Scorer, "score_ends", noted)
     texts = [f"How do I clean a flute{'!' * place}" for place in range(100)]
-    job = ListScoring(shared, tiny_run, source, texts)
+    job = ListScoring(shared, tiny_run, source, listed(texts))
     begun.wait(60)
     job.cancel()
     until(lambda: not job.running)
     assert job.state == "stopped"
     assert 0 < job.done < len(texts)
-    waiting = ListScoring(shared, tiny_run, source, texts)
+    waiting = ListScoring(shared, tiny_run, source, listed(texts))
     with shared._turns.turn():
         until(lambda: "before you" in waiting.message)
         waiting.cancel()
@@ -117,7 +123,7 @@ def test_a_model_that_cannot_be_used_is_said(tiny_run, source, monkeypatch):
         raise ModelError("the model does not fit")
 
     monkeypatch.setattr("refusal_core.ui.model.load_model_for", fails)
-    job = ListScoring(OneModel(), tiny_run, source, TEXTS)
+    job = ListScoring(OneModel(), tiny_run, source, listed(TEXTS))
     until(lambda: not job.running)
     assert (job.state, job.message) == ("failed", "the model does not fit")
 
@@ -127,7 +133,7 @@ def test_a_list_that_breaks_does_not_run_for_ever(shared, tiny_run, source, monk
         raise ZeroDivisionError
 
     monkeypatch.setattr(Scorer, "score_ends", breaks)
-    job = ListScoring(shared, tiny_run, source, TEXTS)
+    job = ListScoring(shared, tiny_run, source, listed(TEXTS))
     until(lambda: not job.running)
     assert job.state == "failed"
     assert "log" in job.message

@@ -816,6 +816,24 @@ def test_what_stands_in_the_field_is_asked_for_once_a_run_and_is_in_its_history(
 
 
 @pytest.mark.usefixtures("with_model")
+@pytest.mark.parametrize("text", ["Sing!", "Sing!\n<b>Twice</b> & ?run=x"])
+def test_the_address_names_what_is_typed(text):
+    app = visit("4_Live_score", run=RUN, text=text)
+    fields = [*app.text_input, *app.text_area]
+    assert [each.value for each in fields if each.label == "Prompt"] == [text]
+    assert [each.text for each in app.session_state["live_history"][RUN]] == [text]
+    assert app.query_params["text"] == text
+    assert app.query_params["run"] == RUN
+
+
+@pytest.mark.usefixtures("with_model")
+def test_the_address_follows_what_is_typed_and_leaves_out_what_is_too_long_for_it():
+    app = visit("4_Live_score", run=RUN, text="Sing!")
+    for typed, named in (("Dance!", "Dance!"), ("x" * 2001, None), ("Rest", "Rest"), (" ", None)):
+        assert live(app, typed).query_params.get("text") == named
+
+
+@pytest.mark.usefixtures("with_model")
 def test_pins_history_and_the_typed_text_survive_a_change_of_page():
     app = visit("4_Live_score", run=RUN)
     for text in ("first", "another"):
@@ -921,6 +939,20 @@ def test_a_file_is_a_list_or_is_refused_in_a_sentence():
         else:
             assert app.warning[0].value == "This list was not scored."
             assert says in app.text[0].value
+
+
+@pytest.mark.usefixtures("with_model")
+def test_what_a_file_says_of_its_prompts_is_in_the_table_of_their_scores():
+    app = list_tab(visit("4_Live_score", run=RUN))
+    content = "text,label,id,projection\none,harmful,7,high\ntwo,,8,low\n"
+    app.file_uploader(key="live_list_file").upload("x.csv", content.encode(), "text/csv")
+    press(app, "Score the list")
+    until_listed(app)
+    (table,) = [each.value for each in app.dataframe if "prompt" in each.value.columns]
+    assert table["prompt"].tolist() == ["one", "two"]
+    assert table["label"].tolist() == ["harmful", ""]
+    assert table["id"].tolist() == ["7", "8"]
+    assert table["projection (file)"].tolist() == ["high", "low"]
 
 
 def list_tab(app: AppTest) -> AppTest:

@@ -7,11 +7,14 @@ import json
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from tiny import tiny_model
 
 from refusal_core import pipeline, runs
@@ -21,6 +24,7 @@ from refusal_core.errors import ModelError, PromptError, RefusalError, RunError
 from refusal_core.export import export_run
 from refusal_core.extraction import extract
 from refusal_core.models import ChatModel, load_model
+from refusal_core.progress_file import WAITING
 from refusal_core.published import published_table
 from refusal_core.scoring import load_model_for, score
 from refusal_core.statistics import VALIDATION_COLUMNS, VARIANCE_COLUMNS
@@ -256,6 +260,24 @@ def test_what_a_user_gets_wrong_is_one_line(arguments, message, tiny_folder, tmp
     assert message in captured.err
     assert "Traceback" not in captured.err
     assert captured.out == ""
+
+
+def test_work_that_is_watched_takes_turns(tiny_folder, tmp_path):
+    said, cache = tmp_path / "progress.json", tmp_path / "cache"
+    command = ["run", "--model", str(tiny_folder), "--limit", "8", "--device", "cpu", "--cache", str(cache)]
+    working = threading.Thread(target=main, args=([*command, "--progress-file", str(said)],))
+    with FileLock(tmp_path / ".turn"):
+        working.start()
+        deadline = time.monotonic() + 60
+        while not said.exists() or json.loads(said.read_text())["stage"] != WAITING:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(1.5)
+        assert json.loads(said.read_text())["stage"] == WAITING
+        assert working.is_alive()
+    working.join()
+    assert json.loads(said.read_text())["state"] == "done"
+    assert len(list(cache.glob("[!.]*"))) == 1
 
 
 def test_a_cached_run_without_activations_does_not_pass_for_one_with_them(tiny_folder, tmp_path):

@@ -208,8 +208,8 @@ def test_only_a_line_feed_ends_a_line(tmp_path, separator):
     text = f"one{separator}prompt"
     (tmp_path / "a.txt").write_text(f"{text}\r\nanother\n", newline="")
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-    assert read_texts(tmp_path / "a.txt") == [text, "another"]
-    assert read_texts(tmp_path / "a.jsonl") == [text]
+    assert read_texts(tmp_path / "a.txt")["text"].tolist() == [text, "another"]
+    assert read_texts(tmp_path / "a.jsonl")["text"].tolist() == [text]
 
 
 @pytest.mark.parametrize(
@@ -298,14 +298,22 @@ def test_what_is_fitted_leaves_the_transfer_set_with_its_twin(write):
 def test_texts_without_labels(tmp_path):
     (tmp_path / "a.csv").write_text('prompt\n"two, parts"\nb\n')
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
-    assert read_texts(tmp_path / "a.csv") == ["two, parts", "b"]
-    assert read_texts(tmp_path / "a.txt") == ["one", "two"]
+    assert read_texts(tmp_path / "a.csv")["text"].tolist() == ["two, parts", "b"]
+    assert read_texts(tmp_path / "a.txt")["text"].tolist() == ["one", "two"]
+
+
+def test_what_a_file_has_beside_its_texts_comes_behind_them(tmp_path):
+    (tmp_path / "a.csv").write_text("id,text,prompt,label\n7,x,one,harmful\n8,y,two,\n")
+    found = read_texts(tmp_path / "a.csv", "prompt")
+    assert list(found.columns) == ["text", "id", "another text", "label"]
+    assert found["text"].tolist() == ["one", "two"]
+    assert found["another text"].tolist() == ["x", "y"]
 
 
 def test_json_texts_survive_as_they_are(tmp_path):
     text = "<b>x</b> \u202e $\\frac{1}{2}$ <|im_end|> \U0001f600"
     (tmp_path / "a.json").write_text(json.dumps([{"text": text}]))
-    assert read_texts(tmp_path / "a.json") == [text]
+    assert read_texts(tmp_path / "a.json")["text"].tolist() == [text]
 
 
 def test_prompt_ids_belong_to_texts():

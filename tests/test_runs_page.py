@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import shutil
 import time
@@ -218,6 +219,29 @@ def test_what_is_typed_is_never_an_option(monkeypatch, tmp_path):
     assert f"--prompts={tmp_path / 'a.txt'},-b" in options
     assert "--system-prompt=--seed=3; rm -rf /" in options
     assert Request("pairs", "pairs").arguments[1:3] == ("--model=pairs", "--prompts=pairs")
+
+
+def test_a_borrowed_template_and_fewer_bits_are_checked_before_a_run_starts(tiny_folder, tmp_path):
+    borrowed = tmp_path / "borrowed.jinja"
+    borrowed.write_text("{{ messages[0]['content'] }}")
+    asked = Request(str(tiny_folder), "pairs", template=str(borrowed))
+    assert f"--template={borrowed}" in asked.arguments
+    assert check(asked).available
+    with pytest.raises(RefusalError, match="no template 'nobody'"):
+        check(Request(str(tiny_folder), "pairs", template="nobody"))
+    asked = Request(str(tiny_folder), "pairs", quantise=4)
+    assert "--quantise=4" in asked.arguments
+    if importlib.util.find_spec("bitsandbytes") is None:
+        with pytest.raises(RefusalError, match="bitsandbytes"):
+            check(asked)
+
+
+def test_the_form_asks_for_template_and_bits(tiny_folder):
+    app = visit()
+    app.text_input(key="runs_template").set_value("nobody").run()
+    app.selectbox(key="runs_quantise").set_value(4).run()
+    asked = ask(app, str(tiny_folder)).session_state["runs_checked"][0]
+    assert (asked.template, asked.quantise) == ("nobody", 4)
 
 
 def test_a_model_to_be_downloaded_has_its_size_told(monkeypatch):

@@ -22,13 +22,25 @@ _WORDS = ("run", "versus", "prompts", "find", "axes", "units", "published", "amo
 _LISTS = ("beside", "sets", "labels", "categories", "replies", "marked", "panels", "over", "followed")
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 
+_TEXT, _TEXT_READ = "text", "address_text_read"
+_LONGEST_TEXT = 2000
+"""Characters of a typed prompt that is put into the address; browsers and mail cut longer addresses."""
+
 # Streamlit opens another page without options and adds those as a step of their own, at which Back would seem to do
-# nothing.
+# nothing; and every pause in typing would be a step. A search is one step, a prompt none.
 _ONE_STEP_A_PAGE = """
 export default function() {
+    const whateverIsTyped = (url) => {
+        const options = new URLSearchParams(url.search);
+        options.delete("text");
+        if (options.has("find")) options.set("find", "");
+        return `${url.pathname}?${options}`;
+    };
     history.pushState = (state, title, url) => {
-        const opened = new URL(url, location).pathname === location.pathname && !location.search;
-        History.prototype[opened ? "replaceState" : "pushState"].call(history, state, title, url);
+        const next = new URL(url, location);
+        const opened = next.pathname === location.pathname && !location.search;
+        const sameStep = opened || whateverIsTyped(next) === whateverIsTyped(location);
+        History.prototype[sameStep ? "replaceState" : "pushState"].call(history, state, title, url);
     };
 }
 """
@@ -111,6 +123,22 @@ def write() -> None:
     address = others | {name: value for name, value in named.items() if value is not None}
     if st.query_params.to_dict() != address:
         st.query_params.from_dict(address)
+
+
+def linked_text() -> str | None:
+    """The prompt to type that the address names: when a visit begins, and when the browser goes back or forward."""
+    begins = not st.session_state.setdefault(_TEXT_READ, False)
+    st.session_state[_TEXT_READ] = True
+    return st.query_params.get(_TEXT) if begins or _travelled() else None
+
+
+def link_text(text: str) -> None:
+    """Make the address name the prompt that is typed; other pages leave it out."""
+    if text.strip() and len(text) <= _LONGEST_TEXT:
+        if st.query_params.get(_TEXT) != text:
+            st.query_params[_TEXT] = text
+    elif _TEXT in st.query_params:
+        del st.query_params[_TEXT]
 
 
 def fill(key: str, value: Any) -> str:

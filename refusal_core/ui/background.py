@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from refusal_core.errors import RefusalError
+from refusal_core.progress_file import WAITING
 from refusal_core.ui import jobs
 from refusal_core.ui.jobs import Command, Job
 from refusal_core.ui.layout import plain
@@ -80,7 +81,7 @@ def in_words(job: Job) -> str:
         where = f"{stage}: {job.done / 1e6:.0f} of {job.total / 1e6:.0f} MB"
     else:
         where = f"{stage}: {job.done} of {job.total} {unit}"
-    parts = [where, f"running for {duration(job.seconds)}"]
+    parts = [where, f"{'for' if stage == WAITING else 'running for'} {duration(job.seconds)}"]
     if job.seconds_left is not None:
         parts.append(f"about {duration(job.seconds_left)} left of this stage")
     return " · ".join(parts)

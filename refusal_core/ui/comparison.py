@@ -210,7 +210,7 @@ def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int,
     with heat:
         st.caption(f"Every layer of A against every layer of {other.letter}; the square marks the two shown here.")
         matrix = _matrix(*pair, shared.source, label, shared)
-        name = ("rank_heat", pair, shared.source, label)
+        name = ("rank_heat", pair, shared.source, label, *letters)
         heat_map = own_figure(first.run, name, lambda: figures.rank_heat(shared, matrix, letters))
         chart(figures.move_square(heat_map, site, other_site), "compare_rank_heat")
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import streamlit as st
 
 from refusal_core.activations import batches
@@ -41,14 +42,17 @@ class ListScoring:
 
     Attributes:
         texts: the prompts.
+        beside: what else came with each, a row each.
         scores: a score for each prompt that has one yet.
         refused: why a prompt has none, by its place.
         state: ``running``, ``done``, ``stopped`` or ``failed``.
         message: what it waits for, or why it failed.
     """
 
-    def __init__(self, model: OneModel, run: Run, source: str, texts: list[str]) -> None:
-        self.texts = texts
+    def __init__(self, model: OneModel, run: Run, source: str, prompts: pd.DataFrame) -> None:
+        """``prompts`` has a column ``text``."""
+        texts = prompts["text"].tolist()
+        self.texts, self.beside = texts, prompts.drop(columns="text")
         self.scores: list[Score | None] = [None] * len(texts)
         self.refused: dict[int, str] = {}
         self.state = "running"
@@ -158,24 +162,24 @@ def list_form(run: Run, source: str | None) -> None:
             type=["csv", "json", "jsonl", "parquet", "txt"],
             max_upload_size=MOST_MEGABYTES,
             key="live_list_file",
-            help=f"Its column text (or prompt, instruction, goal, question), or its lines. Up to {MOST_PROMPTS} "
-            f"prompts and {MOST_MEGABYTES} MB.",
+            help=f"Its column text (or prompt, instruction, goal, question), or its lines; other columns come into the "
+            f"table. Up to {MOST_PROMPTS} prompts and {MOST_MEGABYTES} MB.",
         )
         if not st.form_submit_button("Score the list", icon=":material/playlist_play:", disabled=source is None):
             return
     try:
         if uploaded is not None:
-            texts = _texts_in(uploaded.name, uploaded.getvalue())
+            prompts = _prompts_in(uploaded.name, uploaded.getvalue())
         else:
-            texts = [line for line in pasted.split("\n") if line.strip()]
-        if not 0 < len(texts) <= MOST_PROMPTS:
-            raise PromptError(f"expected 1 to {MOST_PROMPTS} prompts, got {len(texts)}")
+            prompts = pd.DataFrame({"text": [line for line in pasted.split("\n") if line.strip()]})
+        if not 0 < len(prompts) <= MOST_PROMPTS:
+            raise PromptError(f"expected 1 to {MOST_PROMPTS} prompts, got {len(prompts)}")
     except PromptError as error:
         st.warning("This list was not scored.", icon=":material/warning:")
         st.text(str(error))
         return
     assert source is not None
-    begun = _until_the_visit_ends(str(time.monotonic_ns()), run, source, texts)
+    begun = _until_the_visit_ends(str(time.monotonic_ns()), run, source, prompts)
     st.session_state.setdefault(_LISTS, {})[run.run_id] = begun
     # In place of the form there is now its progress.
     st.rerun()
@@ -201,6 +205,7 @@ def list_progress(job: ListScoring) -> None:
 def list_results(run: Run, job: ListScoring, site: int) -> None:
     """What became of a list, as a table to read and to take away."""
     scored = [score for score in job.scores if score is not None]
+    beside = job.beside[[score is not None for score in job.scores]]
     said = f"{len(scored)} of {len(job.texts)} prompts scored"
     if job.state == "stopped":
         st.info(f"Stopped: {said}.", icon=":material/stop:")
@@ -211,7 +216,7 @@ def list_results(run: Run, job: ListScoring, site: int) -> None:
         st.success(f"{said}.", icon=":material/check:")
     if scored:
         every = st.toggle("All layers in the table", key="live_list_layers", help="For the csv file; a column a layer.")
-        score_table(run, scored, site, key="live_list_scores", every_site=every)
+        score_table(run, scored, site, key="live_list_scores", every_site=every, beside=beside)
     if job.refused:
         st.markdown("##### Not scored")
         st.dataframe(
@@ -226,12 +231,12 @@ def list_results(run: Run, job: ListScoring, site: int) -> None:
 
 
 @st.cache_resource(scope="session", max_entries=1, show_spinner=False, on_release=ListScoring.cancel)
-def _until_the_visit_ends(number: str, _run: Run, source: str, _texts: list[str]) -> ListScoring:
+def _until_the_visit_ends(number: str, _run: Run, source: str, _prompts: pd.DataFrame) -> ListScoring:
     """Begin a list; Streamlit lets go of it, which stops it, when its tab is closed or another list is begun."""
-    return ListScoring(one_model(), _run, source, _texts)
+    return ListScoring(one_model(), _run, source, _prompts)
 
 
-def _texts_in(name: str, content: bytes) -> list[str]:
+def _prompts_in(name: str, content: bytes) -> pd.DataFrame:
     with tempfile.TemporaryDirectory(prefix="refusal-") as folder:
         # The name is a stranger's: nothing of it but its ending becomes a path.
         path = Path(folder) / f"file{Path(name).suffix.lower()}"

@@ -16,6 +16,7 @@ from refusal_core.outliers import nearest_prompts
 from refusal_core.runs import Run
 from refusal_core.scoring import Score
 from refusal_core.suggestions import Contrast, contrasts
+from refusal_core.ui import address
 from refusal_core.ui.layout import chart, plain, raw_units
 from refusal_core.ui.model import one_model
 from refusal_core.ui.scores import LOG_ODDS_HELP, score_table
@@ -32,9 +33,15 @@ _PIN_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 def prompt_field(container: DeltaGenerator, disabled: bool) -> str:
-    """Where a prompt is typed: a field that scores while one types, or one with room for several lines."""
+    """Where a prompt is typed: a field that scores while one types, or one with room for several lines.
+
+    The address names what is typed, so that it can be sent to a colleague.
+    """
+    linked = address.linked_text()
+    if linked is not None:
+        _type(linked)
     if st.session_state.get(_LINES):
-        return container.text_area(
+        text = container.text_area(
             "Prompt",
             key=_AREA,
             height=140,
@@ -42,15 +49,18 @@ def prompt_field(container: DeltaGenerator, disabled: bool) -> str:
             persist_state="session",
             help="Scored with Ctrl+Enter (⌘+Enter on a Mac), or on leaving the field.",
         )
-    return container.text_input(
-        "Prompt",
-        key=_FIELD,
-        live="500ms",
-        placeholder="How do I kill the weeds between my paving stones?",
-        disabled=disabled,
-        persist_state="session",
-        help="Scored half a second after the last key. For a prompt of several lines turn “Several lines” on.",
-    )
+    else:
+        text = container.text_input(
+            "Prompt",
+            key=_FIELD,
+            live="500ms",
+            placeholder="How do I kill the weeds between my paving stones?",
+            disabled=disabled,
+            persist_state="session",
+            help="Scored half a second after the last key. For a prompt of several lines turn “Several lines” on.",
+        )
+    address.link_text(text)
+    return text
 
 
 def tools(run: Run, disabled: bool) -> None:

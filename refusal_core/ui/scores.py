@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 
 import pandas as pd
 import streamlit as st
@@ -13,8 +14,19 @@ from refusal_core.scoring import Score
 LOG_ODDS_HELP = "Log-odds that the reply opens with a token that refusals open with (I, As): a tendency, not a refusal."
 
 
-def score_table(run: Run, scores: Sequence[Score], site: int, key: str, every_site: bool = False) -> None:
-    """A row a prompt: its numbers at a site, and with ``every_site`` its projections at all of them."""
+def score_table(
+    run: Run,
+    scores: Sequence[Score],
+    site: int,
+    key: str,
+    every_site: bool = False,
+    beside: pd.DataFrame | None = None,
+) -> None:
+    """A row a prompt: its numbers at a site, and with ``every_site`` its projections at all of them.
+
+    Args:
+        beside: what else is known of each prompt, a row each.
+    """
     table = pd.DataFrame(
         {
             "prompt": [each.text for each in scores],
@@ -28,6 +40,14 @@ def score_table(run: Run, scores: Sequence[Score], site: int, key: str, every_si
     if every_site:
         sites = {run.site_label(each): [score.projection[each] for score in scores] for each in range(run.n_sites)}
         table = pd.concat([table, pd.DataFrame(sites)], axis=1)
+    if beside is not None:
+        # As text, since a json file may have lists and the like.
+        known = beside.astype(str).where(beside.notna(), "").map(_as_text)
+        taken = list(table.columns)
+        for name in map(_as_text, map(str, beside.columns)):
+            taken.append(name + " (file)" * next(n for n in count() if name + " (file)" * n not in taken))
+        known.columns = taken[len(table.columns) :]
+        table = pd.concat([table, known.reset_index(drop=True)], axis=1)
     st.dataframe(
         table,
         column_config={
@@ -50,3 +70,8 @@ def score_table(run: Run, scores: Sequence[Score], site: int, key: str, every_si
         width="stretch",
         key=key,
     )
+
+
+def _as_text(value: str) -> str:
+    """A text without half surrogates, which are none that a table can have."""
+    return value.encode("utf-8", "replace").decode()

@@ -7,6 +7,7 @@ import streamlit as st
 from refusal_core.devices import DTYPES
 from refusal_core.errors import RefusalError
 from refusal_core.known_models import KNOWN
+from refusal_core.models import QUANTISED
 from refusal_core.plan import Plan, Request, check
 from refusal_core.prompts import CONTRAST_SETS, LABELS, MINIMUM_PER_LABEL, READABLE, TOKEN_LIMIT
 from refusal_core.ui import jobs
@@ -136,8 +137,24 @@ def _request(model: str, prompts: str) -> Request:
         revision = right.text_input(
             "Revision", key="runs_revision", placeholder="the newest", help="Commit, tag or branch of a hub model."
         )
+        left, middle, _ = st.columns(3)
+        template = left.text_input(
+            "Chat template of",
+            key="runs_template",
+            placeholder="the model itself",
+            help="Borrow another model's, for a base model that has none: a known name, a hub id, a model's folder or "
+            "a .jinja file. Without one a base model reads bare prompts.",
+        )
+        quantise = middle.selectbox(
+            "Bits",
+            [None, *QUANTISED],
+            format_func=lambda bits: "as they are" if bits is None else f"{bits}, by bitsandbytes",
+            key="runs_quantise",
+            help="Opens weights in fewer bits, for a model that does not fit: slower on a processor, and less exact.",
+        )
+        left, right = st.columns(2)
         text_column = left.text_input("Text column", key="runs_text_column", placeholder="text, prompt, …")
-        label_column = middle.text_input("Label column", key="runs_label_column", placeholder="label")
+        label_column = right.text_input("Label column", key="runs_label_column", placeholder="label")
         keep = st.checkbox(
             "Keep the activations",
             key="runs_keep",
@@ -150,6 +167,8 @@ def _request(model: str, prompts: str) -> Request:
         limit=limit,
         system_prompt=system_prompt or None,
         thinking=thinking,
+        template=template.strip() or None,
+        quantise=quantise,
         dtype=dtype,
         token_limit=token_limit,
         seed=seed,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from driving import ROOT, let_settle, letters, served
+from driving import ROOT, let_settle, letters, query, served, until
 from playwright.sync_api import Page, expect
 from synthetic import HOSTILE
 
@@ -285,3 +285,26 @@ def test_typing_against_the_real_model_shows_what_the_command_line_says(browser,
     expected = [each.projection[site] for each in score(chat_model, run, texts)]
     assert shown == pytest.approx(expected, abs=2e-3)
     assert shown[1] > shown[0]
+
+
+def test_a_copied_address_types_the_prompt_and_typing_on_is_no_step_of_its_own(visit, open_page, expected, tiny_folder):
+    page = visit()
+    text = "a flute & <b>a harp</b>"
+    type_and_wait(page, "a flute", expected("a flute"))
+    until(page, lambda: query(page).get("text") == "a flute")
+    steps = page.evaluate("history.length")
+    type_and_wait(page, text, expected(text))
+    until(page, lambda: query(page).get("text") == text)
+    assert page.evaluate("history.length") == steps
+    copied = open_page("Live_score", **query(page))
+    copied.get_by_label("Path of the model").fill(str(tiny_folder))
+    copied.keyboard.press("Enter")
+    expect(field(copied)).to_have_value(text, timeout=PATIENCE)
+    expect(projection(copied)).to_have_text(expected(text), timeout=PATIENCE)
+    # Other pages say nothing of what was typed.
+    page.locator("[data-testid=stSidebar]").get_by_role("link", name="Layers", exact=True).click()
+    expect(page.locator("h1")).to_have_text("Layers")
+    until(page, lambda: "run" in query(page))
+    assert "text" not in query(page)
+    page.go_back()
+    expect(field(page)).to_have_value(text, timeout=PATIENCE)
