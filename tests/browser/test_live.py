@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from driving import ROOT, let_settle, letters, query, served, until
@@ -296,7 +297,7 @@ def test_a_copied_address_types_the_prompt_and_typing_on_is_no_step_of_its_own(v
     type_and_wait(page, text, expected(text))
     until(page, lambda: query(page).get("text") == text)
     assert page.evaluate("history.length") == steps
-    copied = open_page("Live_score", **query(page))
+    copied = open_page("Live_score", **{name: quote(value) for name, value in query(page).items()})
     copied.get_by_label("Path of the model").fill(str(tiny_folder))
     copied.keyboard.press("Enter")
     expect(field(copied)).to_have_value(text, timeout=PATIENCE)
