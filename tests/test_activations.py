@@ -521,7 +521,8 @@ def test_float16_that_overflows_is_reported_by_layer_and_prompt():
         chat_model.blocks[1].mlp.up_proj.weight.fill_(1.0)
     chat_model.model.half()
     said = reported(chat_model, "float16")
-    assert "float16 gives infinite activations at layer 1 of 4, first for prompt 5 ('Explain how" in said
+    # Each of them overflows, and which batch is read first depends on the cores.
+    assert re.search(r"float16 gives infinite activations at layer 1 of 4, first for prompt \d \(['\"]\w", said)
     assert "--dtype float32" in said
 
 
@@ -530,7 +531,9 @@ def test_numbers_that_are_none_are_told_from_overflow():
     with torch.no_grad():
         chat_model.blocks[2].mlp.down_proj.weight[3, 3] = float("nan")
     said = reported(chat_model)
-    assert "float32 gives activations that are not numbers (NaN) at layer 2 of 4, first for prompt 5" in said
+    assert re.search(
+        r"float32 gives activations that are not numbers \(NaN\) at layer 2 of 4, first for prompt \d ", said
+    )
     assert "weights are damaged" in said
     assert "--dtype float32" in reported(chat_model, "bfloat16")
 
