@@ -944,8 +944,11 @@ def test_a_file_is_a_list_or_is_refused_in_a_sentence():
 @pytest.mark.usefixtures("with_model")
 def test_what_a_file_says_of_its_prompts_is_in_the_table_of_their_scores():
     app = list_tab(visit("4_Live_score", run=RUN))
-    content = "text,label,id,projection\none,harmful,7,high\ntwo,,8,low\n"
-    app.file_uploader(key="live_list_file").upload("x.csv", content.encode(), "text/csv")
+    first = {"text": "one", "label": "harmful", "id": 7, "projection": "high", "projection (file)": "\ud800"}
+    content = json.dumps(
+        [first, {"text": "two", "label": None, "id": 8, "projection": "low", "projection (file)": [1]}]
+    )
+    app.file_uploader(key="live_list_file").upload("x.json", content.encode(), "application/json")
     press(app, "Score the list")
     until_listed(app)
     (table,) = [each.value for each in app.dataframe if "prompt" in each.value.columns]
@@ -953,6 +956,7 @@ def test_what_a_file_says_of_its_prompts_is_in_the_table_of_their_scores():
     assert table["label"].tolist() == ["harmful", ""]
     assert table["id"].tolist() == ["7", "8"]
     assert table["projection (file)"].tolist() == ["high", "low"]
+    assert table["projection (file) (file)"].tolist() == ["?", "[1]"]
 
 
 def list_tab(app: AppTest) -> AppTest:

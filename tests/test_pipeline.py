@@ -238,6 +238,9 @@ def test_exported_files_have_the_published_form(made, tmp_path):
         (["fetch", "../.."], "no hub id"),
         (["fetch", "Owner/Name:latest"], "no hub id"),
         (["fetch", "no-such-model", "--progress-file", "no/such/folder/x"], "cannot be written"),
+        (["run", "--model", "MODEL", "--template", "~nobody-of-that-name/x.jinja"], "no template"),
+        (["run", "--model", "MODEL", "--template", "x" * 300], "no template"),
+        (["run", "--model", "MODEL", "--progress-file", "SAME/progress.json"], "turn of this work cannot be taken"),
         (["run", "--model", "x" * 300], "no model named"),
         (["run", "--model", "MODEL", "--seed", "-1"], "seed of 0 or more"),
         (["run", "--model", "MODEL", "--system-prompt", "\udcff"], "expected text in UTF-8"),
@@ -251,6 +254,7 @@ def test_exported_files_have_the_published_form(made, tmp_path):
 def test_what_a_user_gets_wrong_is_one_line(arguments, message, tiny_folder, tmp_path, capsys):
     for name in ("pairs", "contrast", "probe-pairs"):
         (tmp_path / f"{name}.csv").write_text("text,label\nA prompt of one's own,harmful\n")
+    (tmp_path / ".turn").mkdir()
     arguments = [
         str(tiny_folder) if argument == "MODEL" else argument.replace("SAME", str(tmp_path)) for argument in arguments
     ]

@@ -42,9 +42,9 @@ def score_table(
         table = pd.concat([table, pd.DataFrame(sites)], axis=1)
     if beside is not None:
         # As text, since a json file may have lists and the like.
-        known = beside.astype(str).where(beside.notna(), "").map(_as_text)
+        known = beside.map(_as_text).mask(beside.isna(), "")
         taken = list(table.columns)
-        for name in map(_as_text, map(str, beside.columns)):
+        for name in map(_as_text, beside.columns):
             taken.append(name + " (file)" * next(n for n in count() if name + " (file)" * n not in taken))
         known.columns = taken[len(table.columns) :]
         table = pd.concat([table, known.reset_index(drop=True)], axis=1)
@@ -72,6 +72,6 @@ def score_table(
     )
 
 
-def _as_text(value: str) -> str:
+def _as_text(value: object) -> str:
     """A text without half surrogates, which are none that a table can have."""
-    return value.encode("utf-8", "replace").decode()
+    return str(value).encode("utf-8", "replace").decode()
