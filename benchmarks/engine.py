@@ -72,7 +72,7 @@ def rows(bench: Bench) -> list[Row]:
             timed = {name: seconds[name], "engine": seconds["engine"]}
         rows.append(Row(SECTION, name, wanted(bench.chat_model.n_layers), ratio.tolist(), "x", notes[name], timed))
     share = 100 * needed_flops(reader, sequences) / engine / np.array(peaks)
-    note = f"peak {np.median(peaks) / 1e9:.0f} GFLOP/s; {_spent(reader, sequences)}"
+    note = f"peak {np.median(peaks) / 1e9:.0f} GFLOP/s; {_spent(reader, sequences, float(np.median(engine)))}"
     aim = PEAK_WANTED.get(torch.device(bench.chat_model.device).type, ">= 50 %")
     timed_engine = {"engine": seconds["engine"], "peak_flops": peaks}
     return [*rows, Row(SECTION, "matmul peak, the engine's share", aim, share.tolist(), "%", note, timed_engine)]
@@ -131,7 +131,7 @@ def matmul_peak(bench: Bench, tries: int = 10) -> float:
     device, dtype = torch.device(chat_model.device), torch_dtype(chat_model.dtype)
     shapes = {(size, size, size) for size in ((512, 1024) if device.type == "cpu" else (4096, 8192))}
     weights = set(_matrices(chat_model.blocks[0]))
-    shapes |= {(BATCH_TOKENS[device.type] // part, *shape) for shape in weights for part in (1, 2)}
+    shapes |= {(BATCH_TOKENS[device.type] * part, *shape) for shape in weights for part in (1, 2)}
     threads = torch.get_num_threads()
     cores = threads if device.type == "cpu" else 1
     speeds: dict[tuple[int, ...], list[float]] = {}
@@ -160,20 +160,31 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _spent(reader: ResidualReader, sequences: list[list[int]]) -> str:
-    """Where the engine's time goes: how many tokens it has to run, and its share in products with weights."""
-    device = torch.device(reader.chat_model.device).type
+def _spent(reader: ResidualReader, sequences: list[list[int]], seconds: float) -> str:
+    """Where the engine's time goes: how many tokens it has to run, and its share in products with weights.
+
+    Args:
+        seconds: what the engine takes for the prompts, of which an accelerator is busy for a part.
+    """
     given = sum(map(len, sequences))
     said = f"{100 * needed_tokens(sequences) / given:.0f} % of the prompts' {given} tokens have to be run"
-    if device == "cpu":
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
-            some = _given(competitors.transformers, sequences)
-            for rows in reader.batches(some, reader.batch_tokens):
-                reader.read_last([some[row] for row in rows])
-        spent = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
-        products = sum(spent.get(name, 0) for name in ("aten::mm", "aten::addmm", "aten::bmm"))
-        said += f", {100 * products / sum(spent.values()):.0f} % of its time matrix products (one batch at a time)"
-    return said
+    on_cpu = torch.device(reader.chat_model.device).type == "cpu"
+    some = _given(competitors.transformers, sequences) if on_cpu else sequences
+    with torch.profiler.profile() as profiled:
+        for rows in reader.batches(some, reader.batch_tokens):
+            reader.read_last([some[row] for row in rows])
+    operations = [event for event in profiled.key_averages() if event.device_type == torch.autograd.DeviceType.CPU]
+    time_of = (lambda event: event.self_cpu_time_total) if on_cpu else (lambda event: event.self_device_time_total)
+    spent = {event.key: time_of(event) for event in operations}
+    busy = sum(spent.values())
+    products = 100 * sum(spent.get(name, 0) for name in ("aten::mm", "aten::addmm", "aten::bmm")) / busy
+    if on_cpu:
+        return f"{said}, {products:.0f} % of its time matrix products (one batch at a time)"
+    attention = 100 * sum(part for name, part in spent.items() if "attention" in name) / busy
+    return (
+        f"{said}; the device is busy {100 * busy / 1e6 / seconds:.0f} % of the time, {products:.0f} % of that matrix "
+        f"products and {attention:.0f} % attention"
+    )
 
 
 def _matrices(module: torch.nn.Module) -> list[tuple[int, int]]:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from refusal_core.devices import choose_device, choose_dtype, torch_dtype
-from refusal_core.models import ChatModel, load_model, wrap_model
+from refusal_core.models import KNOWN, ChatModel, ModelInfo, fetch, wrap_model
 
 RANDOM: dict[str, dict[str, Any]] = {
-    # The shape of Qwen2.5-7B.
+    # The shapes of Qwen2.5-0.5B, -1.5B (that of Experiment 0) and -7B.
+    "random-0.5b": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "random-1.5b": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
     "random-7b": {
         "hidden_size": 3584,
         "intermediate_size": 18944,
@@ -20,20 +37,28 @@ RANDOM: dict[str, dict[str, Any]] = {
         "num_attention_heads": 28,
         "num_key_value_heads": 4,
         "vocab_size": 152064,
-    }
+    },
 }
 TOKENIZER = "qwen2.5-coder-0.5b-instruct"
 
 
 def random_model(name: str, device: str = "auto", dtype: str = "auto", tokenizer: str = TOKENIZER) -> ChatModel:
-    """A model of random weights with a real model's tokenizer and chat template, which is read from that model."""
+    """A model of random weights with the tokenizer and chat template of a real one: a known name, or a folder."""
     device = choose_device(device)
     dtype = choose_dtype(device, dtype)
-    lender = load_model(tokenizer, device="cpu", dtype="float32")
+    lender = fetch(tokenizer) if tokenizer in KNOWN else tokenizer
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(Qwen2Config(**RANDOM[name]), dtype=torch_dtype(dtype))
-    info = replace(
-        lender.info, name=name, n_layers=model.config.num_hidden_layers, d_model=model.config.hidden_size, licence=None
+    info = ModelInfo(
+        name=name,
+        source="folder",
+        revision=None,
+        sha256=None,
+        architecture=type(model).__name__,
+        n_layers=model.config.num_hidden_layers,
+        d_model=model.config.hidden_size,
+        quantisation=None,
+        licence=None,
     )
-    return wrap_model(model, lender.tokenizer, info, dtype)
+    return wrap_model(model, AutoTokenizer.from_pretrained(lender), info, dtype)

@@ -2,8 +2,9 @@
 
 The chat template puts the same tokens before every prompt: they are run once and their keys and values reused. Prompts
 are read in packs, one behind the other without padding, and what several of a pack begin with is run once; a mask lets
-each token attend to its own prompt alone, as in tree attention (Miao et al. 2024, SpecInfer). Forward hooks keep each
-prompt's last hidden states of each block; the last block's MLP and the vocabulary projection run on these alone.
+each token attend to its own prompt alone, as in tree attention (Miao et al. 2024, SpecInfer). Packs of about one length
+are the rows of a batch. Forward hooks keep each prompt's last hidden states of each block; the last block's MLP and the
+vocabulary projection run on these alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 
 import numpy as np
 import torch
@@ -29,9 +30,9 @@ from refusal_core.templates import check_thinking
 REFUSAL_OPENINGS = ("I", "As")
 """How refusals open ("I cannot …", "As an AI …"): the set of Arditi et al. 2024, appendix B, for Qwen."""
 
-BATCH_TOKENS = {"cpu": 1024, "mps": 4096, "cuda": 16384}
-"""Most new tokens in a batch of prompts of one length."""
-PACK_TOKENS = {"cpu": 512, "mps": 2048, "cuda": 4096}
+BATCH_TOKENS = {"cpu": 512, "mps": 2048, "cuda": 8192}
+"""Most new tokens that are run together: what a device needs to be busy, and has memory for."""
+PACK_TOKENS = {"cpu": 512, "mps": 1024, "cuda": 1024}
 """Most new tokens in a pack: what attention costs grows with their square."""
 MOST_AT_ONCE = 4
 """Most batches that are read at the same time, each on its own cores: their activations are in memory together."""
@@ -162,7 +163,7 @@ class ResidualReader:
         if self._packs is None:
             # Attention of a model's own making may do more than the mask says, and a sample need not show it.
             may = self.chat_model.model.is_backend_compatible() and not self.chat_model.reads_alone
-            self._packs = may and self._reads_packs(self._pack_tokens)
+            self._packs = may and self._reads_packs(BATCH_TOKENS[self._device_type])
         return self._packs
 
     @property
@@ -184,18 +185,14 @@ class ResidualReader:
         """Most new tokens that are run together while there is memory."""
         if self.chat_model.reads_alone:
             return 1
-        return self._pack_tokens if self.packs else BATCH_TOKENS[self._device_type]
+        # Of a model that is spread, what waits elsewhere is moved for every pass.
+        waiting = {"cpu", "disk"} - {self._device_type}
+        places = {str(place) for place in getattr(self.chat_model.model, "hf_device_map", {}).values()}
+        return BATCH_TOKENS[self._device_type] * (2 if waiting & places else 1)
 
     @property
     def _device_type(self) -> str:
         return torch.device(self.chat_model.device).type
-
-    @property
-    def _pack_tokens(self) -> int:
-        # Of a model that is spread, what waits elsewhere is moved for every pass: that costs more than attention.
-        waiting = {"cpu", "disk"} - {self._device_type}
-        places = {str(place) for place in getattr(self.chat_model.model, "hf_device_map", {}).values()}
-        return (BATCH_TOKENS if waiting & places else PACK_TOKENS)[self._device_type]
 
     @property
     def at_once(self) -> int:
@@ -300,7 +297,7 @@ class ResidualReader:
 
     def first_tokens(self, logits: torch.Tensor) -> list[str]:
         """The likeliest first token of each reply, as text; ``logits`` ``(prompt, vocabulary)``."""
-        return [self._decoded(int(i)) for i in logits.argmax(dim=-1)]
+        return [self._decoded(i) for i in logits.argmax(dim=-1).tolist()]
 
     def _decoded(self, token_id: int) -> str:
         return str(self.chat_model.tokenizer.decode([token_id]))
@@ -406,9 +403,7 @@ class ResidualReader:
         """
         before = begun.cache if begun is not None else self._prefix_cache
         prefix = len(begun.ids if begun is not None else self.shared_prefix(sequences))
-        cache = layerwise_copy(before) if prefix and before is not None else None
-        if cache is not None and len(sequences) > 1:
-            cache.batch_repeat_interleave(len(sequences))
+        cache = _for_rows(before, len(sequences)) if prefix else None
         ids = torch.tensor([ids[prefix:] for ids in sequences], device=self.chat_model.device)
         if len(sequences[0]) >= self._rope_limit:
             # Dynamic NTK keeps to the longest text it was given until it is given a short one.
@@ -417,45 +412,108 @@ class ResidualReader:
         return ids, {"past_key_values": cache, "use_cache": cache is not None}
 
     def _pack(self, sequences: list[list[int]], last: int) -> tuple[torch.Tensor, dict, torch.Tensor]:
-        """What the model is called with for a pack: new tokens in one row, and what each may attend to.
+        """What the model is called with for packs: new tokens, a row a pack, and what each may attend to.
 
         Returns:
-            Token ids ``(1, token)``, the model's options, and where each prompt's ``last`` tokens stand, ``(prompt,
-            token)``; fewer where a prompt has fewer.
+            Token ids ``(pack, token)``, the model's options, and where each prompt's ``last`` tokens stand, ``(prompt,
+            token)``, row after row; fewer where a prompt has fewer.
         """
-        prefix = len(self.shared_prefix(sequences))
+        prefix, device = len(self.shared_prefix(sequences)), self.chat_model.device
         own = [ids[prefix:] for ids in sequences]
         last = min(last, *map(len, own))
-        tokens: list[int] = []
-        positions: list[int] = []
-        parents: list[int] = []  # the token before, of the same prompt, by its place in the pack
+        rows = list(packs(own, 0, _even_width(own, PACK_TOKENS[self._device_type])))
+        laid = [laid_out([own[row] for row in each]) for each in rows]
+        length = max(len(pack.tokens) for pack in laid)
+        ids, positions = torch.zeros(2, len(rows), length, dtype=torch.long)
+        ends = torch.arange(1, length + 1).repeat(len(rows), 1)  # behind a pack each sees itself
         places: list[list[int]] = [[]] * len(own)
-        before: list[int] = []
-        path: list[int] = []
-        for row in sorted(range(len(own)), key=own.__getitem__):
-            path = path[: len(common_prefix(before, own[row]))]
-            before = own[row]
-            for token in before[len(path) :]:
-                positions.append(prefix + len(path))
-                parents.append(path[-1] if path else -1)
-                path.append(len(tokens))
-                tokens.append(token)
-            places[row] = path[-last:]
-        seen = torch.eye(len(tokens), dtype=torch.bool)
-        for place, parent in enumerate(parents):
-            if parent >= 0:
-                seen[place] |= seen[parent]
-        seen = torch.cat([torch.ones(len(tokens), prefix, dtype=torch.bool), seen], dim=1)
-        dtype, device = self.chat_model.model.dtype, self.chat_model.device
-        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
-        cache = layerwise_copy(self._prefix_cache) if prefix and self._prefix_cache is not None else None
+        for number, (each, pack) in enumerate(zip(rows, laid, strict=True)):
+            tokens = len(pack.tokens)
+            ids[number, :tokens] = torch.tensor(pack.tokens)
+            positions[number, :tokens] = torch.tensor(pack.depths) + prefix
+            ends[number, :tokens] = torch.tensor(pack.ends)
+            for row, path in zip(each.tolist(), pack.paths, strict=True):
+                places[row] = [number * length + place for place in path[-last:]]
+        cache = _for_rows(self._prefix_cache, len(rows)) if prefix else None
         options = {
             "past_key_values": cache,
             "use_cache": cache is not None,
-            "position_ids": torch.tensor([positions], device=device),
-            "attention_mask": mask[None, None].to(device),
+            "position_ids": positions.to(device),
+            "attention_mask": _pack_mask(ends.to(device), prefix, self.chat_model.model.dtype),
         }
-        return torch.tensor([tokens], device=device), options, torch.tensor(places, device=device)
+        return ids.to(device), options, torch.tensor(places, device=device)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Sequences one behind the other; what several begin with stands there once.
+
+    Attributes:
+        tokens: their token ids.
+        depths: each token's place in its sequences.
+        ends: the place behind the last token that comes after it in a sequence: those up to there may attend to it.
+        paths: of each sequence the places of its tokens.
+    """
+
+    tokens: list[int]
+    depths: list[int]
+    ends: list[int]
+    paths: list[list[int]]
+
+
+def laid_out(sequences: Sequence[list[int]]) -> Pack:
+    """Put sequences into a pack, those that begin alike beside each other, as :func:`packs` gives them."""
+    pack = Pack([], [], [], [])
+    before: list[int] = []
+    path: list[int] = []
+    for ids in sequences:
+        shared = len(common_prefix(before, ids))
+        for place in path[shared:]:
+            pack.ends[place] = len(pack.tokens)
+        path = path[:shared]
+        for token in ids[shared:]:
+            pack.depths.append(len(path))
+            path.append(len(pack.tokens))
+            pack.tokens.append(token)
+            pack.ends.append(0)
+        pack.paths.append(path)
+        before = ids
+    for place in path:
+        pack.ends[place] = len(pack.tokens)
+    return pack
+
+
+def _pack_mask(ends: torch.Tensor, prefix: int, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to attention scores so that tokens see the prefix, and of a pack those before in their sequences.
+
+    Args:
+        ends: ``(pack, token)``, see :class:`Pack`.
+
+    Returns:
+        ``(pack, 1, token, prefix + token)``.
+    """
+    place = torch.arange(ends.shape[1], device=ends.device)
+    seen = (place <= place[:, None]) & (place[:, None] < ends[:, None, :])
+    mask = torch.zeros(*ends.shape, prefix + ends.shape[1], dtype=dtype, device=ends.device)
+    mask[:, :, prefix:].masked_fill_(~seen, torch.finfo(dtype).min)
+    return mask[:, None]
+
+
+def _even_width(sequences: list[list[int]], most: int) -> int:
+    """How long packs of these sequences should be, so that they are about equally long and none too long."""
+    alike = sum(len(common_prefix(*pair)) for pair in pairwise(sorted(sequences)))
+    tokens = sum(map(len, sequences)) - alike
+    return min(most, math.ceil(tokens / math.ceil(tokens / most)) + max(map(len, sequences)))
+
+
+def _for_rows(cache: Cache | None, rows: int) -> Cache | None:
+    """The same keys and values for each of several rows; what is added is not added to the original."""
+    if cache is None:
+        return None
+    cache = layerwise_copy(cache)
+    if rows > 1:
+        cache.batch_repeat_interleave(rows)
+    return cache
 
 
 def _rope_limit(config: PreTrainedConfig) -> float:

@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -130,22 +130,18 @@ class BatchReader:
 
 
 def in_process(reader: ResidualReader, jobs: Iterable[Job]) -> Iterator[tuple[int, Batch]]:
-    """The :data:`Engine` that reads here: one batch after the other, or on a CPU several at once.
+    """The :data:`Engine` that reads here: ahead of whoever takes what was read, and on a CPU several batches at once.
 
     Cores that share one product wait at its end for the slowest of them; here each, or each few of them, has batches of
     its own.
     """
-    if reader.at_once == 1:
-        batch_reader = BatchReader(reader)
-        yield from ((number, batch_reader.read(job)) for number, job in enumerate(jobs))
-        return
-    cores, stopped = torch.get_num_threads(), threading.Event()
+    cores, at_once, stopped = torch.get_num_threads(), reader.at_once, threading.Event()
+    readers = [reader] if at_once == 1 else [reader.for_another_thread() for _ in range(at_once)]
+    blocks = [block for each in readers for block in each.chat_model.blocks]
+    hooks = [block.register_forward_pre_hook(partial(_give_up, stopped)) for block in blocks]
     free: SimpleQueue[BatchReader] = SimpleQueue()
-    for _ in range(reader.at_once):
-        another = reader.for_another_thread()
-        for block in another.chat_model.blocks:
-            block.register_forward_pre_hook(partial(_give_up, stopped))
-        free.put(BatchReader(another))
+    for each in readers:
+        free.put(BatchReader(each))
 
     def read(job: Job) -> Batch:
         mine = free.get()
@@ -154,13 +150,13 @@ def in_process(reader: ResidualReader, jobs: Iterable[Job]) -> Iterator[tuple[in
         finally:
             free.put(mine)
 
-    pool = ThreadPoolExecutor(reader.at_once, "batch", torch.set_num_threads, (cores // reader.at_once,))
+    pool = ThreadPoolExecutor(at_once, "batch", torch.set_num_threads, (cores // at_once,))
     under_way: dict[Future[Batch], int] = {}
     try:
         for number, job in enumerate(jobs):
             under_way[pool.submit(read, job)] = number
-            # As many again wait, so that no core does.
-            if len(under_way) == 2 * reader.at_once:
+            # As many again wait, so that nothing that can read does.
+            if len(under_way) == 2 * at_once:
                 yield _next_of(under_way)
         while under_way:
             yield _next_of(under_way)
@@ -169,6 +165,8 @@ def in_process(reader: ResidualReader, jobs: Iterable[Job]) -> Iterator[tuple[in
         stopped.set()
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(cores)
+        for hook in hooks:
+            hook.remove()
 
 
 def _give_up(stopped: threading.Event, *_: object) -> None:
@@ -178,7 +176,9 @@ def _give_up(stopped: threading.Event, *_: object) -> None:
 
 
 def _next_of(under_way: dict[Future[Batch], int]) -> tuple[int, Batch]:
-    done = next(as_completed(under_way))
+    """A batch that is read: the first in order, so that one that failed does not hide those before it."""
+    wait(under_way, return_when=FIRST_COMPLETED)
+    done = next(each for each in under_way if each.done())
     return under_way.pop(done), done.result()
 
 

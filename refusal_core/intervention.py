@@ -299,7 +299,7 @@ def _measure(
 
     sequences = {row: reader.encode(run.prompts["text"].iloc[row]) for row in rows.tolist()}
     lengths = np.array([len(sequences[row]) for row in rows.tolist()])
-    size = BATCH_TOKENS[torch.device(reader.chat_model.device).type]
+    size = 2 * BATCH_TOKENS[torch.device(reader.chat_model.device).type]
     parts, done, total = [], 0, 0
     groups = [rows[group].tolist() for group in batches(lengths, reader.prefix_tokens, size)]
     total = len(groups) * len(conditions)

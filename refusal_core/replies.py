@@ -60,7 +60,7 @@ def read_replies(
     done = 0
     progress(MEASURING, 0, len(texts))
     # A token more costs all weights to be read once, for many prompts as for one, so batches are large here.
-    for rows in batches(lengths, 0, 2 * BATCH_TOKENS[torch.device(model.device).type]):
+    for rows in batches(lengths, 0, 4 * BATCH_TOKENS[torch.device(model.device).type]):
         with torch.inference_mode():
             logits, cache = reader.open_reply([sequences[row] for row in rows])
             log_odds[rows] = phrase_log_odds(model, logits, cache, encoded)
@@ -144,7 +144,7 @@ def _after_thinking(
     done = 0
     progress(THINKING, 0, len(sequences))
     # Room for what is thought, whose keys and values come on top.
-    for rows in batches(lengths + THINKING_TOKENS, 0, 2 * BATCH_TOKENS[torch.device(model.device).type]):
+    for rows in batches(lengths + THINKING_TOKENS, 0, 4 * BATCH_TOKENS[torch.device(model.device).type]):
         waiting = set(rows.tolist())
         with torch.inference_mode():
             logits, cache = reader.open_reply([sequences[row] for row in rows])

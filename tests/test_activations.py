@@ -20,6 +20,7 @@ from refusal_core.activations import (
     ResidualReader,
     batches,
     common_prefix,
+    laid_out,
     packs,
     refusal_log_odds,
     refusal_token_ids,
@@ -85,9 +86,11 @@ def test_the_shared_prefix_is_used_and_changes_nothing(architecture, monkeypatch
     np.testing.assert_allclose(shared.refusal_log_odds, whole.refusal_log_odds, atol=1e-4)
 
 
+@pytest.mark.parametrize("pack_tokens", [512, 80], ids=["one pack", "packs side by side"])
 @pytest.mark.parametrize("prefix", [True, False], ids=["prefix", "whole"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_prompts_of_several_lengths_are_read_together_as_they_are_alone(architecture, prefix):
+def test_prompts_of_several_lengths_are_read_together_as_they_are_alone(architecture, prefix, pack_tokens, monkeypatch):
+    monkeypatch.setitem(activations.PACK_TOKENS, "cpu", pack_tokens)
     window = 96  # no prompt is longer, and a pack of them is
     chat_model = tiny_model(architecture, sliding_window=window)
     reader = ResidualReader(chat_model)
@@ -100,6 +103,7 @@ def test_prompts_of_several_lengths_are_read_together_as_they_are_alone(architec
     sequences = [reader.encode(text) for text in TEXTS]
     assert len({len(ids) for ids in sequences}) == len(TEXTS)
     assert max(map(len, sequences)) <= window < sum(len(ids) - reader.prefix_tokens for ids in sequences)
+    assert (len(reader._pack(sequences, 1)[0]) > 1) is (pack_tokens == 80)
     hidden, logits = reader.read_last(sequences)
     end = reader.read_end(sequences, 3)
     for row, text in enumerate(TEXTS):
@@ -352,6 +356,32 @@ def test_every_prompt_is_in_one_pack_beside_those_that_begin_alike():
     assert len(list(packs(prompts, 20, 1))) == 500
 
 
+def test_in_a_pack_a_token_may_attend_to_what_comes_before_it_in_its_own_prompts():
+    prompts = [[5, 6, 7], [5, 6, 8, 9], [5, 6], [4, 6]]
+    pack = laid_out(prompts)
+    assert (pack.tokens, pack.depths) == ([5, 6, 7, 8, 9, 4, 6], [0, 1, 2, 2, 3, 0, 1])
+    assert [[pack.tokens[place] for place in path] for path in pack.paths] == prompts
+    mask = activations._pack_mask(torch.tensor([[*pack.ends, 8]]), 2, torch.float32)
+    assert mask.shape == (1, 1, 8, 10)
+    assert (mask[..., :2] == 0).all()
+    seen = [(row == 0).nonzero().flatten().tolist() for row in mask[0, 0, :, 2:]]
+    # The last is padding, which sees itself: a row of which nothing is seen would be no number.
+    assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 1, 3, 4], [5], [5, 6], [7]]
+    assert mask[mask != 0].unique().tolist() == [torch.finfo(torch.float32).min]
+
+
+def test_packs_side_by_side_are_about_equally_long(monkeypatch):
+    monkeypatch.setitem(activations.PACK_TOKENS, "cpu", 300)
+    reader = ResidualReader(tiny_model("qwen2"), packs=True)
+    sequences = [reader.encode(text) for text in MANY]
+    ids, options, places = reader._pack(sequences, 1)
+    used = [int((options["position_ids"][row] > 0).sum()) for row in range(len(ids))]
+    assert len(used) > 2
+    assert ids.shape[1] <= 300
+    assert min(used) > 0.75 * max(used)
+    assert len(set(places.flatten().tolist())) == len(MANY)
+
+
 def test_a_prefix_that_does_not_reproduce_the_plain_pass_is_not_used(monkeypatch):
     chat_model = tiny_model("qwen2")
     run_prefix = ResidualReader._run_prefix
@@ -382,7 +412,7 @@ def test_order_and_batching_change_nothing(monkeypatch):
     chat_model = tiny_model("llama")
     texts = TEXTS + [text + " please" for text in TEXTS]
     together = extract(chat_model, texts)
-    monkeypatch.setitem(activations.PACK_TOKENS, "cpu", 1)
+    monkeypatch.setitem(activations.BATCH_TOKENS, "cpu", 1)
     alone = extract(chat_model, texts[::-1])
     np.testing.assert_allclose(together.hidden, alone.hidden[::-1], atol=1e-4)
     assert together.first_token == alone.first_token[::-1]
@@ -568,6 +598,7 @@ def test_where_prompts_end_is_known_on_the_device_of_the_states(monkeypatch):
     chat_model = tiny_model("llama")
     reader = ResidualReader(chat_model, packs=True)
     sequences = [reader.encode(text) for text in TEXTS]
+    monkeypatch.setitem(activations.PACK_TOKENS, "meta", 512)
     reader.chat_model, reader._prefix_cache = dataclasses.replace(chat_model, device="meta"), None
     chat_model.model.to("meta")
     devices, taken = [], activations._taken
@@ -643,7 +674,7 @@ MANY = [f"{'word ' * (number % 7)}number {number}" for number in range(60)]
 
 def test_an_extraction_stopped_three_times_reads_nothing_twice_and_changes_no_number(monkeypatch, tmp_path):
     chat_model = tiny_model("qwen2")
-    monkeypatch.setitem(activations.PACK_TOKENS, "cpu", 100)
+    monkeypatch.setitem(activations.BATCH_TOKENS, "cpu", 100)
     monkeypatch.setattr(activations, "MOST_AT_ONCE", 1)
     whole = extract(chat_model, MANY)
     batches_before = (2, 1, 3, 10**9)
@@ -662,7 +693,7 @@ def test_batches_read_at_once_give_the_same_numbers_and_those_finished_are_kept_
     monkeypatch, tmp_path
 ):
     chat_model = tiny_model("qwen2")
-    monkeypatch.setitem(activations.PACK_TOKENS, "cpu", 100)
+    monkeypatch.setitem(activations.BATCH_TOKENS, "cpu", 100)
     whole = extract(chat_model, MANY)
     with monkeypatch.context() as patched:
         patched.setattr(activations, "MOST_AT_ONCE", 1)
@@ -697,7 +728,7 @@ def test_whoever_stops_does_not_wait_for_batches_under_way(monkeypatch):
     chat_model = tiny_model("qwen2")
     reader = ResidualReader(chat_model, packs=True)
     monkeypatch.setattr("refusal_core.extraction.ResidualReader", lambda *_: reader)
-    monkeypatch.setitem(activations.PACK_TOKENS, "cpu", 100)
+    monkeypatch.setitem(activations.BATCH_TOKENS, "cpu", 100)
     begun, ended, is_stopped, first = [], [], threading.Event(), threading.Lock()
 
     def wait(module, arguments) -> None:

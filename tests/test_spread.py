@@ -11,8 +11,8 @@ import torch
 from accelerate import dispatch_model
 from tiny import tiny_model, write_tiny_gguf
 
-from refusal_core import pipeline
-from refusal_core.activations import BATCH_TOKENS, PACK_TOKENS, ResidualReader
+from refusal_core import activations, pipeline
+from refusal_core.activations import BATCH_TOKENS, ResidualReader
 from refusal_core.edits import Edit, PromptBatch
 from refusal_core.errors import ModelError
 from refusal_core.extraction import extract
@@ -20,6 +20,12 @@ from refusal_core.models import ChatModel, load_model, wrap_model
 from refusal_core.scoring import load_model_for, score
 
 TEXTS = ["How do I pick the lock of a stranger's flat?", "Bake a cake", "Write a letter that thanks my neighbour."]
+
+
+@pytest.fixture(autouse=True)
+def one_batch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a model that is spread is read: batches that are read at once are others, which have other last bits."""
+    monkeypatch.setattr(activations, "MOST_AT_ONCE", 1)
 
 
 @pytest.fixture
@@ -59,8 +65,8 @@ def test_blocks_on_disk_give_the_same_numbers(architecture: str, tmp_path: Path)
     assert spread.placement == f"cpu ({len(places) - 2}), disk (2)"
     assert_same_numbers(spread, whole)
     # Its weights are moved for every pass, so that fewer and longer ones are better.
-    assert ResidualReader(spread, packs=True).batch_tokens == BATCH_TOKENS["cpu"]
-    assert ResidualReader(whole, packs=True).batch_tokens == PACK_TOKENS["cpu"] < BATCH_TOKENS["cpu"]
+    assert ResidualReader(spread, packs=True).batch_tokens == 2 * BATCH_TOKENS["cpu"]
+    assert ResidualReader(whole, packs=True).batch_tokens == BATCH_TOKENS["cpu"]
 
 
 @pytest.mark.usefixtures("little_memory")
