@@ -31,7 +31,8 @@ REFUSAL_OPENINGS = ("I", "As")
 """How refusals open ("I cannot …", "As an AI …"): the set of Arditi et al. 2024, appendix B, for Qwen."""
 
 BATCH_TOKENS = {"cpu": 512, "mps": 2048, "cuda": 8192}
-"""Most new tokens that are run together: what a device needs to be busy, and has memory for."""
+"""Most new tokens that are run together: what a device needs to be busy, and has memory for; of wide models fewer."""
+_WIDE = 2048
 PACK_TOKENS = {"cpu": 512, "mps": 1024, "cuda": 1024}
 """Most new tokens in a pack: what attention costs grows with their square."""
 MOST_AT_ONCE = 4
@@ -46,6 +47,8 @@ UNSUPPORTED = (AssertionError, AttributeError, IndexError, KeyError, RuntimeErro
 """What an architecture raises that does not take what others take; out of memory is a RuntimeError too, and is none."""
 _SAMPLES = ("What is a good name for a cat?", "Zebras yawn", "What is a zebra?")
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
+_ALIGNED = 8
+"""CUDA's attention copies a mask for every block unless its rows are a multiple of this long."""
 _VOCABULARIES = 16
 """Prompts whose logits are in float64 at a time."""
 _RECENT_BYTES = 256e6
@@ -163,7 +166,7 @@ class ResidualReader:
         if self._packs is None:
             # Attention of a model's own making may do more than the mask says, and a sample need not show it.
             may = self.chat_model.model.is_backend_compatible() and not self.chat_model.reads_alone
-            self._packs = may and self._reads_packs(BATCH_TOKENS[self._device_type])
+            self._packs = may and self._reads_packs(self._usual_tokens)
         return self._packs
 
     @property
@@ -188,7 +191,11 @@ class ResidualReader:
         # Of a model that is spread, what waits elsewhere is moved for every pass.
         waiting = {"cpu", "disk"} - {self._device_type}
         places = {str(place) for place in getattr(self.chat_model.model, "hf_device_map", {}).values()}
-        return BATCH_TOKENS[self._device_type] * (2 if waiting & places else 1)
+        return self._usual_tokens * (2 if waiting & places else 1)
+
+    @property
+    def _usual_tokens(self) -> int:
+        return max(1, BATCH_TOKENS[self._device_type] * _WIDE // max(_WIDE, self.chat_model.d_model))
 
     @property
     def _device_type(self) -> str:
@@ -251,11 +258,11 @@ class ResidualReader:
             ``(prompt, site, d_model)`` float32, and the first reply token's logits ``(prompt, vocabulary)`` float32.
         """
         kept, logits = self._read(sequences, last=1)
-        return kept[:, :, 0].cpu().numpy(), logits
+        return _fetched(kept[:, :, 0]), logits
 
     def read_end(self, sequences: list[list[int]], last: int) -> np.ndarray:
         """Read prompts at their last few tokens: ``(prompt, site, token, d_model)`` float32."""
-        return self._read(sequences, last)[0].cpu().numpy()
+        return _fetched(self._read(sequences, last)[0])
 
     def open_reply(self, sequences: list[list[int]]) -> tuple[torch.Tensor, Cache]:
         """Run prompts of one length up to where their replies begin.
@@ -424,6 +431,8 @@ class ResidualReader:
         rows = list(packs(own, 0, _even_width(own, PACK_TOKENS[self._device_type])))
         laid = [laid_out([own[row] for row in each]) for each in rows]
         length = max(len(pack.tokens) for pack in laid)
+        if self._device_type == "cuda":
+            length += -(prefix + length) % _ALIGNED
         ids, positions = torch.zeros(2, len(rows), length, dtype=torch.long)
         ends = torch.arange(1, length + 1).repeat(len(rows), 1)  # behind a pack each sees itself
         places: list[list[int]] = [[]] * len(own)
@@ -675,6 +684,14 @@ def _taken(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Some tokens' hidden states ``(prompt, token, d_model)``, by their places among all, row after row."""
     # Copied only to where a block lies elsewhere: each copy waits for what the accelerator has to do.
     return states.flatten(0, 1)[places.to(states.device)]
+
+
+def _fetched(states: torch.Tensor) -> np.ndarray:
+    """Hidden states on the CPU; from a GPU through memory that is pinned and used again, which is many times faster."""
+    found = states.to("cpu", non_blocking=states.is_cuda)
+    if states.is_cuda:
+        torch.cuda.current_stream(states.device).synchronize()
+    return found.numpy()
 
 
 def layerwise_copy(cache: Cache) -> Cache:

@@ -121,7 +121,7 @@ class BatchReader:
             done += len(part)
         states, odds, tokens = zip(*parts, strict=True)
         return Batch(
-            np.concatenate(states),
+            states[0] if len(states) == 1 else np.concatenate(states),
             np.concatenate(odds),
             list(chain(*tokens)),
             self._batch_tokens,
