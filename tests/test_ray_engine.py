@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
+import torch
 from tiny import LLAMA_LIKE
 
 from refusal_core import pipeline
@@ -24,6 +25,14 @@ MISSING = "Ray is not installed: pip install -r requirements-ray.txt"
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason=MISSING)
 # As many lengths as there are to be shards.
 TEXTS = [f"Tell me {'more ' * (place % 6)}about number {place:02}" for place in range(30)]
+
+
+@pytest.fixture(autouse=True)
+def same_threads_afterwards():
+    """An actor that is made here sets their number for this process, and prompts are divided among them."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
