@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import runpy
@@ -206,9 +207,9 @@ def test_the_snippets_of_a_shipped_run_name_where_its_model_is(shipped):
     for snippet in (transformers_snippet(run, 1), transformer_lens_snippet(run, 1)):
         compile(snippet, "snippet", "exec")
         (line,) = [line for line in snippet.splitlines() if line.startswith("name = ")]
-        scope: dict = {}
-        exec(f"from os.path import expanduser\n{line}", scope)
-        assert Path(scope["name"]) == known.folder
+        call = ast.parse(line).body[0].value
+        assert call.func.id == "expanduser"
+        assert Path(call.args[0].value).expanduser() == known.folder
         assert known.hub_repo in snippet
         assert known.hub_file in snippet
 
