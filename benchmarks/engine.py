@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 
 import numpy as np
 import torch
 
 from benchmarks import competitors
 from benchmarks.rounds import Bench, Row, in_turn
-from refusal_core.activations import BATCH_TOKENS, ResidualReader, common_prefix, last_mlp
+from refusal_core.activations import BATCH_TOKENS, ResidualReader, distinct_tokens, last_mlp
 from refusal_core.devices import torch_dtype
 from refusal_core.extraction import in_process
 
@@ -110,14 +110,7 @@ def needed_flops(reader: ResidualReader, sequences: list[list[int]]) -> float:
     mlp = last_mlp(chat_model)
     last = _weights(chat_model.lm_head) + (_weights(mlp) if mlp is not None else 0)
     every = _weights(chat_model.blocks) + _weights(chat_model.lm_head) - last
-    return 2.0 * (every * needed_tokens(sequences) + last * len(sequences))
-
-
-def needed_tokens(sequences: list[list[int]]) -> int:
-    """How many tokens are not the same, after the same, as in another prompt."""
-    alphabetic = sorted(sequences)
-    alike = [len(common_prefix(before, ids)) for before, ids in pairwise(alphabetic)]
-    return sum(map(len, sequences)) - sum(alike)
+    return 2.0 * (every * distinct_tokens(sequences) + last * len(sequences))
 
 
 def matmul_peak(bench: Bench, tries: int = 10) -> float:
@@ -167,15 +160,15 @@ def _spent(reader: ResidualReader, sequences: list[list[int]], seconds: float) -
         seconds: what the engine takes for the prompts, of which an accelerator is busy for a part.
     """
     given = sum(map(len, sequences))
-    said = f"{100 * needed_tokens(sequences) / given:.0f} % of the prompts' {given} tokens have to be run"
+    said = f"{100 * distinct_tokens(sequences) / given:.0f} % of the prompts' {given} tokens have to be run"
     on_cpu = torch.device(reader.chat_model.device).type == "cpu"
     some = _given(competitors.transformers, sequences) if on_cpu else sequences
     with torch.profiler.profile() as profiled:
         for rows in reader.batches(some, reader.batch_tokens):
             reader.read_last([some[row] for row in rows])
     operations = [event for event in profiled.key_averages() if event.device_type == torch.autograd.DeviceType.CPU]
-    time_of = (lambda event: event.self_cpu_time_total) if on_cpu else (lambda event: event.self_device_time_total)
-    spent = {event.key: time_of(event) for event in operations}
+    time_of = "self_cpu_time_total" if on_cpu else "self_device_time_total"
+    spent = {event.key: getattr(event, time_of) for event in operations}
     busy = sum(spent.values())
     products = 100 * sum(spent.get(name, 0) for name in ("aten::mm", "aten::addmm", "aten::bmm")) / busy
     if on_cpu:

@@ -33,6 +33,7 @@ REFUSAL_OPENINGS = ("I", "As")
 BATCH_TOKENS = {"cpu": 512, "mps": 2048, "cuda": 8192}
 """Most new tokens that are run together: what a device needs to be busy, and has memory for; of wide models fewer."""
 _WIDE = 2048
+"""From which d_model on a batch has fewer tokens, in proportion: what a block makes of them fills the same memory."""
 PACK_TOKENS = {"cpu": 512, "mps": 1024, "cuda": 1024}
 """Most new tokens in a pack: what attention costs grows with their square."""
 MOST_AT_ONCE = 4
@@ -195,7 +196,7 @@ class ResidualReader:
 
     @property
     def _usual_tokens(self) -> int:
-        return max(1, BATCH_TOKENS[self._device_type] * _WIDE // max(_WIDE, self.chat_model.d_model))
+        return BATCH_TOKENS[self._device_type] * _WIDE // max(_WIDE, self.chat_model.d_model)
 
     @property
     def _device_type(self) -> str:
@@ -509,10 +510,13 @@ def _pack_mask(ends: torch.Tensor, prefix: int, dtype: torch.dtype) -> torch.Ten
 
 
 def _even_width(sequences: list[list[int]], most: int) -> int:
-    """How long packs of these sequences should be, so that they are about equally long and none too long."""
-    alike = sum(len(common_prefix(*pair)) for pair in pairwise(sorted(sequences)))
-    tokens = sum(map(len, sequences)) - alike
-    return min(most, math.ceil(tokens / math.ceil(tokens / most)) + max(map(len, sequences)))
+    """How long packs of these sequences should be, so that they are about equally long and none too long.
+
+    The longest sequence makes all packs of a batch as long as it is, so beside it the others are in long packs too.
+    """
+    tokens, longest = distinct_tokens(sequences), max(map(len, sequences))
+    most = max(most, longest)
+    return min(most, math.ceil(tokens / math.ceil(tokens / most)) + longest)
 
 
 def _for_rows(cache: Cache | None, rows: int) -> Cache | None:
@@ -743,6 +747,12 @@ def packs(sequences: Sequence[Sequence[int] | np.ndarray], prefix: int, pack_tok
         tokens, before = tokens + new, ids
     if rows:
         yield np.array(rows)
+
+
+def distinct_tokens(sequences: list[list[int]]) -> int:
+    """How many tokens are not the same, after the same, as in another sequence."""
+    alike = sum(len(common_prefix(*pair)) for pair in pairwise(sorted(sequences)))
+    return sum(map(len, sequences)) - alike
 
 
 def common_prefix(first: list[int], second: list[int]) -> list[int]:

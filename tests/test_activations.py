@@ -382,6 +382,47 @@ def test_packs_side_by_side_are_about_equally_long(monkeypatch):
     assert len(set(places.flatten().tolist())) == len(MANY)
 
 
+def test_one_long_prompt_does_not_make_a_batch_mostly_padding(monkeypatch):
+    monkeypatch.setitem(activations.PACK_TOKENS, "cpu", 60)
+    reader = ResidualReader(tiny_model("qwen2"), packs=True)
+    sequences = [reader.encode(text) for text in [*MANY, "word " * 200]]
+    tokens = activations.distinct_tokens(sequences)
+    longest = max(map(len, sequences)) - reader.prefix_tokens
+    assert longest > 3 * 60
+    ids, _, _ = reader._pack(sequences, 1)
+    assert len(ids) > 1
+    assert ids.shape[1] == longest
+    assert ids.numel() < tokens + longest
+
+
+def test_masks_for_cuda_are_aligned_and_change_no_number(monkeypatch):
+    chat_model = tiny_model("qwen2")
+    reader = ResidualReader(chat_model, packs=True)
+    expected = [plain_states(chat_model, text) for text in TEXTS]
+    monkeypatch.setattr(ResidualReader, "_device_type", "cuda")
+    lengths = set()
+    for count in range(2, len(TEXTS) + 1):
+        sequences = [reader.encode(text) for text in TEXTS[:count]]
+        ids, options, _ = reader._pack(sequences, 1)
+        assert options["attention_mask"].shape == (1, 1, ids.shape[1], reader.prefix_tokens + ids.shape[1])
+        assert options["attention_mask"].shape[-1] % 8 == 0
+        tokens = activations.distinct_tokens(sequences) - reader.prefix_tokens
+        assert 0 <= ids.shape[1] - tokens < 8
+        lengths.add(ids.shape[1] - tokens)
+        for found, plain in zip(reader.read_last(sequences)[0], expected, strict=False):
+            assert relative_error(found, plain) < 1e-4
+    assert lengths != {0}
+
+
+def test_wide_models_get_fewer_tokens(monkeypatch):
+    reader = ResidualReader(tiny_model("qwen2"), packs=True)
+    usual = reader.batch_tokens
+    monkeypatch.setattr(activations, "_WIDE", reader.chat_model.d_model // 4)
+    assert reader.batch_tokens == usual // 4
+    monkeypatch.setattr(activations, "_WIDE", reader.chat_model.d_model)
+    assert reader.batch_tokens == usual
+
+
 def test_a_prefix_that_does_not_reproduce_the_plain_pass_is_not_used(monkeypatch):
     chat_model = tiny_model("qwen2")
     run_prefix = ResidualReader._run_prefix
