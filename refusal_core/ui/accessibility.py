@@ -43,15 +43,9 @@ function nameAll() {
     }
 }
 
-function follow() {
-    nameAll();
-    const page = getComputedStyle(document.querySelector("[data-testid=stApp]")).backgroundColor;
-    document.documentElement.style.setProperty("--page-background", page);
-}
-
 export default function() {
-    follow();
-    const timer = setInterval(follow, 500);
+    nameAll();
+    const timer = setInterval(nameAll, 500);
     return () => clearInterval(timer);
 }
 """
@@ -61,7 +55,7 @@ export default function() {
 _LOOK = """
 [data-testid=stMultiSelectTagsContainer] [data-tag] *,
 [data-testid=stMain] button[kind^=primary], [data-testid=stMain] button[kind^=primary] * {
-    color: var(--page-background);
+    color: light-dark(LIGHT, DARK);
 }
 [data-testid=stMultiSelect] button[aria-label="Clear all"] { min-width: 24px; min-height: 24px; }
 [data-testid=stDataFrame]:has(canvas:focus-visible) { outline: 2px solid currentColor; outline-offset: 1px; }
@@ -70,7 +64,8 @@ _LOOK = """
 
 def make_accessible() -> None:
     """Name what the page draws, for as long as it is open."""
+    look = _LOOK
+    for theme in ("light", "dark"):
+        look = look.replace(theme.upper(), str(st.get_option(f"theme.{theme}.backgroundColor")))
     with st.sidebar:
-        st.components.v2.component("accessible_names", js=_NAME, css=_LOOK, isolate_styles=False)(
-            key="accessible_names"
-        )
+        st.components.v2.component("accessible_names", js=_NAME, css=look, isolate_styles=False)(key="accessible_names")
