@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count, pairwise
+from threading import Lock
 
 import numpy as np
 import torch
@@ -54,6 +55,21 @@ _VOCABULARIES = 16
 """Prompts whose logits are in float64 at a time."""
 _RECENT_BYTES = 256e6
 """What is kept of texts read token by token, for the next text that begins as one of them does."""
+
+
+@dataclass(frozen=True, eq=False)
+class LastReading:
+    """Prompts at the last token of each, where directions are read.
+
+    Attributes:
+        states: ``(prompt, site, d_model)`` float32.
+        first_token: the likeliest first token of each reply, as text.
+        refusal_log_odds: ``(prompt,)`` float64, see :func:`refusal_log_odds`.
+    """
+
+    states: np.ndarray
+    first_token: list[str]
+    refusal_log_odds: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,12 +159,14 @@ class ResidualReader:
         self._rope_limit = _rope_limit(text_config(chat_model.model.config))
         self._prefix_cache: Cache | None = None
         self._recent: list[_Begun] = []
+        # What is asked of a GPU is done later; while one batch is computed, the next is asked for.
+        self._asking: AbstractContextManager = Lock() if self._device_type == "cuda" else nullcontext()
         self._prefix_note = NO_SHARED_BEGINNING
         self._packs = packs
         if len(self._template_ids) >= 2:
-            plain, _ = self.read_last(samples[:1])
+            plain = self.read_last(samples[:1])
             self._prefix_cache = self._run_prefix()
-            if not self._agrees(self.read_last(samples[:1])[0], plain):
+            if not self._agrees(self.read_last(samples[:1]).states, plain.states):
                 self._prefix_cache, self._prefix_note = None, NOT_REPRODUCED
 
     @property
@@ -204,9 +222,16 @@ class ResidualReader:
 
     @property
     def at_once(self) -> int:
-        """How many batches are best read at the same time: on a CPU, cores wait for each other within one product."""
+        """How many batches are best read at the same time.
+
+        On a CPU, cores wait for each other within one product; a GPU waits for what it is asked next.
+        """
         model = self.chat_model.model
-        if self._device_type != "cpu" or hasattr(model, "hf_device_map") or getattr(model, "is_quantized", False):
+        if hasattr(model, "hf_device_map"):
+            return 1
+        if self._device_type == "cuda":
+            return 2
+        if self._device_type != "cpu" or getattr(model, "is_quantized", False):
             return 1  # quantised layers keep copies of their weights beside them
         cores = torch.get_num_threads()
         # Each gets as many cores; as few as can be are left over.
@@ -214,18 +239,21 @@ class ResidualReader:
 
     def for_another_thread(self) -> ResidualReader:
         """A reader like this one, over the same weights, keys and values."""
+        if self._device_type == "cuda":
+            return self  # one pass is asked for at a time
         other = copy.copy(self)
         other.chat_model, other._recent = self.chat_model.for_another_thread(), []
         return other
 
     def even_tokens(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> int:
-        """Most new tokens in a batch of these prompts: as few as keep all that are read at once equally long at it."""
+        """Most new tokens in a batch of these prompts: as few as keep all cores equally long at it."""
         most = self.batch_tokens
-        if self.at_once == 1:
+        if self.at_once == 1 or self._device_type != "cpu":
             return most
+        _, alone, behind = _side_by_side(sequences, self.prefix_tokens)
 
         def batches_of(tokens: int) -> int:
-            return sum(1 for _ in packs(sequences, self.prefix_tokens, tokens))
+            return sum(1 for _ in _cut(alone, behind, tokens))
 
         wanted = math.ceil(batches_of(most) / self.at_once) * self.at_once
         return bisect_left(range(1, most), True, key=lambda tokens: batches_of(tokens) <= wanted) + 1
@@ -252,18 +280,14 @@ class ResidualReader:
         """Token ids of the templated prompt, generation prompt included."""
         return render(self.chat_model.tokenizer, text, self.system_prompt, self.thinking, self.day)
 
-    def read_last(self, sequences: list[list[int]]) -> tuple[np.ndarray, torch.Tensor]:
-        """Read prompts that :meth:`batches` puts together, or of one length, at their last token.
-
-        Returns:
-            ``(prompt, site, d_model)`` float32, and the first reply token's logits ``(prompt, vocabulary)`` float32.
-        """
-        kept, logits = self._read(sequences, last=1)
-        return _fetched(kept[:, :, 0]), logits
+    def read_last(self, sequences: list[list[int]]) -> LastReading:
+        """Read prompts that :meth:`batches` puts together, or of one length, at their last token."""
+        states, log_odds, first = self._read(sequences, last=1)
+        return LastReading(states[:, :, 0], [self._decoded(token_id) for token_id in first.tolist()], log_odds)
 
     def read_end(self, sequences: list[list[int]], last: int) -> np.ndarray:
         """Read prompts at their last few tokens: ``(prompt, site, token, d_model)`` float32."""
-        return _fetched(self._read(sequences, last)[0])
+        return self._read(sequences, last)[0]
 
     def open_reply(self, sequences: list[list[int]]) -> tuple[torch.Tensor, Cache]:
         """Run prompts of one length up to where their replies begin.
@@ -287,7 +311,7 @@ class ResidualReader:
         kept, logits, cache = self._forward([ids], len(ids), begun)
         states = kept[0] if begun is None else torch.cat([begun.kept.to(kept.device), kept[0]], dim=1)
         hidden = states.transpose(0, 1).cpu().numpy()
-        log_odds = refusal_log_odds(logits, self.refusal_ids)
+        log_odds = refusal_log_odds(logits, self.refusal_ids).cpu().numpy()
         check_finite(hidden[-1:], log_odds, [("the prompt", text)], self.chat_model)
         if cache is not None:
             self._keep(_Begun(ids, states, cache))
@@ -299,13 +323,9 @@ class ResidualReader:
             hidden=hidden[start - offset : end - offset],
             last=hidden[-1],
             tokens=tokens,
-            first_token=self.first_tokens(logits)[0],
+            first_token=self._decoded(int(logits.argmax())),
             refusal_log_odds=float(log_odds[0]),
         )
-
-    def first_tokens(self, logits: torch.Tensor) -> list[str]:
-        """The likeliest first token of each reply, as text; ``logits`` ``(prompt, vocabulary)``."""
-        return [self._decoded(i) for i in logits.argmax(dim=-1).tolist()]
 
     def _decoded(self, token_id: int) -> str:
         return str(self.chat_model.tokenizer.decode([token_id]))
@@ -334,7 +354,7 @@ class ResidualReader:
             return self._reads_packs(pack_tokens // 2)
         except UNSUPPORTED:  # what a model makes of such a mask is its own affair
             return False
-        return self._agrees(packed, np.concatenate([self.read_last([ids])[0] for ids in sample[-3:]]))
+        return self._agrees(packed, np.concatenate([self.read_last([ids]).states for ids in sample[-3:]]))
 
     def _may_pack(self, n_tokens: np.ndarray) -> np.ndarray:
         """Which prompts may be packed, by their lengths: a mask that is given is not cut to a sliding window."""
@@ -371,15 +391,27 @@ class ResidualReader:
         while sum(each.nbytes for each in self._recent) > _RECENT_BYTES:
             self._recent.pop()
 
-    def _read(self, sequences: list[list[int]], last: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What :meth:`_forward` gives but for keys and values, in a pack where that may be."""
+    def _read(self, sequences: list[list[int]], last: int) -> tuple[np.ndarray, ...]:
+        """Hidden states, refusal log-odds and the likeliest first tokens, in a pack where that may be.
+
+        Returns:
+            ``(prompt, site, token, d_model)`` float32, ``(prompt,)`` float64 and ``(prompt,)`` token ids.
+        """
         packed = len(sequences) > 1 and bool(self._may_pack(np.array([len(ids) for ids in sequences])).all())
-        kept, logits, _ = self._forward(sequences, last, packed=packed)
-        if packed and not kept.isfinite().all():
+        with self._asking:
+            fetched = self._asked(sequences, last, packed)
+        *found, finite = fetched()
+        if packed and not finite:
             # A mask is added: keys and values that are not finite reach every prompt of the pack.
-            alone = [self._forward([ids], kept.shape[2])[:2] for ids in sequences]
-            kept, logits = (torch.cat(parts) for parts in zip(*alone, strict=True))
-        return kept, logits
+            alone = [self._read([ids], found[0].shape[2]) for ids in sequences]
+            return tuple(np.concatenate(parts) for parts in zip(*alone, strict=True))
+        return tuple(found)
+
+    def _asked(self, sequences: list[list[int]], last: int, packed: bool) -> Callable[[], list[np.ndarray]]:
+        """Ask for what :meth:`_read` gives, and whether the states are finite; what is returned waits for it."""
+        kept, logits, _ = self._forward(sequences, last, packed=packed)
+        log_odds = refusal_log_odds(logits, self.refusal_ids)
+        return _fetched(kept, log_odds, logits.argmax(dim=-1), kept.isfinite().all())
 
     def _forward(
         self, sequences: list[list[int]], last: int, begun: _Begun | None = None, packed: bool = False
@@ -412,7 +444,7 @@ class ResidualReader:
         before = begun.cache if begun is not None else self._prefix_cache
         prefix = len(begun.ids if begun is not None else self.shared_prefix(sequences))
         cache = _for_rows(before, len(sequences)) if prefix else None
-        ids = torch.tensor([ids[prefix:] for ids in sequences], device=self.chat_model.device)
+        ids = _sent(torch.tensor([ids[prefix:] for ids in sequences]), self.chat_model.device)
         if len(sequences[0]) >= self._rope_limit:
             # Dynamic NTK keeps to the longest text it was given until it is given a short one.
             with torch.inference_mode():
@@ -448,10 +480,10 @@ class ResidualReader:
         options = {
             "past_key_values": cache,
             "use_cache": cache is not None,
-            "position_ids": positions.to(device),
-            "attention_mask": _pack_mask(ends.to(device), prefix, self.chat_model.model.dtype),
+            "position_ids": _sent(positions, device),
+            "attention_mask": _pack_mask(_sent(ends, device), prefix, self.chat_model.model.dtype),
         }
-        return ids.to(device), options, torch.tensor(places, device=device)
+        return _sent(ids, device), options, _sent(torch.tensor(places), device)
 
 
 @dataclass(frozen=True)
@@ -549,7 +581,7 @@ def refusal_token_ids(tokenizer) -> list[int]:
     return sorted({tokenizer.encode(opening, add_special_tokens=False)[0] for opening in REFUSAL_OPENINGS})
 
 
-def refusal_log_odds(logits: torch.Tensor, refusal_ids: list[int]) -> np.ndarray:
+def refusal_log_odds(logits: torch.Tensor, refusal_ids: list[int]) -> torch.Tensor:
     """Log-odds that the reply's first token is one that refusals open with (Arditi et al. 2024, section 2.5).
 
     ``log p - log(1 - p)`` with ``p`` the summed probability of the refusal tokens.
@@ -558,16 +590,17 @@ def refusal_log_odds(logits: torch.Tensor, refusal_ids: list[int]) -> np.ndarray
         logits: ``(prompt, vocabulary)`` at the first reply token.
 
     Returns:
-        ``(prompt,)`` float64, natural logarithm.
+        ``(prompt,)`` float64 on the device of the logits, natural logarithm.
     """
+    refusals = _sent(torch.tensor(refusal_ids), logits.device)
     found = []
     # A vocabulary in float64 is a megabyte a prompt, and more than one copy of it is needed.
     for part in logits.split(_VOCABULARIES):
         part = part.to(torch.float64, copy=True)
-        refusals = part[:, refusal_ids].logsumexp(dim=-1)
-        part[:, refusal_ids] = -math.inf
-        found.append(refusals - part.logsumexp(dim=-1))
-    return torch.cat(found).cpu().numpy()
+        refused = part.index_select(1, refusals).logsumexp(dim=-1)
+        part.index_fill_(1, refusals, -math.inf)
+        found.append(refused - part.logsumexp(dim=-1))
+    return torch.cat(found)
 
 
 def check_finite(
@@ -690,12 +723,27 @@ def _taken(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return states.flatten(0, 1)[places.to(states.device)]
 
 
-def _fetched(states: torch.Tensor) -> np.ndarray:
-    """Hidden states on the CPU; from a GPU through memory that is pinned and used again, which is many times faster."""
-    found = states.to("cpu", non_blocking=states.is_cuda)
-    if states.is_cuda:
-        torch.cuda.current_stream(states.device).synchronize()
-    return found.numpy()
+def _sent(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Values on a device; a GPU, which has more to do, is not waited for."""
+    if torch.device(device).type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def _fetched(*found: torch.Tensor) -> Callable[[], list[np.ndarray]]:
+    """Ask for values on the CPU; what is returned waits for them.
+
+    From a GPU they come through memory that is pinned and used again, which is many times faster.
+    """
+    arriving = [values.to("cpu", non_blocking=values.is_cuda) for values in found]
+    arrived = [torch.cuda.current_stream(values.device).record_event() for values in found if values.is_cuda]
+
+    def wait() -> list[np.ndarray]:
+        for event in arrived:
+            event.synchronize()
+        return [values.numpy() for values in arriving]
+
+    return wait
 
 
 def layerwise_copy(cache: Cache) -> Cache:
@@ -733,20 +781,38 @@ def packs(sequences: Sequence[Sequence[int] | np.ndarray], prefix: int, pack_tok
         sequences: token ids of each prompt.
         prefix: how many of each prompt's tokens need not be run.
     """
+    rows, alone, behind = _side_by_side(sequences, prefix)
+    for start, end in _cut(alone, behind, pack_tokens):
+        yield np.array(rows[start:end])
+
+
+def _side_by_side(
+    sequences: Sequence[Sequence[int] | np.ndarray], prefix: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Rows of prompts, what begins alike beside each other, and new tokens of each: first in a pack, and behind one."""
     found = [np.asarray(ids, dtype=np.int32) for ids in sequences]
-    rows: list[int] = []
-    tokens, before = 0, list[int]()
     # As bytes the ids are not in the order of numbers, but those that begin alike are together.
-    for row in sorted(range(len(found)), key=lambda row: found[row].tobytes()):
+    rows = sorted(range(len(found)), key=lambda row: found[row].tobytes())
+    alone, behind, before = [], [], list[int]()
+    for row in rows:
         ids = found[row].tolist()
-        new = len(ids) - max(prefix, len(common_prefix(before, ids)))
-        if rows and tokens + new > pack_tokens:
-            yield np.array(rows)
-            rows, tokens, new = [], 0, len(ids) - prefix
-        rows.append(row)
-        tokens, before = tokens + new, ids
-    if rows:
-        yield np.array(rows)
+        alone.append(len(ids) - prefix)
+        behind.append(len(ids) - max(prefix, len(common_prefix(before, ids))))
+        before = ids
+    return rows, alone, behind
+
+
+def _cut(alone: list[int], behind: list[int], pack_tokens: int) -> Iterator[tuple[int, int]]:
+    """From where to where packs go, by the new tokens of each prompt when it is first in one, and behind another."""
+    start, tokens = 0, 0
+    for place, (first, new) in enumerate(zip(alone, behind, strict=True)):
+        if place > start and tokens + new > pack_tokens:
+            yield start, place
+            start, tokens = place, first
+        else:
+            tokens += new if place > start else first
+    if alone:
+        yield start, len(alone)
 
 
 def distinct_tokens(sequences: list[list[int]]) -> int:

@@ -12,14 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
 import torch
 
-from refusal_core.activations import ResidualReader, check_finite, refusal_log_odds
+from refusal_core.activations import LastReading, ResidualReader, check_finite
 from refusal_core.errors import ModelError, PromptError
 from refusal_core.models import ChatModel
 from refusal_core.passes import FinishedPasses
@@ -100,14 +99,13 @@ class BatchReader:
             ModelError: when one prompt alone does not fit into the device's memory.
         """
         sequences, places = job
-        parts: list[tuple[np.ndarray, np.ndarray, list[str]]] = []
+        parts: list[LastReading] = []
         done = 0
         while done < len(sequences):
             # In their own order, since what is read together stands in the order of batches.
             part = sequences[done : done + len(next(self._reader.batches(sequences[done:], self._batch_tokens)))]
             try:
-                states, logits = self._reader.read_last(part)
-                odds = refusal_log_odds(logits, self._reader.refusal_ids)
+                parts.append(self._reader.read_last(part))
             except torch.OutOfMemoryError as error:
                 if len(part) == 1:
                     raise ModelError(
@@ -117,23 +115,21 @@ class BatchReader:
                 new = sum(map(len, part)) - len(part) * self._reader.prefix_tokens
                 self._batch_tokens = min(new, self._batch_tokens) // 2
                 continue
-            parts.append((states, odds, self._reader.first_tokens(logits)))
             done += len(part)
-        states, odds, tokens = zip(*parts, strict=True)
         return Batch(
-            states[0] if len(states) == 1 else np.concatenate(states),
-            np.concatenate(odds),
-            list(chain(*tokens)),
+            parts[0].states if len(parts) == 1 else np.concatenate([part.states for part in parts]),
+            np.concatenate([part.refusal_log_odds for part in parts]),
+            [token for part in parts for token in part.first_token],
             self._batch_tokens,
             self._reader.chat_model.placement,
         )
 
 
 def in_process(reader: ResidualReader, jobs: Iterable[Job]) -> Iterator[tuple[int, Batch]]:
-    """The :data:`Engine` that reads here: ahead of whoever takes what was read, and on a CPU several batches at once.
+    """The :data:`Engine` that reads here: ahead of whoever takes what was read, and several batches at once.
 
     Cores that share one product wait at its end for the slowest of them; here each, or each few of them, has batches of
-    its own.
+    its own. For a GPU a batch is made ready while it computes another.
     """
     cores, at_once, stopped = torch.get_num_threads(), reader.at_once, threading.Event()
     readers = [reader] if at_once == 1 else [reader.for_another_thread() for _ in range(at_once)]

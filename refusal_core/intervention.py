@@ -346,7 +346,7 @@ def _replied(
             f"{', '.join(map(str, condition.layers))}); run again with --dtype float32 or bfloat16"
         )
     openings: Sequence[str | None] = reply.openings or [None] * len(divergence)
-    return refusal_log_odds(reply.logits, reader.refusal_ids), divergence, openings
+    return refusal_log_odds(reply.logits, reader.refusal_ids).cpu().numpy(), divergence, openings
 
 
 def _require_reply(reader: ResidualReader) -> None:

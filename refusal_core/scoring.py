@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refusal_core.activations import ResidualReader, TokenReading, refusal_log_odds
+from refusal_core.activations import ResidualReader, TokenReading
 from refusal_core.errors import ModelError, PromptError, RunError
 from refusal_core.models import KNOWN, ChatModel, ModelInfo, identify, load_model, template_sha256
 from refusal_core.prompts import LABELS
@@ -169,12 +169,13 @@ class Scorer:
 
         Raises what :meth:`encode` raises.
         """
-        states, logits = self.reader.read_last([self.encode(text) for text in texts])
-        odds = refusal_log_odds(logits, self.reader.refusal_ids)
-        nothing = states[0, :0, None].repeat(self.run.n_sites, axis=1)
+        read = self.reader.read_last([self.encode(text) for text in texts])
+        nothing = read.states[0, :0, None].repeat(self.run.n_sites, axis=1)
         return [
-            _placed(self.run, text, TokenReading(nothing, last, [], first_token, float(odd)))
-            for text, last, first_token, odd in zip(texts, states, self.reader.first_tokens(logits), odds, strict=True)
+            _placed(self.run, text, TokenReading(nothing, last, [], first_token, float(odds)))
+            for text, last, first_token, odds in zip(
+                texts, read.states, read.first_token, read.refusal_log_odds, strict=True
+            )
         ]
 
 

@@ -104,14 +104,17 @@ def test_prompts_of_several_lengths_are_read_together_as_they_are_alone(architec
     assert len({len(ids) for ids in sequences}) == len(TEXTS)
     assert max(map(len, sequences)) <= window < sum(len(ids) - reader.prefix_tokens for ids in sequences)
     assert (len(reader._pack(sequences, 1)[0]) > 1) is (pack_tokens == 80)
-    hidden, logits = reader.read_last(sequences)
+    found = reader.read_last(sequences)
     end = reader.read_end(sequences, 3)
     for row, text in enumerate(TEXTS):
-        assert relative_error(hidden[row], plain_states(chat_model, text)) < 1e-4
+        assert relative_error(found.states[row], plain_states(chat_model, text)) < 1e-4
         assert relative_error(end[row], reader.read_end(sequences[row : row + 1], 3)[0]) < 1e-4
         with torch.inference_mode():
             plain = chat_model.model(torch.tensor(sequences[row : row + 1]), use_cache=False).logits[:, -1]
-        assert relative_error(logits[row : row + 1].numpy(), plain.numpy()) < 1e-4
+        assert found.refusal_log_odds[row] == pytest.approx(
+            refusal_log_odds(plain, reader.refusal_ids).item(), abs=1e-4
+        )
+        assert found.first_token[row] == chat_model.tokenizer.decode([int(plain.argmax())])
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
@@ -120,10 +123,10 @@ def test_what_stands_beside_a_prompt_in_a_pack_changes_no_number(architecture):
     # The second begins as the first does, and the third is the beginning of both with the template's end.
     texts = ["Bake a cake", "Bake a cake and a pie", "Bake", TEXTS[0], TEXTS[4]]
     sequences = [reader.encode(text) for text in texts]
-    alone = np.concatenate([reader.read_last([ids])[0] for ids in sequences])
+    alone = np.concatenate([reader.read_last([ids]).states for ids in sequences])
     for rows in ([0, 3], [4, 0], [2, 1, 0], [0, 0, 1], [4, 3, 2, 1, 0]):
-        hidden, _ = reader.read_last([sequences[row] for row in rows])
-        assert relative_error(hidden, alone[rows]) < 1e-5
+        found = reader.read_last([sequences[row] for row in rows])
+        assert relative_error(found.states, alone[rows]) < 1e-5
     assert relative_error(alone[1], alone[0]) > 1e-2
 
 
@@ -213,8 +216,8 @@ def test_what_depends_on_places_in_a_long_pack_alone_is_noticed(monkeypatch):
     # Its indexer takes places in the pack for positions, and within its first block of 128 that changes nothing.
     reader = ResidualReader(chat_model, packs=True)
     sequences = [reader.encode(text) for text in ("Bake a cake", "Write a letter")]
-    alone = np.concatenate([reader.read_last([ids])[0] for ids in sequences])
-    assert relative_error(reader.read_last(sequences)[0], alone) < 1e-4
+    alone = np.concatenate([reader.read_last([ids]).states for ids in sequences])
+    assert relative_error(reader.read_last(sequences).states, alone) < 1e-4
     extraction = extract(chat_model, [*TEXTS, *(f"{text} please" for text in TEXTS)])
     assert extraction.pack_note == activations.NOT_PACKED
     for row, text in enumerate(TEXTS):
@@ -409,7 +412,7 @@ def test_masks_for_cuda_are_aligned_and_change_no_number(monkeypatch):
         tokens = activations.distinct_tokens(sequences) - reader.prefix_tokens
         assert 0 <= ids.shape[1] - tokens < 8
         lengths.add(ids.shape[1] - tokens)
-        for found, plain in zip(reader.read_last(sequences)[0], expected, strict=False):
+        for found, plain in zip(reader.read_last(sequences).states, expected, strict=False):
             assert relative_error(found, plain) < 1e-4
     assert lengths != {0}
 
@@ -621,10 +624,10 @@ def test_what_is_not_finite_is_blamed_on_the_prompt_it_comes_from():
     assert [rows.tolist() for rows in reader.batches(sequences, reader.batch_tokens)] == [[0, 1]]
     with pytest.raises(ModelError, match=r"\(NaN\) at layer 0 of 4, first for prompt 2 \('Write #"):
         extract(chat_model, texts)
-    hidden, logits = reader.read_last(sequences)
-    assert relative_error(hidden[0], alone[0, :, -1]) < 1e-5
-    assert logits[0].isfinite().all()
-    assert not np.isfinite(hidden[1]).any()
+    found = reader.read_last(sequences)
+    assert relative_error(found.states[0], alone[0, :, -1]) < 1e-5
+    assert np.isfinite(found.refusal_log_odds[0])
+    assert not np.isfinite(found.states[1]).any()
     assert relative_error(reader.read_end(sequences, 3)[0], alone[0]) < 1e-5
 
 
@@ -654,25 +657,47 @@ def test_where_prompts_end_is_known_on_the_device_of_the_states(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_an_accelerator_is_not_waited_for_between_blocks():
+def test_a_gpu_is_not_waited_for_while_a_batch_is_asked_for():
     chat_model = tiny_model("llama")
     chat_model.model.to("cuda")
-    chat_model = dataclasses.replace(chat_model, device="cuda:0")
-    reader = ResidualReader(chat_model)
+    reader = ResidualReader(dataclasses.replace(chat_model, device="cuda:0"))
     sequences = [reader.encode(text) for text in TEXTS]
-    reader.read_last(sequences)
-
-    def mode(name: str):
-        return lambda *_: torch.cuda.set_sync_debug_mode(name)
-
-    first = chat_model.blocks[0].register_forward_pre_hook(mode("error"))
-    last = chat_model.final_norm.register_forward_pre_hook(mode("default"))
+    expected = reader.read_end(sequences, 1)
+    torch.cuda.set_sync_debug_mode("error")
     try:
-        reader.read_last(sequences)
+        fetched = reader._asked(sequences, 1, packed=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-        first.remove()
-        last.remove()
+    np.testing.assert_array_equal(fetched()[0], expected)
+
+
+def test_of_two_batches_for_a_gpu_one_is_asked_for_at_a_time(monkeypatch):
+    chat_model = tiny_model("qwen2")
+    plain = extract(chat_model, MANY)
+    monkeypatch.setitem(activations.BATCH_TOKENS, "cuda", 100)
+    monkeypatch.setattr(ResidualReader, "_device_type", "cuda")
+    running, most, waiting, asked = [], [], threading.Barrier(2), ResidualReader._asked
+
+    def watched(reader, *given):
+        running.append(threading.current_thread().name)
+        most.append(len(running))
+        fetched = asked(reader, *given)
+        running.pop()
+
+        def wait():
+            if threading.current_thread() is not threading.main_thread():
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    waiting.wait(10)  # the other batch is asked for before this one has come
+            return fetched()
+
+        return wait
+
+    monkeypatch.setattr(ResidualReader, "_asked", watched)
+    found = extract(chat_model, MANY)
+    assert not waiting.broken
+    assert set(most) == {1}
+    assert relative_error(np.array(found.hidden), np.array(plain.hidden)) < 1e-5
+    assert found.first_token == plain.first_token
 
 
 def test_hooks_are_gone_afterwards():

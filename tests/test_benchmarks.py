@@ -110,8 +110,8 @@ def test_a_model_of_random_weights_runs_from_a_configuration_alone(tiny_folder, 
     chat_model = random_models.random_model("random-tiny", "cpu", "bfloat16", str(tiny_folder))
     assert chat_model.dtype == "bfloat16"
     reader = ResidualReader(chat_model)
-    hidden, _ = reader.read_last([reader.encode(text) for text in TEXTS[:3]])
-    assert np.isfinite(hidden).all()
+    found = reader.read_last([reader.encode(text) for text in TEXTS[:3]])
+    assert np.isfinite(found.states).all()
 
 
 def test_the_memory_of_a_whole_run_is_measured_in_a_process_of_its_own(tiny_chat_model, monkeypatch):
