@@ -33,7 +33,7 @@ REFUSAL_OPENINGS = ("I", "As")
 
 BATCH_TOKENS = {"cpu": 512, "mps": 2048, "cuda": 8192}
 """Most new tokens that are run together: what a device needs to be busy, and has memory for; of wide models fewer."""
-_WIDE = 2048
+_WIDE = 1792
 """From which d_model on a batch has fewer tokens, in proportion: what a block makes of them fills the same memory."""
 PACK_TOKENS = {"cpu": 512, "mps": 1024, "cuda": 1024}
 """Most new tokens in a pack: what attention costs grows with their square."""
@@ -246,17 +246,10 @@ class ResidualReader:
         return other
 
     def even_tokens(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> int:
-        """Most new tokens in a batch of these prompts: as few as keep all cores equally long at it."""
-        most = self.batch_tokens
-        if self.at_once == 1 or self._device_type != "cpu":
-            return most
-        _, alone, behind = _side_by_side(sequences, self.prefix_tokens)
-
-        def batches_of(tokens: int) -> int:
-            return sum(1 for _ in _cut(alone, behind, tokens))
-
-        wanted = math.ceil(batches_of(most) / self.at_once) * self.at_once
-        return bisect_left(range(1, most), True, key=lambda tokens: batches_of(tokens) <= wanted) + 1
+        """Most new tokens in a batch of these prompts: as few as keep all that are read at once equally long at it."""
+        # A GPU has one batch at a time, however many are on their way.
+        at_once = 1 if self._device_type == "cuda" else self.at_once
+        return _evenly(sequences, self.prefix_tokens, self.batch_tokens, at_once)
 
     def batches(self, sequences: Sequence[Sequence[int] | np.ndarray], batch_tokens: int) -> Iterator[np.ndarray]:
         """Rows of prompts to read together, at most ``batch_tokens`` new tokens, or one prompt that is longer."""
@@ -461,7 +454,9 @@ class ResidualReader:
         prefix, device = len(self.shared_prefix(sequences)), self.chat_model.device
         own = [ids[prefix:] for ids in sequences]
         last = min(last, *map(len, own))
-        rows = list(packs(own, 0, _even_width(own, PACK_TOKENS[self._device_type])))
+        # The longest makes all packs as long as it is, so beside it the others are in long packs too.
+        most = max(PACK_TOKENS[self._device_type], *map(len, own))
+        rows = list(packs(own, 0, _evenly(own, 0, most)))
         laid = [laid_out([own[row] for row in each]) for each in rows]
         length = max(len(pack.tokens) for pack in laid)
         if self._device_type == "cuda":
@@ -539,16 +534,6 @@ def _pack_mask(ends: torch.Tensor, prefix: int, dtype: torch.dtype) -> torch.Ten
     mask = torch.zeros(*ends.shape, prefix + ends.shape[1], dtype=dtype, device=ends.device)
     mask[:, :, prefix:].masked_fill_(~seen, torch.finfo(dtype).min)
     return mask[:, None]
-
-
-def _even_width(sequences: list[list[int]], most: int) -> int:
-    """How long packs of these sequences should be, so that they are about equally long and none too long.
-
-    The longest sequence makes all packs of a batch as long as it is, so beside it the others are in long packs too.
-    """
-    tokens, longest = distinct_tokens(sequences), max(map(len, sequences))
-    most = max(most, longest)
-    return min(most, math.ceil(tokens / math.ceil(tokens / most)) + longest)
 
 
 def _for_rows(cache: Cache | None, rows: int) -> Cache | None:
@@ -800,6 +785,21 @@ def _side_by_side(
         behind.append(len(ids) - max(prefix, len(common_prefix(before, ids))))
         before = ids
     return rows, alone, behind
+
+
+def _evenly(sequences: Sequence[Sequence[int] | np.ndarray], prefix: int, most: int, times: int = 1) -> int:
+    """Most new tokens in a pack so that all are about equally long, and no more than packs of ``most`` would be.
+
+    Args:
+        times: of what number the packs are to be a multiple.
+    """
+    _, alone, behind = _side_by_side(sequences, prefix)
+
+    def packs_of(tokens: int) -> int:
+        return sum(1 for _ in _cut(alone, behind, tokens))
+
+    wanted = math.ceil(packs_of(most) / times) * times
+    return bisect_left(range(1, most), True, key=lambda tokens: packs_of(tokens) <= wanted) + 1
 
 
 def _cut(alone: list[int], behind: list[int], pack_tokens: int) -> Iterator[tuple[int, int]]:
