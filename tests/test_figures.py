@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import plotly.io
 import pytest
 
 from refusal_core import comparison, effects, intervention
@@ -17,7 +18,7 @@ from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.histograms import histogram
 from refusal_core.figures.layers import SUMMARIES, eight_layers, separation, three_questions
 from refusal_core.figures.panels import AXES, LEVELS, PANELS, POINTS, linked
-from refusal_core.figures.style import move_mark, safe
+from refusal_core.figures.style import move_mark, safe, sent_often
 from refusal_core.figures.tokens import COLOURS_END, END_OF_PROMPT, token_heatmap
 from refusal_core.findings import QUESTIONS
 from refusal_core.published import published_table
@@ -235,6 +236,20 @@ def test_a_figure_over_the_layers_differs_by_its_mark_alone(run, evidence, drawn
     moved = move_mark(drawn(run, evidence, 1), 4)
     assert moved.to_json() == drawn(run, evidence, 4).to_json()
     assert moved.to_json() != drawn(run, evidence, 1).to_json()
+    sent = sent_often(drawn(run, evidence, 1))
+    assert move_mark(sent, 4).to_json() == moved.to_json()
+    assert sent.to_json() != move_mark(sent, 2).to_json()
+
+
+def test_a_figure_that_is_sent_often_is_made_ready_once(run, monkeypatch):
+    figure = sent_often(linked(run, 1))
+    assert figure.to_json() == linked(run, 1).to_json()
+    made = []
+    monkeypatch.setattr("plotly.basedatatypes.convert_to_base64", made.append)
+    plotly.io.to_json(figure)
+    assert not made
+    plotly.io.to_json(linked(run, 1))
+    assert made
 
 
 def heatmap_of(run, tokens, site=2):

@@ -164,6 +164,20 @@ def move_mark(figure: go.Figure, site: int) -> go.Figure:
     return figure.update_shapes(x0=site, x1=site, selector=-1)
 
 
+def sent_often(figure: go.Figure) -> go.Figure:
+    """A figure whose traces and frames are made ready for a browser once, not every time that it is sent.
+
+    They may no longer change; its layout may. Most of the time that a page takes is spent making figures ready.
+    """
+    ready = figure.to_dict()
+
+    def to_dict() -> dict[str, Any]:
+        return ready | {"layout": figure.layout.to_plotly_json()}
+
+    figure.to_dict = to_dict
+    return figure
+
+
 def interval_line(
     figure: go.Figure,
     run: Run,

@@ -13,6 +13,7 @@ from refusal_core.errors import RunError
 from refusal_core.evidence import Evidence
 from refusal_core.figures import comparison as figures
 from refusal_core.figures.comparison import MOST_RUNS, Side
+from refusal_core.figures.style import sent_often
 from refusal_core.outliers import row_of
 from refusal_core.runs import Run
 from refusal_core.sites import relative_depth
@@ -412,7 +413,7 @@ def _matrix(
 def _over_depth(
     runs: tuple, number: str, _compared: list[Side], _tables: list[pd.DataFrame], _evidence: list[Evidence | None]
 ) -> go.Figure:
-    return figures.over_depth(_compared, _tables, _evidence, number)
+    return sent_often(figures.over_depth(_compared, _tables, _evidence, number))
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -421,7 +422,7 @@ def _rank_over_depth(runs: tuple, source: str | None, label: str, _compared: lis
     pairs = [(identity(first), identity(other)) for other in others]
     everyone = [_shared(*pair, source, first, other) for pair, other in zip(pairs, others, strict=True)]
     matrices = [_matrix(*pair, source, label, shared) for pair, shared in zip(pairs, everyone, strict=True)]
-    return figures.rank_over_depth(_compared, matrices, label)
+    return sent_often(figures.rank_over_depth(_compared, matrices, label))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -429,7 +430,8 @@ def _direction_cosines(runs: tuple, _compared: list[Side]) -> go.Figure | None:
     """None where no other run is of the first one's model."""
     first, *others = (side.run for side in _compared)
     cosines = [comparison.direction_cosines(first, other) for other in others]
-    return None if all(each is None for each in cosines) else figures.direction_cosines(_compared, cosines)
+    known = any(each is not None for each in cosines)
+    return sent_often(figures.direction_cosines(_compared, cosines)) if known else None
 
 
 @st.cache_data(max_entries=64, show_spinner="Correlating ranks …")

@@ -9,6 +9,7 @@ import streamlit as st
 from refusal_core.errors import RunError
 from refusal_core.evidence import Evidence
 from refusal_core.figures.evidence import FIGURES, OVER_LAYERS, cosines
+from refusal_core.figures.style import sent_often
 from refusal_core.runs import Run
 from refusal_core.ui.layout import chart, identity, marked
 from refusal_core.ui.numbers import in_words
@@ -96,12 +97,12 @@ def _numbers(evidence: Evidence, question: str, site: int) -> None:
 
 @st.cache_resource(max_entries=128, show_spinner=False)
 def _at_layer(run_id: str, changed: int, name: str, site: int, _run: Run, _evidence: Evidence) -> go.Figure:
-    return FIGURES[name](_run, _evidence, site)
+    return sent_often(FIGURES[name](_run, _evidence, site))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _cosines(run_id: str, changed: int, _run: Run, _evidence: Evidence) -> go.Figure:
-    return cosines(_run, _evidence)
+    return sent_often(cosines(_run, _evidence))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

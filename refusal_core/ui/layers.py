@@ -10,6 +10,7 @@ import streamlit as st
 
 from refusal_core.figures.layers import SUMMARIES, eight_layers, three_questions
 from refusal_core.figures.panels import AXES, PANELS, linked
+from refusal_core.figures.style import sent_often
 from refusal_core.outliers import row_of
 from refusal_core.published import published_table
 from refusal_core.runs import Run
@@ -184,9 +185,9 @@ def _follow(run: Run, rows: Sequence[int]) -> list[int]:
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _figure(run_id: str, changed: int, _run: Run, start: int, **options) -> go.Figure:
-    return linked(_run, start, framed=False, **options)
+    return sent_often(linked(_run, start, framed=False, **options))
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _eight(run_id: str, changed: int, _run: Run, columns: int) -> go.Figure:
-    return eight_layers(_run, columns)
+    return sent_often(eight_layers(_run, columns))

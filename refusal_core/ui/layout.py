@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core.figures.layers import QUESTIONS
-from refusal_core.figures.style import move_mark
+from refusal_core.figures.style import move_mark, sent_often
 from refusal_core.rendering import MIME, browser_found, image, page
 from refusal_core.runs import MANIFEST, Run, run_titles
 from refusal_core.ui import address
@@ -170,7 +170,7 @@ def marked(run: Run, name: Hashable, site: int, draw: Callable[[int], go.Figure]
         name: as for :func:`own_figure`.
         draw: makes it for a site; nothing but the mark may depend on that.
     """
-    return move_mark(own_figure(run, name, lambda: draw(site)), site)
+    return move_mark(own_figure(run, name, lambda: sent_often(draw(site))), site)
 
 
 def plain(text: str) -> str:
