@@ -249,7 +249,8 @@ class ResidualReader:
         """Most new tokens in a batch of these prompts: as few as keep all that are read at once equally long at it."""
         # A GPU has one batch at a time, however many are on their way.
         at_once = 1 if self._device_type == "cuda" else self.at_once
-        return _evenly(sequences, self.prefix_tokens, self.batch_tokens, at_once)
+        _, alone, behind = _side_by_side(sequences, self.prefix_tokens)
+        return _evenly(alone, behind, self.batch_tokens, at_once)
 
     def batches(self, sequences: Sequence[Sequence[int] | np.ndarray], batch_tokens: int) -> Iterator[np.ndarray]:
         """Rows of prompts to read together, at most ``batch_tokens`` new tokens, or one prompt that is longer."""
@@ -456,7 +457,7 @@ class ResidualReader:
         last = min(last, *map(len, own))
         # The longest makes all packs as long as it is, so beside it the others are in long packs too.
         most = max(PACK_TOKENS[self._device_type], *map(len, own))
-        rows = list(packs(own, 0, _evenly(own, 0, most)))
+        rows = list(packs(own, 0, most, evenly=True))
         laid = [laid_out([own[row] for row in each]) for each in rows]
         length = max(len(pack.tokens) for pack in laid)
         if self._device_type == "cuda":
@@ -759,14 +760,19 @@ def batches(n_tokens: np.ndarray, prefix: int, batch_tokens: int) -> Iterator[np
         waiting = waiting[len(rows) :]
 
 
-def packs(sequences: Sequence[Sequence[int] | np.ndarray], prefix: int, pack_tokens: int) -> Iterator[np.ndarray]:
+def packs(
+    sequences: Sequence[Sequence[int] | np.ndarray], prefix: int, pack_tokens: int, evenly: bool = False
+) -> Iterator[np.ndarray]:
     """Rows of prompts to read in one pack, at most ``pack_tokens`` new tokens, beside each other what begins alike.
 
     Args:
         sequences: token ids of each prompt.
         prefix: how many of each prompt's tokens need not be run.
+        evenly: make them about equally long, and no more of them.
     """
     rows, alone, behind = _side_by_side(sequences, prefix)
+    if evenly:
+        pack_tokens = _evenly(alone, behind, pack_tokens)
     for start, end in _cut(alone, behind, pack_tokens):
         yield np.array(rows[start:end])
 
@@ -787,13 +793,13 @@ def _side_by_side(
     return rows, alone, behind
 
 
-def _evenly(sequences: Sequence[Sequence[int] | np.ndarray], prefix: int, most: int, times: int = 1) -> int:
+def _evenly(alone: list[int], behind: list[int], most: int, times: int = 1) -> int:
     """Most new tokens in a pack so that all are about equally long, and no more than packs of ``most`` would be.
 
     Args:
+        alone, behind: as for :func:`_cut`.
         times: of what number the packs are to be a multiple.
     """
-    _, alone, behind = _side_by_side(sequences, prefix)
 
     def packs_of(tokens: int) -> int:
         return sum(1 for _ in _cut(alone, behind, tokens))

@@ -385,6 +385,18 @@ def test_packs_side_by_side_are_about_equally_long(monkeypatch):
     assert len(set(places.flatten().tolist())) == len(MANY)
 
 
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_batch_of_whole_packs_is_hardly_padded(count, monkeypatch):
+    reader = ResidualReader(tiny_model("qwen2"), packs=True)
+    sequences = [reader.encode(text) for text in MANY]
+    tokens = activations.distinct_tokens([ids[reader.prefix_tokens :] for ids in sequences])
+    # What packs begin with is run in each of them, so one pack more than this is needed.
+    monkeypatch.setitem(activations.PACK_TOKENS, "cpu", tokens // count)
+    ids, _, _ = reader._pack(sequences, 1)
+    assert len(ids) == count + 1
+    assert ids.numel() < 1.15 * tokens
+
+
 def test_one_long_prompt_does_not_make_a_batch_mostly_padding(monkeypatch):
     monkeypatch.setitem(activations.PACK_TOKENS, "cpu", 60)
     reader = ResidualReader(tiny_model("qwen2"), packs=True)

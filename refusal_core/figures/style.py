@@ -167,7 +167,7 @@ def move_mark(figure: go.Figure, site: int) -> go.Figure:
 def sent_often(figure: go.Figure) -> go.Figure:
     """A figure whose traces and frames are made ready for a browser once, not every time that it is sent.
 
-    They may no longer change; its layout may. Most of the time that a page takes is spent making figures ready.
+    They may no longer change; its layout may.
     """
     ready = figure.to_dict()
 
