@@ -174,6 +174,8 @@ def interval(draws: np.ndarray, point: float | np.ndarray, low: float = -np.inf,
     Returns:
         ``(2, …)`` lower and upper bound; NaN where the estimate or half of the draws do not exist.
     """
+    if not draws.size:  # NumPy's quantiles of nothing lose their first axis
+        return np.full((2, *draws.shape[1:]), np.nan)
     exist = np.isfinite(draws)
     filled = np.where(exist, draws, np.nan)
     enough = exist.mean(axis=0) >= 0.5

@@ -199,6 +199,13 @@ def test_scores_by_category_are_means_and_aurocs_of_its_prompts(run):
     assert alone["auroc"].isna().all()
 
 
+def test_a_run_without_categories_has_an_empty_table_of_the_same_columns(run):
+    without = dataclasses.replace(run, prompts=run.prompts.assign(category=None))
+    tables = [comparison.by_category(each, None, 4, draws=5) for each in (run, without)]
+    assert tables[1].empty
+    assert list(tables[1]) == list(tables[0])
+
+
 def test_cosines_are_only_of_directions_of_the_same_weights(run, other):
     model = run.manifest["model"] | {"sha256": "1" * 64}
     stranger = dataclasses.replace(run, manifest=run.manifest | {"model": model})

@@ -418,5 +418,7 @@ def test_prompts_and_categories_are_drawn_for_every_run_that_has_them(compared):
     table = comparison.by_category(run, None, 3, draws=5)
     figure = comparison_figures.by_category(compared, [table] * 2, "auroc")
     assert [list(trace.x) for trace in figure.data] == [list(table["auroc"])] * 2
+    one = comparison_figures.by_category(compared, [table, table.iloc[:0]], "auroc")
+    assert [list(trace.x) for trace in one.data] == [list(table["auroc"]), []]
     cosines = comparison_figures.direction_cosines(compared, [comparison.direction_cosines(run, run)])
     np.testing.assert_allclose(cosines.data[0].y, 1, atol=1e-6)

@@ -101,7 +101,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, address: str):
-    """Opens a page of the dashboard and returns it; at the end no console error may have been seen."""
+    """Opens a page of the dashboard and returns it; at the end no console error may have been seen, nor a traceback."""
     errors, contexts = [], []
 
     def record(message) -> None:
@@ -120,5 +120,7 @@ def open_page(browser: Browser, address: str):
 
     yield opened
     for context in contexts:
+        for page in context.pages:
+            errors += page.locator("[data-testid=stException]").all_inner_texts()
         context.close()
     assert not errors

@@ -38,7 +38,7 @@ TITLES = {
 def let_settle(page: Page) -> None:
     """Wait until Streamlit has drawn what it is going to draw, so that nothing moves under the mouse."""
     page.wait_for_timeout(600)
-    expect(page.locator("[data-testid=stStatusWidget]")).to_have_count(0, timeout=20_000)
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning", timeout=20_000)
 
 
 def until(page: Page, holds: Callable[[], bool]) -> None:

@@ -43,6 +43,8 @@ def test_home_leads_to_every_page(open_page):
         page = open_page("", run=SYNTHETIC)
         page.locator(f"[data-testid=stMain] a[href*='{path}']").click()
         expect(page.locator("h1")).to_have_text(title)
+        let_settle(page)
+        expect(page.locator("[data-testid=stException]")).to_have_count(0)
         page.context.close()
 
 
