@@ -72,6 +72,12 @@ def assert_accessible(page: Page) -> None:
     assert found.violations_count == 0, found.generate_report()
 
 
+def is_read(page: Page, text: str) -> None:
+    """Wait until a text is the first of those a page shows to be read: what follows it may be drawn before it is."""
+    first = page.locator("[data-testid=stCode] code").first
+    until(page, lambda: letters(first.evaluate("element => element.textContent")) == letters(text))
+
+
 def letters(text: str) -> str:
     """What of a text the browser can show: control characters have no glyph, nor have word joiners."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\u2060]", "", text)

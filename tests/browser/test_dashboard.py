@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from driving import TITLES, assert_accessible, let_settle, letters, query, until
+from driving import TITLES, assert_accessible, is_read, let_settle, letters, query, until
 from playwright.sync_api import expect
 from synthetic import HOSTILE, N_LAYERS
 from synthetic import RUN as SYNTHETIC
@@ -90,7 +90,7 @@ def test_a_click_on_a_point_opens_its_prompt(open_page, scored_run):
     point.click(force=True)
     expect(page.get_by_role("heading", name="The chosen prompt")).to_be_visible()
     chosen = scored_run.prompts.set_index("prompt_id")["text"][query(page)["prompt"]]
-    expect(page.locator("[data-testid=stCode] code").first).to_have_text(chosen)
+    is_read(page, chosen)
     expect(page.get_by_text("The reply opens:")).to_be_visible()
 
 
@@ -134,9 +134,8 @@ def test_prompts_rated_by_key_and_by_mouse_are_kept_over_a_reload(open_page, cac
 def test_hostile_prompts_are_text(open_page, cache, place):
     run = open_run(SYNTHETIC, cache)
     page = open_page("Outliers", run=SYNTHETIC, prompt=run.prompts["prompt_id"][2 * place])
-    expect(page.locator("[data-testid=stCode] code").first).to_be_visible()
-    shown = page.locator("[data-testid=stCode] code").first.evaluate("element => element.textContent")
-    assert letters(shown) == letters(HOSTILE[place])
+    is_read(page, HOSTILE[place])
+    let_settle(page)
     assert page.title() != "owned"
     assert page.locator("[data-testid=stMain] img[src='x'], [data-testid=stMain] .katex").count() == 0
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from driving import click_point, let_settle, letters, query, until
+from driving import click_point, is_read, let_settle, query, until
 from playwright.sync_api import Page, expect
 from synthetic import HOSTILE
 from synthetic import RUN as SYNTHETIC
@@ -42,14 +42,10 @@ def in_band(run, site: int = SITE):
     return found[found["source"].eq(run.contrast_name)]
 
 
-def shown_prompt(page: Page) -> str:
-    return page.locator("[data-testid=stCode] code").first.evaluate("element => element.textContent")
-
-
 def shows(page: Page, text: str) -> None:
     """A prompt is there to read, and the buttons that judge it."""
     expect(page.get_by_role("heading", name="The chosen prompt")).to_be_visible(timeout=20_000)
-    until(page, lambda: letters(shown_prompt(page)) == letters(text))
+    is_read(page, text)
     expect(page.locator(f".st-key-marks_fine_{prompt_id(text)} button").first).to_be_visible()
     let_settle(page)
 
