@@ -85,6 +85,10 @@ Engine = Callable[[ResidualReader, Iterable[Job]], Iterator[tuple[int, Batch]]]
 """What reads batches: takes them in order, gives them with their places in it, in any order."""
 
 
+class DoesNotFitError(ModelError):
+    """One prompt alone does not fit into the memory that its device has left."""
+
+
 class BatchReader:
     """Reads batches on one device, fewer prompts at a time from when it runs out of memory on."""
 
@@ -96,7 +100,7 @@ class BatchReader:
         """Read a batch, in parts where it does not fit.
 
         Raises:
-            ModelError: when one prompt alone does not fit into the device's memory.
+            DoesNotFitError: when one prompt alone does not.
         """
         sequences, places = job
         parts: list[LastReading] = []
@@ -108,7 +112,7 @@ class BatchReader:
                 parts.append(self._reader.read_last(part))
             except torch.OutOfMemoryError as error:
                 if len(part) == 1:
-                    raise ModelError(
+                    raise DoesNotFitError(
                         f"{places[done]} alone does not fit into the memory of {self._reader.chat_model.device} beside "
                         "the model; choose a smaller model or another device"
                     ) from error
@@ -146,16 +150,30 @@ def in_process(reader: ResidualReader, jobs: Iterable[Job]) -> Iterator[tuple[in
         finally:
             free.put(mine)
 
-    pool = ThreadPoolExecutor(at_once, "batch", torch.set_num_threads, (cores // at_once,))
-    under_way: dict[Future[Batch], int] = {}
+    pool = ThreadPoolExecutor(at_once, "batch", torch.set_num_threads, (max(1, cores // at_once),))
+    under_way: dict[Future[Batch], tuple[int, Job]] = {}
+
+    def next_of() -> Iterator[tuple[int, Batch]]:
+        """A batch that is read: the first in order, so that one that failed does not hide those before it."""
+        wait(under_way, return_when=FIRST_COMPLETED)
+        done = next(each for each in under_way if each.done())
+        number, job = under_way.pop(done)
+        if at_once > 1 and isinstance(done.exception(), DoesNotFitError):
+            del done  # and with it what it had computed
+            # The others had some of the memory: once more when they are done.
+            while under_way:
+                yield from next_of()
+            done = pool.submit(read, job)
+        yield number, done.result()
+
     try:
         for number, job in enumerate(jobs):
-            under_way[pool.submit(read, job)] = number
+            under_way[pool.submit(read, job)] = number, job
             # As many again wait, so that nothing that can read does.
             if len(under_way) == 2 * at_once:
-                yield _next_of(under_way)
+                yield from next_of()
         while under_way:
-            yield _next_of(under_way)
+            yield from next_of()
     finally:
         # Whoever stopped is not kept waiting for batches that nobody takes.
         stopped.set()
@@ -169,13 +187,6 @@ def _give_up(stopped: threading.Event, *_: object) -> None:
     """Hook of a block: end a pass that nobody waits for."""
     if stopped.is_set():
         raise CancelledError
-
-
-def _next_of(under_way: dict[Future[Batch], int]) -> tuple[int, Batch]:
-    """A batch that is read: the first in order, so that one that failed does not hide those before it."""
-    wait(under_way, return_when=FIRST_COMPLETED)
-    done = next(each for each in under_way if each.done())
-    return under_way.pop(done), done.result()
 
 
 def extract(

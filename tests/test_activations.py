@@ -901,6 +901,27 @@ def test_a_device_without_memory_gets_smaller_batches(monkeypatch):
     np.testing.assert_allclose(found.hidden, whole.hidden, atol=1e-5)
 
 
+def test_a_prompt_that_does_not_fit_beside_another_batch_is_read_after_it(monkeypatch):
+    chat_model, read_last, reading = tiny_model("qwen2"), ResidualReader.read_last, []
+    whole = extract(chat_model, MANY)
+
+    def cramped(reader, sequences):
+        reading.append(len(sequences))
+        try:
+            time.sleep(0.01)
+            if len(reading) > 1:
+                raise torch.OutOfMemoryError
+            return read_last(reader, sequences)
+        finally:
+            reading.pop()
+
+    monkeypatch.setattr(ResidualReader, "at_once", 2)
+    monkeypatch.setattr(ResidualReader, "read_last", cramped)
+    found = extract(chat_model, MANY)
+    np.testing.assert_allclose(found.hidden, whole.hidden, atol=1e-5)
+    assert "ran out of memory" in found.batch_note
+
+
 def test_a_prompt_that_fits_nowhere_is_named(monkeypatch):
     chat_model = tiny_model("qwen2")
     reader = ResidualReader(chat_model, packs=True)
