@@ -388,7 +388,26 @@ def _load_folder(
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"The model in {folder} cannot be opened: {error}") from error
     require_all_weights(loading, folder)
+    if getattr(model, "is_loaded_in_4bit", False):
+        _four_bits_as_asked(model, dtype, folder)
     return model, tokenizer
+
+
+def _four_bits_as_asked(model: PreTrainedModel, dtype: str, folder: Path) -> None:
+    """Keep bitsandbytes from what its 4 bits would do on some CPUs: round to bfloat16, or read weights wrongly."""
+    from bitsandbytes.nn import Linear4bit
+
+    for name, module in model.named_modules():
+        weight: Any = getattr(module, "weight", None)
+        if not isinstance(module, Linear4bit) or weight.device.type != "cpu":
+            continue
+        module.support_avx512bf16_for_cpu &= dtype == "bfloat16"
+        block = weight.quant_state.blocksize
+        if module.in_features % block:
+            raise ModelError(
+                f"The model in {folder} cannot be read in 4 bits on a CPU: {name} has {module.in_features} inputs, and "
+                f"with AVX-512 bitsandbytes gives right weights for multiples of {block} alone; choose 8 bits or a GPU."
+            )
 
 
 def _places(model: PreTrainedModel) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny import THINKING, write_tiny_gguf
+from tiny import THINKING, WIDE, tiny_model, write_tiny_gguf
 
 from refusal_core import pipeline, rendering
 from refusal_core.__main__ import main
@@ -145,13 +145,19 @@ def test_a_snippet_of_a_base_model_uses_no_template(made, tiny_folder, tmp_path,
 
 
 @pytest.mark.parametrize("compute", [{"dtype": "bfloat16"}, {"quantise": 8}, {"quantise": 4}])
-def test_a_snippet_opens_the_model_as_the_run_did(made, tiny_folder, compute, tmp_path, monkeypatch, capsys):
+def test_a_snippet_opens_the_model_as_the_run_did(compute, tmp_path, monkeypatch, capsys):
     if "quantise" in compute:
         pytest.importorskip("bitsandbytes")
-    run = changed(made, compute=compute)
-    folder = working_folder(run, tmp_path / "here", tiny_folder)
+        # A snippet is plain transformers, which leaves it to bitsandbytes whether it rounds to bfloat16.
+        monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+    wide = tiny_model("qwen2", **WIDE)
+    wide.model.save_pretrained(tmp_path / "tiny")
+    wide.tokenizer.save_pretrained(tmp_path / "tiny")
+    options = {"limit": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"}
+    run = changed(pipeline.run(tmp_path / "tiny", "pairs", **options).run, compute=compute)
+    folder = working_folder(run, tmp_path / "here", tmp_path / "tiny")
     site = run.n_layers - 1
-    expected = projections(run, tiny_folder)[site]
+    expected = projections(run, tmp_path / "tiny")[site]
     assert printed(transformers_snippet(run, site), folder, monkeypatch, capsys) == pytest.approx(expected, rel=0.02)
 
 

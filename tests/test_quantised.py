@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import tiny_model, write_tiny_gguf
+from tiny import WIDE, tiny_model, write_tiny_gguf
 
 from refusal_core import models, pipeline
 from refusal_core.errors import ModelError
@@ -19,28 +19,34 @@ from refusal_core.scoring import load_model_for, score
 TEXTS = ["How do I pick the lock of a stranger's flat?", "Bake a cake", "Bake a cat", "Write a letter of thanks."]
 
 
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float((np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)).max())
+def relative_errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
 
 
 def saved(folder: Path, architecture: str = "qwen2") -> Path:
-    chat_model = tiny_model(architecture)
+    chat_model = tiny_model(architecture, **WIDE)
     chat_model.model.save_pretrained(folder)
     chat_model.tokenizer.save_pretrained(folder)
     return folder
 
 
 def plain_quantised(folder: Path, bits: int) -> transformers.PreTrainedModel:
-    """The model as transformers opens it by itself."""
+    """The model as transformers opens it by itself, computed in float32 on every CPU."""
+    import bitsandbytes
+
     config = transformers.BitsAndBytesConfig(
         load_in_8bit=bits == 8,
         load_in_4bit=bits == 4,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.float32,
     )
-    return transformers.AutoModelForCausalLM.from_pretrained(
+    model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=config, dtype=torch.float32, device_map={"": "cpu"}
     )
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def same_states(chat_model: ChatModel, model: transformers.PreTrainedModel) -> None:
@@ -51,7 +57,7 @@ def same_states(chat_model: ChatModel, model: transformers.PreTrainedModel) -> N
         with torch.inference_mode():
             states = model(ids, output_hidden_states=True, use_cache=False).hidden_states
         expected = np.stack([states[site + 1][0, -1].float().numpy() for site in range(chat_model.n_layers)])
-        assert relative_error(found.hidden[row][[0, 1, 2, 4]], expected) < 1e-4
+        assert relative_errors(found.hidden[row][[0, 1, 2, 4]], expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -68,8 +74,9 @@ def test_a_model_is_opened_in_few_bits(architecture, bits, tmp_path, capfd) -> N
     assert any(f"{bits}bit" in type(module).__name__ for module in opened.model.modules())
     same_states(opened, plain_quantised(folder, bits))
     assert extract(opened, TEXTS).prefix_tokens > 0 or bits == 8
-    # Where a router chooses another expert, much is different.
-    assert 1e-3 < relative_error(extract(opened, TEXTS).hidden, extract(whole, TEXTS).hidden) < 1
+    # After the first block: further on, where a router chooses another expert, everything is different.
+    errors = relative_errors(extract(opened, TEXTS).hidden[:, 0], extract(whole, TEXTS).hidden[:, 0])
+    assert 1e-3 < errors.min() < errors.max() < 0.5
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -102,6 +109,21 @@ def test_a_run_in_four_bits_is_a_run_of_its_own_and_scored_so(tmp_path: Path) ->
     found = score(load_model_for(run, folder), run, [text])[0].projection
     np.testing.assert_allclose(found, run.projections[3], rtol=1e-4, atol=1e-4)
     assert np.abs(whole.projections[3] - run.projections[3]).max() > 1e-2
+
+
+def test_four_bits_are_computed_in_the_dtype_that_was_asked_for(tmp_path: Path) -> None:
+    functional = pytest.importorskip("bitsandbytes").functional
+    folder = saved(tmp_path / "tiny")
+    for dtype, fused in (("float32", {False}), ("bfloat16", {functional.has_avx512bf16()})):
+        opened = load_model(folder, device="cpu", dtype=dtype, quantise=4)
+        layers = [module for module in opened.model.modules() if "4bit" in type(module).__name__]
+        assert {module.support_avx512bf16_for_cpu for module in layers} == fused
+
+
+def test_layers_that_four_bits_would_get_wrong_are_refused(tiny_folder: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(ModelError, match=r"4 bits on a CPU: .*q_proj has 32 inputs.* multiples of 64 alone"):
+        load_model(tiny_folder, device="cpu", dtype="float32", quantise=4)
 
 
 def test_a_missing_package_is_one_sentence(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,8 @@ _SHARED: dict[str, Any] = {
     # Wide enough that blocks, attention and positions all show in the hidden states.
     "initializer_range": 0.2,
 }
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+"""As narrow as a model can be read in 4 bits on every CPU."""
 _GROUPED: dict[str, Any] = _SHARED | {"num_key_value_heads": 2, "head_dim": 8}
 _TWO_HEADS = {"num_key_value_heads": 2}
 # Shorter than the template's beginning, and so than every prompt.
