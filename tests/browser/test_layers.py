@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,8 @@ def test_playing_goes_through_the_layers_and_pauses(open_page):
     title = page.locator(f"{PANELS} .gtitle")
     buttons = page.locator(f"{PANELS} .updatemenu-button")
     buttons.nth(0).dispatch_event("click")
-    expect(title).to_contain_text(f"layer 3 of {N_LAYERS}", timeout=10_000)
+    # A layer is there for less time than a busy machine may need to see it.
+    expect(title).to_contain_text(re.compile(rf"layer [2-5] of {N_LAYERS}"), timeout=10_000)
     buttons.nth(1).dispatch_event("click")
     page.wait_for_timeout(500)
     rested = title.text_content()
