@@ -29,7 +29,7 @@ _COLUMNS = {
     "title": st.column_config.TextColumn(
         "run", width=240, help="The title it was given, else its contrast set and model."
     ),
-    "model": st.column_config.TextColumn("model", width=130, help="The model whose activations were read."),
+    "model": st.column_config.TextColumn("model", width=190, help="The model whose activations were read."),
     "set": st.column_config.TextColumn("contrast set", help="The prompts the direction was fitted on."),
     "prompts": st.column_config.TextColumn("prompts", help="Harmful + harmless prompts of the contrast set."),
     "layers": st.column_config.NumberColumn("layers", help="Blocks of the model; the final norm is one site more."),
