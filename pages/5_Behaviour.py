@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.behaviour import calibration
-from refusal_core.figures import behaviour as figures
 from refusal_core.ui import behaviour as parts
 from refusal_core.ui.frame import frame, site_picker
-from refusal_core.ui.layout import chart
 from refusal_core.ui.outliers import chosen_prompt, prompt_details
 
 run = frame("Behaviour", "What the model does with the prompts: refuse, answer or deflect, against where they project.")
 table, key = parts.replies_of(run)
 parts.shares(run, table)
 site = site_picker(run, st.columns([1, 3])[0])
-clicked = [parts.scatter(run, table, site)]
+clicked = [parts.scatter(run, table, key, site)]
 st.subheader("Over the layers", anchor=False)
 parts.over_layers(run, table, key, site)
 st.subheader("How sure is a projection?", anchor=False)
-chart(figures.calibration(run, calibration(run, table, site), site), "behaviour_calibration")
-st.caption("Prompts of both labels in ten groups of one size by projection, and how many of each group were refused.")
+parts.calibration(run, table, key, site)
 st.subheader("Surprises", anchor=False)
 st.caption("Harmful prompts that were answered and harmless ones that were refused, the clearest first.")
 clicked.append(parts.surprises(run, table, key))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,7 @@ BORDERLINE = "borderline"
 SIGNIFICANT = 0.05
 
 
+@lru_cache(maxsize=1024)
 def reading(evidence: Evidence, question: str, site: int) -> str:
     """What the numbers of one site say to one question.
 
@@ -64,6 +66,7 @@ def sampling(evidence: Evidence) -> str:
     )
 
 
+@lru_cache(maxsize=16)
 def verdict(evidence: Evidence) -> str:
     """The run in a sentence or two: whether any site tells harm on matched pairs, from where on, and where best."""
     source = probe_source(evidence)

@@ -13,7 +13,8 @@ OTHER = {"harmful": "harmless", "harmless": "harmful"}
 
 def derived_band(run: Run, site: int) -> tuple[float, float]:
     """The run's own band at a site; see :func:`refusal_core.statistics.plausible_band`."""
-    return plausible_band(run.projections[run.rows("harmful"), site], run.projections[run.rows("harmless"), site])
+    low, high = plausible_band(*(run.projections[run.rows(label), site] for label in ("harmful", "harmless")))
+    return float(low), float(high)
 
 
 def prompts_in_band(run: Run, site: int, band: tuple[float, float]) -> pd.DataFrame:

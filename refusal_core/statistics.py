@@ -171,11 +171,17 @@ def percentile(value: np.ndarray | float, reference: np.ndarray) -> np.ndarray:
     return 100 * (below + up_to) / (2 * len(ordered))
 
 
-def plausible_band(harmful: np.ndarray, harmless: np.ndarray) -> tuple[float, float]:
+def plausible_band(harmful: np.ndarray, harmless: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The interval of projections in which both labels are plausible, lower end first.
 
     Between the 5th percentile of the harmful and the 95th of the harmless projections: where the labels overlap a
     prompt in it is unusual for neither, where they are disjoint it is about the gap between them.
+
+    Args:
+        harmful, harmless: ``(prompt, …)`` projections.
+
+    Returns:
+        Two of ``(…)``.
     """
-    ends = (float(np.percentile(harmful, 5)), float(np.percentile(harmless, 95)))
-    return min(ends), max(ends)
+    ends = np.percentile(harmful, 5, axis=0), np.percentile(harmless, 95, axis=0)
+    return np.minimum(*ends), np.maximum(*ends)

@@ -15,9 +15,10 @@ from refusal_core.figures.style import (
     PROBE,
     blank,
     interval_line,
-    mark_site,
+    line_at,
     safe,
     site_axis,
+    site_mark,
 )
 from refusal_core.runs import Run
 
@@ -35,7 +36,7 @@ def against_refusing(run: Run, table: pd.DataFrame, site: int) -> go.Figure:
 
     Points carry the prompt's row in the run as ``customdata[0]``.
     """
-    figure = blank(420)
+    clouds = []
     for label in ("harmless", "harmful"):
         rows = np.flatnonzero(run.rows(label))
         if len(rows) > MOST_POINTS:
@@ -46,53 +47,63 @@ def against_refusing(run: Run, table: pd.DataFrame, site: int) -> go.Figure:
             f"{safe(text)}<br><br>opens: {safe(opening)}"
             for text, opening in zip(run.prompts["text"].iloc[rows], replies["opening"], strict=True)
         ]
-        figure.add_scatter(
-            x=run.projections[rows, site],
-            y=replies["phrase_log_odds"],
-            mode="markers",
-            name=label,
-            marker={"color": LABEL_COLOUR[label], "symbol": LABEL_SYMBOL[label], "size": 8, "opacity": 0.75},
-            selected={"marker": {"opacity": 1}},
-            unselected={"marker": {"opacity": 0.75}},
-            customdata=list(zip(rows.tolist(), hover, strict=True)),
-            hovertemplate="%{customdata[1]}<extra></extra>",
-        )
-    figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
-    figure.update_xaxes(title_text=f"projection at {run.site_label(site)} (activation units)")
-    figure.update_yaxes(title_text="log-odds of refusal phrases")
-    figure.update_layout(clickmode="event+select")
-    return figure
+        cloud = {
+            "type": "scatter",
+            "x": run.projections[rows, site],
+            "y": replies["phrase_log_odds"].to_numpy(),
+            "mode": "markers",
+            "name": label,
+            "marker": {"color": LABEL_COLOUR[label], "symbol": LABEL_SYMBOL[label], "size": 8, "opacity": 0.75},
+            "selected": {"marker": {"opacity": 1}},
+            "unselected": {"marker": {"opacity": 0.75}},
+            "customdata": list(zip(rows.tolist(), hover, strict=True)),
+            "hovertemplate": "%{customdata[1]}<extra></extra>",
+        }
+        clouds.append(cloud)
+    return blank(
+        420,
+        clouds,
+        shapes=[line_at("y", 0, color=GREY, width=1, dash="dot")],
+        xaxis={"title_text": f"projection at {run.site_label(site)} (activation units)"},
+        yaxis={"title_text": "log-odds of refusal phrases"},
+        clickmode="event+select",
+    )
 
 
 def over_layers(run: Run, by_site: pd.DataFrame, number: str, site: int) -> go.Figure:
     """A number of :data:`NUMBERS` within each label over the layers; the AUROC on the probe pairs beside its own."""
     title, chance, _ = NUMBERS[number]
-    figure = blank(340)
+    traces = []
     for label in ("harmful", "harmless"):
         table = by_site[by_site["label"].eq(label)]
-        interval_line(figure, run, table, number, f"within {label}", LABEL_COLOUR[label], LABEL_DASH[label])
+        traces += interval_line(run, table, number, f"within {label}", LABEL_COLOUR[label], LABEL_DASH[label])
     if number == "auroc" and run.layer_stats["probe_auroc"].notna().any():
-        interval_line(figure, run, run.layer_stats, "probe_auroc", "harm on probe pairs", PROBE, "dashdot")
-    figure.add_hline(y=chance, line={"color": GREY, "width": 1, "dash": "dot"})
-    mark_site(figure, site)
-    figure.update_xaxes(site_axis(run))
-    figure.update_yaxes(title_text=title)
-    return figure
+        traces += interval_line(run, run.layer_stats, "probe_auroc", "harm on probe pairs", PROBE, "dashdot")
+    return blank(
+        340,
+        traces,
+        shapes=[line_at("y", chance, color=GREY, width=1, dash="dot"), *site_mark(site)],
+        xaxis=site_axis(run),
+        yaxis={"title_text": title},
+    )
 
 
 def calibration(run: Run, curve: pd.DataFrame, site: int) -> go.Figure:
     """The refusing share in bins of projection at a site."""
-    figure = blank(340)
-    figure.add_scatter(
-        x=curve["projection"],
-        y=curve["refused"],
-        mode="lines+markers",
-        line={"color": ACCENT, "width": 2.5},
-        marker={"size": 9},
-        customdata=curve["n"],
-        hovertemplate="%{customdata} prompts around %{x:.4g}: %{y:.0%} refused<extra></extra>",
-        showlegend=False,
+    line = {
+        "type": "scatter",
+        "x": curve["projection"].to_numpy(),
+        "y": curve["refused"].to_numpy(),
+        "mode": "lines+markers",
+        "line": {"color": ACCENT, "width": 2.5},
+        "marker": {"size": 9},
+        "customdata": curve["n"].to_numpy(),
+        "hovertemplate": "%{customdata} prompts around %{x:.4g}: %{y:.0%} refused<extra></extra>",
+        "showlegend": False,
+    }
+    return blank(
+        340,
+        [line],
+        xaxis={"title_text": f"projection at {run.site_label(site)} (activation units)"},
+        yaxis={"title_text": "openings that refuse", "tickformat": ".0%", "range": [-0.03, 1.03]},
     )
-    figure.update_xaxes(title_text=f"projection at {run.site_label(site)} (activation units)")
-    figure.update_yaxes(title_text="openings that refuse", tickformat=".0%", range=[-0.03, 1.03])
-    return figure

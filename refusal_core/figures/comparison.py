@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,14 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
 _NORM = 1.1
 """Where the final norm is drawn, which has no depth."""
+_DEPTH = {
+    "title_text": "relative depth (0: first layer, 1: last)",
+    "tickvals": [0, 0.25, 0.5, 0.75, 1, _NORM],
+    "ticktext": ["0", "¼", "½", "¾", "1", "norm"],
+    "tickangle": 0,
+    "range": [-0.03, _NORM + 0.03],
+    "zeroline": False,
+}
 
 CATEGORY_NUMBERS = {
     "mean": ("mean, in standard deviations", 0.0),
@@ -67,25 +76,33 @@ def over_depth(
         tables: of :func:`refusal_core.comparison.over_depth`.
         number: one of :data:`refusal_core.comparison.NUMBERS`.
     """
-    figure = blank(340)
+    traces = []
     for side, table, found in zip(compared, tables, evidence, strict=True):
-        _add_line(figure, side, table, number, NUMBERS[number])
+        traces += _line(side, table, number, NUMBERS[number])
         first = onset(found, "d", PROBE_PAIRS) if found is not None and number == "probe_d" else None
         if first is not None:
-            figure.add_scatter(
-                x=[_x(first, side.run.n_layers)],
-                y=[table[number][first]],
-                mode="markers",
-                showlegend=False,
-                marker={"symbol": "star", "size": 14, "color": side.colour, "line": {"width": 1, "color": "#FFFFFF"}},
-                hovertemplate=f"onset of {side.letter}: {side.run.site_label(first)}<extra></extra>",
-            )
-    figure.add_hline(
-        y=0.5 if number.endswith("auroc") else 0, line={"color": GREY, "width": 1, "dash": "dot"}, layer="below"
+            star = {
+                "type": "scatter",
+                "x": [_x(first, side.run.n_layers)],
+                "y": [table[number][first]],
+                "mode": "markers",
+                "showlegend": False,
+                "marker": {
+                    "symbol": "star",
+                    "size": 14,
+                    "color": side.colour,
+                    "line": {"width": 1, "color": "#FFFFFF"},
+                },
+                "hovertemplate": f"onset of {side.letter}: {side.run.site_label(first)}<extra></extra>",
+            }
+            traces.append(star)
+    return blank(
+        340,
+        traces,
+        shapes=[_chance(0.5 if number.endswith("auroc") else 0)],
+        xaxis=_DEPTH,
+        yaxis={"title_text": NUMBERS[number]},
     )
-    _depth_axis(figure)
-    figure.update_yaxes(title_text=NUMBERS[number])
-    return figure
 
 
 def rank_over_depth(compared: Sequence[Side], matrices: Sequence[np.ndarray], label: str) -> go.Figure:
@@ -96,7 +113,7 @@ def rank_over_depth(compared: Sequence[Side], matrices: Sequence[np.ndarray], la
         matrices: of :func:`refusal_core.comparison.rank_matrix`, one for each other run.
     """
     first = compared[0].run
-    figure = blank(320)
+    traces = []
     for side, matrix in zip(compared[1:], matrices, strict=True):
         sites = [matched(first, site, side.run) for site in range(first.n_sites)]
         table = pd.DataFrame(
@@ -110,13 +127,9 @@ def rank_over_depth(compared: Sequence[Side], matrices: Sequence[np.ndarray], la
         )
         table["depth"] = [relative_depth(site, first.n_layers) for site in table["site"]]
         if table["rho"].notna().any():
-            _add_line(figure, side, table, "rho", "ρ")
-    figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"}, layer="below")
-    _depth_axis(figure)
-    figure.update_yaxes(
-        title_text="Spearman's ρ with A" + ("" if label == "both" else f", {label} prompts"), range=[-1.05, 1.05]
-    )
-    return figure
+            traces += _line(side, table, "rho", "ρ")
+    title = "Spearman's ρ with A" + ("" if label == "both" else f", {label} prompts")
+    return blank(320, traces, shapes=[_chance(0)], xaxis=_DEPTH, yaxis={"title_text": title, "range": [-1.05, 1.05]})
 
 
 def rank_heat(shared: Shared, matrix: np.ndarray, letters: Sequence[str]) -> go.Figure:
@@ -171,7 +184,7 @@ def prompt_over_depth(compared: Sequence[Side], rows: Sequence[int | None], dept
         rows: the prompt's row in each run, or None.
         depth: marked with a vertical line; NaN for the final norm.
     """
-    figure = blank(340)
+    traces = []
     for side, row in zip(compared, rows, strict=True):
         if row is None:
             continue
@@ -179,14 +192,15 @@ def prompt_over_depth(compared: Sequence[Side], rows: Sequence[int | None], dept
             {"site": range(side.run.n_sites), "course": standardised(side.run, side.run.projections[row])}
         )
         table["depth"] = [relative_depth(site, side.run.n_layers) for site in table["site"]]
-        _add_line(figure, side, table, "course", "projection")
-    figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"}, layer="below")
-    figure.add_vline(
-        x=_NORM if np.isnan(depth) else depth, line={"color": GREY, "width": 1.5, "dash": "dot"}, layer="below"
+        traces += _line(side, table, "course", "projection")
+    here = line_at("x", _NORM if np.isnan(depth) else depth, color=GREY, width=1.5, dash="dot") | {"layer": "below"}
+    return blank(
+        340,
+        traces,
+        shapes=[_chance(0), here],
+        xaxis=_DEPTH,
+        yaxis={"title_text": "standard deviations from the midpoint"},
     )
-    _depth_axis(figure)
-    figure.update_yaxes(title_text="standard deviations from the midpoint")
-    return figure
 
 
 def by_category(compared: Sequence[Side], tables: Sequence[pd.DataFrame], number: str) -> go.Figure:
@@ -229,7 +243,7 @@ def by_category(compared: Sequence[Side], tables: Sequence[pd.DataFrame], number
     return blank(
         110 + 30 * len(categories),
         traces,
-        shapes=[line_at("x", chance, color=GREY, width=1, dash="dot") | {"layer": "below"}],
+        shapes=[_chance(chance, "x")],
         xaxis={"title_text": title},
         yaxis={
             "tickvals": list(range(len(categories))),
@@ -248,61 +262,57 @@ def direction_cosines(compared: Sequence[Side], cosines: Sequence[np.ndarray | N
         cosines: of :func:`refusal_core.comparison.direction_cosines`, one for each other run.
     """
     first = compared[0].run
-    figure = blank(300)
+    traces = []
     for side, cosine in zip(compared[1:], cosines, strict=True):
         if cosine is None:
             continue
         table = pd.DataFrame({"site": range(first.n_sites), "cosine": cosine})
         table["depth"] = [relative_depth(site, first.n_layers) for site in table["site"]]
-        _add_line(figure, side, table, "cosine", "cosine")
-    figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"}, layer="below")
-    _depth_axis(figure)
-    figure.update_yaxes(title_text="cosine with A's direction", range=[-1.05, 1.05])
-    return figure
+        traces += _line(side, table, "cosine", "cosine")
+    title = {"title_text": "cosine with A's direction", "range": [-1.05, 1.05]}
+    return blank(300, traces, shapes=[_chance(0)], xaxis=_DEPTH, yaxis=title)
 
 
-def _add_line(figure: go.Figure, side: Side, table: pd.DataFrame, number: str, name: str) -> None:
-    """A run's number over depth; the final norm stands apart, a mark without a line."""
+def _line(side: Side, table: pd.DataFrame, number: str, name: str) -> list[dict[str, Any]]:
+    """Traces of a run's number over depth; the final norm stands apart, a mark without a line."""
+    traces: list[dict[str, Any]] = []
     table = table.assign(x=table["depth"].fillna(_NORM))
     if "place" not in table:
         table["place"] = [side.run.site_label(int(site)) for site in table["site"]]
     layers, norm = table[table["depth"].notna()], table[table["depth"].isna()]
     if f"{number}_low" in table:
-        ribbon(figure, layers, f"{number}_low", f"{number}_high", side.colour, "", 0.13, x="x")
+        traces.append(ribbon(layers, f"{number}_low", f"{number}_high", side.colour, "", 0.13, x="x"))
         known = norm.dropna(subset=f"{number}_low")
-        figure.add_scatter(
-            x=np.repeat(known["x"], 2),
-            y=known[[f"{number}_low", f"{number}_high"]].to_numpy().ravel(),
-            mode="lines",
-            line={"color": side.colour, "width": 1.5},
-            hoverinfo="skip",
-            showlegend=False,
-        )
+        ends = {
+            "x": np.repeat(known["x"].to_numpy(), 2),
+            "y": known[[f"{number}_low", f"{number}_high"]].to_numpy().ravel(),
+            "mode": "lines",
+            "line": {"color": side.colour, "width": 1.5},
+            "hoverinfo": "skip",
+            "showlegend": False,
+        }
+        traces.append(ends)
     for part, mode in ((layers, "lines+markers"), (norm, "markers")):
-        figure.add_scatter(
-            x=part["x"],
-            y=part[number],
-            mode=mode,
-            name=side.name,
-            legendgroup=side.letter,
-            showlegend=mode != "markers",
-            line={"color": side.colour, "width": 2.5, "dash": side.dash},
-            marker={"symbol": side.symbol, "size": 6 if mode != "markers" else 9, "color": side.colour},
-            customdata=part["place"],
-            hovertemplate=f"{side.letter}, %{{customdata}}<br>{name} = %{{y:.2f}}<extra></extra>",
-        )
+        line = {
+            "x": part["x"].to_numpy(),
+            "y": part[number].to_numpy(),
+            "mode": mode,
+            "name": side.name,
+            "legendgroup": side.letter,
+            "showlegend": mode != "markers",
+            "line": {"color": side.colour, "width": 2.5, "dash": side.dash},
+            "marker": {"symbol": side.symbol, "size": 6 if mode != "markers" else 9, "color": side.colour},
+            "customdata": part["place"].tolist(),
+            "hovertemplate": f"{side.letter}, %{{customdata}}<br>{name} = %{{y:.2f}}<extra></extra>",
+        }
+        traces.append(line)
+    return [{"type": "scatter", **trace} for trace in traces]
 
 
 def _x(site: int, n_layers: int) -> float:
     return _NORM if site == n_layers else relative_depth(site, n_layers)
 
 
-def _depth_axis(figure: go.Figure) -> None:
-    figure.update_xaxes(
-        title_text="relative depth (0: first layer, 1: last)",
-        tickvals=[0, 0.25, 0.5, 0.75, 1, _NORM],
-        ticktext=["0", "¼", "½", "¾", "1", "norm"],
-        tickangle=0,
-        range=[-0.03, _NORM + 0.03],
-        zeroline=False,
-    )
+def _chance(value: float, axis: str = "y") -> dict[str, Any]:
+    """A line at what chance alone gives, below the traces."""
+    return line_at(axis, value, color=GREY, width=1, dash="dot") | {"layer": "below"}

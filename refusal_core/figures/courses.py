@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -54,11 +55,33 @@ def courses(run: Run, lines: Sequence[Course], site: int | None = None, raw: boo
 
 def course_traces(run: Run, lines: Sequence[Course], raw: bool = False) -> list[dict[str, Any]]:
     """The ribbons and prompts of :func:`courses` as plain data, the prompts last."""
+    sites = np.arange(run.n_sites)
+    labels = [run.site_label(int(each)) for each in sites]
+    traces = [*_ribbons(run, raw)]
+    for line in lines:
+        course = {
+            "x": sites,
+            "y": line.projection if raw else standardised(run, line.projection),
+            "mode": "lines+markers",
+            "name": line.name,
+            "line": {"color": line.colour, "width": 2.5, "dash": line.dash},
+            "marker": {"size": 5},
+            "customdata": np.column_stack([labels, line.projection.round(4)]),
+            "hovertemplate": f"{safe(line.text)}<br>%{{customdata[0]}}: %{{customdata[1]}}<extra></extra>",
+        }
+        traces.append(course)
+    return [{"type": "scatter", **trace} for trace in traces]
+
+
+@lru_cache(maxsize=8)
+def _ribbons(run: Run, raw: bool) -> tuple[dict[str, Any], ...]:
+    """Both labels over the layers, which every prompt is drawn over."""
     traces: list[dict[str, Any]] = []
     sites = np.arange(run.n_sites)
-    scale = (lambda values: values) if raw else (lambda values: standardised(run, values))
     for label in ("harmless", "harmful"):
-        values = scale(run.projections[run.rows(label)])
+        values = run.projections[run.rows(label)]
+        if not raw:
+            values = standardised(run, values)
         for low, high, alpha in _RIBBONS:
             bounds = np.percentile(values, [low, high], axis=0)
             ribbon = {
@@ -82,17 +105,4 @@ def course_traces(run: Run, lines: Sequence[Course], raw: bool = False) -> list[
             "showlegend": False,
         }
         traces.append(mean)
-    labels = [run.site_label(int(each)) for each in sites]
-    for line in lines:
-        course = {
-            "x": sites,
-            "y": scale(line.projection),
-            "mode": "lines+markers",
-            "name": line.name,
-            "line": {"color": line.colour, "width": 2.5, "dash": line.dash},
-            "marker": {"size": 5},
-            "customdata": np.column_stack([labels, line.projection.round(4)]),
-            "hovertemplate": f"{safe(line.text)}<br>%{{customdata[0]}}: %{{customdata[1]}}<extra></extra>",
-        }
-        traces.append(course)
-    return [{"type": "scatter", **trace} for trace in traces]
+    return tuple(traces)

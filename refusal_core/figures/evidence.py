@@ -22,10 +22,10 @@ from refusal_core.figures.style import (
     blank,
     interval_line,
     line_at,
-    mark_site,
     ribbon,
     safe,
     site_axis,
+    site_mark,
     translucent,
 )
 from refusal_core.findings import onset, probe_source
@@ -39,26 +39,24 @@ def overview(run: Run, evidence: Evidence, site: int | None = None) -> go.Figure
 
     Vertical lines mark the onset on the probe pairs, with its interval, and the published decision layer.
     """
-    figure = blank(430)
     sites = evidence.sites
     source = probe_source(evidence)
-    ribbon(
-        figure, sites, "chance_crossfit_low", "chance_crossfit_high", GREY, "shuffled labels, cross-fitted (95 %)", 0.3
-    )
-    interval_line(figure, run, sites, "in_sample_d", "d in-sample", GREY, "dot")
-    interval_line(figure, run, sites, "crossfit_d", "d cross-fitted", ACCENT, "dash")
+    chance = "shuffled labels, cross-fitted (95 %)"
+    traces = [
+        ribbon(sites, "chance_crossfit_low", "chance_crossfit_high", GREY, chance, 0.3),
+        *interval_line(run, sites, "in_sample_d", "d in-sample", GREY, "dot"),
+        *interval_line(run, sites, "crossfit_d", "d cross-fitted", ACCENT, "dash"),
+    ]
     if source is not None:
-        interval_line(figure, run, _transfer(evidence, source), "d", f"d on {safe(source)}", PROBE)
+        traces += interval_line(run, _transfer(evidence, source), "d", f"d on {safe(source)}", PROBE)
     refusing = evidence.refusal[evidence.refusal["source"].eq(CONTRAST) & evidence.refusal["label"].eq(BOTH)]
-    interval_line(
-        figure, run, refusing, "rho", "ρ with refusing, within labels (right)", "#7B5EA7", "dashdot", axis="y2"
-    )
-    if source is not None:
-        _mark_onset(figure, run, evidence, "d", source, "onset", PROBE)
-    _mark_onset(figure, run, evidence, "mean_crossings", CONTRAST, "published decision layer", GREY)
-    mark_site(figure, site)
-    figure.update_layout(
-        yaxis={"title": {"text": "Cohen's d"}},
+    named = "ρ with refusing, within labels (right)"
+    traces += interval_line(run, refusing, "rho", named, "#7B5EA7", "dashdot", axis="y2")
+    figure = blank(
+        430,
+        traces,
+        xaxis=site_axis(run),
+        yaxis={"title_text": "Cohen's d"},
         yaxis2={
             "title": {"text": "Spearman's ρ"},
             "overlaying": "y",
@@ -69,27 +67,31 @@ def overview(run: Run, evidence: Evidence, site: int | None = None) -> go.Figure
             "fixedrange": True,
             "zeroline": False,
         },
-        margin={"t": 64},
     )
-    figure.update_xaxes(site_axis(run))
+    figure.update_layout(margin={"t": 64})
+    if source is not None:
+        _mark_onset(figure, run, evidence, "d", source, "onset", PROBE)
+    _mark_onset(figure, run, evidence, "mean_crossings", CONTRAST, "published decision layer", GREY)
+    figure.layout.shapes += tuple(site_mark(site))
     return figure
 
 
 def fit(run: Run, evidence: Evidence, site: int) -> go.Figure:
     """In-sample d and what refitting on shuffled labels reaches."""
-    figure = blank(HEIGHT)
-    interval_line(figure, run, evidence.sites, "in_sample_d", "d in-sample", ACCENT)
-    interval_line(figure, run, evidence.sites, "chance_d_95", "95 % of shuffled labels stay below", GREY, "dot")
-    return _over_layers(figure, run, site, "Cohen's d")
+    traces = [
+        *interval_line(run, evidence.sites, "in_sample_d", "d in-sample", ACCENT),
+        *interval_line(run, evidence.sites, "chance_d_95", "95 % of shuffled labels stay below", GREY, "dot"),
+    ]
+    return _over_layers(traces, run, site, "Cohen's d")
 
 
 def hold(run: Run, evidence: Evidence, site: int) -> go.Figure:
     """Cross-fitted AUROC and accuracy at the training midpoint, with intervals."""
-    figure = blank(HEIGHT)
-    interval_line(figure, run, evidence.sites, "crossfit_auroc", "AUROC, cross-fitted", ACCENT)
-    interval_line(figure, run, evidence.sites, "crossfit_accuracy", "accuracy at the midpoint", "#B8860B", "dash")
-    figure.add_hline(y=0.5, line={"color": GREY, "width": 1, "dash": "dot"})
-    return _over_layers(figure, run, site, "share")
+    traces = [
+        *interval_line(run, evidence.sites, "crossfit_auroc", "AUROC, cross-fitted", ACCENT),
+        *interval_line(run, evidence.sites, "crossfit_accuracy", "accuracy at the midpoint", "#B8860B", "dash"),
+    ]
+    return _over_layers(traces, run, site, "share", 0.5)
 
 
 def chance(run: Run, evidence: Evidence, site: int) -> go.Figure:
@@ -117,32 +119,33 @@ def chance(run: Run, evidence: Evidence, site: int) -> go.Figure:
             "hovertemplate": f"random directions, {row.kind}: %{{y:.0%}} stay below |d| = %{{x:.2f}}<extra></extra>",
         }
         traces.append(of_kind)
-    figure = blank(
+    found = evidence.sites["in_sample_d"][site]
+    mark: dict[str, Any] = {}
+    if np.isfinite(found):
+        said = {"text": f"found: {found:.2f}", "showarrow": False, "yref": "y domain", "yanchor": "bottom"}
+        mark = {
+            "shapes": [line_at("x", found, color=ACCENT, width=2.5)],
+            "annotations": [{**said, "x": found, "xanchor": "right", "y": 0}],
+        }
+    return blank(
         HEIGHT,
         [{"type": "scatter", **trace} for trace in traces],
         xaxis={"title_text": f"d at {run.site_label(site)}", "rangemode": "tozero"},
         yaxis={"title_text": "share below", "tickformat": ".0%", "range": [0, 1.05]},
+        **mark,
     )
-    found = evidence.sites["in_sample_d"][site]
-    if np.isfinite(found):
-        figure.add_vline(
-            x=found,
-            line={"color": ACCENT, "width": 2.5},
-            annotation={"text": f"found: {found:.2f}"},
-            annotation_position="bottom left",
-        )
-    return figure
 
 
 def harm(run: Run, evidence: Evidence, site: int) -> go.Figure:
     """d on every transfer set, with intervals."""
-    figure = blank(HEIGHT)
-    for source, colour, dash in zip(
-        evidence.transfer["source"].unique(), cycle(_SOURCE_COLOURS), cycle(_SOURCE_DASHES), strict=False
-    ):
-        interval_line(figure, run, _transfer(evidence, source), "d", f"d on {safe(source)}", colour, dash)
-    figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
-    return _over_layers(figure, run, site, "Cohen's d")
+    traces = [
+        trace
+        for source, colour, dash in zip(
+            evidence.transfer["source"].unique(), cycle(_SOURCE_COLOURS), cycle(_SOURCE_DASHES), strict=False
+        )
+        for trace in interval_line(run, _transfer(evidence, source), "d", f"d on {safe(source)}", colour, dash)
+    ]
+    return _over_layers(traces, run, site, "Cohen's d", 0)
 
 
 def simpler(run: Run, evidence: Evidence, site: int) -> go.Figure:
@@ -186,17 +189,14 @@ def simpler(run: Run, evidence: Evidence, site: int) -> go.Figure:
 
 def refusing(run: Run, evidence: Evidence, site: int) -> go.Figure:
     """Spearman's rho of projection and refusal log-odds within each label, with intervals."""
-    figure = blank(HEIGHT)
+    of_contrast = evidence.refusal[evidence.refusal["source"].eq(CONTRAST)]
+    traces = []
     for label in ("harmful", "harmless"):
-        chosen = evidence.refusal["source"].eq(CONTRAST) & evidence.refusal["label"].eq(label)
-        interval_line(
-            figure, run, evidence.refusal[chosen], "rho", f"within {label}", LABEL_COLOUR[label], LABEL_DASH[label]
-        )
-    interval_line(
-        figure, run, evidence.sites, "behaviour_cosine", "cosine with the direction of refusing", "#7B5EA7", "dashdot"
-    )
-    figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
-    return _over_layers(figure, run, site, "ρ, cosine")
+        table = of_contrast[of_contrast["label"].eq(label)]
+        traces += interval_line(run, table, "rho", f"within {label}", LABEL_COLOUR[label], LABEL_DASH[label])
+    named = "cosine with the direction of refusing"
+    traces += interval_line(run, evidence.sites, "behaviour_cosine", named, "#7B5EA7", "dashdot")
+    return _over_layers(traces, run, site, "ρ, cosine", 0)
 
 
 def space(run: Run, evidence: Evidence, site: int) -> go.Figure:
@@ -230,40 +230,39 @@ def space(run: Run, evidence: Evidence, site: int) -> go.Figure:
 def cosines(run: Run, evidence: Evidence) -> go.Figure:
     """Cosine of the directions of every two sites."""
     table = evidence.cosines.pivot(index="site", columns="other", values="cosine")
-    figure = blank(HEIGHT + 60)
-    figure.add_heatmap(
-        z=table.to_numpy(),
-        zmin=-1,
-        zmax=1,
-        colorscale="RdBu",
-        reversescale=True,
-        colorbar={"title": {"text": "cosine"}, "thickness": 12},
-        hovertemplate="sites %{y} and %{x}: cosine %{z:.2f}<extra></extra>",
-    )
-    figure.update_xaxes(site_axis(run))
-    figure.update_yaxes(title_text="layer")
-    return figure
+    heat = {
+        "type": "heatmap",
+        "z": table.to_numpy(),
+        "zmin": -1,
+        "zmax": 1,
+        "colorscale": "RdBu",
+        "reversescale": True,
+        "colorbar": {"title": {"text": "cosine"}, "thickness": 12},
+        "hovertemplate": "sites %{y} and %{x}: cosine %{z:.2f}<extra></extra>",
+    }
+    return blank(HEIGHT + 60, [heat], xaxis=site_axis(run), yaxis={"title_text": "layer"})
 
 
 def enough(run: Run, evidence: Evidence, site: int) -> go.Figure:
     """Held-out d, and cosine to the full direction, of directions fitted on fewer prompts, at one site."""
-    figure = blank(HEIGHT)
     table = evidence.learning[evidence.learning["site"].eq(site)]
+    traces = []
     for number, name, colour, dash in (
         ("d", "held-out d", ACCENT, "solid"),
         ("cosine", "cosine to the full direction", "#7B5EA7", "dashdot"),
     ):
-        ribbon(figure, table, f"{number}_low", f"{number}_high", colour, "", 0.18, x="size")
-        figure.add_scatter(
-            x=table["size"],
-            y=table[number],
-            mode="lines+markers",
-            name=name,
-            line={"color": colour, "width": 2.5, "dash": dash},
-            hovertemplate=f"%{{x}} prompts: {name} %{{y:.2f}}<extra></extra>",
-        )
-    figure.update_xaxes(title_text=f"prompts fitted on, at {run.site_label(site)}", type="log", dtick=np.log10(2))
-    return figure
+        line = {
+            "type": "scatter",
+            "x": table["size"].to_numpy(),
+            "y": table[number].to_numpy(),
+            "mode": "lines+markers",
+            "name": name,
+            "line": {"color": colour, "width": 2.5, "dash": dash},
+            "hovertemplate": f"%{{x}} prompts: {name} %{{y:.2f}}<extra></extra>",
+        }
+        traces += [ribbon(table, f"{number}_low", f"{number}_high", colour, "", 0.18, x="size"), line]
+    along = {"title_text": f"prompts fitted on, at {run.site_label(site)}", "type": "log", "dtick": np.log10(2)}
+    return blank(HEIGHT, traces, xaxis=along)
 
 
 OVER_LAYERS: dict[str, Callable[[Run, Evidence, int], go.Figure]] = {
@@ -296,11 +295,18 @@ def _transfer(evidence: Evidence, source: str) -> pd.DataFrame:
     return table.set_index("site", drop=False)
 
 
-def _over_layers(figure: go.Figure, run: Run, site: int, title: str) -> go.Figure:
-    figure.update_xaxes(site_axis(run))
-    figure.update_yaxes(title_text=title)
-    mark_site(figure, site)
-    return figure
+def _over_layers(
+    traces: list[dict[str, Any]], run: Run, site: int, title: str, chance: float | None = None
+) -> go.Figure:
+    """A figure over the layers with its mark, and a line at what chance alone gives."""
+    by_chance = [] if chance is None else [line_at("y", chance, color=GREY, width=1, dash="dot")]
+    return blank(
+        HEIGHT,
+        traces,
+        shapes=[*by_chance, *site_mark(site)],
+        xaxis=site_axis(run),
+        yaxis={"title_text": title},
+    )
 
 
 def _mark_onset(

@@ -18,8 +18,8 @@ from refusal_core.figures.style import (
     TEXT_SIZE,
     blank,
     dress,
-    mark_site,
     site_axis,
+    site_mark,
 )
 from refusal_core.published import PUBLISHED_LAYERS
 from refusal_core.runs import Run
@@ -188,5 +188,4 @@ def _add_published(
 def _finish(figure: go.Figure, run: Run, site: int | None, y_title: str) -> None:
     figure.update_xaxes(site_axis(run))
     figure.update_yaxes(title_text=y_title)
-    figure.update_layout(clickmode="event+select", hovermode="closest")
-    mark_site(figure, site)
+    figure.update_layout(clickmode="event+select", hovermode="closest", shapes=site_mark(site))

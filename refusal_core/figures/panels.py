@@ -55,6 +55,8 @@ _SYMBOLS = ("star", "diamond", "square", "cross", "hexagram", "x")
 _HEADLINE, _LEFT, _STEP_MS = 76, 66, 400
 _AT_ONCE = {"mode": "immediate", "transition": {"duration": 0}}
 _HEIGHT = {False: 250, True: 230}
+_LANES = {"harmful": 1.0, "harmless": 0.0}
+"""Where a label's box lies in the panel of boxes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +95,9 @@ def linked(
             by one update, and Play and Pause only tell the page, which plays them, that they were clicked.
     """
     panels = tuple(panel for panel in PANELS if panel in panels)
-    shown = _Shown(run, axes, tuple(sources), tuple(followed))
+    shown = _shown(run, axes, tuple(sources))
     makers = {"histogram": _histogram, "cumulative": _cumulative, "box": _box, "sorted": _sorted}
-    traces = [trace for panel in panels for trace in makers[panel](shown)]
+    traces = [trace for panel in panels for trace in (*makers[panel](shown), *_followed(panel, shown, followed))]
     # All of it is plain data until the end: a figure that is changed checks itself again, which takes most of the time.
     layout, refs = _grid(panels, bool(followed), stacked, shown.scaled)
     frames: list[dict[str, Any]] = [
@@ -169,8 +171,8 @@ def _packed(value: Any) -> Any:
 class _Shown:
     """The numbers of a run that the panels draw, on one scale."""
 
-    def __init__(self, run: Run, axes: str, sources: tuple[str, ...], followed: tuple[int, ...]):
-        self.run, self.sources, self.followed = run, sources, followed
+    def __init__(self, run: Run, axes: str, sources: tuple[str, ...]):
+        self.run = run
         self.same, self.scaled = axes != "own", axes == "standardised"
         # A site without spread has all its prompts at the midpoint.
         self.values = np.nan_to_num(standardised(run, run.projections)) if self.scaled else run.projections
@@ -178,6 +180,7 @@ class _Shown:
         order = {label: np.argsort(self.values[rows], axis=0) for label, rows in self.rows.items()}
         self.rising = {label: np.take_along_axis(self.values[self.rows[label]], order[label], 0) for label in _LABELS}
         self.ranks = {label: np.argsort(order[label], axis=0) + 1 for label in _LABELS}
+        self.band = plausible_band(*(self.rising[label] for label in _LABELS))
         self.sample = {label: _sample(len(rows), order[label]) for label, rows in self.rows.items()}
         self.transfer = [
             (source, label, self.values[run.rows(label, source)])
@@ -205,6 +208,12 @@ class _Shown:
         return np.stack(
             [np.histogram(of_site, edges)[0] for of_site, edges in zip(values.T, self.edges.T, strict=True)], 1
         )
+
+
+@lru_cache(maxsize=4)
+def _shown(run: Run, axes: str, sources: tuple[str, ...]) -> _Shown:
+    """The numbers that were drawn last: whoever follows a prompt draws the same ones again."""
+    return _Shown(run, axes, sources)
 
 
 def _sample(count: int, order: np.ndarray) -> np.ndarray:
@@ -304,7 +313,6 @@ def _cumulative(shown: _Shown) -> list[_Trace]:
 
 
 def _box(shown: _Shown) -> list[_Trace]:
-    heights = {"harmful": 1.0, "harmless": 0.0}
     jitter = np.random.default_rng(0).uniform(-0.14, 0.14, len(shown.run.prompts))
 
     def quartiles(label: str) -> Callable[[int], dict[str, Any]]:
@@ -321,7 +329,7 @@ def _box(shown: _Shown) -> list[_Trace]:
         still = {
             "type": "box",
             "orientation": "h",
-            "y": [heights[label] + 0.16],
+            "y": [_LANES[label] + 0.16],
             "width": 0.3,
             "name": label,
             "legendgroup": label,
@@ -333,12 +341,8 @@ def _box(shown: _Shown) -> list[_Trace]:
         traces.append(_Trace("box", still, quartiles(label)))
     for label in _LABELS:
         rows = shown.rows[label][shown.sample[label]]
-        still = {**_points(shown.run, label, rows), "y": _compact(heights[label] - 0.2 + jitter[rows])}
+        still = {**_points(shown.run, label, rows), "y": _compact(_LANES[label] - 0.2 + jitter[rows])}
         traces.append(_Trace("box", still, _at_rows(shown, rows, "x")))
-    height_of = {row: heights[label] - 0.2 for label in _LABELS for row in shown.rows[label].tolist()}
-    for row, look in _followed(shown):
-        if row in height_of:
-            traces.append(_Trace("box", {**look, "y": [height_of[row]]}, _at_rows(shown, np.array([row]), "x")))
     return traces
 
 
@@ -346,11 +350,6 @@ def _sorted(shown: _Shown) -> list[_Trace]:
     def curve(label: str) -> Callable[[int], dict[str, Any]]:
         steps, _ = _steps(shown.rising[label])
         return lambda site: {"y": _compact(steps[:, site])}
-
-    def points(label: str, places: np.ndarray) -> Callable[[int], dict[str, Any]]:
-        values = shown.values[shown.rows[label][places]]
-        ranks = shown.ranks[label][places]
-        return lambda site: {"x": ranks[:, site].astype(np.int32), "y": _compact(values[:, site])}
 
     traces = []
     for label in _LABELS:
@@ -368,12 +367,7 @@ def _sorted(shown: _Shown) -> list[_Trace]:
     for label in _LABELS:
         still = _points(shown.run, label, shown.rows[label][shown.sample[label]])
         still["hovertemplate"] = "%{text}<br>rank %{x}, projection %{y:.4g}<extra></extra>"
-        traces.append(_Trace("sorted", still, points(label, shown.sample[label])))
-    for row, look in _followed(shown):
-        for label in _LABELS:
-            place = np.flatnonzero(shown.rows[label] == row)
-            if len(place):
-                traces.append(_Trace("sorted", dict(look), points(label, place)))
+        traces.append(_Trace("sorted", still, _ranked(shown, label, shown.sample[label])))
     return traces
 
 
@@ -397,26 +391,32 @@ def _at_rows(shown: _Shown, rows: np.ndarray, axis: str) -> Callable[[int], dict
     return lambda site: {axis: _compact(shown.values[rows, site])}
 
 
-def _followed(shown: _Shown) -> list[tuple[int, dict[str, Any]]]:
-    """The followed prompts' rows, and how each is marked."""
-    return [
-        (
-            row,
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "showlegend": False,
-                "marker": {
-                    "color": colour,
-                    "symbol": symbol,
-                    "size": 13,
-                    "line": {"color": "#FFFFFF", "width": 1.5},
-                },
-                "hoverinfo": "skip",
-            },
-        )
-        for row, colour, symbol in zip(shown.followed, cycle(LINE_COLOURS), cycle(_SYMBOLS), strict=False)
-    ]
+def _ranked(shown: _Shown, label: str, places: np.ndarray) -> Callable[[int], dict[str, Any]]:
+    """Ranks and projections of some of a label's prompts."""
+    values = shown.values[shown.rows[label][places]]
+    ranks = shown.ranks[label][places]
+    return lambda site: {"x": ranks[:, site].astype(np.int32), "y": _compact(values[:, site])}
+
+
+def _followed(panel: str, shown: _Shown, followed: Sequence[int]) -> list[_Trace]:
+    """The marks of followed prompts in a panel that has points; of those that the direction was not fitted on, none."""
+    traces = []
+    for row, colour, symbol in zip(followed, cycle(LINE_COLOURS), cycle(_SYMBOLS), strict=False):
+        still = {
+            "type": "scatter",
+            "mode": "markers",
+            "showlegend": False,
+            "marker": {"color": colour, "symbol": symbol, "size": 13, "line": {"color": "#FFFFFF", "width": 1.5}},
+            "hoverinfo": "skip",
+        }
+        for label in _LABELS:
+            place = np.flatnonzero(shown.rows[label] == row)
+            if len(place) and panel == "box":
+                still["y"] = [_LANES[label] - 0.2]
+                traces.append(_Trace(panel, still, _at_rows(shown, np.array([row]), "x")))
+            elif len(place) and panel == "sorted":
+                traces.append(_Trace(panel, still, _ranked(shown, label, place)))
+    return traces
 
 
 def _courses(run: Run, followed: Sequence[int]) -> list[dict[str, Any]]:
@@ -522,7 +522,7 @@ def _layout(shown: _Shown, site: int, refs: dict[str, tuple[str, str]]) -> dict[
         else:
             layout[names[0]] = {"range": shown.range(site)}
         if panel in ("histogram", "cumulative"):
-            low, high = plausible_band(shown.rising["harmful"][:, site], shown.rising["harmless"][:, site])
+            low, high = (float(ends[site]) for ends in shown.band)
             layout["shapes"].append(
                 {
                     "type": "rect",

@@ -13,9 +13,10 @@ from refusal_core.figures.style import (
     PROBE,
     blank,
     interval_line,
-    mark_site,
+    line_at,
     safe,
     site_axis,
+    site_mark,
 )
 from refusal_core.runs import Run
 
@@ -33,16 +34,18 @@ def over_layers(run: Run, by_site: pd.DataFrame, site: int) -> go.Figure:
     Args:
         by_site: of :func:`refusal_core.ratings.by_site`.
     """
-    figure = blank(380)
+    traces = []
     for group, (name, colour, dash) in _GROUPS.items():
         table = by_site[by_site["group"].eq(group)]
         if table["rho"].notna().any():
-            interval_line(figure, run, table, "rho", name, colour, dash)
-    figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
-    mark_site(figure, site)
-    figure.update_xaxes(site_axis(run))
-    figure.update_yaxes(title_text="Spearman's ρ")
-    return figure
+            traces += interval_line(run, table, "rho", name, colour, dash)
+    return blank(
+        380,
+        traces,
+        shapes=[line_at("y", 0, color=GREY, width=1, dash="dot"), *site_mark(site)],
+        xaxis=site_axis(run),
+        yaxis={"title_text": "Spearman's ρ"},
+    )
 
 
 def against_rating(run: Run, rated: pd.DataFrame, site: int) -> go.Figure:
@@ -53,7 +56,7 @@ def against_rating(run: Run, rated: pd.DataFrame, site: int) -> go.Figure:
     Args:
         rated: of :func:`refusal_core.ratings.disagreements` at this site.
     """
-    figure = blank(420)
+    clouds = []
     for fitted, kind in ((True, ""), (False, ", transfer")):
         for label in ("harmless", "grey", "harmful"):
             table = rated[rated["label"].eq(label) & rated["fitted"].eq(fitted)]
@@ -63,23 +66,28 @@ def against_rating(run: Run, rated: pd.DataFrame, site: int) -> go.Figure:
                 f"{safe(text)}<br><br>rated {rating:.3g} by {n}"
                 for text, rating, n in zip(table["text"], table["rating"], table["n_raters"], strict=True)
             ]
-            figure.add_scatter(
-                x=table["projection"],
-                y=table["rating"],
-                mode="markers",
-                name=label + kind,
-                marker={
+            cloud = {
+                "type": "scatter",
+                "x": table["projection"].to_numpy(),
+                "y": table["rating"].to_numpy(),
+                "mode": "markers",
+                "name": label + kind,
+                "marker": {
                     "color": LABEL_COLOUR[label],
                     "symbol": LABEL_SYMBOL[label] + ("" if fitted else "-open"),
                     "size": 8,
                     "opacity": 0.75,
                 },
-                selected={"marker": {"opacity": 1}},
-                unselected={"marker": {"opacity": 0.75}},
-                customdata=list(zip(table.index.tolist(), hover, strict=True)),
-                hovertemplate="%{customdata[1]}<extra></extra>",
-            )
-    figure.update_xaxes(title_text=f"projection at {run.site_label(site)} (activation units)")
-    figure.update_yaxes(title_text="mean rating")
-    figure.update_layout(clickmode="event+select")
-    return figure
+                "selected": {"marker": {"opacity": 1}},
+                "unselected": {"marker": {"opacity": 0.75}},
+                "customdata": list(zip(table.index.tolist(), hover, strict=True)),
+                "hovertemplate": "%{customdata[1]}<extra></extra>",
+            }
+            clouds.append(cloud)
+    return blank(
+        420,
+        clouds,
+        xaxis={"title_text": f"projection at {run.site_label(site)} (activation units)"},
+        yaxis={"title_text": "mean rating"},
+        clickmode="event+select",
+    )

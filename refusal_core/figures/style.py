@@ -153,15 +153,16 @@ def site_axis(run: Run) -> dict[str, Any]:
     }
 
 
-def mark_site(figure: go.Figure, site: int | None) -> None:
-    """A vertical line at a site, in a figure over the layers; none for None."""
-    if site is not None:
-        figure.add_vline(x=site, line={"color": ACCENT, "width": 1.5, "dash": "dot"})
+def site_mark(site: int | None) -> list[dict[str, Any]]:
+    """The shapes that mark a site in a figure over the layers: a vertical line; none for None."""
+    return [] if site is None else [line_at("x", site, color=ACCENT, width=1.5, dash="dot")]
 
 
 def move_mark(figure: go.Figure, site: int) -> go.Figure:
-    """Move the line of :func:`mark_site` in a figure that got no shape after it; returns the figure."""
-    return figure.update_shapes(x0=site, x1=site, selector=-1)
+    """Move the line of :func:`site_mark` in a figure that has no shape after it; returns the figure."""
+    mark = figure.layout.shapes[-1]
+    mark.x0 = mark.x1 = site
+    return figure
 
 
 def sent_often(figure: go.Figure) -> go.Figure:
@@ -179,7 +180,6 @@ def sent_often(figure: go.Figure) -> go.Figure:
 
 
 def interval_line(
-    figure: go.Figure,
     run: Run,
     table: pd.DataFrame,
     number: str,
@@ -187,25 +187,27 @@ def interval_line(
     colour: str,
     dash: str = "solid",
     axis: str = "y",
-) -> None:
-    """A number of a table with ``site`` over the layers, over its interval where the table has one."""
+) -> list[dict[str, Any]]:
+    """Traces of a number of a table with ``site`` over the layers, over its interval where the table has one."""
+    traces = []
     if f"{number}_low" in table:
-        ribbon(figure, table, f"{number}_low", f"{number}_high", colour, "", 0.15, axis)
-    figure.add_scatter(
-        x=table["site"],
-        y=table[number],
-        mode="lines+markers",
-        name=name,
-        line={"color": colour, "width": 2.5, "dash": dash},
-        marker={"size": 5},
-        yaxis=axis,
-        customdata=[run.site_label(int(site)) for site in table["site"]],
-        hovertemplate=f"%{{customdata}}<br>{name}: %{{y:.2f}}<extra></extra>",
-    )
+        traces.append(ribbon(table, f"{number}_low", f"{number}_high", colour, "", 0.15, axis))
+    line = {
+        "type": "scatter",
+        "x": table["site"].to_numpy(),
+        "y": table[number].to_numpy(),
+        "mode": "lines+markers",
+        "name": name,
+        "line": {"color": colour, "width": 2.5, "dash": dash},
+        "marker": {"size": 5},
+        "yaxis": axis,
+        "customdata": [run.site_label(int(site)) for site in table["site"]],
+        "hovertemplate": f"%{{customdata}}<br>{name}: %{{y:.2f}}<extra></extra>",
+    }
+    return [*traces, line]
 
 
 def ribbon(
-    figure: go.Figure,
     table: pd.DataFrame,
     low: str,
     high: str,
@@ -214,21 +216,23 @@ def ribbon(
     alpha: float,
     axis: str = "y",
     x: str = "site",
-) -> None:
-    """The area between two columns; ``name`` puts it into the legend."""
-    known = table.dropna(subset=[low, high])
-    figure.add_scatter(
-        x=np.concatenate([known[x], known[x][::-1]]),
-        y=np.concatenate([known[high], known[low][::-1]]),
-        fill="toself",
-        fillcolor=translucent(colour, alpha),
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        name=name,
-        showlegend=bool(name),
-        yaxis=axis,
-    )
+) -> dict[str, Any]:
+    """A trace of the area between two columns; ``name`` puts it into the legend."""
+    known = table[[x, low, high]].to_numpy(float)
+    along, lower, upper = known[np.isfinite(known).all(axis=1)].T
+    return {
+        "type": "scatter",
+        "x": np.concatenate([along, along[::-1]]),
+        "y": np.concatenate([upper, lower[::-1]]),
+        "fill": "toself",
+        "fillcolor": translucent(colour, alpha),
+        "line": {"width": 0},
+        "mode": "lines",
+        "hoverinfo": "skip",
+        "name": name,
+        "showlegend": bool(name),
+        "yaxis": axis,
+    }
 
 
 @lru_cache(maxsize=8192)

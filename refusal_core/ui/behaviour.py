@@ -7,12 +7,14 @@ from functools import partial
 from types import FunctionType
 
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core import behaviour
 from refusal_core.errors import RefusalError
 from refusal_core.evidence import MOST_REDRAWN
 from refusal_core.figures import behaviour as figures
+from refusal_core.figures.style import sent_often
 from refusal_core.openings import OPENING_LABELS, OPENING_TOKENS, read_rules
 from refusal_core.outliers import row_of
 from refusal_core.runs import ADDITIONS, Run
@@ -81,10 +83,10 @@ def shares(run: Run, table: pd.DataFrame) -> None:
         )
 
 
-def scatter(run: Run, table: pd.DataFrame, site: int) -> int | None:
+def scatter(run: Run, table: pd.DataFrame, key: tuple, site: int) -> int | None:
     """The cloud of prompts; returns the row of a point that was just clicked."""
     event = chart(
-        figures.against_refusing(run, table, site),
+        _at_layer(key, site, figures.against_refusing, run, table),
         f"behaviour_scatter_{run.run_id}_{site}",
         on_select="rerun",
         selection_mode="points",
@@ -115,6 +117,14 @@ def over_layers(run: Run, table: pd.DataFrame, key: tuple, site: int) -> None:
     here = numbers[numbers["site"].eq(site)]
     with st.expander("The numbers", icon=":material/table_rows:"):
         in_words(here.drop(columns="site"))
+
+
+def calibration(run: Run, table: pd.DataFrame, key: tuple, site: int) -> None:
+    """How often prompts are refused, by how far along the direction they lie."""
+    chart(_at_layer(key, site, _curve, run, table), "behaviour_calibration")
+    st.caption(
+        "Prompts of both labels in ten groups of one size by projection, and how many of each group were refused."
+    )
 
 
 def surprises(run: Run, table: pd.DataFrame, key: tuple) -> int | None:
@@ -181,3 +191,18 @@ def _kept(
 ) -> pd.DataFrame:
     """What a function of :mod:`refusal_core.behaviour` makes of the replies, which is the same at every site."""
     return made(_run, _table)
+
+
+@st.cache_resource(
+    max_entries=64,
+    show_spinner=False,
+    hash_funcs={FunctionType: lambda draw: draw.__name__},
+)
+def _at_layer(
+    key: tuple, site: int, draw: Callable[[Run, pd.DataFrame, int], go.Figure], _run: Run, _table: pd.DataFrame
+) -> go.Figure:
+    return sent_often(draw(_run, _table, site))
+
+
+def _curve(run: Run, table: pd.DataFrame, site: int) -> go.Figure:
+    return figures.calibration(run, behaviour.calibration(run, table, site), site)

@@ -93,14 +93,8 @@ def controls(compared: list[Side], evidence: list[Evidence | None]) -> None:
 
 def overview(compared: list[Side], evidence: list[Evidence | None], tables: list[pd.DataFrame]) -> None:
     """The runs as rows: the three effect sizes at their highest, and the onset."""
-    rows = []
-    for side, found, table in zip(compared, evidence, tables, strict=True):
-        best = {number: _at_best(side.run, table, number) for number in NUMBERS}
-        rows.append(
-            {"run": side.letter, "of": side.described, "onset": comparison.onset_in_words(side.run, found), **best}
-        )
     st.dataframe(
-        pd.DataFrame(rows),
+        _rows(_identities(compared), compared, evidence, tables),
         column_config={
             "run": st.column_config.TextColumn("run", width="small"),
             "of": st.column_config.TextColumn("contrast set · model"),
@@ -389,6 +383,19 @@ def _identities(compared: list[Side]) -> tuple:
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _table(run: tuple[str, int], _run: Run, _evidence: Evidence | None) -> pd.DataFrame:
     return comparison.over_depth(_run, _evidence)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _rows(
+    runs: tuple, _compared: list[Side], _evidence: list[Evidence | None], _tables: list[pd.DataFrame]
+) -> pd.DataFrame:
+    rows = []
+    for side, found, table in zip(_compared, _evidence, _tables, strict=True):
+        best = {number: _at_best(side.run, table, number) for number in NUMBERS}
+        rows.append(
+            {"run": side.letter, "of": side.described, "onset": comparison.onset_in_words(side.run, found), **best}
+        )
+    return pd.DataFrame(rows)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
