@@ -131,6 +131,20 @@ def test_a_job_reports_and_ends_without_whoever_started_it(folder):
     assert until(lambda: jobs.log(name).endswith("the end"))
 
 
+def test_a_job_is_running_as_soon_as_it_is_started(folder, monkeypatch):
+    looked, cmdline = [], psutil.Process.cmdline
+
+    def late(process):
+        # What Linux says of a process between its fork and its program.
+        looked.append(process.pid)
+        return [] if len(looked) < 4 else cmdline(process)
+
+    monkeypatch.setattr(psutil.Process, "cmdline", late)
+    jobs.start(command(folder))
+    assert jobs.status(command(folder).name).state == "running"
+    assert len(looked) > 4
+
+
 def test_a_job_outlives_the_server_that_started_it_and_the_next_one_watches_it(folder):
     server = (
         "import sys\nfrom refusal_core.ui import jobs\n"

@@ -206,6 +206,10 @@ def _begin(command: Command) -> None:
             cwd=_ROOT,
             env=os.environ | folders,
         )
+    # For a moment a new process has no command line, which is what it is known by.
+    with contextlib.suppress(psutil.Error):
+        while not psutil.Process(process.pid).cmdline():
+            time.sleep(0.001)
     record = {"title": command.title, "arguments": command.arguments, "pid": process.pid, "began": time.time()}
     _write(_path(command.name, ".json"), record | {"cancelled": False})
 

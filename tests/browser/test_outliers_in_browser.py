@@ -193,6 +193,8 @@ def test_hostile_notes_and_prompts_are_text(open_page, unmarked):
 
 def test_a_refit_without_the_marked_is_made_and_compared(open_page, unmarked, kept_run):
     gone = kept_run.prompts["prompt_id"][0]
+    run_id = pipeline.refit_id(kept_run, [gone])
+    shutil.rmtree(unmarked / run_id, ignore_errors=True)
     page = open_page("Outliers", run=kept_run.run_id, site="2", prompt=gone)
     shows(page, kept_run.prompts["text"][0])
     page.get_by_role("button", name="mislabelled").click()
@@ -200,7 +202,6 @@ def test_a_refit_without_the_marked_is_made_and_compared(open_page, unmarked, ke
     page.get_by_role("button", name="Refit without them").click()
     opened = page.get_by_role("button", name="Open that run")
     expect(opened).to_be_visible(timeout=180_000)
-    run_id = pipeline.refit_id(kept_run, [gone])
     assert open_run(run_id, unmarked).prompts["source"].eq(LEFT_OUT).sum() == 2
     expect(page.get_by_text("Left out: 1 harmful, 1 harmless.")).to_be_visible()
     expect(page.locator(f".st-key-refit_change_{run_id} .main-svg").first).to_be_visible()
