@@ -95,7 +95,8 @@ def test_the_layers_are_played_and_paused_without_a_mouse(open_page):
     let_settle(page)
     tab_to(page, "button", "Play")
     page.keyboard.press("Enter")
-    expect(title).to_contain_text(f"layer 3 of {N_LAYERS}", timeout=10_000)
+    # Which layer is seen first depends on the machine: each is there for less than half a second.
+    until(page, lambda: not title.text_content().startswith("layer 1 of"))
     tab_to(page, "button", "Pause")
     page.keyboard.press("Space")
     page.wait_for_timeout(500)

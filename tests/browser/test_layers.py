@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -103,8 +102,8 @@ def test_playing_goes_through_the_layers_and_pauses(open_page):
     title = page.locator(f"{PANELS} .gtitle")
     buttons = page.locator(f"{PANELS} .updatemenu-button")
     buttons.nth(0).dispatch_event("click")
-    # A layer is there for less time than a busy machine may need to see it.
-    expect(title).to_contain_text(re.compile(rf"layer [2-5] of {N_LAYERS}"), timeout=10_000)
+    # Which layer is seen first depends on the machine: each is there for less than half a second.
+    until(page, lambda: not title.text_content().startswith("layer 1 of"))
     buttons.nth(1).dispatch_event("click")
     page.wait_for_timeout(500)
     rested = title.text_content()
