@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core import effects
-from refusal_core.figures import intervention as figures
 from refusal_core.ui import intervention as parts
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.layout import chart, heading
@@ -16,7 +14,7 @@ found = parts.interventions_of(run)
 if found is not None:
     table, manifest = found
     summary = parts.summary_of(run, table, manifest)
-    heading(effects.headline(run, summary))
+    heading(summary.headline)
     parts.how_measured(run, table, manifest)
     st.subheader("Layer by layer", anchor=False)
     parts.sweeps(run, summary, site)
@@ -27,18 +25,18 @@ if found is not None:
     with st.expander(
         "In words: the study's layers, several together, and the published choice", icon=":material/notes:"
     ):
-        parts.said(run, table, summary)
+        parts.said(summary)
     st.subheader(f"Dose and response at {run.site_label(manifest['dose_layer'])}", anchor=False)
-    chart(figures.doses(run, summary, manifest["dose_layer"], manifest["dose_position"]), "causality_doses")
+    chart(summary.doses, "causality_doses")
     st.subheader("Which layer and token would the published rule choose?", anchor=False)
     st.caption(
         "Arditi et al. 2024: each candidate direction is ablated at every layer; the least refusing on harmful prompts "
         "wins among those that change harmless replies little (divergence at most 0.1) and induce refusing when added. "
         "Crosses do not qualify."
     )
-    parts.choice(run, table)
+    parts.choice(summary)
     with st.expander("All conditions in numbers", icon=":material/table_rows:"):
-        parts.numbers(run, summary)
+        parts.numbers(summary)
 st.subheader("Try it", anchor=False)
 
 

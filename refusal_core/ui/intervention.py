@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core import effects, intervention
@@ -10,16 +14,42 @@ from refusal_core.conditions import ABLATE, ADD, PLAIN, Condition
 from refusal_core.effects import MEASURES
 from refusal_core.errors import PromptError, RefusalError
 from refusal_core.figures import intervention as figures
+from refusal_core.figures.style import sent_often
 from refusal_core.intervention import INTERVENTION, Tried, TriedPrompt
 from refusal_core.openings import OPENING_TOKENS
 from refusal_core.runs import ADDITIONS, Run
 from refusal_core.ui import address
-from refusal_core.ui.layout import chart, plain, sentences
+from refusal_core.ui.layout import chart, marked, plain, sentences
 from refusal_core.ui.model import OpenRun, measure_here, model_source, one_model
 from refusal_core.ui.numbers import in_words
 
 _MOST_READ = 4
 """Prompts kept as they were read, for visitors who move a slider."""
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """What recorded interventions say, the same at every site.
+
+    Attributes:
+        sha256: of the record.
+        effects: means, intervals and bands of every condition.
+        headline: in two sentences.
+        reading: a sentence for each question of the study.
+        numbers: the found direction's conditions as a table.
+        candidates: what the published rule chooses from.
+        choice: those, and the one it chooses.
+        doses: what adding more or less does, at the layer where that was measured.
+    """
+
+    sha256: str
+    effects: pd.DataFrame
+    headline: str
+    reading: list[str]
+    numbers: pd.DataFrame
+    candidates: pd.DataFrame
+    choice: go.Figure
+    doses: go.Figure
 
 
 def interventions_of(run: Run) -> tuple[pd.DataFrame, dict] | None:
@@ -42,9 +72,9 @@ def interventions_of(run: Run) -> tuple[pd.DataFrame, dict] | None:
     return found
 
 
-def summary_of(run: Run, table: pd.DataFrame, manifest: dict) -> pd.DataFrame:
-    """Means, intervals and bands of every condition."""
-    return _summarised(run.run_id, str(manifest["sha256"]), run, table)
+def summary_of(run: Run, table: pd.DataFrame, manifest: dict) -> Summary:
+    """What the run's interventions say."""
+    return _summarised(run.run_id, str(manifest["sha256"]), run, table, manifest)
 
 
 def how_measured(run: Run, table: pd.DataFrame, manifest: dict) -> None:
@@ -62,12 +92,12 @@ def how_measured(run: Run, table: pd.DataFrame, manifest: dict) -> None:
     )
 
 
-def said(run: Run, table: pd.DataFrame, summary: pd.DataFrame) -> None:
+def said(summary: Summary) -> None:
     """The reading, a line each."""
-    st.markdown("\n".join(f"- {sentences(line)}" for line in effects.reading(run, table, summary)))
+    st.markdown("\n".join(f"- {sentences(line)}" for line in summary.reading))
 
 
-def sweeps(run: Run, summary: pd.DataFrame, site: int) -> None:
+def sweeps(run: Run, summary: Summary, site: int) -> None:
     """The three sweeps over the layers, in a measure that can be chosen."""
     names = {"": "as each is usually read"} | {name: MEASURES[name] for name in MEASURES if name != "log_odds"}
     measure = st.selectbox(
@@ -80,16 +110,18 @@ def sweeps(run: Run, summary: pd.DataFrame, site: int) -> None:
     for column, (sweep, (*_, title)) in zip(st.columns(3), figures.SWEEPS.items(), strict=True):
         with column:
             st.markdown(f"##### {title}")
-            chart(figures.over_layers(run, summary, sweep, measure or None, site), f"causality_{sweep}")
+            draw = partial(figures.over_layers, run, summary.effects, sweep, measure or None)
+            name = ("causality", sweep, measure, summary.sha256)
+            # At the final norm nothing is edited.
+            chart(marked(run, name, site, draw) if site < run.n_layers else draw(None), f"causality_{sweep}")
 
 
-def choice(run: Run, table: pd.DataFrame) -> None:
+def choice(summary: Summary) -> None:
     """What the published rule chooses, and the table it was chosen from."""
-    candidates = effects.candidates(run, table)
-    chart(figures.choice(run, candidates, effects.published_choice(run, table)), "causality_choice")
+    chart(summary.choice, "causality_choice")
     with st.expander("The table it was chosen from", icon=":material/table_rows:"):
         st.dataframe(
-            candidates,
+            summary.candidates,
             column_config={
                 "position": st.column_config.NumberColumn("token", help="-1 is the last of the templated prompt."),
                 "read_at": st.column_config.NumberColumn("layer"),
@@ -103,9 +135,9 @@ def choice(run: Run, table: pd.DataFrame) -> None:
         )
 
 
-def numbers(run: Run, summary: pd.DataFrame) -> None:
+def numbers(summary: Summary) -> None:
     """Every condition of the found direction, with intervals, controls and verdict."""
-    in_words(effects.numbers(run, summary))
+    in_words(summary.numbers)
 
 
 def try_it(run: Run, site: int) -> None:
@@ -184,6 +216,16 @@ def _tried(run: Run, source: str, text: str, condition: Condition, tokens: str) 
     return answers
 
 
-@st.cache_data(max_entries=8, show_spinner="Comparing with the controls …")
-def _summarised(run_id: str, sha256: str, _run: Run, _table: pd.DataFrame) -> pd.DataFrame:
-    return effects.summarise(_run, _table)
+@st.cache_resource(max_entries=8, show_spinner="Comparing with the controls …")
+def _summarised(run_id: str, sha256: str, _run: Run, _table: pd.DataFrame, _manifest: dict) -> Summary:
+    found, candidates = effects.summarise(_run, _table), effects.candidates(_run, _table)
+    return Summary(
+        sha256=sha256,
+        effects=found,
+        headline=effects.headline(_run, found),
+        reading=effects.reading(_run, _table, found),
+        numbers=effects.numbers(_run, found),
+        candidates=candidates,
+        choice=sent_often(figures.choice(_run, candidates, effects.published_choice(_run, _table))),
+        doses=sent_often(figures.doses(_run, found, _manifest["dose_layer"], _manifest["dose_position"])),
+    )
