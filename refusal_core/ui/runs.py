@@ -27,10 +27,10 @@ _MOST_MEGABYTES = 1000
 """Of a packed run that is sent through the browser, which holds it in memory; larger ones go by the command line."""
 _COLUMNS = {
     "title": st.column_config.TextColumn(
-        "run", width=240, help="The title it was given, else its contrast set and model."
+        "run", width=232, help="The title it was given, else its contrast set and model."
     ),
-    "model": st.column_config.TextColumn("model", width=190, help="The model whose activations were read."),
-    "set": st.column_config.TextColumn("contrast set", help="The prompts the direction was fitted on."),
+    "model": st.column_config.TextColumn("model", width=172, help="The model whose activations were read."),
+    "set": st.column_config.TextColumn("set", width=68, help="The prompts the direction was fitted on."),
     "prompts": st.column_config.TextColumn("prompts", help="Harmful + harmless prompts of the contrast set."),
     "layers": st.column_config.NumberColumn("layers", help="Blocks of the model; the final norm is one site more."),
     "dtype": st.column_config.TextColumn("dtype", help="The kind of numbers the model was computed in."),
