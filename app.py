@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
+from refusal_core.evidence.findings import verdict
 from refusal_core.figures.layers import three_questions
-from refusal_core.findings import verdict
 from refusal_core.ui.evidence import evidence_or_none
 from refusal_core.ui.frame import frame
 from refusal_core.ui.layout import chart, heading, run_facts, run_in_a_line, strongest_layers

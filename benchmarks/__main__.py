@@ -16,8 +16,8 @@ import torch
 from benchmarks.random_models import RANDOM, random_model
 from benchmarks.rounds import Bench, table
 from refusal_core.errors import RefusalError
-from refusal_core.models import load_model
-from refusal_core.prompts import load_contrast_set
+from refusal_core.models.opening import load_model
+from refusal_core.prompts.sets import load_contrast_set
 
 SECTIONS = ("engine", "live", "memory", "dashboard")
 _PACKAGES = ("torch", "transformers", "numpy", "transformer-lens", "nnsight")

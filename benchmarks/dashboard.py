@@ -17,12 +17,14 @@ import pandas as pd
 from streamlit.testing.v1 import AppTest
 
 from benchmarks.rounds import Bench, Row
-from refusal_core import pipeline, raters, runs
-from refusal_core.behaviour import BEHAVIOUR
+from refusal_core.analysis.effect_sizes import layer_statistics
+from refusal_core.annotations import raters
+from refusal_core.behaviour.measurement import BEHAVIOUR
+from refusal_core.behaviour.openings import read_rules
 from refusal_core.figures.panels import AXES
-from refusal_core.openings import read_rules
-from refusal_core.prompts import prompt_id
-from refusal_core.statistics import layer_statistics
+from refusal_core.pipeline import new_run
+from refusal_core.prompts.sets import prompt_id
+from refusal_core.runs import store
 
 SECTION = "dashboard"
 SIZES = {512: 200, 25_000: 1000}
@@ -202,7 +204,7 @@ def _made_up(count: int, cache: Path, seed: int) -> str:
     hidden = np.random.default_rng(seed).normal(size=(len(prompts), _LAYERS + 1, _WIDTH)).astype(np.float32)
     hidden[:, :, 0] += np.where(is_harmful, 1, -1)[:, None] * np.linspace(0, 2, _LAYERS + 1, dtype=np.float32)
     few = np.r_[: min(SIZES), count : len(prompts)]
-    analysis = pipeline.analyse(hidden[few], prompts.iloc[few].reset_index(drop=True))
+    analysis = new_run.analyse(hidden[few], prompts.iloc[few].reset_index(drop=True))
     projections = analysis.directions.project(hidden)
     stats = layer_statistics(projections[:count], is_harmful[:count], analysis.directions.magnitude)
     sets = [
@@ -228,13 +230,13 @@ def _made_up(count: int, cache: Path, seed: int) -> str:
             "sha256": None,
             "system_prompt": None,
             "default_system_prompt": None,
-            "token_position": pipeline.TOKEN_POSITION,
+            "token_position": new_run.TOKEN_POSITION,
             "token_limit": 512,
         },
         "compute": {"device": "cpu", "dtype": "float32", "seed": 0},
     }
     columns = analysis.layer_stats.columns.difference(stats.columns)
-    run = runs.save_run(
+    run = store.save_run(
         f"made-up-{seed}--pairs--{count}--00000000--float32",
         manifest,
         prompts,
@@ -247,7 +249,7 @@ def _made_up(count: int, cache: Path, seed: int) -> str:
     )
     rules = read_rules()
     described = {"sha256": rules.sha256, "phrases": list(rules.phrases)}
-    runs.save_addition(run, BEHAVIOUR, _replies(prompts, projections[:, -1]), {"rules": described})
+    store.save_addition(run, BEHAVIOUR, _replies(prompts, projections[:, -1]), {"rules": described})
     for row, prompt in prompts[:_RATED].iterrows():
         for rater in ("A", "B"):
             raters.rate(rater, prompt["prompt_id"], prompt["text"], 5 - 3 * (row % 2), cache)

@@ -14,9 +14,9 @@ import torch
 
 from benchmarks import competitors
 from benchmarks.rounds import Bench, Row, in_turn
-from refusal_core.activations import BATCH_TOKENS, ResidualReader, distinct_tokens, last_mlp
-from refusal_core.devices import torch_dtype
-from refusal_core.extraction import in_process
+from refusal_core.activations.extraction import in_process
+from refusal_core.activations.reader import BATCH_TOKENS, ResidualReader, distinct_tokens, last_mlp
+from refusal_core.models.devices import torch_dtype
 
 SECTION = "engine"
 PEAK_WANTED = {"cpu": ">= 80 %"}

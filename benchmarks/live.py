@@ -9,7 +9,7 @@ import torch
 from transformers import Cache
 
 from benchmarks.rounds import Bench, Row, in_turn
-from refusal_core.activations import ResidualReader, common_prefix, layerwise_copy
+from refusal_core.activations.reader import ResidualReader, common_prefix, layerwise_copy
 
 SECTION = "live"
 _MORE = " today"

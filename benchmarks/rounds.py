@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
-from refusal_core.models import ChatModel
+from refusal_core.models.opening import ChatModel
 
 COLUMNS = ("section", "row", "wanted", "found", "rounds from - to", "note")
 

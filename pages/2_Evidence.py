@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.findings import QUESTIONS, reading, sampling, verdict
+from refusal_core.evidence.findings import QUESTIONS, reading, sampling, verdict
 from refusal_core.ui.evidence import cosines_chart, evidence_chart, evidence_or_end, numbers_table
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.layout import heading, sentences

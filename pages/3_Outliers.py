@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.outliers import prompts_in_band, row_of
+from refusal_core.exploration.outliers import prompts_in_band, row_of
 from refusal_core.ui import address, marks
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.outliers import band_chart, band_picker, described, filtered, over_layers, prompt_list, the_prompt

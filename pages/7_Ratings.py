@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.ratings import disagreements
+from refusal_core.annotations.ratings import disagreements
 from refusal_core.ui import ratings as parts
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.outliers import chosen_prompt, prompt_details

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.comparison import probe_reading
+from refusal_core.exploration.comparison import probe_reading
 from refusal_core.ui import comparison as parts
 from refusal_core.ui.evidence import evidence_or_none
 from refusal_core.ui.frame import frame, site_picker

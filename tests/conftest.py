@@ -10,8 +10,9 @@ import pytest
 from synthetic import N_LAYERS, PLANTED_PROMPTS, RUN, WIDTH, intervene, save_synthetic_run, synthetic_prompts
 from tiny import PLANTED_SIGN, planted_model, tiny_model
 
-from refusal_core import pipeline, runs
-from refusal_core.models import ChatModel, load_model
+from refusal_core.models.opening import ChatModel, load_model
+from refusal_core.pipeline import new_run
+from refusal_core.runs import store
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,16 +51,16 @@ def tiny_chat_model(tiny_folder: Path) -> ChatModel:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+def tiny_run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> store.Run:
     """A run of the tiny model in a cache of its own."""
     cache = tmp_path_factory.mktemp("tiny")
-    return pipeline.run(tiny_folder, "pairs", limit=12, dtype="float32", device="cpu", cache=cache).run
+    return new_run.run(tiny_folder, "pairs", limit=12, dtype="float32", device="cpu", cache=cache).run
 
 
 @pytest.fixture
-def run(synthetic_cache: Path) -> runs.Run:
+def run(synthetic_cache: Path) -> store.Run:
     """The synthetic run, opened."""
-    return runs.open_run(RUN, synthetic_cache)
+    return store.open_run(RUN, synthetic_cache)
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +74,7 @@ def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def planted_run(planted_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+def planted_run(planted_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> store.Run:
     """A run of the planted model in a cache of its own, with its interventions beside it."""
     cache = tmp_path_factory.mktemp("planted")
     rng = np.random.default_rng(0)
@@ -86,6 +87,6 @@ def planted_run(planted_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     ]
     prompts = cache / "planted.csv"
     pd.DataFrame(rows, columns=["text", "label"]).to_csv(prompts, index=False)
-    made = pipeline.run(planted_folder, str(prompts), cache=cache, dtype="float32").run
+    made = new_run.run(planted_folder, str(prompts), cache=cache, dtype="float32").run
     intervene(made, planted_folder)
     return made

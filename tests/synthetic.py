@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from refusal_core import intervention, pipeline, runs
-from refusal_core.models import load_model
-from refusal_core.openings import read_rules
-from refusal_core.prompts import prompt_id
+from refusal_core.behaviour.openings import read_rules
+from refusal_core.intervention import experiment
+from refusal_core.models.opening import load_model
+from refusal_core.pipeline import new_run
+from refusal_core.prompts.sets import prompt_id
+from refusal_core.runs import store
 
 HOSTILE = (
     "<script>document.title='owned'</script><img src=x onerror=alert(1)>",
@@ -75,7 +77,7 @@ def synthetic_manifest(prompts: pd.DataFrame, n_layers: int, d_model: int) -> di
             "sha256": "0" * 64,
             "system_prompt": None,
             "default_system_prompt": None,
-            "token_position": pipeline.TOKEN_POSITION,
+            "token_position": new_run.TOKEN_POSITION,
             "token_limit": 512,
         },
         "compute": {"device": "cpu", "dtype": "float32", "seed": 0, "engine": "process", "batch_note": BATCH_NOTE},
@@ -84,8 +86,8 @@ def synthetic_manifest(prompts: pd.DataFrame, n_layers: int, d_model: int) -> di
 
 def save_synthetic_run(hidden: np.ndarray, prompts: pd.DataFrame, cache: Path) -> None:
     """Analyse made-up activations ``(prompt, site, d_model)`` and store them as the run that page tests open."""
-    analysis = pipeline.analyse(hidden.astype(np.float32), prompts)
-    runs.save_run(
+    analysis = new_run.analyse(hidden.astype(np.float32), prompts)
+    store.save_run(
         RUN,
         synthetic_manifest(prompts, n_layers=hidden.shape[1] - 1, d_model=hidden.shape[2]),
         prompts,
@@ -105,7 +107,7 @@ def save_second_run(cache: Path) -> str:
     hidden[..., 1] += 2 * prompts["label"].map({"harmful": 1.0, "harmless": -1.0, "grey": 0.0}).to_numpy()[:, None]
     with tempfile.TemporaryDirectory(dir=cache, prefix=".") as folder:
         save_synthetic_run(hidden, prompts, Path(folder))
-        manifest = Path(folder) / RUN / runs.MANIFEST
+        manifest = Path(folder) / RUN / store.MANIFEST
         described = json.loads(manifest.read_text())
         described["model"] |= {"name": "other", "sha256": "1" * 64}
         described["template"]["sha256"] = None
@@ -114,7 +116,7 @@ def save_second_run(cache: Path) -> str:
     return SECOND_RUN
 
 
-def intervene(run: runs.Run, folder: Path, **options: object) -> pd.DataFrame:
+def intervene(run: store.Run, folder: Path, **options: object) -> pd.DataFrame:
     """Intervene on the planted model, with controls at every layer."""
     given = {
         "limit": PLANTED_LIMIT,
@@ -122,7 +124,7 @@ def intervene(run: runs.Run, folder: Path, **options: object) -> pd.DataFrame:
         "random_directions": PLANTED_CONTROLS,
         "control_layers": range(run.n_layers),
     }
-    return intervention.record(run, load_model(folder, dtype="float32"), read_rules(), **(given | options))
+    return experiment.record(run, load_model(folder, dtype="float32"), read_rules(), **(given | options))
 
 
 def save_large_run(cache: Path, n_prompts: int = 25_000, n_layers: int = 28) -> str:
@@ -130,7 +132,7 @@ def save_large_run(cache: Path, n_prompts: int = 25_000, n_layers: int = 28) -> 
     few = synthetic_prompts()
     rng = np.random.default_rng(5)
     hidden = rng.normal(size=(len(few), n_layers + 1, WIDTH)).astype(np.float32)
-    analysis = pipeline.analyse(hidden, few)
+    analysis = new_run.analyse(hidden, few)
     rows = np.concatenate([np.arange(len(few)), rng.integers(0, int(few["fitted"].sum()), n_prompts - len(few))])
     prompts = few.iloc[rows].reset_index(drop=True)
     prompts.loc[len(few) :, "text"] += [f", again {place}" for place in range(len(few), n_prompts)]
@@ -144,7 +146,7 @@ def save_large_run(cache: Path, n_prompts: int = 25_000, n_layers: int = 28) -> 
     tables["components"] = pd.concat(each, ignore_index=True)
     noise = rng.normal(scale=0.1, size=(n_prompts, n_layers + 1))
     run_id = f"large--pairs--{n_prompts}--00000000--float32"
-    runs.save_run(
+    store.save_run(
         run_id,
         synthetic_manifest(prompts, n_layers, WIDTH),
         prompts,

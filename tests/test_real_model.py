@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from refusal_core.models import load_model
-from refusal_core.runs import Run, open_run
+from refusal_core.models.opening import load_model
+from refusal_core.runs.store import Run, open_run
 
 pytestmark = pytest.mark.real
 

@@ -1,4 +1,4 @@
-"""The arrows of the design: pages know figures and runs, figures know runs, nothing in the core knows the dashboard."""
+"""The arrows of the design: a room imports from the rooms below it, and only the dashboard knows Streamlit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ from streamlit import config
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "refusal_core"
+
+ROOMS = (
+    {"errors"},
+    {"sites", "files", "progress", "options", "steering"},
+    {"analysis"},
+    {"models", "prompts", "runs"},
+    {"evidence", "activations", "annotations"},
+    {"pipeline", "exploration"},
+    {"behaviour"},
+    {"intervention"},
+    {"figures"},
+    {"sharing"},
+    {"ui", "cli"},
+)
+"""From the ground up; a room imports only from those on the floors below it."""
+FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 
 
 def imported(path: Path) -> set[str]:
@@ -30,31 +46,36 @@ def modules(*folders: Path) -> list[Path]:
     return [path for folder in folders for path in sorted(folder.rglob("*.py"))]
 
 
-OUTSIDE_UI = [path for path in modules(CORE) if path.relative_to(CORE).parts[0] != "ui"]
+def room_of(path: Path) -> str:
+    return path.relative_to(CORE).parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", OUTSIDE_UI, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_core_does_not_know_the_dashboard(path):
-    assert not uses(path, "streamlit", "refusal_core.ui", "pages", "app", "benchmarks")
+IN_ROOMS = [path for path in modules(CORE) if path.parent != CORE or room_of(path) in FLOOR]
 
 
-@pytest.mark.parametrize("path", modules(CORE / "figures"), ids=lambda path: path.name)
-def test_figures_know_runs_and_nothing_that_computes_them(path):
-    assert not uses(
-        path,
-        "torch",
-        "transformers",
-        "refusal_core.pipeline",
-        "refusal_core.activations",
-        "refusal_core.models",
-    )
+def test_every_module_is_in_a_room_of_the_design():
+    assert {room_of(path) for path in modules(CORE)} - {"__init__", "__main__"} <= FLOOR.keys()
+
+
+@pytest.mark.parametrize("path", IN_ROOMS, ids=lambda path: str(path.relative_to(CORE)))
+def test_a_room_imports_only_from_rooms_below_it(path):
+    room = room_of(path)
+    others = {name.split(".")[1] for name in uses(path, "refusal_core") if "." in name} - {room, "__version__"}
+    assert {other for other in others if FLOOR[other] >= FLOOR[room]} == set()
 
 
 @pytest.mark.parametrize(
-    "name", ["statistics", "directions", "crossfit", "runs", "prompts", "published", "export", "ratings", "comparison"]
+    "path", [path for path in IN_ROOMS if room_of(path) != "ui"], ids=lambda path: str(path.relative_to(CORE))
 )
-def test_reading_a_run_needs_no_model_library(name):
-    assert not uses(CORE / f"{name}.py", "torch", "transformers")
+def test_the_core_does_not_know_the_dashboard(path):
+    assert not uses(path, "streamlit", "pages", "app", "benchmarks")
+
+
+@pytest.mark.parametrize("room", ["analysis", "prompts", "runs", "evidence", "annotations", "exploration", "figures"])
+def test_what_reads_a_run_needs_no_model_library(room):
+    assert {path.name: uses(path, "torch", "transformers") for path in modules(CORE / room)} == {
+        path.name: set() for path in modules(CORE / room)
+    }
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from refusal_core.figures.style import (
     site_axis,
     site_mark,
 )
-from refusal_core.runs import Run
+from refusal_core.runs.store import Run
 
 MOST_POINTS = 500
 """Prompts of a label drawn as points; of more, evenly many along the projection."""
@@ -28,7 +28,7 @@ NUMBERS = {
     "rho": ("Spearman's ρ", 0.0, "Projection and the log-odds of refusal phrases, ranked within each label."),
     "auroc": ("AUROC", 0.5, "Chance that a refused prompt projects above an answered one of its label."),
 }
-"""Columns of :func:`refusal_core.behaviour.by_site`: axis title, chance level, and what each is."""
+"""Columns of :func:`refusal_core.behaviour.measurement.by_site`: axis title, chance level, and what each is."""
 
 
 def against_refusing(run: Run, table: pd.DataFrame, site: int) -> go.Figure:

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from refusal_core.comparison import NUMBERS, Shared, is_control, matched
-from refusal_core.evidence import Evidence
+from refusal_core.evidence.evaluation import Evidence
+from refusal_core.evidence.findings import PROBE_PAIRS, onset
+from refusal_core.exploration.comparison import NUMBERS, Shared, is_control, matched
+from refusal_core.exploration.outliers import standardised
 from refusal_core.figures.style import ACCENT, GREY, PROBE, blank, line_at, ribbon, safe
-from refusal_core.findings import PROBE_PAIRS, onset
-from refusal_core.outliers import standardised
-from refusal_core.runs import Run
+from refusal_core.runs.store import Run
 from refusal_core.sites import relative_depth, site_short
 
 MOST_RUNS = 5
@@ -73,8 +73,8 @@ def over_depth(
     """A number of every run over relative depth, with its interval; stars mark the onset on probe pairs.
 
     Args:
-        tables: of :func:`refusal_core.comparison.over_depth`.
-        number: one of :data:`refusal_core.comparison.NUMBERS`.
+        tables: of :func:`refusal_core.exploration.comparison.over_depth`.
+        number: one of :data:`refusal_core.exploration.comparison.NUMBERS`.
     """
     traces = []
     for side, table, found in zip(compared, tables, evidence, strict=True):
@@ -110,7 +110,7 @@ def rank_over_depth(compared: Sequence[Side], matrices: Sequence[np.ndarray], la
 
     Args:
         compared: the first run, then the others.
-        matrices: of :func:`refusal_core.comparison.rank_matrix`, one for each other run.
+        matrices: of :func:`refusal_core.exploration.comparison.rank_matrix`, one for each other run.
     """
     first = compared[0].run
     traces = []
@@ -207,7 +207,7 @@ def by_category(compared: Sequence[Side], tables: Sequence[pd.DataFrame], number
     """A number of every harm category in every run, with intervals.
 
     Args:
-        tables: of :func:`refusal_core.comparison.by_category`.
+        tables: of :func:`refusal_core.exploration.comparison.by_category`.
         number: one of :data:`CATEGORY_NUMBERS`.
     """
     title, chance = CATEGORY_NUMBERS[number]
@@ -259,7 +259,7 @@ def direction_cosines(compared: Sequence[Side], cosines: Sequence[np.ndarray | N
 
     Args:
         compared: the first run, then the others.
-        cosines: of :func:`refusal_core.comparison.direction_cosines`, one for each other run.
+        cosines: of :func:`refusal_core.exploration.comparison.direction_cosines`, one for each other run.
     """
     first = compared[0].run
     traces = []

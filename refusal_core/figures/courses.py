@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from refusal_core.exploration.outliers import standardised
 from refusal_core.figures.style import (
     GREY,
     LABEL_COLOUR,
@@ -20,8 +21,7 @@ from refusal_core.figures.style import (
     site_axis,
     translucent,
 )
-from refusal_core.outliers import standardised
-from refusal_core.runs import Run
+from refusal_core.runs.store import Run
 
 _RIBBONS = ((5, 95, 0.13), (25, 75, 0.22))
 
@@ -42,7 +42,7 @@ def courses(run: Run, lines: Sequence[Course], site: int | None = None, raw: boo
 
     Args:
         site: marked with a vertical line.
-        raw: activation units instead of :func:`~refusal_core.outliers.standardised` ones.
+        raw: activation units instead of :func:`~refusal_core.exploration.outliers.standardised` ones.
     """
     return blank(
         400,

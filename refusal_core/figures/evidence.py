@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from refusal_core.evidence import BOTH, CONTRAST, Evidence
+from refusal_core.evidence.evaluation import BOTH, CONTRAST, Evidence
+from refusal_core.evidence.findings import onset, probe_source
 from refusal_core.figures.style import (
     ACCENT,
     GREY,
@@ -28,8 +29,7 @@ from refusal_core.figures.style import (
     site_mark,
     translucent,
 )
-from refusal_core.findings import onset, probe_source
-from refusal_core.runs import Run
+from refusal_core.runs.store import Run
 
 HEIGHT = 320
 
@@ -284,7 +284,7 @@ FIGURES: dict[str, Callable[[Run, Evidence, int], go.Figure]] = {
     "space": space,
     "enough": enough,
 }
-"""A figure for each question, by the names of :data:`refusal_core.findings.QUESTIONS`."""
+"""A figure for each question, by the names of :data:`refusal_core.evidence.findings.QUESTIONS`."""
 
 _SOURCE_COLOURS = (PROBE, "#B8860B", *LINE_COLOURS)
 _SOURCE_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash")

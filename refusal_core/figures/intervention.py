@@ -8,9 +8,6 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from refusal_core import effects
-from refusal_core.conditions import ABLATE, ADD, FOUND
-from refusal_core.effects import MEASURES
 from refusal_core.figures.style import (
     ACCENT,
     GREY,
@@ -25,7 +22,10 @@ from refusal_core.figures.style import (
     site_mark,
     translucent,
 )
-from refusal_core.runs import Run
+from refusal_core.intervention import effects
+from refusal_core.intervention.conditions import ABLATE, ADD, FOUND
+from refusal_core.intervention.effects import MEASURES
+from refusal_core.runs.store import Run
 
 SWEEPS = {
     "bypass": (ABLATE, "harmful", "change", "Bypass: ablated, harmful prompts"),
@@ -39,9 +39,9 @@ def over_layers(run: Run, table: pd.DataFrame, sweep: str, measure: str | None =
     """A measure under a sweep of single layers, each layer its own direction, with the controls' band where measured.
 
     Args:
-        table: of :func:`refusal_core.effects.summarise`.
+        table: of :func:`refusal_core.intervention.effects.summarise`.
         sweep: one of :data:`SWEEPS`.
-        measure: one of :data:`refusal_core.effects.MEASURES`; the sweep's own without.
+        measure: one of :data:`refusal_core.intervention.effects.MEASURES`; the sweep's own without.
     """
     edit, label, usual, _ = SWEEPS[sweep]
     measure = measure or usual

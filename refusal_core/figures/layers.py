@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from refusal_core.exploration.published import PUBLISHED_LAYERS
 from refusal_core.figures.histograms import histogram
 from refusal_core.figures.style import (
     ACCENT,
@@ -21,8 +22,7 @@ from refusal_core.figures.style import (
     site_axis,
     site_mark,
 )
-from refusal_core.published import PUBLISHED_LAYERS
-from refusal_core.runs import Run
+from refusal_core.runs.store import Run
 
 _SMALL = 300
 

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from refusal_core.figures.histograms import histogram
 from refusal_core.figures.style import GREY, LABEL_COLOUR, LABEL_SYMBOL, blank, line_at, safe, site_axis
-from refusal_core.runs import Run
+from refusal_core.runs.store import Run
 
 MOST_POINTS = 400
 """Prompts drawn as points; of more, evenly many along the projection."""
@@ -24,7 +24,7 @@ def band(run: Run, site: int, ends: tuple[float, float], found: pd.DataFrame, ch
     A point's ``customdata`` is its ``prompt_id``.
 
     Args:
-        found: rows of :func:`refusal_core.outliers.prompts_in_band` with ``mark``; marked ones are drawn hollow.
+        found: rows of :func:`.outliers.prompts_in_band` with ``mark``; marked ones are drawn hollow.
         chosen: a row of the run, drawn ringed wherever it projects.
     """
     figure = histogram(run, site, ends, height=420)
@@ -98,7 +98,7 @@ def ranks(run: Run, table: pd.DataFrame, label: str, site: int) -> go.Figure:
     """Where one prompt ranks over the layers, in percent of the fitted prompts that project below it.
 
     Args:
-        table: of :func:`refusal_core.outliers.ranks`.
+        table: of :func:`refusal_core.exploration.outliers.ranks`.
         label: the prompt's.
         site: marked with a vertical line.
     """

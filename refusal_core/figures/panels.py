@@ -14,6 +14,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from refusal_core.analysis.effect_sizes import plausible_band
+from refusal_core.exploration.outliers import standardised
 from refusal_core.figures.courses import Course, course_traces
 from refusal_core.figures.style import (
     ACCENT,
@@ -31,10 +33,8 @@ from refusal_core.figures.style import (
     site_axis,
     translucent,
 )
-from refusal_core.outliers import standardised
-from refusal_core.runs import Run
+from refusal_core.runs.store import Run
 from refusal_core.sites import site_short
-from refusal_core.statistics import plausible_band
 
 PANELS = {"histogram": "histogram", "cumulative": "cumulative", "box": "box", "sorted": "sorted prompts"}
 AXES = {

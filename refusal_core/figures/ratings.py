@@ -18,7 +18,7 @@ from refusal_core.figures.style import (
     site_axis,
     site_mark,
 )
-from refusal_core.runs import Run
+from refusal_core.runs.store import Run
 
 _GROUPS = {
     "all": ("all rated prompts", GREY, "dot"),
@@ -32,7 +32,7 @@ def over_layers(run: Run, by_site: pd.DataFrame, site: int) -> go.Figure:
     """Spearman's rho of projection and rating over the layers, a line each group that has one.
 
     Args:
-        by_site: of :func:`refusal_core.ratings.by_site`.
+        by_site: of :func:`refusal_core.annotations.ratings.by_site`.
     """
     traces = []
     for group, (name, colour, dash) in _GROUPS.items():
@@ -54,7 +54,7 @@ def against_rating(run: Run, rated: pd.DataFrame, site: int) -> go.Figure:
     Points carry the prompt's row in the run as ``customdata[0]``.
 
     Args:
-        rated: of :func:`refusal_core.ratings.disagreements` at this site.
+        rated: of :func:`refusal_core.annotations.ratings.disagreements` at this site.
     """
     clouds = []
     for fitted, kind in ((True, ""), (False, ", transfer")):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
+from refusal_core.exploration.refits import Change
 from refusal_core.figures.layers import QUESTIONS
 from refusal_core.figures.style import GREY, blank, site_axis
-from refusal_core.refits import Change
 
 
 def change(shown: Change) -> go.Figure:

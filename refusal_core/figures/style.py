@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from refusal_core.runs import Run
+from refusal_core.runs.store import Run
 from refusal_core.sites import site_short
 
 HARMFUL = "#D55E00"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from refusal_core.exploration.outliers import standardised
 from refusal_core.figures.style import HARMFUL, HARMLESS, blank, safe, site_axis
-from refusal_core.outliers import standardised
-from refusal_core.runs import Run
+from refusal_core.runs.store import Run
 
 END_OF_PROMPT = "end of prompt"
 ROW_HEIGHT = 17
@@ -25,7 +25,7 @@ def token_heatmap(
     """Each token of a prompt as a row, each site as a column, in a figure as tall as the prompt is long.
 
     The last row is the last token of the template, where directions are read. Colours are
-    :func:`~refusal_core.outliers.standardised`, so that layers compare, and the same for every prompt, so that prompts
+    :func:`.outliers.standardised`, so that layers compare, and the same for every prompt, so that prompts
     do: in the first layers tokens lie tens of standard deviations out, and a scale that reached there would leave the
     rest blank.
 

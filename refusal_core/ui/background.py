@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from refusal_core.errors import RefusalError
-from refusal_core.progress_file import WAITING
+from refusal_core.progress.file import WAITING
 from refusal_core.ui import jobs
 from refusal_core.ui.jobs import Command, Job
 from refusal_core.ui.layout import plain

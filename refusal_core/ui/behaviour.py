@@ -10,14 +10,14 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from refusal_core import behaviour
+from refusal_core.behaviour import measurement
+from refusal_core.behaviour.openings import OPENING_LABELS, OPENING_TOKENS, read_rules
 from refusal_core.errors import RefusalError
-from refusal_core.evidence import MOST_REDRAWN
+from refusal_core.evidence.evaluation import MOST_REDRAWN
+from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import behaviour as figures
 from refusal_core.figures.style import sent_often
-from refusal_core.openings import OPENING_LABELS, OPENING_TOKENS, read_rules
-from refusal_core.outliers import row_of
-from refusal_core.runs import ADDITIONS, Run
+from refusal_core.runs.store import ADDITIONS, Run
 from refusal_core.ui import address
 from refusal_core.ui.layout import chart, csv_button, identity, marked, sentences
 from refusal_core.ui.model import measure_here
@@ -47,7 +47,7 @@ def replies_of(run: Run) -> tuple[pd.DataFrame, tuple]:
     The page ends here, saying what to do, when there is none.
     """
     try:
-        found = behaviour.recorded(run)
+        found = measurement.recorded(run)
     except RefusalError as error:
         st.error("The behaviour kept with this run cannot be used.", icon=":material/error:")
         st.text(str(error))
@@ -57,8 +57,8 @@ def replies_of(run: Run) -> tuple[pd.DataFrame, tuple]:
             "How the model answers this run's prompts has not been measured yet. It needs the run's model:",
             icon=":material/forum:",
         )
-        st.code(f"python -m refusal_core {ADDITIONS[behaviour.BEHAVIOUR]} {run.run_id}", language=None)
-        measure_here(run, ADDITIONS[behaviour.BEHAVIOUR])
+        st.code(f"python -m refusal_core {ADDITIONS[measurement.BEHAVIOUR]} {run.run_id}", language=None)
+        measure_here(run, ADDITIONS[measurement.BEHAVIOUR])
         st.stop()
     table, manifest = found
     st.caption(f"Openings of at most {OPENING_TOKENS} tokens, written greedily by the run's model.")
@@ -102,8 +102,8 @@ def scatter(run: Run, table: pd.DataFrame, key: tuple, site: int) -> int | None:
 
 def over_layers(run: Run, table: pd.DataFrame, key: tuple, site: int) -> None:
     """Correlation and AUROC over the layers, within each label."""
-    numbers = _kept(key, behaviour.by_site, run, table)
-    st.markdown(sentences(behaviour.reading(run, table, numbers, site)))
+    numbers = _kept(key, measurement.by_site, run, table)
+    st.markdown(sentences(measurement.reading(run, table, numbers, site)))
     for column, (number, (_, _, explained)) in zip(st.columns(2), figures.NUMBERS.items(), strict=True):
         with column:
             st.caption(explained)
@@ -129,19 +129,19 @@ def calibration(run: Run, table: pd.DataFrame, key: tuple, site: int) -> None:
 
 def surprises(run: Run, table: pd.DataFrame, key: tuple) -> int | None:
     """The prompts whose reply is not their label's; returns the row of the run that was just chosen."""
-    return _prompt_list(run, _kept(key, behaviour.surprises, run, table), "behaviour_surprises")
+    return _prompt_list(run, _kept(key, measurement.surprises, run, table), "behaviour_surprises")
 
 
 def disagreements(run: Run, table: pd.DataFrame, key: tuple) -> int | None:
     """The prompts on which the measures differ; returns the row of the run that was just chosen."""
-    found = _kept(key, behaviour.disagreements, run, table)
+    found = _kept(key, measurement.disagreements, run, table)
     return _prompt_list(run, found, "behaviour_disagreements", ("refusal_log_odds",))
 
 
 def measures(run: Run, table: pd.DataFrame, key: tuple) -> None:
     """How far the three measures agree, and the rules that openings are named by."""
     st.dataframe(
-        _kept(key, behaviour.agreement, run, table).assign(same=lambda found: 100 * found["same"]),
+        _kept(key, measurement.agreement, run, table).assign(same=lambda found: 100 * found["same"]),
         column_config={
             "first": st.column_config.TextColumn("measure"),
             "second": st.column_config.TextColumn("and"),
@@ -189,7 +189,7 @@ def _prompt_list(run: Run, found: pd.DataFrame, name: str, extra: tuple[str, ...
 def _kept(
     key: tuple, made: Callable[[Run, pd.DataFrame], pd.DataFrame], _run: Run, _table: pd.DataFrame
 ) -> pd.DataFrame:
-    """What a function of :mod:`refusal_core.behaviour` makes of the replies, which is the same at every site."""
+    """What a function of :mod:`.measurement` makes of the replies, which is the same at every site."""
     return made(_run, _table)
 
 
@@ -205,4 +205,4 @@ def _at_layer(
 
 
 def _curve(run: Run, table: pd.DataFrame, site: int) -> go.Figure:
-    return figures.calibration(run, behaviour.calibration(run, table, site), site)
+    return figures.calibration(run, measurement.calibration(run, table, site), site)

@@ -7,15 +7,15 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from refusal_core import comparison
-from refusal_core.comparison import NUMBERS, Shared
 from refusal_core.errors import RunError
-from refusal_core.evidence import Evidence
+from refusal_core.evidence.evaluation import Evidence
+from refusal_core.exploration import comparison
+from refusal_core.exploration.comparison import NUMBERS, Shared
+from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import comparison as figures
 from refusal_core.figures.comparison import MOST_RUNS, Side
 from refusal_core.figures.style import sent_often
-from refusal_core.outliers import row_of
-from refusal_core.runs import Run
+from refusal_core.runs.store import Run
 from refusal_core.sites import relative_depth
 from refusal_core.ui import address
 from refusal_core.ui.frame import described_runs, listed, shared_run
@@ -71,7 +71,7 @@ def chosen_sides(run: Run) -> list[Side]:
 
 
 def tables_over_depth(compared: list[Side], evidence: list[Evidence | None]) -> list[pd.DataFrame]:
-    """Each run's :func:`~refusal_core.comparison.over_depth`."""
+    """Each run's :func:`~refusal_core.exploration.comparison.over_depth`."""
     return [_table(identity(side.run), side.run, found) for side, found in zip(compared, evidence, strict=True)]
 
 

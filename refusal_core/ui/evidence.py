@@ -7,10 +7,10 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core.errors import RunError
-from refusal_core.evidence import Evidence
+from refusal_core.evidence.evaluation import Evidence
 from refusal_core.figures.evidence import FIGURES, OVER_LAYERS, cosines
 from refusal_core.figures.style import sent_often
-from refusal_core.runs import Run
+from refusal_core.runs.store import Run
 from refusal_core.ui.layout import chart, identity, marked
 from refusal_core.ui.numbers import in_words
 

@@ -9,15 +9,15 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from refusal_core import effects, intervention
-from refusal_core.conditions import ABLATE, ADD, PLAIN, Condition
-from refusal_core.effects import MEASURES
+from refusal_core.behaviour.openings import OPENING_TOKENS
 from refusal_core.errors import PromptError, RefusalError
 from refusal_core.figures import intervention as figures
 from refusal_core.figures.style import sent_often
-from refusal_core.intervention import INTERVENTION, Tried, TriedPrompt
-from refusal_core.openings import OPENING_TOKENS
-from refusal_core.runs import ADDITIONS, Run
+from refusal_core.intervention import effects, experiment
+from refusal_core.intervention.conditions import ABLATE, ADD, PLAIN, Condition
+from refusal_core.intervention.effects import MEASURES
+from refusal_core.intervention.experiment import INTERVENTION, Tried, TriedPrompt
+from refusal_core.runs.store import ADDITIONS, Run
 from refusal_core.ui import address
 from refusal_core.ui.layout import chart, marked, plain, sentences
 from refusal_core.ui.model import OpenRun, measure_here, model_source, one_model
@@ -55,7 +55,7 @@ class Summary:
 def interventions_of(run: Run) -> tuple[pd.DataFrame, dict] | None:
     """The run's recorded interventions and their manifest; ``None``, having said what to do, when there are none."""
     try:
-        found = intervention.recorded(run)
+        found = experiment.recorded(run)
     except RefusalError as error:
         st.error("The interventions kept with this run cannot be used.", icon=":material/error:")
         st.text(str(error))

@@ -23,8 +23,8 @@ import psutil
 from filelock import FileLock
 
 from refusal_core.errors import RefusalError
-from refusal_core.known_models import models_folder
-from refusal_core.runs import cache_folder, writable_cache
+from refusal_core.models.known import models_folder
+from refusal_core.runs.store import cache_folder, writable_cache
 
 State = Literal["running", "done", "failed", "cancelled"]
 

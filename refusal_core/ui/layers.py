@@ -8,12 +8,12 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from refusal_core.exploration.outliers import row_of
+from refusal_core.exploration.published import published_table
 from refusal_core.figures.layers import SUMMARIES, eight_layers, three_questions
 from refusal_core.figures.panels import AXES, PANELS, linked
 from refusal_core.figures.style import sent_often
-from refusal_core.outliers import row_of
-from refusal_core.published import published_table
-from refusal_core.runs import Run
+from refusal_core.runs.store import Run
 from refusal_core.ui import address
 from refusal_core.ui.frame import site_picker
 from refusal_core.ui.layout import chart, csv_button, identity, layer_numbers, marked, plain

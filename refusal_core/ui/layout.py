@@ -12,8 +12,8 @@ import streamlit as st
 
 from refusal_core.figures.layers import QUESTIONS
 from refusal_core.figures.style import move_mark, sent_often
-from refusal_core.rendering import MIME, browser_found, image, page
-from refusal_core.runs import MANIFEST, Run, run_titles
+from refusal_core.runs.store import MANIFEST, Run, run_titles
+from refusal_core.sharing.rendering import MIME, browser_found, image, page
 from refusal_core.ui import address
 
 _OWN = "own_figures"

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from refusal_core.activations import batches
+from refusal_core.activations.reader import batches
 from refusal_core.errors import PromptError, RefusalError
-from refusal_core.prompts import read_texts
-from refusal_core.runs import Run
-from refusal_core.scoring import Score
+from refusal_core.pipeline.scoring import Score
+from refusal_core.prompts.sets import read_texts
+from refusal_core.runs.store import Run
 from refusal_core.ui.background import duration
 from refusal_core.ui.model import OneModel, OpenRun, T, one_model
 from refusal_core.ui.scores import score_table

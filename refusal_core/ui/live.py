@@ -8,14 +8,14 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from refusal_core.errors import PromptError, RefusalError
+from refusal_core.exploration.outliers import nearest_prompts
 from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.histograms import histogram
 from refusal_core.figures.style import LINE_COLOURS, safe
 from refusal_core.figures.tokens import COLOURS_END, token_heatmap
-from refusal_core.outliers import nearest_prompts
-from refusal_core.runs import Run
-from refusal_core.scoring import Score
-from refusal_core.suggestions import Contrast, contrasts
+from refusal_core.pipeline.scoring import Score
+from refusal_core.prompts.suggestions import Contrast, contrasts
+from refusal_core.runs.store import Run
 from refusal_core.ui import address
 from refusal_core.ui.layout import chart, plain, raw_units
 from refusal_core.ui.model import one_model

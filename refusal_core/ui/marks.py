@@ -5,11 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from refusal_core import marks
+from refusal_core.annotations import marks
+from refusal_core.annotations.marks import KINDS, Mark
 from refusal_core.errors import RefusalError
-from refusal_core.marks import KINDS, Mark
-from refusal_core.prompts import MOST_BYTES
-from refusal_core.runs import Run, cache_folder
+from refusal_core.prompts.sets import MOST_BYTES
+from refusal_core.runs.store import Run, cache_folder
 from refusal_core.ui import address
 from refusal_core.ui.outliers import read, step
 

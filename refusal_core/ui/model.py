@@ -13,11 +13,11 @@ import streamlit as st
 import torch
 
 from refusal_core.errors import RefusalError
-from refusal_core.intervention import TriedPrompt
-from refusal_core.known_models import KNOWN
-from refusal_core.models import ChatModel, is_available
-from refusal_core.runs import Run
-from refusal_core.scoring import Scorer, identify_for, load_model_for, model_of_run, opened_as
+from refusal_core.intervention.experiment import TriedPrompt
+from refusal_core.models.known import KNOWN
+from refusal_core.models.opening import ChatModel, is_available
+from refusal_core.pipeline.scoring import Scorer, identify_for, load_model_for, model_of_run, opened_as
+from refusal_core.runs.store import Run
 from refusal_core.ui.background import offer
 from refusal_core.ui.jobs import Command
 from refusal_core.ui.layout import plain

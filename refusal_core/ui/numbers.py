@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.column_config import Column, NumberColumn
 
-from refusal_core.effects import MEASURES
+from refusal_core.intervention.effects import MEASURES
 
 _ENDS = {
     "_band_low": ("controls from", "Lower end of the band in which 95 % of control directions fall."),

@@ -9,16 +9,16 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from refusal_core.behaviour import verdicts
+from refusal_core.annotations.marks import KINDS
+from refusal_core.behaviour.measurement import verdicts
 from refusal_core.errors import RunError
+from refusal_core.exploration.outliers import derived_band, nearest_prompts, ranks, row_of, search, twin_of
+from refusal_core.exploration.published import PUBLISHED_BAND, PUBLISHED_BAND_LAYER
 from refusal_core.figures import outliers as figures
 from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.style import LABEL_COLOUR
-from refusal_core.marks import KINDS
-from refusal_core.outliers import derived_band, nearest_prompts, ranks, row_of, search, twin_of
-from refusal_core.prompts import PROMPT_ID
-from refusal_core.published import PUBLISHED_BAND, PUBLISHED_BAND_LAYER
-from refusal_core.runs import Run
+from refusal_core.prompts.sets import PROMPT_ID
+from refusal_core.runs.store import Run
 from refusal_core.ui import address
 from refusal_core.ui.clicks import on_point
 from refusal_core.ui.layout import chart, csv_button, raw_units

@@ -7,13 +7,13 @@ import hashlib
 import pandas as pd
 import streamlit as st
 
-from refusal_core import raters, ratings
+from refusal_core.annotations import raters, ratings
+from refusal_core.annotations.ratings import Ratings
 from refusal_core.errors import RefusalError
+from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import ratings as figures
-from refusal_core.outliers import row_of
-from refusal_core.prompts import MOST_BYTES
-from refusal_core.ratings import Ratings
-from refusal_core.runs import Run
+from refusal_core.prompts.sets import MOST_BYTES
+from refusal_core.runs.store import Run
 from refusal_core.ui import address
 from refusal_core.ui.layout import chart, sentences
 from refusal_core.ui.numbers import in_words

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from refusal_core import refits
+from refusal_core.annotations.marks import prompts_marked
 from refusal_core.errors import RefusalError
+from refusal_core.exploration import refits
 from refusal_core.figures.refits import change as change_figure
-from refusal_core.marks import prompts_marked
-from refusal_core.pipeline import leave_out, original_of, refit_id
-from refusal_core.runs import ACTIVATIONS, LEFT_OUT, Run, cache_folder
+from refusal_core.pipeline.new_run import leave_out, original_of, refit_id
+from refusal_core.runs.store import ACTIVATIONS, LEFT_OUT, Run, cache_folder
 from refusal_core.ui import address
 from refusal_core.ui.background import offer
 from refusal_core.ui.frame import shared_run

@@ -9,12 +9,12 @@ from typing import Literal
 import pandas as pd
 import streamlit as st
 
-from refusal_core import runs
-from refusal_core.archives import import_run, pack_run
-from refusal_core.behaviour import BEHAVIOUR
+from refusal_core.behaviour.measurement import BEHAVIOUR
 from refusal_core.errors import RefusalError
-from refusal_core.intervention import INTERVENTION
-from refusal_core.runs import ADDITIONS, BrokenRun, RunSummary
+from refusal_core.intervention.experiment import INTERVENTION
+from refusal_core.runs import store
+from refusal_core.runs.store import ADDITIONS, BrokenRun, RunSummary
+from refusal_core.sharing.archives import import_run, pack_run
 from refusal_core.ui import address, jobs
 from refusal_core.ui.background import duration, how_it_ended, start_button, watch
 from refusal_core.ui.frame import described, listed, shared_run
@@ -139,7 +139,7 @@ def chosen_run(entry: RunSummary | BrokenRun) -> None:
         _delete(entry.run_id, _title(entry))
     if verify:
         try:
-            files = runs.verify_run(entry.run_id)
+            files = store.verify_run(entry.run_id)
             st.success(f"{len(files)} files match the manifest.", icon=":material/verified:")
         except RefusalError as error:
             _refused("This run is damaged.", error)
@@ -203,12 +203,12 @@ def _rename(entry: RunSummary) -> None:
         title = st.text_input(
             "Title",
             value=entry.title,
-            max_chars=runs.LONGEST_TITLE,
+            max_chars=store.LONGEST_TITLE,
             key=f"title_{entry.run_id}",
             help="Shown instead of the run's name, which stays: by it the same request finds the same run.",
         )
         if st.button("Keep this title", key=f"rename_{entry.run_id}"):
-            _done(lambda: runs.rename_run(entry.run_id, title), f"Renamed to {title}." if title else "Title removed.")
+            _done(lambda: store.rename_run(entry.run_id, title), f"Renamed to {title}." if title else "Title removed.")
 
 
 def _delete(name: str, title: str) -> None:
@@ -218,14 +218,14 @@ def _delete(name: str, title: str) -> None:
             "The folder goes, with all that was measured on this run, and does not come back."
             + (
                 " A run that came with the project is deleted like any other; only a fresh copy of the project has it."
-                if runs.cache_folder() == runs.DEFAULT_CACHE
+                if store.cache_folder() == store.DEFAULT_CACHE
                 else ""
             )
         )
         if st.button("Delete it", icon=":material/delete_forever:", type="primary", key=f"delete_{name}"):
             if address.view().run == name:
                 address.change(run=None, site=None, band=None, prompt=None)
-            _done(lambda: runs.delete_run(name), f"Deleted {title}.")
+            _done(lambda: store.delete_run(name), f"Deleted {title}.")
 
 
 def _done(do, said: str) -> None:

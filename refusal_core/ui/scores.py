@@ -8,8 +8,8 @@ from itertools import count
 import pandas as pd
 import streamlit as st
 
-from refusal_core.runs import Run
-from refusal_core.scoring import Score
+from refusal_core.pipeline.scoring import Score
+from refusal_core.runs.store import Run
 
 LOG_ODDS_HELP = "Log-odds that the reply opens with a token that refusals open with (I, As): a tendency, not a refusal."
 

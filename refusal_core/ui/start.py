@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.devices import DTYPES
 from refusal_core.errors import RefusalError
-from refusal_core.known_models import KNOWN
-from refusal_core.models import QUANTISED
-from refusal_core.plan import Plan, Request, check
-from refusal_core.prompts import CONTRAST_SETS, LABELS, MINIMUM_PER_LABEL, READABLE, TOKEN_LIMIT
+from refusal_core.models.devices import DTYPES
+from refusal_core.models.known import KNOWN
+from refusal_core.models.opening import QUANTISED
+from refusal_core.pipeline.plan import Plan, Request, check
+from refusal_core.prompts.sets import CONTRAST_SETS, LABELS, MINIMUM_PER_LABEL, READABLE, TOKEN_LIMIT
 from refusal_core.ui import jobs
 from refusal_core.ui.background import offer
 from refusal_core.ui.jobs import Command
 from refusal_core.ui.layout import plain
 from refusal_core.ui.model import fetch_command
-from refusal_core.uploads import keep_upload
+from refusal_core.ui.uploads import keep_upload
 
 _OTHER = "another model"
 _BUNDLED, _TYPED, _UPLOADED = "bundled", "from the hub or this machine", "an uploaded file"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.export import export_zip
-from refusal_core.runs import DIRECTIONS, Run
-from refusal_core.snippets import transformer_lens_snippet, transformers_snippet
+from refusal_core.runs.store import DIRECTIONS, Run
+from refusal_core.sharing.export import export_zip
+from refusal_core.sharing.snippets import transformer_lens_snippet, transformers_snippet
 from refusal_core.ui import address
 
 

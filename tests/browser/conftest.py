@@ -15,10 +15,10 @@ import pytest
 from driving import ROOT, TITLES, served
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from refusal_core import behaviour
-from refusal_core.models import load_model
-from refusal_core.openings import read_rules
-from refusal_core.runs import Run, open_run
+from refusal_core.behaviour import measurement
+from refusal_core.behaviour.openings import read_rules
+from refusal_core.models.opening import load_model
+from refusal_core.runs.store import Run, open_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Streamlit asks for these below a page's own address first, and then where they are.
@@ -62,7 +62,7 @@ def cache(
     shutil.copytree(planted_run.path, folder / planted_run.run_id)
     shutil.copytree(tiny_run.path, folder / tiny_run.run_id)
     made = open_run(tiny_run.run_id, folder)
-    behaviour.record(made, load_model(tiny_folder, dtype="float32", device="cpu"), read_rules())
+    measurement.record(made, load_model(tiny_folder, dtype="float32", device="cpu"), read_rules())
     return folder
 
 

@@ -11,8 +11,8 @@ from driving import is_read, let_settle, query, until
 from playwright.sync_api import expect
 from synthetic import HOSTILE, RUN, SECOND_RUN, save_second_run
 
-from refusal_core import comparison
-from refusal_core.runs import open_run
+from refusal_core.exploration import comparison
+from refusal_core.runs.store import open_run
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from playwright.sync_api import expect
 from synthetic import HOSTILE, N_LAYERS
 from synthetic import RUN as SYNTHETIC
 
-from refusal_core import raters
-from refusal_core.models import load_model
-from refusal_core.runs import open_run
-from refusal_core.scoring import score
+from refusal_core.annotations import raters
+from refusal_core.models.opening import load_model
+from refusal_core.pipeline.scoring import score
+from refusal_core.runs.store import open_run
 
 SHIPPED = "qwen2.5-coder-1.5b-instruct--pairs--256x256--2002dce3--float32"
 

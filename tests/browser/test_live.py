@@ -14,16 +14,16 @@ from driving import ROOT, let_settle, letters, query, served, until
 from playwright.sync_api import Page, expect
 from synthetic import HOSTILE
 
-from refusal_core.models import load_model, models_folder
-from refusal_core.runs import Run, open_run
-from refusal_core.scoring import score
-from refusal_core.suggestions import contrasts
+from refusal_core.models.opening import load_model, models_folder
+from refusal_core.pipeline.scoring import score
+from refusal_core.prompts.suggestions import contrasts
+from refusal_core.runs.store import Run, open_run
 
 SITE = 2
 DELAY = 4
 WITH_A_DELAY = f"""
 import sys, time
-from refusal_core.scoring import Scorer
+from refusal_core.pipeline.scoring import Scorer
 plain = Scorer.score
 def score(self, text):
     time.sleep({DELAY} if "slowly" in text else 0)

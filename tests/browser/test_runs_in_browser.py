@@ -21,8 +21,8 @@ from playwright.sync_api import Page, expect
 from synthetic import HOSTILE
 from synthetic import RUN as SYNTHETIC
 
-from refusal_core import runs
-from refusal_core.archives import pack_run
+from refusal_core.runs import store
+from refusal_core.sharing.archives import pack_run
 from refusal_core.ui.jobs import Command
 
 SENT = "sent--pairs--16x16--00000000--float32"
@@ -92,7 +92,7 @@ def pick(page: Page, key: str, option: str | re.Pattern) -> None:
 
 
 def test_a_run_is_started_watched_cancelled_gone_on_with_opened_renamed_and_deleted(open_page, cache, tiny_folder):
-    before = {summary.run_id for summary in runs.list_runs(cache)[0]}
+    before = {summary.run_id for summary in store.list_runs(cache)[0]}
     page = open_page("Runs")
     page.get_by_role("tab", name="Start a run").click()
     pick(page, "runs_model", "another model")
@@ -122,13 +122,13 @@ def test_a_run_is_started_watched_cancelled_gone_on_with_opened_renamed_and_dele
     expect(page.get_by_text("running for").first).to_be_visible(timeout=PATIENCE)
     page.get_by_role("button", name="Cancel").first.click()
     expect(page.get_by_text("started again, it goes on there")).to_be_visible(timeout=PATIENCE)
-    assert {summary.run_id for summary in runs.list_runs(cache)[0]} == before
+    assert {summary.run_id for summary in store.list_runs(cache)[0]} == before
 
     # Other tests' jobs have ended before this one: its own is told by the button that opens the run it made.
     page.get_by_role("button", name="Go on").click()
     opens = page.locator("[class*=st-key-open_run-] button")
     expect(opens).to_be_visible(timeout=PATIENCE)
-    (made,) = {summary.run_id for summary in runs.list_runs(cache)[0]} - before
+    (made,) = {summary.run_id for summary in store.list_runs(cache)[0]} - before
     opens.click()
     expect(page.locator("h1")).to_have_text("Refusal directions", timeout=PATIENCE)
     until(page, lambda: query(page).get("run") == made)
@@ -145,7 +145,7 @@ def test_a_run_is_started_watched_cancelled_gone_on_with_opened_renamed_and_dele
     heading = page.get_by_role("heading").filter(has_text="Nine").first
     expect(heading).to_be_visible(timeout=PATIENCE)
     until(page, lambda: letters(heading.evaluate("element => element.textContent")) == TITLE)
-    assert runs.run_titles(cache) == {made: TITLE}
+    assert store.run_titles(cache) == {made: TITLE}
     let_settle(page)
     page.get_by_role("button", name="Delete", exact=True).click()
     assert (cache / made).exists()
@@ -169,7 +169,7 @@ def test_a_wrong_hash_is_refused_and_a_good_run_taken_in_and_opened(open_page, c
         expect(page.locator("h1")).to_have_text("Refusal directions", timeout=PATIENCE)
         until(page, lambda: query(page).get("run") == SENT)
     finally:
-        runs.delete_run(SENT, cache)
+        store.delete_run(SENT, cache)
 
 
 def test_what_is_downloaded_is_the_whole_run(open_page, cache):
@@ -244,12 +244,12 @@ def test_a_job_goes_on_while_the_server_is_restarted(open_page, cache, tiny_fold
         expect(page.locator("h1")).to_have_text("Refusal directions", timeout=PATIENCE)
         # A page that still loads parts of itself would find the server gone.
         page.context.close()
-    assert len(runs.list_runs(own)[0]) == 2
+    assert len(store.list_runs(own)[0]) == 2
 
 
 def test_a_hostile_title_is_text(open_page, cache):
     title = "<b>a</b> **b** $c$ https://example.com www.example.com d@example.com"
-    runs.rename_run(SYNTHETIC, title, cache)
+    store.rename_run(SYNTHETIC, title, cache)
     try:
         page = open_page("Runs", run=SYNTHETIC)
         let_settle(page)
@@ -257,4 +257,4 @@ def test_a_hostile_title_is_text(open_page, cache):
         until(page, lambda: heading.text_content().replace("\u2060", "") == title)
         assert page.locator("[data-testid=stMain] h3 :is(b, strong, .katex), a[href*='example.com']").count() == 0
     finally:
-        runs.rename_run(SYNTHETIC, "", cache)
+        store.rename_run(SYNTHETIC, "", cache)

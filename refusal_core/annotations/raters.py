@@ -1,0 +1,133 @@
+"""Ratings that people make in the dashboard: one file a rater, outside any run, on disk before the next prompt.
+
+They are kept by prompt, so every run on the same prompts can use them. A rater's prompts come in an order of their own,
+which is the same whenever they come back.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import tempfile
+import unicodedata
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock
+
+from refusal_core.annotations.ratings import COLUMNS, Ratings, combined, read_ratings
+from refusal_core.errors import RatingError, RefusalError
+from refusal_core.prompts.sets import slug
+from refusal_core.runs.store import Run, cache_folder, writable_cache
+
+QUESTION = "How harmful would it be to do what this prompt asks for?"
+SCALE = {1: "harmless", 2: "hardly", 3: "slightly", 4: "somewhat", 5: "clearly", 6: "very", 7: "extremely"}
+"""What each rating means."""
+LONGEST_NAME = 60
+_FOLDER = ".ratings"
+
+
+def rater_name(typed: str) -> str:
+    """A rater's name as it is kept: blanks around it and double ones left out.
+
+    Raises:
+        RatingError: when it is empty, too long or not printable.
+    """
+    name = " ".join(unicodedata.normalize("NFC", typed).split())
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise RatingError(f"expected a name of 1 to {LONGEST_NAME} printable characters, found {typed!r:.90}")
+    return name
+
+
+def rate(rater: str, prompt_id: str, text: str, rating: int, cache: str | Path | None = None) -> None:
+    """Keep a rating; it is on disk when this returns. An earlier one of the prompt by this rater is replaced.
+
+    Raises:
+        RefusalError: when it cannot be kept, or the rater's file cannot be read.
+    """
+    if rating not in SCALE:
+        raise RatingError(f"expected a rating from {min(SCALE)} to {max(SCALE)}, found {rating!r:.20}")
+    path = _path(rater, writable_cache(cache))
+    try:
+        path.parent.mkdir(exist_ok=True)
+        # One rater in two tabs.
+        with FileLock(path.with_suffix(".lock")):
+            rows = {row[0]: row for row in rated_by(rater, cache).table.itertuples(index=False, name=None)}
+            name = next(iter(rows.values()))[2] if rows else rater_name(rater)
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            rows[prompt_id] = (prompt_id, text, name, rating, now)
+            _write(path, [(*row[:3], f"{row[3]:g}", row[4]) for row in rows.values()])
+    except OSError as error:
+        raise RatingError(f"the rating cannot be kept in {path.parent} ({error.strerror})") from error
+
+
+def rated_by(rater: str, cache: str | Path | None = None) -> Ratings:
+    """A rater's ratings, the prompt that was rated first, first; empty for someone new.
+
+    Raises:
+        RefusalError: when the rater's file cannot be read.
+    """
+    return _read(_path(rater, cache_folder(cache)))
+
+
+def all_ratings(cache: str | Path | None = None) -> Ratings:
+    """The ratings of everyone.
+
+    Raises:
+        RefusalError: naming the first file that cannot be read.
+    """
+    found = sorted((cache_folder(cache) / _FOLDER).glob("[!.]*.csv"))
+    return combined([_nobody(), *(_read(path) for path in found)])
+
+
+def order(run: Run, rater: str) -> list[int]:
+    """The run's prompts by row, each once, in the rater's order: by digest, so that no label or pair shows in it."""
+    rows = run.prompts["prompt_id"].drop_duplicates()
+    return [int(row) for row in rows.map(lambda prompt_id: _digest(f"{_key(rater)}\n{prompt_id}")).sort_values().index]
+
+
+def _read(path: Path) -> Ratings:
+    if path.is_symlink():
+        raise RatingError(f"{path.name} in {path.parent} is a link, and links are not followed; remove it")
+    try:
+        return read_ratings(path) if path.exists() else _nobody()
+    except RefusalError as error:
+        raise RatingError(f"ratings kept in {path.parent} cannot be used: {error}; mend or remove that file") from error
+
+
+def _nobody() -> Ratings:
+    return Ratings(pd.DataFrame({name: pd.Series(dtype=float if name == "rating" else object) for name in COLUMNS}))
+
+
+def _path(rater: str, cache: Path) -> Path:
+    """A file name made of letters, digits, dots and dashes whatever the rater is called."""
+    key = _key(rater)
+    return cache / _FOLDER / f"{slug(key)}-{_digest(key)[:12]}.csv"
+
+
+def _key(rater: str) -> str:
+    """What names of one person have in common."""
+    return unicodedata.normalize("NFKC", rater_name(rater)).casefold()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write(path: Path, rows: list[tuple]) -> None:
+    """Replace a file with a whole one; whoever reads it meanwhile, or a power cut, finds the old one."""
+    text = io.StringIO(newline="")
+    csv.writer(text, quoting=csv.QUOTE_MINIMAL, lineterminator="\n").writerows([COLUMNS, *rows])
+    handle, beside = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.getvalue().encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,290 @@
+"""How harmful people find a run's prompts, against where those project.
+
+Ratings join a run by prompt: those made in the dashboard (:mod:`refusal_core.annotations.raters`) or any csv with a
+rating column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import krippendorff
+import numpy as np
+import pandas as pd
+
+from refusal_core.analysis.resampling import bootstrap_counts, correlation_interval, draw_ranks
+from refusal_core.errors import RatingError
+from refusal_core.prompts.sets import TEXT_COLUMNS, decode, find_column, identified, prompt_groups, read_csv, small_file
+from refusal_core.runs.store import Run
+
+COLUMNS = ("prompt_id", "text", "rater", "rating", "rated_at")
+GROUPS = ("all", "harmful", "harmless", "transfer")
+"""Which prompts are compared; see :func:`by_site`."""
+MINIMUM = 5
+MOST_VALUES = 101
+"""Different ratings on a scale whose raters can be said to agree: up to those of a slider from 0 to 100."""
+_LARGEST = 1e9
+
+
+@dataclass(frozen=True, eq=False)
+class Ratings:
+    """Who rated which prompt how.
+
+    Attributes:
+        table: one row a rater and prompt with the columns ``prompt_id, text, rater, rating, rated_at``.
+        blank: rows without a rating, which are left out.
+        repeated: ratings that their rater gave again later; the last one counts.
+        elsewhere: ratings left out by :func:`of_run`.
+    """
+
+    table: pd.DataFrame
+    blank: int = 0
+    repeated: int = 0
+    elsewhere: int = 0
+
+    @property
+    def n_prompts(self) -> int:
+        return self.table["prompt_id"].nunique()
+
+    @property
+    def n_raters(self) -> int:
+        return self.table["rater"].nunique()
+
+
+def read_ratings(
+    source: str | Path | BinaryIO, rating_column: str | None = None, rater_column: str | None = None
+) -> Ratings:
+    """Read a csv of ratings: a ``rating`` column, a ``prompt_id`` or text column, and where there is one ``rater``.
+
+    Without a rater column all of it is one rater's, who is called by the file's name. A row without a rating is counted
+    and left out, as surveys leave gaps; of several ratings of a prompt by one rater the last row counts.
+
+    Args:
+        source: a file's path or an open file.
+        rating_column, rater_column: where they are not called ``rating`` and ``rater``.
+
+    Raises:
+        RefusalError: when it cannot be read, naming the row.
+    """
+    content, name = small_file(source)
+    frame = read_csv(decode(content, name), name)
+    rating_name = find_column(frame, rating_column, ("rating",), name, "rating")
+    by_name = {str(column).strip().lower(): column for column in frame.columns}
+    if rater_column is not None:
+        find_column(frame, rater_column, (), name, "rater")
+    rater_name = rater_column or by_name.get("rater")
+    id_name = by_name.get("prompt_id")
+    text_name = next((by_name[usual] for usual in TEXT_COLUMNS if usual in by_name), None)
+    if id_name is None and text_name is None:
+        raise RatingError(
+            f"{name}: expected a prompt_id or a text column to join by, found {', '.join(map(str, frame.columns))}"
+        )
+    rows, blank = [], 0
+    for place, record in enumerate(frame.to_dict("records"), start=1):
+        where = f"{name}, row {place}"
+        if not record[rating_name].strip():
+            blank += 1
+            continue
+        rater = record[rater_name].strip() if rater_name else Path(name).stem
+        if not rater:
+            raise RatingError(f"{where}: expected a rater in column {rater_name!r}, found none")
+        text = record[text_name] if text_name else ""
+        found = identified(record[id_name] if id_name else "", text, where)
+        rows.append((found, text, rater, _rating(record[rating_name], where), record.get("rated_at", "")))
+    return combined([Ratings(pd.DataFrame(rows, columns=list(COLUMNS)).astype({"rating": float}), blank)])
+
+
+def columns(source: str | Path | BinaryIO) -> list[str]:
+    """The names of a csv's columns.
+
+    Raises:
+        RefusalError: when it cannot be read.
+    """
+    content, name = small_file(source)
+    return [str(column) for column in read_csv(decode(content, name), name).columns]
+
+
+def combined(parts: Sequence[Ratings]) -> Ratings:
+    """Ratings of several files as one; of several ratings of a prompt by one rater the last counts."""
+    table = pd.concat([part.table for part in parts], ignore_index=True)
+    once = table.drop_duplicates(["prompt_id", "rater"], keep="last", ignore_index=True)
+    repeated = sum(part.repeated for part in parts) + len(table) - len(once)
+    return Ratings(once, sum(part.blank for part in parts), repeated)
+
+
+def of_run(run: Run, ratings: Ratings) -> Ratings:
+    """The ratings of a run's prompts; those of others are counted in ``elsewhere``."""
+    known = ratings.table["prompt_id"].isin(run.prompts["prompt_id"])
+    return replace(ratings, table=ratings.table[known].reset_index(drop=True), elsewhere=int((~known).sum()))
+
+
+def to_csv(ratings: Ratings) -> bytes:
+    """The ratings as a csv that :func:`read_ratings` reads, without anything that a run says of the prompts."""
+    return ratings.table.to_csv(index=False).encode()
+
+
+def write_csv(ratings: Ratings, path: str | Path) -> None:
+    """Write :func:`to_csv` into a file.
+
+    Raises:
+        RatingError: when it cannot be written.
+    """
+    try:
+        Path(path).expanduser().write_bytes(to_csv(ratings))
+    except OSError as error:
+        raise RatingError(f"the ratings cannot be written to {path} ({error.strerror})") from error
+
+
+def mean_ratings(run: Run, ratings: Ratings) -> np.ndarray:
+    """``(prompt,)`` mean rating over raters, as they gave them; NaN where a prompt was not rated."""
+    # In one order, since a sum's last digit decides what is tied.
+    table = ratings.table.sort_values(["prompt_id", "rater"])
+    return run.prompts["prompt_id"].map(table.groupby("prompt_id")["rating"].mean()).to_numpy(dtype=float)
+
+
+def rows_of(run: Run, group: str) -> np.ndarray:
+    """``(prompt,)`` bool: the prompts of one of :data:`GROUPS`."""
+    if group == "all":
+        return np.ones(len(run.prompts), dtype=bool)
+    return ~run.rows() if group == "transfer" else run.rows(group)
+
+
+def by_site(run: Run, ratings: Ratings, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """How projection goes with rating at every site: Spearman's rho with 95 % bootstrap intervals over prompts.
+
+    Four groups of rated prompts answer different questions. ``all``, fitted and transfer prompts together: a direction
+    fitted on labels that raters agree with is bound to do well here. ``harmful`` and ``harmless``, fitted prompts of
+    one label: what projection says beyond the label. ``transfer``: the
+    prompts that no direction was fitted on, labels together; the only group that is held out.
+
+    Raters are held fixed: with few of them, intervals for other raters would be wider.
+
+    Returns:
+        ``site, group, rho, rho_low, rho_high, n``; NaN with fewer than five rated prompts, or where nothing varies.
+    """
+    rng = np.random.default_rng(seed)
+    means = mean_ratings(run, ratings)
+    rows: list[tuple] = []
+    for group in GROUPS:
+        chosen = rows_of(run, group) & np.isfinite(means)
+        n = int(chosen.sum())
+        if n < MINIMUM:
+            rows.extend((site, group, np.nan, np.nan, np.nan, n) for site in range(run.n_sites))
+            continue
+        # Twins are drawn together where both labels are compared.
+        prompts = run.prompts[chosen]
+        counts = bootstrap_counts(prompts["label"].eq("harmful").to_numpy(), prompt_groups(prompts), draws, rng)
+        counts = np.vstack([np.ones(n), counts])
+        ranks = draw_ranks(np.broadcast_to(means[chosen], counts.shape), counts)
+        for site in range(run.n_sites):
+            rows.append((site, group, *correlation_interval(run.projections[chosen, site], ranks, counts), n))
+    return pd.DataFrame(rows, columns=["site", "group", "rho", "rho_low", "rho_high", "n"])
+
+
+def strongest(numbers: pd.DataFrame) -> pd.DataFrame:
+    """The site with the highest rho of each group of :func:`by_site` that has one."""
+    known = numbers.dropna(subset="rho")
+    return known.loc[known.groupby("group", sort=False)["rho"].idxmax()]
+
+
+def agreement(ratings: Ratings) -> float:
+    """Krippendorff's alpha of ordinal ratings (Krippendorff 2011): 1 when raters agree, 0 as by chance.
+
+    NaN without a prompt that two raters rated, when all ratings are the same, or with more than :data:`MOST_VALUES`
+    different ones.
+    """
+    shared = ratings.table[ratings.table["prompt_id"].duplicated(keep=False)]
+    if not 2 <= shared["rating"].nunique() <= MOST_VALUES:
+        return float("nan")
+    counts = pd.crosstab(shared["prompt_id"], shared["rating"]).to_numpy()
+    return float(krippendorff.alpha(value_counts=counts, level_of_measurement="ordinal"))
+
+
+def account(ratings: Ratings) -> str:
+    """What was rated by whom, how far the raters agree, and what is not compared, in words."""
+    raters = f"{ratings.n_raters} rater{'s' * (ratings.n_raters != 1)}"
+    said = [f"{ratings.n_prompts} of this run's prompts are rated, by {raters}."]
+    alpha = agreement(ratings)
+    if np.isfinite(alpha):
+        said.append(f"Krippendorff's α = {alpha:.2f} (ordinal; 1: raters agree, 0: as by chance).")
+    elif ratings.n_raters > 1:
+        said.append("How far they agree cannot be said: too few prompts in common, or no common scale.")
+    return " ".join([*said, left_out(ratings)]).strip()
+
+
+def left_out(ratings: Ratings) -> str:
+    """What of the ratings is not compared, in words; empty when all of it is."""
+    said = []
+    for count, what in (
+        (ratings.elsewhere, "of prompts that this run does not have, left out"),
+        (ratings.repeated, "given again by the same rater: the last one counts"),
+        (ratings.blank, "left blank"),
+    ):
+        if count:
+            said.append(f"{count} rating{'s' * (count != 1)} {what}.")
+    return " ".join(said)
+
+
+_WHERE = {
+    "all": "Over all rated prompts",
+    "harmful": "Within the harmful prompts",
+    "harmless": "Within the harmless prompts",
+    "transfer": "On the transfer sets, which no direction was fitted on",
+}
+
+
+def reading(run: Run, numbers: pd.DataFrame, site: int) -> str:
+    """What the ratings say at a site, in words.
+
+    Args:
+        numbers: of :func:`by_site`.
+    """
+    said = []
+    for row in numbers[numbers["site"].eq(site)].itertuples():
+        number = f"ρ = {row.rho:.2f} ({row.rho_low:.2f} to {row.rho_high:.2f}, {row.n} prompts)"
+        if row.n < MINIMUM:
+            finding = f"{row.n} are rated, too few to compare"
+        elif np.isnan(row.rho):
+            finding = "nothing varies that could be compared"
+        elif row.rho_low > 0:
+            finding = f"those further along the direction are rated higher, {number}"
+        elif row.rho_high < 0:
+            finding = f"those further along the direction are rated lower, {number}"
+        else:
+            finding = f"a link of projection and rating is not distinguishable from chance, {number}"
+        said.append(f"{_WHERE[row.group]}: {finding}.")
+    return f"At {run.site_label(site)}. {' '.join(said)}"
+
+
+def disagreements(run: Run, ratings: Ratings, site: int) -> pd.DataFrame:
+    """The rated prompts, those first whose rating and projection at a site differ most in rank.
+
+    Returns:
+        The run's prompt columns with ``rating`` (mean), ``n_raters``, ``projection``, ``rating_rank`` and
+        ``projection_rank`` (percent of the rated prompts, ties in the middle) and ``difference`` of the two, positive
+        where people find a prompt more harmful than its projection says; index as in ``run.prompts``.
+    """
+    counts = ratings.table.groupby("prompt_id").size()
+    table = run.prompts.assign(
+        rating=mean_ratings(run, ratings),
+        n_raters=run.prompts["prompt_id"].map(counts),
+        projection=run.projections[:, site],
+    )
+    table = table[table["rating"].notna()].astype({"n_raters": int})
+    for number in ("rating", "projection"):
+        table[f"{number}_rank"] = 100 * (table[number].rank() - 0.5) / len(table)
+    table["difference"] = table["rating_rank"] - table["projection_rank"]
+    return table.loc[table["difference"].abs().sort_values(ascending=False, kind="stable").index]
+
+
+def _rating(value: str, where: str) -> float:
+    try:
+        rating = float(value)
+    except ValueError:
+        rating = float("nan")
+    if not abs(rating) <= _LARGEST:
+        raise RatingError(f"{where}: expected a number as rating, found {value!r:.60}")
+    return rating

@@ -1,0 +1,272 @@
+"""What the model does with a run's prompts: how likely it is to refuse, and how its replies open.
+
+Three measures, which need not agree: the first reply token (refusal log-odds, Arditi et al. 2024, already in the run),
+whole refusal phrases, and the greedy opening read by rules. Only short openings are kept, never replies.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import cohen_kappa_score
+
+from refusal_core.analysis.resampling import (
+    draw_correlation,
+    draw_prompts,
+    interval,
+    rank_auroc,
+    sample_groups,
+    value_ranks,
+)
+from refusal_core.behaviour.openings import OPENING_TOKENS, OpeningRules
+from refusal_core.errors import RunError
+from refusal_core.evidence.evaluation import MOST_REDRAWN
+from refusal_core.models.opening import ChatModel
+from refusal_core.progress import Progress, no_progress
+from refusal_core.runs.store import Run, read_addition, save_addition, writable_cache
+
+BEHAVIOUR = "behaviour"
+_COLUMNS = {"prompt_id", "phrase_log_odds", "opening", "opening_label"}
+MEASURES = ("first token", "whole phrases", "opening rules")
+"""The three ways in which a prompt can count as refused; see :func:`refused`."""
+
+
+def record(run: Run, chat_model: ChatModel, rules: OpeningRules, progress: Progress = no_progress) -> pd.DataFrame:
+    """Measure how the model answers every prompt of a run, and keep it beside the run.
+
+    Returns:
+        One row a prompt: ``prompt_id, phrase_log_odds, opening, opening_label``. Of a model that thinks before it
+        replies, what follows its thinking.
+    """
+    # The engine imports torch; what was measured is read without.
+    from refusal_core.behaviour.replies import THINKING_TOKENS, read_replies
+    from refusal_core.pipeline.scoring import reader_for
+
+    # Not after minutes of work.
+    writable_cache(run.path.parent)
+    started = time.perf_counter()
+    replies = read_replies(reader_for(run, chat_model), run.prompts["text"].tolist(), rules.phrases, progress)
+    table = pd.DataFrame(
+        {
+            "prompt_id": run.prompts["prompt_id"],
+            "phrase_log_odds": replies.phrase_log_odds,
+            "opening": replies.opening,
+            "opening_label": [rules.label(opening) for opening in replies.opening],
+        }
+    )
+    manifest = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "compute": {"device": chat_model.device, "dtype": chat_model.dtype},
+        "opening_tokens": OPENING_TOKENS,
+        "thinking": None if replies.unclosed is None else {"limit": THINKING_TOKENS, "unclosed": replies.unclosed},
+        "rules": {"sha256": rules.sha256, "phrases": list(rules.phrases)},
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "timings": {"seconds": round(time.perf_counter() - started, 3)},
+    }
+    save_addition(run, BEHAVIOUR, table, manifest)
+    return table
+
+
+def relabelled(run: Run, rules: OpeningRules) -> pd.DataFrame | None:
+    """The recorded behaviour with its openings read by other rules, kept in place of what was there.
+
+    Returns ``None``, and changes nothing, when there is none or the rules ask for other phrases: those need the model.
+    """
+    found = recorded(run)
+    if found is None or found[1]["rules"]["phrases"] != list(rules.phrases):
+        return None
+    table, manifest = found
+    table = table.assign(opening_label=[rules.label(opening) for opening in table["opening"]])
+    manifest["rules"]["sha256"] = rules.sha256
+    save_addition(run, BEHAVIOUR, table, manifest)
+    return table
+
+
+def recorded(run: Run) -> tuple[pd.DataFrame, dict] | None:
+    """The behaviour kept beside a run and its manifest, or ``None`` when it was not measured.
+
+    Raises:
+        RunError: when it is damaged or of other prompts.
+    """
+    found = read_addition(run, BEHAVIOUR)
+    if found is None:
+        return None
+    table, manifest = found
+    rules = manifest.get("rules")
+    if not set(table.columns) >= _COLUMNS or not isinstance(rules, dict) or not isinstance(rules.get("phrases"), list):
+        raise RunError(f"run {run.run_id!r}: {BEHAVIOUR} lacks columns or the rules it was read by; measure it again")
+    if table["prompt_id"].tolist() != run.prompts["prompt_id"].tolist():
+        raise RunError(f"run {run.run_id!r}: {BEHAVIOUR}.parquet is of other prompts; measure it again")
+    return found
+
+
+def refused(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """Whether each prompt was refused, by each of :data:`MEASURES`: ``(prompt, measure)`` bool.
+
+    A log-odds above 0 counts as refused, for the first token and for phrases.
+    """
+    return pd.DataFrame(
+        {
+            "first token": run.prompts["refusal_log_odds"].to_numpy() > 0,
+            "whole phrases": table["phrase_log_odds"].to_numpy() > 0,
+            "opening rules": table["opening_label"].eq("refuses").to_numpy(),
+        }
+    )
+
+
+def verdicts(run: Run) -> tuple[pd.Series, str]:
+    """Whether the model refuses each prompt of a run, and how that is known, in words.
+
+    By how its replies open where that was recorded, else by the sign of the refusal
+    log-odds, which is only a tendency.
+
+    Raises:
+        RunError: when what was recorded is damaged.
+    """
+    found = recorded(run)
+    if found is not None:
+        return found[0]["opening_label"].eq("refuses").set_axis(run.prompts.index), "by how the recorded replies open"
+    return run.prompts["refusal_log_odds"].gt(0), "by the sign of the refusal log-odds: replies were not recorded"
+
+
+def agreement(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """How far the measures agree on the fitted prompts: Cohen's kappa (Cohen 1960) and shared verdicts, pair by pair.
+
+    Returns:
+        ``first, second, kappa, same`` with ``same`` the share of prompts; kappa is NaN where a measure is constant.
+    """
+    verdicts = refused(run, table)[run.rows()]
+    rows = []
+    for place, first in enumerate(MEASURES):
+        for second in MEASURES[place + 1 :]:
+            varies = verdicts[first].nunique() > 1 and verdicts[second].nunique() > 1
+            kappa = cohen_kappa_score(verdicts[first], verdicts[second]) if varies else np.nan
+            rows.append((first, second, kappa, float((verdicts[first] == verdicts[second]).mean())))
+    return pd.DataFrame(rows, columns=["first", "second", "kappa", "same"])
+
+
+def by_site(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """How projection goes with refusing at every site, within each label of the fitted prompts.
+
+    Spearman's rho of projection and phrase log-odds, and the AUROC with which projection tells prompts whose opening
+    refuses from the others, with 95 % bootstrap intervals over prompts; the direction is held fixed, since it was
+    fitted on labels and not on replies. Of a label with more than ``MOST_REDRAWN`` prompts
+    the numbers are of all, the intervals of a sample of so many, refused and other prompts in proportion.
+
+    Returns:
+        ``site, label, rho, rho_low, rho_high, auroc, auroc_low, auroc_high, n, n_refused``; NaN where a label has
+        fewer than three refused or answered prompts, or nothing varies.
+    """
+    rng = np.random.default_rng(seed)
+    log_odds = table["phrase_log_odds"].to_numpy()
+    refuses = refused(run, table)["opening rules"].to_numpy()
+    tables = []
+    for label in ("harmful", "harmless"):
+        every = np.flatnonzero(run.rows(label))
+        n, n_refused = len(every), int(refuses[every].sum())
+        sample = every[sample_groups(refuses[every], np.arange(n), MOST_REDRAWN, rng)]
+        points, drawn = (
+            _with_refusing(run.projections[rows], log_odds[rows], refuses[rows], counts)
+            for rows, counts in ((every, np.ones((1, n))), (sample, draw_prompts(len(sample), draws, rng)[1:]))
+        )
+        found = pd.DataFrame({"site": range(run.n_sites), "label": label})
+        for number, (name, lowest) in enumerate((("rho", -1.0), ("auroc", 0.0))):
+            point = points[number, 0]
+            if name == "auroc" and min(n_refused, n - n_refused) < 3:
+                point = np.full_like(point, np.nan)
+            found[name] = point
+            found[f"{name}_low"], found[f"{name}_high"] = interval(drawn[number], point, lowest, 1.0)
+        tables.append(found.assign(n=n, n_refused=n_refused))
+    return pd.concat(tables, ignore_index=True)
+
+
+def reading(run: Run, table: pd.DataFrame, numbers: pd.DataFrame, site: int) -> str:
+    """What the replies say, in words: how much is refused, and whether projection at a site goes with it.
+
+    Args:
+        numbers: of :func:`by_site`.
+    """
+    refuses = refused(run, table)["opening rules"].to_numpy()
+    shares = [f"{100 * refuses[run.rows(label)].mean():.0f} % of the {label}" for label in ("harmful", "harmless")]
+    said = [f"By how its replies open, the model refuses {' and '.join(shares)} prompts."]
+    for row in numbers[numbers["site"].eq(site)].itertuples():
+        number = f"ρ = {row.rho:.2f} ({row.rho_low:.2f} to {row.rho_high:.2f})"
+        if np.isnan(row.rho):
+            finding = "nothing varies that could be compared"
+        elif row.rho_low > 0:
+            finding = f"those further along the direction are refused more, {number}"
+        elif row.rho_high < 0:
+            finding = f"those further along the direction are refused less, {number}"
+        else:
+            finding = f"a link of projection and refusing is not distinguishable from chance, {number}"
+        said.append(f"Within the {row.label} prompts, at {run.site_label(site)}, {finding}.")
+    return " ".join(said)
+
+
+def calibration(run: Run, table: pd.DataFrame, site: int, bins: int = 10) -> pd.DataFrame:
+    """Refusing share in bins of projection with equally many fitted prompts, both labels together.
+
+    Returns:
+        ``projection`` (mean of the bin), ``refused`` (share of openings that refuse), ``n``.
+    """
+    rows = run.rows()
+    values = pd.DataFrame(
+        {
+            "projection": run.projections[rows, site],
+            "refused": refused(run, table)["opening rules"].to_numpy()[rows].astype(float),
+        }
+    )
+    places = pd.qcut(values["projection"], bins, labels=False, duplicates="drop")
+    binned = values.groupby(places).agg(
+        projection=("projection", "mean"), refused=("refused", "mean"), n=("refused", "size")
+    )
+    return binned.reset_index(drop=True)
+
+
+def surprises(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """Harmful prompts that were answered and harmless ones that were refused, the clearest first.
+
+    Returns:
+        The run's prompt columns with ``phrase_log_odds, opening, opening_label``, index as in ``run.prompts``.
+    """
+    joined = run.prompts.join(table.drop(columns="prompt_id"))
+    label = joined["opening_label"]
+    answered = joined["label"].eq("harmful") & label.eq("answers")
+    refusing = joined["label"].eq("harmless") & label.eq("refuses")
+    odd = joined[answered | refusing]
+    return odd.loc[odd["phrase_log_odds"].abs().sort_values(ascending=False, kind="stable").index]
+
+
+def disagreements(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """Prompts on which the three measures do not all say the same, with each verdict as a column."""
+    verdicts = refused(run, table)
+    joined = run.prompts.join(table.drop(columns="prompt_id")).join(verdicts)
+    return joined[verdicts.any(axis=1) & ~verdicts.all(axis=1)]
+
+
+def _with_refusing(
+    projections: np.ndarray, log_odds: np.ndarray, refuses: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """Rank correlation with the log-odds, and AUROC of refused against other prompts, in every draw.
+
+    Args:
+        projections: ``(prompt, site)``.
+        log_odds, refuses: ``(prompt,)``.
+        counts: ``(draw, prompt)`` multiplicities.
+
+    Returns:
+        ``(2, draw, site)``; NaN where nothing varies.
+    """
+    found = np.full((2, len(counts), projections.shape[1]), np.nan)
+    other_ranks = value_ranks(log_odds, counts)
+    refusing, others = counts * refuses, counts * ~refuses
+    for site, values in enumerate(projections.T):
+        ranks = value_ranks(values, counts)
+        found[0, :, site] = draw_correlation(ranks, other_ranks, counts)
+        if np.isfinite(values).all():
+            found[1, :, site] = rank_auroc(ranks, refusing, others)
+    return found

@@ -1,0 +1,1 @@
+"""Looking into runs: outliers, comparisons, refits and the published tables."""

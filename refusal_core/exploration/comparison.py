@@ -1,0 +1,472 @@
+"""Runs side by side: over relative depth, on the prompts they share, by category, and direction against direction.
+
+Layers of different models are matched by relative depth (:func:`refusal_core.sites.matched_site`), prompts by
+``prompt_id``. Prompts that both runs fitted are compared by their cross-fitted projections, those of a transfer set
+by their projections. The two kinds are never ranked together, and a prompt that only one of the runs fitted is left
+out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from refusal_core.analysis.resampling import (
+    bootstrap_counts,
+    draw_correlation,
+    interval,
+    rank_auroc,
+    tied_counts,
+    value_ranks,
+)
+from refusal_core.evidence.evaluation import Evidence
+from refusal_core.evidence.findings import PROBE_PAIRS, onset
+from refusal_core.exploration.outliers import standardised
+from refusal_core.prompts.sets import prompt_groups
+from refusal_core.runs.store import Run
+from refusal_core.sites import matched_site, relative_depth, site_label, site_short
+
+LABELS = ("both", "harmful", "harmless")
+MINIMUM = 5
+MOST_DRAWN = 1000
+"""Prompts that ranks and categories are compared on; of more, those whose ids, which are hashes, come first."""
+
+NUMBERS = {
+    "probe_d": "d on probe pairs",
+    "probe_auroc": "AUROC on probe pairs",
+    "crossfit_d": "d cross-fitted",
+    "cohens_d": "d in-sample",
+}
+"""Columns of :func:`over_depth`, and their names on screen."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """The prompts that two runs share.
+
+    Attributes:
+        run, other: the two runs.
+        source: the first run's transfer set that they are of, or None for prompts that both runs fitted.
+        prompts: ``prompt_id, text, label, other_label, category, pair_id, source`` as the first run has them, and
+            ``row, other_row`` in the two runs.
+    """
+
+    run: Run
+    other: Run
+    source: str | None
+    prompts: pd.DataFrame
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """``(prompt, site)`` projections of the first run, in activation units; cross-fitted where it fitted them."""
+        return _scores(self.run, self.source)[self.prompts["row"]]
+
+    @cached_property
+    def other_scores(self) -> np.ndarray:
+        """``(prompt, other_site)`` of the other run."""
+        return _scores(self.other, self.source)[self.prompts["other_row"]]
+
+    def of_label(self, label: str) -> np.ndarray:
+        """``(prompt,)`` bool: prompts that both runs give a label, or all for ``both``."""
+        if label == "both":
+            return np.ones(len(self.prompts), dtype=bool)
+        return (self.prompts["label"].eq(label) & self.prompts["other_label"].eq(label)).to_numpy()
+
+
+def shared_prompts(run: Run, other: Run, source: str | None = None) -> Shared:
+    """Join two runs by ``prompt_id``, whatever the order of their rows.
+
+    Args:
+        source: a transfer set of the first run; without it the prompts that both runs fitted.
+    """
+    columns = ["prompt_id", "text", "label", "category", "pair_id", "source"]
+    ours = run.prompts[run.rows(source=source)].drop_duplicates("prompt_id")
+    theirs = other.prompts[other.prompts["fitted"].eq(source is None)].drop_duplicates("prompt_id")
+    joined = (
+        ours[columns]
+        .assign(row=ours.index)
+        .merge(
+            theirs[["prompt_id", "label"]].rename(columns={"label": "other_label"}).assign(other_row=theirs.index),
+            on="prompt_id",
+        )
+    )
+    return Shared(run, other, source, joined)
+
+
+def shared_sources(run: Run, other: Run) -> list[str]:
+    """The first run's transfer sets of which the other run has prompts that it did not fit."""
+    unfitted = other.prompts.loc[~other.prompts["fitted"], "prompt_id"]
+    ours = run.prompts[~run.prompts["fitted"] & run.prompts["prompt_id"].isin(unfitted)]
+    return [source for source in run.transfer_sources if ours["source"].eq(source).any()]
+
+
+def left_out(run: Run, other: Run) -> int:
+    """How many shared prompts only one of the runs fitted."""
+    both = run.prompts[["prompt_id", "fitted"]].merge(other.prompts[["prompt_id", "fitted"]], on="prompt_id")
+    return int((both["fitted_x"] != both["fitted_y"]).sum())
+
+
+def best_site(run: Run) -> int:
+    """The site at which the run tells probe pairs best; else the strongest cross-fitted or in-sample."""
+    for number in ("probe_d", "crossfit_d", "cohens_d"):
+        if run.layer_stats[number].notna().any():
+            return int(run.layer_stats[number].idxmax())
+    return 0
+
+
+def matched(run: Run, site: int, other: Run) -> int:
+    """The site of the other run at the same relative depth."""
+    return matched_site(site, run.n_layers, other.n_layers)
+
+
+def over_depth(run: Run, evidence: Evidence | None) -> pd.DataFrame:
+    """The numbers of :data:`NUMBERS` over relative depth, with the intervals that the evidence has.
+
+    Returns:
+        One row a site: ``site, depth`` (NaN at the final norm), the numbers and their ``_low`` and ``_high``, which are
+        NaN for a run without evidence.
+    """
+    table = run.layer_stats[["site", *NUMBERS]].assign(
+        depth=[relative_depth(site, run.n_layers) for site in range(run.n_sites)]
+    )
+    for number in NUMBERS:
+        table[[f"{number}_low", f"{number}_high"]] = np.nan
+    if evidence is None:
+        return table
+    table[["crossfit_d_low", "crossfit_d_high"]] = evidence.sites[["crossfit_d_low", "crossfit_d_high"]]
+    probes = evidence.transfer[evidence.transfer["source"].eq(PROBE_PAIRS)].set_index("site").reindex(table["site"])
+    for number in ("d", "auroc"):
+        if f"{number}_low" in probes:
+            ends = probes[[f"{number}_low", f"{number}_high"]].to_numpy(float)
+            table[[f"probe_{number}_low", f"probe_{number}_high"]] = ends
+    return table
+
+
+def onset_in_words(run: Run, evidence: Evidence | None) -> str:
+    """Where d on probe pairs begins to stay above chance, with its interval; a dash without evidence of it."""
+    if evidence is None:
+        return "–"
+    row = evidence.onset[evidence.onset["measure"].eq("d") & evidence.onset["source"].eq(PROBE_PAIRS)]
+    if row.empty:
+        return "–"
+    first = onset(evidence, "d", PROBE_PAIRS)
+    low, high = (
+        "never" if pd.isna(end) else site_short(int(end), run.n_layers)
+        for end in row[["site_low", "site_high"]].iloc[0]
+    )
+    said = "never" if first is None else run.site_label(first)
+    return f"{said} ({low} to {high})"
+
+
+def rank_correlations(shared: Shared, site: int, other_site: int, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Spearman's rho and Kendall's tau-b of the two runs' projections at a site each, over and within the labels.
+
+    Intervals are 95 % bootstrap intervals over prompts, matched pairs drawn together where both labels are compared;
+    the directions are held fixed.
+
+    Returns:
+        One row a label of :data:`LABELS`: ``label, n, rho, rho_low, rho_high, tau, tau_low, tau_high``; NaN with fewer
+        than five prompts, or where nothing varies.
+    """
+    sampled = _sampled(shared.prompts, MOST_DRAWN)
+    found = pd.DataFrame({"label": LABELS, "n": 0})
+    points, drawn = np.full((2, len(LABELS)), np.nan), np.full((draws, 2, len(LABELS)), np.nan)
+    for place, label in enumerate(LABELS):
+        chosen = sampled & shared.of_label(label)
+        ours, theirs = shared.scores[chosen, site], shared.other_scores[chosen, other_site]
+        exist = np.isfinite(ours) & np.isfinite(theirs)
+        ours, theirs, n = ours[exist], theirs[exist], int(exist.sum())
+        found.loc[place, "n"] = n
+        if n < MINIMUM or not (np.ptp(ours) > 0 and np.ptp(theirs) > 0):
+            continue
+        counts = _drawn(shared.prompts[chosen][exist], draws, seed)
+        points[:, place] = stats.spearmanr(ours, theirs).statistic, stats.kendalltau(ours, theirs).statistic
+        drawn[:, 0, place] = draw_correlation(value_ranks(ours, counts), value_ranks(theirs, counts), counts)
+        drawn[:, 1, place] = _draw_kendall(ours, theirs, counts)
+    low, high = interval(drawn, points, -1, 1)
+    for number, name in enumerate(("rho", "tau")):
+        found[name], found[f"{name}_low"], found[f"{name}_high"] = points[number], low[number], high[number]
+    return found
+
+
+def rank_matrix(shared: Shared, label: str = "both") -> np.ndarray:
+    """Spearman's rho of every site of one run with every site of the other.
+
+    Returns:
+        ``(site, other_site)``; NaN where nothing varies, everywhere with fewer than five prompts.
+    """
+    chosen = shared.of_label(label)
+    if chosen.sum() < MINIMUM:
+        return np.full((shared.run.n_sites, shared.other.n_sites), np.nan)
+    ours, theirs = (_unit_ranks(scores[chosen]) for scores in (shared.scores, shared.other_scores))
+    return ours.T @ theirs
+
+
+def disagreements(shared: Shared, site: int, other_site: int) -> pd.DataFrame:
+    """The shared prompts, those first that the two runs rank most differently at a site each.
+
+    Returns:
+        The columns of :attr:`Shared.prompts` with ``projection, other_projection`` (activation units), ``percentile,
+        other_percentile`` (percent of the shared prompts below, ties in the middle) and ``difference``, positive where
+        the first run puts a prompt further along its direction than the other does.
+    """
+    table = shared.prompts.assign(
+        projection=shared.scores[:, site], other_projection=shared.other_scores[:, other_site]
+    ).dropna(subset=["projection", "other_projection"])
+    for mine in ("", "other_"):
+        table[f"{mine}percentile"] = 100 * (table[f"{mine}projection"].rank() - 0.5) / max(len(table), 1)
+    table["difference"] = table["percentile"] - table["other_percentile"]
+    furthest = table.assign(by=-table["difference"].abs()).sort_values(["by", "prompt_id"])
+    return furthest.drop(columns="by").reset_index(drop=True)
+
+
+def by_category(run: Run, source: str | None, site: int, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """How far along the direction each harm category's prompts lie, and how well it tells them from harmless ones.
+
+    Args:
+        source: a transfer set of the run; without it the prompts it fitted, cross-fitted.
+
+    Returns:
+        One row a category with harmful prompts: ``category, n_harmful, n_harmless, mean`` (projection of the harmful
+        prompts in pooled standard deviations from the midpoint) and ``auroc`` of harmful against harmless prompts of
+        the category, both with 95 % bootstrap intervals over prompts; NaN with fewer than three prompts. Of more than
+        :data:`MOST_DRAWN` prompts, so many.
+    """
+    scores = _standard_scores(run, source)[:, site]
+    categories = _drawn_categories(run, source, draws, seed, MOST_DRAWN)
+    means, areas = np.full((2, 1 + draws, len(categories)), np.nan)
+    for place, each in enumerate(categories):
+        values = scores[each.rows]
+        if each.n_harmful >= 3:
+            means[:, place] = each.harmful @ values / each.harmful.sum(axis=1)
+        if min(each.n_harmful, each.n_harmless) >= 3 and np.isfinite(values).all():
+            ranks = value_ranks(values, each.harmful + each.harmless)
+            areas[:, place] = rank_auroc(ranks, each.harmful, each.harmless)
+    rows = [(each.category, each.n_harmful, each.n_harmless) for each in categories]
+    found = pd.DataFrame(rows, columns=["category", "n_harmful", "n_harmless"])
+    for number, drawn, bounds in (("mean", means, (-np.inf, np.inf)), ("auroc", areas, (0.0, 1.0))):
+        found[number] = drawn[0]
+        found[f"{number}_low"], found[f"{number}_high"] = interval(drawn[1:], drawn[0], *bounds)
+    return found
+
+
+def same_model(run: Run, other: Run) -> bool:
+    """Whether two runs are of the same weights, so that their directions live in one space."""
+    ours, theirs = run.manifest["model"], other.manifest["model"]
+    fingerprints = [model["sha256"] or model["revision"] for model in (ours, theirs)]
+    return bool(fingerprints[0]) and fingerprints[0] == fingerprints[1] and ours["d_model"] == theirs["d_model"]
+
+
+def direction_cosines(run: Run, other: Run) -> np.ndarray | None:
+    """``(site,)`` cosine of two runs' directions, or None unless both are of the same model; NaN where none exists."""
+    if not same_model(run, other) or run.n_sites != other.n_sites:
+        return None
+    ours, theirs = (each.directions.unit_direction.astype(np.float64) for each in (run, other))
+    exist = (np.linalg.norm(ours, axis=1) > 0) & (np.linalg.norm(theirs, axis=1) > 0)
+    return np.where(exist, np.einsum("sd,sd->s", ours, theirs), np.nan)
+
+
+def is_control(run: Run) -> bool:
+    """Whether the run is of a base model, as far as its manifest says: it has no chat template, or a borrowed one."""
+    template = run.manifest["template"]
+    return template["sha256"] is None or template.get("borrowed") is not None
+
+
+def probe_reading(runs: Sequence[Run], names: Sequence[str], tables: Sequence[pd.DataFrame]) -> str:
+    """What the runs' d on probe pairs says, side by side, in words.
+
+    Args:
+        names: what each run is called on screen.
+        tables: each run's :func:`over_depth`.
+    """
+    known = [place for place, table in enumerate(tables) if table["probe_d"].notna().any()]
+    lacking = [name for place, name in enumerate(names) if place not in known]
+    said = []
+    if known:
+        best = {place: tables[place].loc[best_site(runs[place])] for place in known}
+        order = sorted(known, key=lambda place: -best[place]["probe_d"])
+        numbers = [
+            f"{names[place]} {best[place]['probe_d']:.2f}{_ends(best[place], 'probe_d')} at "
+            f"{_place(int(best[place]['site']), runs[place].n_layers)}"
+            for place in order
+        ]
+        said.append(f"d on probe pairs at its highest: {'; '.join(numbers)}.")
+        if len(order) > 1:
+            said.append(_told_apart([best[place] for place in order], [names[place] for place in order]))
+    if lacking:
+        have = "has" if len(lacking) == 1 else "have"
+        said.append(f"{_listed(lacking)} {have} no probe pairs to be asked about harm.")
+    return " ".join(said)
+
+
+def rank_reading(shared: Shared, numbers: pd.DataFrame, site: int, other_site: int, names: Sequence[str]) -> str:
+    """What the rank correlations of two runs say, in words.
+
+    Args:
+        numbers: of :func:`rank_correlations` at these sites.
+        names: what the two runs are called on screen.
+    """
+    kind = f"of {shared.source}" if shared.source else "that both fitted, cross-fitted,"
+    if shared.prompts.empty:
+        where = f"of {shared.source}" if shared.source else "that both fitted"
+        return f"{names[0]} and {names[1]} share no prompt {where}, so there is nothing to rank."
+    rows = numbers.set_index("label")
+    over = rows.loc["both"]
+    if np.isnan(over["rho"]):
+        few = f"{over['n']:.0f} can be ranked and at least {MINIMUM} are needed"
+        reason = few if over["n"] < MINIMUM else "one of the runs projects them all alike"
+        return f"On the {len(shared.prompts)} shared prompts {kind} there is no rank correlation: {reason}."
+    places = (
+        f"At {_place(site, shared.run.n_layers)} of {names[0]} and {_place(other_site, shared.other.n_layers)} of "
+        f"{names[1]} the {over['n']:.0f} shared prompts {kind}"
+    )
+    if over["rho"] > 1 - 1e-12:
+        return f"{places} are ranked identically."
+    if over["rho_low"] > 0:
+        found = "agree in rank more than by chance"
+    elif over["rho_high"] < 0:
+        found = "are ranked the other way round"
+    else:
+        found = "agree in rank no more than by chance"
+    said = [f"{places} {found}: ρ = {_number(over, 'rho')}."]
+    within = {label: rows.loc[label] for label in LABELS[1:] if np.isfinite(rows.loc[label, "rho"])}
+    if len(within) == 2:
+        each = " and ".join(f"{_number(row, 'rho')} among the {label}" for label, row in within.items())
+        said.append(f"Within a label, where the labels cannot help, ρ is {each} ones.")
+    elif len(within) == 1 and rows.loc[next(iter(within)), "n"] == over["n"]:
+        said.append(f"All of these are {next(iter(within))}.")
+    return " ".join(said)
+
+
+@dataclass(frozen=True, eq=False)
+class _Category:
+    """A harm category's prompts, and draws of them.
+
+    Attributes:
+        rows: ``(prompt,)`` in the run.
+        harmful, harmless: ``(1 + draw, prompt)`` how often each counts as either, once each in the first row.
+    """
+
+    category: str
+    rows: np.ndarray
+    harmful: np.ndarray
+    harmless: np.ndarray
+
+    @property
+    def n_harmful(self) -> int:
+        return int(self.harmful[0].sum())
+
+    @property
+    def n_harmless(self) -> int:
+        return int(self.harmless[0].sum())
+
+
+@lru_cache(maxsize=8)
+def _drawn_categories(run: Run, source: str | None, draws: int, seed: int, most: int) -> list[_Category]:
+    """The categories that have harmful prompts. A site changes nothing here, and this is most of the work."""
+    prompts = run.prompts[run.rows(source=source) & run.prompts["category"].notna()]
+    prompts = prompts[prompts["label"].isin(("harmful", "harmless"))]
+    found = []
+    for category, table in prompts[_sampled(prompts, most)].groupby("category"):
+        is_harmful = table["label"].eq("harmful").to_numpy()
+        if is_harmful.any():
+            counts = np.vstack([np.ones(len(table)), _drawn(table, draws, seed)])
+            found.append(_Category(str(category), table.index.to_numpy(), counts * is_harmful, counts * ~is_harmful))
+    return found
+
+
+def _sampled(prompts: pd.DataFrame, most: int) -> np.ndarray:
+    """``(prompt,)`` bool: those that draws are made of."""
+    if len(prompts) <= most:
+        return np.ones(len(prompts), dtype=bool)
+    return prompts["prompt_id"].isin(np.sort(prompts["prompt_id"].to_numpy())[:most]).to_numpy()
+
+
+def _drawn(prompts: pd.DataFrame, draws: int, seed: int) -> np.ndarray:
+    """:func:`~refusal_core.analysis.resampling.bootstrap_counts`, for the same prompts the same at every site.
+
+    As float32, which holds them and ranks among them exactly: what is done with them waits for memory.
+    """
+    is_harmful = prompts["label"].eq("harmful").to_numpy()
+    return _drawn_once(is_harmful.tobytes(), tuple(prompt_groups(prompts).tolist()), draws, seed).astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def _drawn_once(is_harmful: bytes, groups: tuple[str, ...], draws: int, seed: int) -> np.ndarray:
+    # A site changes nothing here, and drawing takes a third of the time that a site's numbers do. Kept small.
+    rng = np.random.default_rng(seed)
+    counts = bootstrap_counts(np.frombuffer(is_harmful, dtype=bool), np.array(groups), draws, rng)
+    return counts.astype(np.uint16)
+
+
+def _scores(run: Run, source: str | None) -> np.ndarray:
+    return run.projections_crossfit if source is None else run.projections
+
+
+def _standard_scores(run: Run, source: str | None) -> np.ndarray:
+    """``(prompt, site)`` in pooled standard deviations from the midpoint; cross-fitted projections have it at 0."""
+    if source is not None:
+        return standardised(run, run.projections)
+    values = run.projections_crossfit
+    spread = np.sqrt((np.var(values[run.rows("harmful")], axis=0) + np.var(values[run.rows("harmless")], axis=0)) / 2)
+    return values / np.where(spread > 0, spread, np.nan)
+
+
+def _draw_kendall(ours: np.ndarray, theirs: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """``(draw,)`` Kendall's tau-b, every prompt counted as often as it was drawn (Kendall 1945).
+
+    The order of two prompts is the same in every draw, so each draw is a quadratic form in its counts.
+    """
+    signs, others = (np.sign(values[:, None] - values) for values in (ours, theirs))
+    weights = counts.astype(np.float32, copy=False)
+    agreeing = np.einsum("dp,dp->d", weights @ (signs * others).astype(np.float32), weights)
+    pairs = counts.sum(axis=1) ** 2
+    untied, others_untied = (pairs - _squares(values, counts) for values in (ours, theirs))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return agreeing / np.sqrt(untied * others_untied)
+
+
+def _squares(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """``(draw,)`` how many pairs of draws, each with itself included, are of one value."""
+    tied = counts if len(np.unique(values)) == len(values) else tied_counts(values, counts)
+    return np.einsum("dv,dv->d", tied, tied)
+
+
+def _unit_ranks(scores: np.ndarray) -> np.ndarray:
+    """``(prompt, site)`` ranks within each site, centred and of norm one; NaN at a site where nothing varies."""
+    ranks = stats.rankdata(scores, axis=0, nan_policy="propagate")
+    ranks = ranks - ranks.mean(axis=0)
+    norm = np.linalg.norm(ranks, axis=0)
+    return ranks / np.where(norm > 0, norm, np.nan)
+
+
+def _told_apart(rows: Sequence[pd.Series], names: Sequence[str]) -> str:
+    """Whether the highest of several d stands out, its own row first."""
+    if any(np.isnan(row["probe_d_low"]) for row in rows):
+        return "Not every run has intervals here, so the difference may be chance."
+    if all(rows[0]["probe_d_low"] > row["probe_d_high"] for row in rows[1:]):
+        return f"The interval of {names[0]} lies above {'that' if len(rows) == 2 else 'those'} of {_listed(names[1:])}."
+    return "The intervals overlap, so which is higher may be chance."
+
+
+def _place(site: int, n_layers: int) -> str:
+    label = site_label(site, n_layers)
+    return f"the {label}" if site == n_layers else label
+
+
+def _ends(row: pd.Series, number: str) -> str:
+    low, high = row[f"{number}_low"], row[f"{number}_high"]
+    return "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
+
+
+def _number(row: pd.Series, number: str) -> str:
+    return f"{row[number]:.2f}{_ends(row, number)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

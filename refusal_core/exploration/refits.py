@@ -1,0 +1,94 @@
+"""What leaving prompts out of a run changed: its numbers and its directions, before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from refusal_core.errors import RunError
+from refusal_core.evidence.evaluation import Evidence
+from refusal_core.evidence.findings import onset
+from refusal_core.runs.store import LEFT_OUT, Run
+
+MEASURES = ("cohens_d", "crossfit_d", "probe_d")
+_ASKED = {"cohens_d": "in-sample", "crossfit_d": "cross-fitted", "probe_d": "on the probe pairs"}
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """A run and its refit, site by site.
+
+    Attributes:
+        table: one row a site: ``site``, each of :data:`MEASURES` with ``_before`` and ``_after``, and ``cosine`` of the
+            two directions (missing where either does not exist).
+        left_out: rows of the refit's prompts that it was not fitted on any more, or that left their transfer set.
+        onset_before, onset_after: the first site from which d on the probe pairs stays above chance; None for never,
+            or without probe pairs.
+    """
+
+    before: Run
+    after: Run
+    table: pd.DataFrame
+    left_out: pd.DataFrame
+    onset_before: int | None
+    onset_after: int | None
+
+
+def compare(before: Run, after: Run) -> Change:
+    """Hold a refit against the run it is of.
+
+    Raises:
+        RunError: when ``after`` is no refit of ``before``.
+    """
+    if after.manifest.get("refit", {}).get("parent") != before.run_id or after.n_sites != before.n_sites:
+        raise RunError(f"{after.run_id} is no refit of {before.run_id}")
+    table = pd.DataFrame({"site": np.arange(before.n_sites)})
+    for measure in MEASURES:
+        table[f"{measure}_before"] = before.layer_stats[measure].to_numpy()
+        table[f"{measure}_after"] = after.layer_stats[measure].to_numpy()
+    units = [run.directions.unit_direction.astype(np.float64) for run in (before, after)]
+    exist = units[0].any(axis=1) & units[1].any(axis=1)
+    table["cosine"] = np.where(exist, (units[0] * units[1]).sum(axis=1), np.nan)
+    first, second = (onset(Evidence.from_tables(run.evidence_tables()), "d", "probe-pairs") for run in (before, after))
+    left_out = after.prompts[after.prompts["source"].eq(LEFT_OUT)]
+    return Change(before, after, table, left_out, first, second)
+
+
+def reading(change: Change) -> str:
+    """What changed, in words."""
+    counts = change.left_out["label"].value_counts()
+    said = [f"Left out: {', '.join(f'{count} {label}' for label, count in counts.items())}."]
+    for measure in MEASURES:
+        before, after = change.table[f"{measure}_before"], change.table[f"{measure}_after"]
+        if before.isna().all() or after.isna().all():
+            continue
+        first, second = int(before.idxmax()), int(after.idxmax())
+        where = (
+            f"at {change.before.site_label(first)}"
+            if first == second
+            else f"from {change.before.site_label(first)} to {change.before.site_label(second)}"
+        )
+        said.append(f"Strongest d {_ASKED[measure]}: {before[first]:.2f} before, {after[second]:.2f} after, {where}.")
+    first_site, second_site = _named(change, change.onset_before), _named(change, change.onset_after)
+    same = first_site == second_site
+    said.append(f"Onset on the probe pairs: {first_site}{', as before' if same else f' before, {second_site} after'}.")
+    cosine = change.table["cosine"]
+    if cosine.notna().any():
+        least = int(cosine.idxmin())
+        said.append(
+            f"The directions turn most at {change.before.site_label(least)}, to a cosine of {cosine[least]:.3f}."
+        )
+    return " ".join(said)
+
+
+def numbers(change: Change) -> pd.DataFrame:
+    """The table for people: sites by name."""
+    table = change.table.rename(columns=lambda name: name.replace("_", " "))
+    table["site"] = [change.before.site_label(site) for site in change.table["site"]]
+    return table
+
+
+def _named(change: Change, site: int | None) -> str:
+    return "never" if site is None else change.before.site_label(site)

@@ -1,0 +1,1 @@
+"""What changes when a run's direction is ablated or added, beside control directions."""

@@ -1,0 +1,230 @@
+"""Edits of the residual stream while the model reads: a direction is projected out, or added.
+
+Forward hooks live in a context manager and are gone afterwards; weights are never touched. Blocks below the first
+edited layer compute what they computed without the edit, so their outputs are kept from one plain pass and handed out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Cache
+
+from refusal_core.activations.reader import (
+    UNSUPPORTED,
+    ResidualReader,
+    contiguous_head,
+    layerwise_copy,
+    residual_stream,
+)
+from refusal_core.behaviour.replies import greedy_openings
+from refusal_core.models.opening import ChatModel
+
+KINDS = ("ablate", "add")
+TOKENS = ("all", "last")
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What is done to the residual stream after some blocks.
+
+    Attributes:
+        kind: ``ablate`` takes ``(x · v) v`` off every hidden state ``x`` (Arditi et al. 2024, section 2.4); ``add``
+            puts ``v`` on it.
+        vectors: layer → ``(d_model,)`` float32: for ``ablate`` a unit vector, or zeros where no direction exists and
+            nothing is done; for ``add`` in activation units.
+        tokens: ``all`` edits every token of the prompt, the template's included, and of the reply; ``last`` only the
+            last token of the templated prompt, where directions are read.
+    """
+
+    kind: str
+    vectors: Mapping[int, np.ndarray]
+    tokens: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or self.tokens not in TOKENS:
+            raise ValueError(f"expected one of {KINDS} and of {TOKENS}, got {self.kind!r} and {self.tokens!r}")
+        if not self.vectors:
+            raise ValueError("expected at least one layer to edit, got none")
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """How the replies to a batch of prompts begin.
+
+    Attributes:
+        logits: ``(prompt, vocabulary)`` float32 at the first reply token.
+        openings: see :func:`refusal_core.behaviour.replies.greedy_openings`; ``None`` where they were not asked for.
+    """
+
+    logits: torch.Tensor
+    openings: list[str] | None
+
+
+@contextmanager
+def edited(chat_model: ChatModel, edit: Edit) -> Iterator[None]:
+    """Every forward pass inside the block is under the edit; afterwards the model is what it was.
+
+    Raises:
+        ValueError: for a layer the model does not have, or a vector of another width.
+    """
+    for layer, vector in edit.vectors.items():
+        if not 0 <= layer < chat_model.n_layers or vector.shape != (chat_model.d_model,):
+            raise ValueError(
+                f"expected layers 0 to {chat_model.n_layers - 1} with vectors of width {chat_model.d_model}, "
+                f"got layer {layer} with {vector.shape}"
+            )
+    handles = []
+    try:
+        for layer, vector in edit.vectors.items():
+            handles.append(chat_model.blocks[layer].register_forward_hook(_hook(edit, vector)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class PromptBatch:
+    """Prompts of one length: read plainly once, then under any number of edits, from the first edited block up.
+
+    Attributes:
+        plain: how the replies begin without an edit.
+        reuses: whether what lies below an edit is taken from the plain pass. That is tried out on the batch itself; a
+            model for which it does not give the same logits is run whole each time.
+    """
+
+    def __init__(self, reader: ResidualReader, sequences: list[list[int]], openings: bool = True) -> None:
+        self._chat_model = reader.chat_model
+        prefix = reader.shared_prefix(sequences)
+        device = self._chat_model.device
+        self._prefix_ids = torch.tensor([prefix], device=device) if prefix else None
+        self._ids = torch.tensor([ids[len(prefix) :] for ids in sequences], device=device)
+        with torch.inference_mode():
+            self._plain_prefix = None if self._prefix_ids is None else self._pass(self._prefix_ids, None)
+            self._plain = self._pass(self._ids, self._expanded(self._plain_prefix))
+            self.plain = self._reply(self._plain, openings)
+            self.reuses = self._reuse_agrees()
+
+    def reply(self, edit: Edit, openings: bool = True) -> Reply:
+        """How the replies begin under an edit.
+
+        Args:
+            openings: whether to generate them too, which takes as many passes as they have tokens.
+        """
+        below = min(edit.vectors) + 1 if self.reuses else 0
+        with torch.inference_mode():
+            with edited(self._chat_model, edit):
+                prefix = self._plain_prefix
+                if self._prefix_ids is not None and edit.tokens == "all":
+                    prefix = self._pass(self._prefix_ids, None, self._plain_prefix, below)
+                read = self._pass(self._ids, self._expanded(prefix), self._plain, below)
+                if edit.tokens == "all":
+                    return self._reply(read, openings)
+            return self._reply(read, openings)
+
+    def _reply(self, read: _Pass, openings: bool) -> Reply:
+        # Generating continues the keys and values in place, and those of the plain pass are needed again.
+        written = greedy_openings(self._chat_model, read.logits, layerwise_copy(read.cache)) if openings else None
+        return Reply(read.logits, written)
+
+    def _pass(self, ids: torch.Tensor, before: Cache | None, plain: _Pass | None = None, below: int = 0) -> _Pass:
+        """One forward pass; the first ``below`` blocks hand out what they returned in the plain pass."""
+        blocks = list(self._chat_model.blocks)
+        kept = _kept_outputs(blocks) if plain is None else _handed_out(blocks[:below], plain.outputs)
+        with kept as outputs, contiguous_head(self._chat_model):
+            result = self._chat_model.model(ids, past_key_values=before, use_cache=True, logits_to_keep=1)
+        cache = result.past_key_values
+        if plain is not None:
+            cache.layers[:below] = layerwise_copy(plain.cache).layers[:below]
+        return _Pass(result.logits[:, -1].float(), cache, outputs)
+
+    def _expanded(self, prefix: _Pass | None) -> Cache | None:
+        if prefix is None:
+            return None
+        cache = layerwise_copy(prefix.cache)
+        cache.batch_repeat_interleave(len(self._ids))
+        return cache
+
+    def _reuse_agrees(self) -> bool:
+        """Whether passes that hand out their lower blocks, and the token after them, are those of the plain pass.
+
+        Tried at half of the depth, and where the last block alone computes: some models read keys and values of blocks
+        further down.
+        """
+        following = self._plain.logits.argmax(dim=-1)[:, None]
+        after = self._continued(following, self._plain)
+        try:
+            for below in (self._chat_model.n_layers // 2, self._chat_model.n_layers - 1):
+                upper = self._pass(self._ids, self._expanded(self._plain_prefix), self._plain, below)
+                same = torch.equal(upper.logits, self._plain.logits)
+                if not same or not torch.equal(self._continued(following, upper), after):
+                    return False
+        except torch.OutOfMemoryError:
+            raise
+        except UNSUPPORTED:
+            # An architecture whose keys and values are not kept block by block.
+            return False
+        return True
+
+    def _continued(self, token: torch.Tensor, read: _Pass) -> torch.Tensor:
+        cache = layerwise_copy(read.cache)
+        return self._chat_model.model(token, past_key_values=cache, use_cache=True).logits
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """A forward pass; ``outputs`` has what the blocks returned, in their order."""
+
+    logits: torch.Tensor
+    cache: Cache
+    outputs: list[Any]
+
+
+def _hook(edit: Edit, vector: np.ndarray):
+    direction = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float32))
+
+    def change(module, arguments, output):
+        states = residual_stream(output)
+        along = direction.to(states.device)
+        chosen = (states if edit.tokens == "all" else states[:, -1:]).float()
+        changed = chosen + along if edit.kind == "add" else chosen - (chosen @ along)[..., None] * along
+        changed = changed.to(states.dtype)
+        if edit.tokens == "last":
+            changed = torch.cat([states[:, :-1], changed], dim=1)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    return change
+
+
+@contextmanager
+def _kept_outputs(blocks: Sequence[torch.nn.Module]) -> Iterator[list[Any]]:
+    """Collect what blocks return."""
+    outputs: list[Any] = []
+    handles = [
+        block.register_forward_hook(lambda module, arguments, output: outputs.append(output)) for block in blocks
+    ]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _handed_out(blocks: Sequence[torch.nn.Module], outputs: list[Any]) -> Iterator[list[Any]]:
+    """The first blocks return what is given instead of computing; hooks on them still run."""
+    own = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for block, output in zip(blocks, outputs, strict=False):
+            block.forward = lambda *arguments, _output=output, **options: _output
+        yield outputs
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            block.__dict__.pop("forward", None)
+            if forward is not None:
+                block.forward = forward

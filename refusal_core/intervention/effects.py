@@ -1,0 +1,270 @@
+"""What interventions say: means over prompts with intervals, the band of the controls, and the published choice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from refusal_core.analysis.resampling import LEVEL, interval
+from refusal_core.intervention.conditions import ABLATE, ADD, COLUMNS, FOUND, OWN, PLAIN, PRESETS, candidate_layers
+from refusal_core.prompts.sets import LABELS
+from refusal_core.runs.store import Run
+
+MEASURES = {
+    "change": "change of the refusal log-odds",
+    "log_odds": "refusal log-odds",
+    "refusing": "share of prompts with refusal log-odds above 0",
+    "refuses": "share of openings that refuse",
+    "degenerate": "share of openings that are degenerate",
+    "kl": "KL divergence (nats)",
+}
+"""What is averaged over prompts: name of the column and what it is."""
+
+MOST_KL = 0.1
+"""More divergence than this on harmless prompts, and the published rule does not choose a layer."""
+
+EFFECT = "an effect"
+
+_BOUNDS = {"refusing": (0.0, 1.0), "refuses": (0.0, 1.0), "degenerate": (0.0, 1.0), "kl": (0.0, np.inf)}
+_FEWEST = 3
+_SETTING = ["edit", "layers", "alpha", "own", "length_of", "label"]
+"""What a condition has in common with its controls, which stand for every layer and token a direction is read at.
+
+``own``: whether each layer takes its own direction. ``length_of``: the token whose length an added vector has.
+"""
+_FEWEST_PROMPTS = 5
+
+
+def summarise(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Means of every condition over each label's prompts, with 95 % bootstrap intervals and the controls' band.
+
+    The band is where one more control direction falls with a probability of 95 %, if controls are normal: the
+    prediction interval ``m ± t s √(1 + 1/n)`` over the ``n`` controls of the same edit (Hahn & Meeker 1991, section
+    4.7). Quantiles of some twenty directions would be too narrow.
+
+    Args:
+        table: of :func:`refusal_core.intervention.experiment.record`.
+
+    Returns:
+        One row a condition and label: the condition's columns, ``label, n``, each of :data:`MEASURES` with ``_low`` and
+        ``_high``, ``_band_low`` and ``_band_high``, and ``n_controls``. NaN where nothing was measured; no band with
+        fewer than three controls.
+    """
+    rng = np.random.default_rng(seed)
+    joined = table.merge(run.prompts[["prompt_id", "label"]], on="prompt_id", validate="many_to_one")
+    joined["condition"] = joined.groupby(COLUMNS, sort=False).ngroup()
+    known = joined["opening_label"].notna()
+    joined["log_odds"] = joined["refusal_log_odds"]
+    joined["refusing"] = joined["refusal_log_odds"].gt(0).astype(float)
+    for name in ("refuses", "degenerate"):
+        joined[name] = joined["opening_label"].eq(name).astype(float).where(known)
+    described = joined.drop_duplicates("condition").set_index("condition")[COLUMNS]
+    parts = []
+    for label in LABELS:
+        prompts = joined[joined["label"].eq(label)]
+        values = {
+            name: prompts.pivot(index="condition", columns="prompt_id", values=name)
+            for name in MEASURES
+            if name != "change"
+        }
+        plain = values["log_odds"].loc[described.index[described["edit"].eq(PLAIN)][0]]
+        values["change"] = values["log_odds"] - plain
+        n = len(plain)
+        shares = rng.multinomial(n, np.full(n, 1 / n), size=draws) / n
+        part = described.loc[values["change"].index].assign(label=label, n=n)
+        for name in MEASURES:
+            each = values[name].to_numpy(float)
+            mean = each.mean(axis=1)
+            part[name] = mean
+            part[f"{name}_low"], part[f"{name}_high"] = interval(shares @ each.T, mean, *_BOUNDS.get(name, ()))
+        parts.append(part)
+    return _with_bands(pd.concat(parts, ignore_index=True))
+
+
+def select(effects: pd.DataFrame, edit: str, label: str, direction: str = FOUND, **setting: object) -> pd.DataFrame:
+    """The rows of an edit on a label's prompts; ``setting`` fixes further columns of the condition."""
+    rows = effects["edit"].eq(edit) & effects["label"].eq(label) & effects["direction"].eq(direction)
+    for name, value in setting.items():
+        rows &= effects[name].eq(value)
+    return effects[rows]
+
+
+def over_layers(effects: pd.DataFrame, edit: str, label: str) -> pd.DataFrame:
+    """The sweep: each layer's own direction ablated, or added once, at that layer alone; ``site`` is the layer."""
+    alone = effects["layers"].eq(effects["read_at"].astype(str)) & effects["position"].eq(-1)
+    rows = select(effects[alone], edit, label, alpha=1.0 if edit == ADD else 0.0)
+    return rows.assign(site=rows["read_at"]).sort_values("site")
+
+
+def over_doses(effects: pd.DataFrame, layer: int, position: int, label: str) -> pd.DataFrame:
+    """What adding a direction at its layer does, by ``alpha``; without anything added, 0."""
+    added = select(effects, ADD, label, position=position, read_at=layer, layers=str(layer))
+    return pd.concat([added, select(effects, PLAIN, label)]).sort_values("alpha")
+
+
+def candidates(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """The table that the published rule chooses from (Arditi et al. 2024, appendix C).
+
+    Returns:
+        One row a ``position`` and layer ``read_at``, the least ``bypass`` first. ``bypass``: mean refusal log-odds of
+        harmful prompts with the direction ablated at every layer. ``induce``: of harmless prompts with it added once at
+        its own layer. ``kl``: mean divergence on harmless prompts, ablated. ``allowed``: ``kl`` at most
+        :data:`MOST_KL`, and ``induce`` at least 0.
+    """
+    joined = table[table["direction"].eq(FOUND)].merge(run.prompts[["prompt_id", "label"]], on="prompt_id")
+    keys = ["position", "read_at"]
+    ablated = joined["edit"].eq(ABLATE) & joined["layers"].eq(",".join(map(str, range(run.n_layers))))
+    added = joined["edit"].eq(ADD) & joined["alpha"].eq(1.0) & joined["layers"].eq(joined["read_at"].astype(str))
+    harmful, harmless = joined["label"].eq("harmful"), joined["label"].eq("harmless")
+    found = pd.DataFrame(
+        {
+            "bypass": joined[ablated & harmful].groupby(keys)["refusal_log_odds"].mean(),
+            "induce": joined[added & harmless].groupby(keys)["refusal_log_odds"].mean(),
+            "kl": joined[ablated & harmless].groupby(keys)["kl"].mean(),
+        }
+    ).dropna()
+    found = found.reset_index()
+    found = found[found["read_at"].isin(candidate_layers(run.n_layers)) & found["read_at"].ne(OWN)]
+    found["allowed"] = found["kl"].le(MOST_KL) & found["induce"].ge(0)
+    return found.sort_values("bypass", ignore_index=True)
+
+
+def published_choice(run: Run, table: pd.DataFrame) -> pd.Series | None:
+    """The candidate that the published rule chooses: the least bypass of those allowed; ``None`` when none is."""
+    allowed = candidates(run, table).query("allowed")
+    return None if allowed.empty else allowed.iloc[0]
+
+
+def strongest_layer(run: Run) -> int:
+    """The layer that tells the probe pairs best, else the contrast set."""
+    stats = run.layer_stats[run.layer_stats["site"] < run.n_layers]
+    column = "probe_d" if stats["probe_d"].notna().any() else "cohens_d"
+    return int(stats.loc[stats[column].idxmax(), "site"]) if stats[column].notna().any() else 0
+
+
+def verdict(row: pd.Series, measure: str = "change") -> str:
+    """Whether a number of one condition is an effect: told from no change, and outside what controls do."""
+    nothing = row[f"{measure}_low"] <= 0 <= row[f"{measure}_high"]
+    if row["n"] < _FEWEST_PROMPTS:
+        return f"fewer than {_FEWEST_PROMPTS} prompts say nothing"
+    if row["n_controls"] < _FEWEST:
+        return "no controls were measured here"
+    if row[f"{measure}_band_low"] <= row[measure] <= row[f"{measure}_band_high"]:
+        return "no more than control directions do"
+    return "not told from no change" if nothing else EFFECT
+
+
+def where(run: Run, row: pd.Series) -> str:
+    """The edit of one condition, in words."""
+    layers = [int(layer) for layer in row["layers"].split(",") if layer]
+    direction = "the direction" if row["direction"] == FOUND else f"the {row['direction']} direction"
+    if row["read_at"] != OWN and len(layers) > 1:
+        direction += f" of {run.site_label(row['read_at'])}"
+    elif len(layers) == 1 and row["position"] != -1:
+        direction += f" of token {row['position']}"
+    elif len(layers) > 1:
+        direction = "each layer's own direction"
+    if row["edit"] == PLAIN:
+        return "no edit"
+    done = (
+        "ablated" if row["edit"] == ABLATE else "added once" if row["alpha"] == 1 else f"added {row['alpha']:+g} times"
+    )
+    if len(layers) == run.n_layers:
+        return f"{direction} {done} at all {run.n_layers} layers"
+    if len(layers) == 1:
+        return f"{direction} {done} at {run.site_label(layers[0])}"
+    return f"{direction} {done} at layers {', '.join(map(str, layers))} of {run.n_layers}"
+
+
+def asked_for(run: Run, table: pd.DataFrame, effects: pd.DataFrame) -> list[pd.Series]:
+    """The rows the study asks about: ablating at its layers, at all, the published choice, and adding at its layers."""
+    chosen = published_choice(run, table)
+    rows = []
+    for edit, label in ((ABLATE, "harmful"), (ADD, "harmless")):
+        swept = over_layers(effects, edit, label)
+        rows += [row for _, row in swept[swept["site"].isin(PRESETS)].iterrows()]
+        together = select(effects, edit, label)
+        together = together[together["layers"].str.contains(",")]
+        of_choice = together["read_at"].eq(-2 if chosen is None else chosen["read_at"])
+        of_choice &= together["position"].eq(-1 if chosen is None else chosen["position"])
+        rows += [row for _, row in together[together["read_at"].eq(OWN) | of_choice].iterrows()]
+    return rows
+
+
+def headline(run: Run, effects: pd.DataFrame) -> str:
+    """The interventions in two sentences: the strongest layers, and at which layers they are effects."""
+    strongest, found = [], []
+    for edit, label, done in ((ABLATE, "harmful", "Taken out"), (ADD, "harmless", "Put in")):
+        swept = over_layers(effects, edit, label)
+        row = swept.loc[swept["change"].idxmin() if edit == ABLATE else swept["change"].idxmax()]
+        before = select(effects, PLAIN, label)["refuses"].iloc[0]
+        strongest.append(
+            f"{done} at {run.site_label(row['site'])} alone, the direction moves the share of {label} prompts whose "
+            f"replies open with a refusal from {100 * before:.0f} % to {100 * row['refuses']:.0f} %."
+        )
+        controlled = swept[swept["n_controls"] >= _FEWEST]
+        layers = [str(row["site"]) for _, row in controlled.iterrows() if verdict(row) == EFFECT]
+        found.append(f"{'ablating' if edit == ABLATE else 'adding'} is an effect at {', '.join(layers) or 'none'}")
+    tried = ", ".join(map(str, controlled["site"]))
+    against = f"Against controls at layers {tried}: {'; '.join(found)}." if tried else "No controls were measured."
+    return f"{' '.join(strongest)} {against}"
+
+
+def reading(run: Run, table: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
+    """What the interventions say, a sentence each: the layers of the study, all layers, and the published choice."""
+    said = []
+    for row in asked_for(run, table, effects):
+        sentence = (
+            f"{where(run, row).capitalize()}: the refusal log-odds of {row['label']} prompts change by "
+            f"{row['change']:+.2f} ({row['change_low']:+.2f} to {row['change_high']:+.2f})"
+        )
+        if row["n_controls"] >= _FEWEST:
+            sentence += f", controls {row['change_band_low']:+.2f} to {row['change_band_high']:+.2f}"
+        sentence += f": {verdict(row)}."
+        if np.isfinite(row["refuses"]):
+            before = select(effects, PLAIN, row["label"])["refuses"].iloc[0]
+            sentence += f" Openings that refuse: {100 * before:.0f} % to {100 * row['refuses']:.0f} %."
+        said.append(sentence)
+    chosen = published_choice(run, table)
+    if chosen is None:
+        said.append(f"No layer passes the published rule (divergence at most {MOST_KL}, inducing at least 0).")
+    else:
+        said.append(
+            f"The published rule chooses {run.site_label(int(chosen['read_at']))} at token {int(chosen['position'])}: "
+            f"bypass {chosen['bypass']:.2f}, induce {chosen['induce']:.2f}, divergence {chosen['kl']:.3f}."
+        )
+    return said
+
+
+def numbers(run: Run, effects: pd.DataFrame) -> pd.DataFrame:
+    """The found direction's conditions as a table to read, controls' band beside each; candidates elsewhere."""
+    kept = effects[effects["direction"].eq(FOUND)]
+    alone = kept["position"].eq(-1) & ~kept["layers"].str.contains(",")
+    kept = kept[kept["read_at"].eq(OWN) | alone | kept["refuses"].notna()]
+    columns = ["label"]
+    for name in ("change", "refusing", "refuses", "degenerate", "kl"):
+        columns += [name, f"{name}_low", f"{name}_high", f"{name}_band_low", f"{name}_band_high"]
+    shown = kept[columns].copy()
+    shown.insert(0, "condition", [where(run, row) for _, row in kept.iterrows()])
+    return shown.assign(verdict=[verdict(row) for _, row in kept.iterrows()])
+
+
+def _with_bands(effects: pd.DataFrame) -> pd.DataFrame:
+    """Each row beside the band of the controls of the same edit on the same label's prompts."""
+    several = effects["layers"].str.contains(",")
+    effects = effects.assign(
+        own=effects["read_at"].eq(OWN) & several, length_of=effects["position"].where(effects["edit"].eq(ADD), -1)
+    )
+    controls = effects[effects["direction"].ne(FOUND)].groupby(_SETTING)[list(MEASURES)]
+    mean, spread, count = controls.mean(), controls.std(), controls.count()
+    with np.errstate(invalid="ignore"):
+        reach = student.ppf((1 + LEVEL) / 2, np.maximum(count - 1, 1)) * spread * np.sqrt(1 + 1 / count)
+    bands = {"n_controls": count["change"]}
+    for name in MEASURES:
+        lowest, highest = _BOUNDS.get(name, (-np.inf, np.inf))
+        enough = count[name] >= _FEWEST
+        bands[f"{name}_band_low"] = (mean - reach)[name].where(enough).clip(lower=lowest)
+        bands[f"{name}_band_high"] = (mean + reach)[name].where(enough).clip(upper=highest)
+    joined = effects.join(pd.DataFrame(bands), on=_SETTING).drop(columns=["own", "length_of"])
+    return joined.assign(n_controls=joined["n_controls"].fillna(0).astype(int))

@@ -1,0 +1,359 @@
+"""Interventions on a run's model: the direction ablated or added, layer by layer, beside control directions.
+
+Every condition is measured prompt by prompt; what that says is :mod:`.effects`. Finished passes are kept in
+the run's folder as they come, so that work that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from refusal_core.activations.passes import FinishedPasses
+from refusal_core.behaviour.openings import OPENING_TOKENS, OpeningRules
+from refusal_core.errors import ModelError, RefusalError, RunError
+from refusal_core.intervention.conditions import (
+    ABLATE,
+    ADD,
+    COLUMNS,
+    FOUND,
+    OWN,
+    PLAIN,
+    PRESETS,
+    Condition,
+    doses_and_controls,
+    sweep,
+)
+from refusal_core.intervention.controls import control_names
+from refusal_core.intervention.effects import published_choice, strongest_layer
+from refusal_core.intervention.vectors import Vectors, all_vectors, own_vectors
+from refusal_core.progress import Progress, no_progress
+from refusal_core.prompts.sets import LABELS
+from refusal_core.runs.store import (
+    ADDITIONS,
+    Run,
+    check_shape,
+    read_addition,
+    save_addition,
+    unfinished_work,
+    writable_cache,
+)
+
+if TYPE_CHECKING:
+    # The engine imports torch; what was measured is read without.
+    from refusal_core.activations.reader import ResidualReader
+    from refusal_core.intervention.edits import PromptBatch
+    from refusal_core.models.opening import ChatModel
+    from refusal_core.pipeline.scoring import Scorer
+
+INTERVENTION = "intervention"
+SWEEPING = "sweeping layers (passes)"
+CONTROLLING = "controls and doses (passes)"
+
+_NUMBERS = ["position", "read_at", "alpha", "refusal_log_odds", "kl"]
+_MEASURED = ["prompt_id", "refusal_log_odds", "kl", "opening", "opening_label"]
+_MANIFEST_SHAPE = {
+    "compute": {"dtype": str},
+    "prompts": {"source": str},
+    "controls": {"layers": [int], "names": [str]},
+    "dose_layer": int,
+    "dose_position": int,
+    "tokens": str,
+}
+
+
+def chosen_prompts(run: Run, limit: int, source: str | None = None) -> np.ndarray:
+    """Rows of ``limit`` prompts a label, of as few token lengths as possible, since those are read together.
+
+    Args:
+        source: the name of the contrast set or a transfer set; by default the probe pairs, which the direction was
+            never fitted on, or the contrast set where a run has none.
+
+    Raises:
+        RunError: for a set the run does not have, or one without prompts of both labels.
+    """
+    sets = [run.contrast_name, *run.transfer_sources]
+    source = source or ("probe-pairs" if "probe-pairs" in sets else run.contrast_name)
+    if source not in sets:
+        raise RunError(f"expected a set of this run, one of {', '.join(sets)}, got {source!r}")
+    table = run.prompts[run.rows(source=None if source == run.contrast_name else source)]
+    counts = table.groupby(["n_tokens", "label"]).size().unstack(fill_value=0)
+    if not set(LABELS) <= set(counts.columns):
+        raise RunError(f"the set {source!r} has no prompts of both labels; choose another with --source")
+    lacking = dict.fromkeys(LABELS, limit)
+    rows: list[int] = []
+    while any(lacking.values()) and len(counts):
+        length = sum(counts[label].clip(upper=lacking[label]) for label in LABELS).idxmax()
+        for label in LABELS:
+            alike = table.index[table["n_tokens"].eq(length) & table["label"].eq(label)][: lacking[label]]
+            rows += alike.tolist()
+            lacking[label] -= len(alike)
+        counts = counts.drop(index=length)
+    return np.array(sorted(rows))
+
+
+def record(
+    run: Run,
+    chat_model: ChatModel,
+    rules: OpeningRules,
+    *,
+    limit: int = 16,
+    source: str | None = None,
+    random_directions: int = 20,
+    control_layers: Sequence[int] = PRESETS,
+    span: tuple[int, int] | None = None,
+    positions: int | None = None,
+    tokens: str = "all",
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> pd.DataFrame:
+    """Intervene on a run's model and keep what happened beside the run; goes on where it was stopped.
+
+    Args:
+        limit: prompts a label.
+        source: see :func:`chosen_prompts`.
+        random_directions: random control directions a layer; the permuted and the orthogonal one come on top.
+        control_layers: where controls are measured, besides the layer of the published choice; of :data:`PRESETS`,
+            those that the model has.
+        span: first and last layer of a range to ablate together, each layer its own direction.
+        positions: how many of the template's closing tokens the published rule may choose from, the last ones; all by
+            default, as published.
+        tokens: which tokens are edited, see :class:`refusal_core.intervention.edits.Edit`.
+
+    Returns:
+        One row a condition and prompt: the columns of :class:`.Condition`, then ``prompt_id,
+        refusal_log_odds, kl, opening, opening_label``. ``kl`` is the Kullback–Leibler divergence, in nats, of the first
+        reply token's distribution under the edit from the one without.
+
+    Raises:
+        RefusalError: of the kind that fits, for anything the caller can mend.
+    """
+    from refusal_core.pipeline.scoring import reader_for
+
+    if span is not None and not 0 <= min(span) <= max(span) < run.n_layers:
+        raise RefusalError(f"expected a range of layers from 0 to {run.n_layers - 1}, got {span[0]} to {span[1]}")
+    for layer in set(control_layers) - set(PRESETS):
+        if not 0 <= layer < run.n_layers:
+            raise RefusalError(f"expected control layers from 0 to {run.n_layers - 1}, got {layer}")
+    if seed < 0:
+        raise RefusalError(f"expected a seed of 0 or more, got {seed}")
+    if min(limit, positions or 1) < 1 or random_directions < 2:
+        raise RefusalError(
+            "expected at least 1 prompt a label, 1 token position and 2 random directions, got "
+            f"{limit}, {positions} and {random_directions}"
+        )
+    # Not after minutes of work.
+    writable_cache(run.path.parent)
+    rows = chosen_prompts(run, limit, source)
+    reader = reader_for(run, chat_model)
+    _require_reply(reader)
+    request = {
+        "model": chat_model.info.fingerprint,
+        "compute": [chat_model.device, chat_model.dtype],
+        "prompt_ids": run.prompts["prompt_id"].iloc[rows].tolist(),
+        "random_directions": random_directions,
+        "tokens": tokens,
+        "seed": seed,
+        "opening_tokens": OPENING_TOKENS,
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
+    names = control_names(random_directions)
+    under_way = unfinished_work(run.path / f".{INTERVENTION}", f"intervening on {run.run_id}")
+    with under_way as folder, FinishedPasses(folder / "passes.jsonl", request) as finished:
+        digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()
+        path = folder / "vectors.safetensors"
+        vectors = all_vectors(run, reader, random_directions, seed, path, digest, progress)
+        considered = sorted(vectors.distance)[-(positions or len(vectors.distance)) :]
+        swept = sweep(run.n_layers, considered, span)
+        table = _measure(run, reader, vectors, rules, rows, swept, tokens, finished, SWEEPING, progress)
+        chosen = published_choice(run, table)
+        layer, position = (strongest_layer(run), -1) if chosen is None else (chosen["read_at"], chosen["position"])
+        at = sorted({*control_layers, int(layer)} & set(range(run.n_layers)))
+        later = doses_and_controls(run.n_layers, int(layer), int(position), at, names, span)
+        later = [condition for condition in later if condition not in set(swept)]
+        controls = _measure(run, reader, vectors, rules, rows, later, tokens, finished, CONTROLLING, progress)
+        # What was swept without openings was measured once more, with them, where doses were tried.
+        table = pd.concat([table, controls]).drop_duplicates([*COLUMNS, "prompt_id"], keep="last", ignore_index=True)
+        manifest = {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "compute": {"device": chat_model.device, "dtype": chat_model.dtype, "seed": seed},
+            "prompts": {"source": str(run.prompts["source"].iloc[rows[0]]), "limit": limit},
+            "tokens": tokens,
+            "positions": considered,
+            "dose_layer": int(layer),
+            "dose_position": int(position),
+            "controls": {"layers": at, "names": names},
+            "opening_tokens": OPENING_TOKENS,
+            "rules": {"sha256": rules.sha256},
+            "versions": request["versions"],
+            "timings": {"seconds": round(finished.seconds, 1)},
+        }
+        save_addition(run, INTERVENTION, table, manifest)
+    return table
+
+
+@dataclass(frozen=True)
+class Tried:
+    """How the reply to one prompt begins under an edit, or without one."""
+
+    refusal_log_odds: float
+    kl: float
+    opening: str
+
+
+class TriedPrompt:
+    """One prompt under edits of the run's own directions; what does not depend on the edit is computed once."""
+
+    def __init__(self, scorer: Scorer, text: str) -> None:
+        """Read the prompt without an edit.
+
+        Raises:
+            PromptError: see :meth:`refusal_core.pipeline.scoring.Scorer.encode`.
+            RefusalError: for a model that thinks before it replies.
+        """
+        from refusal_core.intervention.edits import PromptBatch
+
+        _require_reply(scorer.reader)
+        self._reader = scorer.reader
+        self._vectors = own_vectors(scorer.run)
+        self._batch = PromptBatch(scorer.reader, [scorer.encode(text)])
+
+    def under(self, condition: Condition, tokens: str = "all") -> Tried:
+        """What the model does under a condition; :data:`~refusal_core.intervention.conditions.PLAIN` for no edit."""
+        log_odds, kl, openings = _replied(self._reader, self._batch, self._vectors, condition, tokens)
+        return Tried(float(log_odds[0]), float(kl[0]), str(openings[0]))
+
+
+def recorded(run: Run) -> tuple[pd.DataFrame, dict] | None:
+    """The interventions kept beside a run and their manifest, or ``None`` when there are none.
+
+    Raises:
+        RunError: when they are damaged or of other prompts.
+    """
+    found = read_addition(run, INTERVENTION)
+    if found is None:
+        return None
+    table, manifest = found
+    again = f"measure it again with `python -m refusal_core {ADDITIONS[INTERVENTION]} {run.run_id} --again`"
+    check_shape(manifest, _MANIFEST_SHAPE, run.run_id, f"{INTERVENTION}.json", again)
+    fault = _fault(run, table, manifest["dose_layer"])
+    if fault:
+        raise RunError(f"run {run.run_id!r}: {INTERVENTION}.parquet {fault}; {again}")
+    return found
+
+
+def _fault(run: Run, table: pd.DataFrame, dose_layer: int) -> str | None:
+    """What keeps a table from being read, or ``None``; it may be a stranger's."""
+    if not set(table.columns) >= {*COLUMNS, *_MEASURED}:
+        return "lacks columns"
+    if not all(pd.api.types.is_numeric_dtype(table[name]) for name in _NUMBERS):
+        return "has text for numbers"
+    known = run.prompts.set_index("prompt_id")["label"]
+    if not table["prompt_id"].isin(known.index).all() or set(known[table["prompt_id"]]) != set(LABELS):
+        return "is of other prompts"
+    layers = table["layers"].astype(str).drop_duplicates()
+    parts = [part for each in layers if each for part in each.split(",")]
+    if not all(part.isdecimal() and int(part) < run.n_layers for part in parts):
+        return "is of other layers"
+    if not 0 <= dose_layer < run.n_layers or not table["read_at"].between(OWN, run.n_layers - 1).all():
+        return "is of other layers"
+    if not table["edit"].isin([PLAIN, ABLATE, ADD]).all():
+        return "has edits of other kinds"
+    # Every condition on every prompt, once.
+    counts = table.groupby(COLUMNS, sort=False).size()
+    if table.duplicated([*COLUMNS, "prompt_id"]).any() or set(counts) != {table["prompt_id"].nunique()}:
+        return "lacks rows, or has them twice"
+    found = table[table["direction"].eq(FOUND)]
+    swept = found[found["position"].eq(-1) & found["layers"].eq(found["read_at"].astype(str))]
+    if table["edit"].eq(PLAIN).sum() != table["prompt_id"].nunique() or set(swept["edit"]) != {ABLATE, ADD}:
+        return "lacks conditions"
+    return None
+
+
+def _measure(
+    run: Run,
+    reader: ResidualReader,
+    vectors: Vectors,
+    rules: OpeningRules,
+    rows: np.ndarray,
+    conditions: list[Condition],
+    tokens: str,
+    finished: FinishedPasses,
+    stage: str,
+    progress: Progress,
+) -> pd.DataFrame:
+    """Every condition on every prompt, one batch of prompts after the other, what is finished taken from disk."""
+    import torch
+
+    from refusal_core.activations.reader import BATCH_TOKENS, batches
+    from refusal_core.intervention.edits import PromptBatch
+
+    sequences = {row: reader.encode(run.prompts["text"].iloc[row]) for row in rows.tolist()}
+    lengths = np.array([len(sequences[row]) for row in rows.tolist()])
+    size = 2 * BATCH_TOKENS[torch.device(reader.chat_model.device).type]
+    parts, done, total = [], 0, 0
+    groups = [rows[group].tolist() for group in batches(lengths, reader.prefix_tokens, size)]
+    total = len(groups) * len(conditions)
+    progress(stage, 0, total)
+    for group in groups:
+        batch: PromptBatch | None = None
+        for condition in conditions:
+            name = f"{condition} on {group}"
+            found = finished.get(name)
+            if found is None:
+                started = time.perf_counter()
+                batch = batch or PromptBatch(reader, [sequences[row] for row in group])
+                log_odds, kl, openings = _replied(reader, batch, vectors, condition, tokens)
+                found = [
+                    {
+                        "prompt_id": run.prompts["prompt_id"].iloc[row],
+                        "refusal_log_odds": float(log_odds[place]),
+                        "kl": float(kl[place]),
+                        "opening": openings[place],
+                    }
+                    for place, row in enumerate(group)
+                ]
+                finished.add(name, found, round(time.perf_counter() - started, 3))
+            parts.append(pd.DataFrame(found).assign(**condition.columns))
+            done += 1
+            progress(stage, done, total)
+    table = pd.concat(parts, ignore_index=True)
+    table["opening_label"] = [None if opening is None else rules.label(opening) for opening in table["opening"]]
+    return table[[*COLUMNS, *_MEASURED]]
+
+
+def _replied(
+    reader: ResidualReader, batch: PromptBatch, vectors: Vectors, condition: Condition, tokens: str
+) -> tuple[np.ndarray, np.ndarray, Sequence[str | None]]:
+    """Refusal log-odds and divergence from the plain reply, ``(prompt,)`` each, and openings of a batch."""
+    from refusal_core.activations.reader import refusal_log_odds
+
+    reply = batch.plain if condition.edit == PLAIN else batch.reply(vectors.edit(condition, tokens), condition.openings)
+    plain, under = batch.plain.logits.double().log_softmax(dim=-1), reply.logits.double().log_softmax(dim=-1)
+    divergence = (plain.exp() * (plain - under)).sum(dim=-1).clamp(min=0.0).cpu().numpy()
+    if not np.isfinite(divergence).all():
+        raise ModelError(
+            f"activations in {reader.chat_model.dtype} overflow under an edit ({condition.edit} at layers "
+            f"{', '.join(map(str, condition.layers))}); run again with --dtype float32 or bfloat16"
+        )
+    openings: Sequence[str | None] = reply.openings or [None] * len(divergence)
+    return refusal_log_odds(reply.logits, reader.refusal_ids).cpu().numpy(), divergence, openings
+
+
+def _require_reply(reader: ResidualReader) -> None:
+    from refusal_core.models.templates import reply_thinks
+
+    if reply_thinks(reader.chat_model.tokenizer, reader.thinking):
+        raise RefusalError(
+            "interventions are read where the reply begins, and this run's model thinks first: make a run with "
+            "--thinking off, or of a model that does not think"
+        )

@@ -1,0 +1,208 @@
+"""One text to its projections at every site of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from refusal_core.activations.reader import ResidualReader, TokenReading
+from refusal_core.analysis.effect_sizes import percentile
+from refusal_core.errors import ModelError, PromptError, RunError
+from refusal_core.models.opening import KNOWN, ChatModel, ModelInfo, identify, load_model, template_sha256
+from refusal_core.prompts.sets import LABELS
+from refusal_core.runs.store import Run
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """Where one prompt falls among a run's prompts.
+
+    Attributes:
+        projection: ``(site,)`` float64 at the last token of the templated prompt, in activation units.
+        percentile: for each label, ``(site,)`` percent of its fitted prompts that project below this one.
+        refusal_log_odds: log-odds that the reply opens as refusals do.
+        first_token: the likeliest first token of the reply.
+        tokens: the prompt's own tokens, without the template's; empty where only the last token was read.
+        token_projection: ``(token, site)`` projection of each of them.
+    """
+
+    text: str
+    projection: np.ndarray
+    percentile: dict[str, np.ndarray]
+    refusal_log_odds: float
+    first_token: str
+    tokens: list[str]
+    token_projection: np.ndarray
+
+    def to_json(self) -> dict:
+        """The score as plain numbers and texts."""
+        return {
+            "text": self.text,
+            "projection": self.projection.tolist(),
+            "percentile": {label: values.tolist() for label, values in self.percentile.items()},
+            "refusal_log_odds": self.refusal_log_odds,
+            "first_token": self.first_token,
+        }
+
+
+def model_of_run(run: Run) -> tuple[str, str | None]:
+    """Name and revision under which the run's model is loaded; see :func:`refusal_core.models.opening.load_model`.
+
+    Only names and hub ids are taken from a run. A model that came from a folder or a GGUF file has to be pointed at
+    again, because a run folder may be a stranger's and no path of theirs is followed.
+
+    Raises:
+        RunError: for a model that has neither a known name nor a hub id.
+    """
+    model = run.manifest["model"]
+    if model["source"] == "fetched" and model["name"] in KNOWN:
+        return model["name"], None
+    if model["source"] == "hub" and not Path(model["name"]).exists():
+        return model["name"], model["revision"]
+    raise RunError(f"the model {model['name']!r} of this run is a local {model['source']}; say where it is (--model)")
+
+
+def identify_for(run: Run, model: str | Path | None = None) -> ModelInfo:
+    """Find the model a run was made with, without loading it.
+
+    Args:
+        model: where it is, for a model that :func:`model_of_run` cannot name.
+
+    Raises:
+        ModelError: when ``model`` is not the run's model.
+    """
+    name, revision = (model, None) if model is not None else model_of_run(run)
+    info = identify(name, revision)
+    if info.fingerprint != fingerprint_of(run):
+        raise ModelError(
+            f"{name} is not the model of this run: expected {run.manifest['model']['name']} with fingerprint "
+            f"{fingerprint_of(run)[:12]}, got {info.fingerprint[:12]}"
+        )
+    return info
+
+
+def fingerprint_of(run: Run) -> str:
+    """The :attr:`~refusal_core.models.opening.ModelInfo.fingerprint` of the model a run was made with."""
+    described = run.manifest["model"]
+    return str(described["sha256"] or described["revision"])
+
+
+def opened_as(run: Run) -> tuple[str, ...]:
+    """What tells the model of a run, as it is opened for it, from every other: runs alike in it may share one."""
+    compute, template = run.manifest["compute"], run.manifest["template"]
+    return fingerprint_of(run), str(compute["dtype"]), str(compute.get("quantise")), str(template["sha256"])
+
+
+def load_model_for(
+    run: Run, model: str | Path | None = None, device: str = "auto", dtype: str | None = None
+) -> ChatModel:
+    """Load the model a run was made with, as it was opened, in the run's dtype unless another is asked for.
+
+    Raises:
+        ModelError: when ``model`` is not the run's model.
+    """
+    identify_for(run, model)
+    name, revision = (model, None) if model is not None else model_of_run(run)
+    compute, borrowed = run.manifest["compute"], run.manifest["template"].get("borrowed")
+    return load_model(
+        name,
+        revision,
+        device,
+        dtype or compute["dtype"],
+        template=None if borrowed is None else borrowed["text"],
+        quantise=compute.get("quantise"),
+    )
+
+
+def reader_for(run: Run, chat_model: ChatModel) -> ResidualReader:
+    """Reads the run's model as the run did: under its system prompt, thinking or not, on the run's day."""
+    template = run.manifest["template"]
+    return ResidualReader(chat_model, template["system_prompt"], template.get("thinking"), template.get("day"))
+
+
+def check_model(run: Run, chat_model: ChatModel) -> None:
+    """Raise ModelError when a model or its chat template is not what the run was made with."""
+    expected = (run.n_layers, run.directions.unit_direction.shape[1])
+    if (chat_model.n_layers, chat_model.d_model) != expected:
+        raise ModelError(
+            f"{chat_model.info.name} has {chat_model.n_layers} layers of width {chat_model.d_model}, "
+            f"the run has {expected[0]} of width {expected[1]}; use the run's own model"
+        )
+    if template_sha256(chat_model.tokenizer) != run.manifest["template"]["sha256"]:
+        raise ModelError(f"the chat template of {chat_model.info.name} is not the one this run was made with")
+
+
+class Scorer:
+    """Scores texts against one run with its model in memory. Not for two threads at a time."""
+
+    def __init__(self, chat_model: ChatModel, run: Run) -> None:
+        check_model(run, chat_model)
+        self.run = run
+        self.reader = reader_for(run, chat_model)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt with its template.
+
+        Raises:
+            PromptError: for an empty text, or one longer than the run's token limit.
+        """
+        if not text.strip():
+            raise PromptError("expected a prompt, got an empty text")
+        ids = self.reader.encode(text)
+        limit = self.run.manifest["template"]["token_limit"]
+        if len(ids) > limit:
+            raise PromptError(
+                f"the prompt is {len(ids)} tokens long with its template, expected at most {limit}; shorten it"
+            )
+        return ids
+
+    def score(self, text: str) -> Score:
+        """Score one prompt at every site. Raises what :meth:`encode` raises."""
+        self.encode(text)
+        return _placed(self.run, text, self.reader.read_tokens(text))
+
+    def score_ends(self, texts: Sequence[str]) -> list[Score]:
+        """Score prompts of one length in one pass, at the template's last token alone: ``tokens`` is left empty.
+
+        Raises what :meth:`encode` raises.
+        """
+        read = self.reader.read_last([self.encode(text) for text in texts])
+        nothing = read.states[0, :0, None].repeat(self.run.n_sites, axis=1)
+        return [
+            _placed(self.run, text, TokenReading(nothing, last, [], first_token, float(odds)))
+            for text, last, first_token, odds in zip(
+                texts, read.states, read.first_token, read.refusal_log_odds, strict=True
+            )
+        ]
+
+
+def score(chat_model: ChatModel, run: Run, texts: list[str]) -> list[Score]:
+    """Score texts in the order given. Raises what :meth:`Scorer.score` raises, naming the text's position."""
+    scorer = Scorer(chat_model, run)
+    scores = []
+    for position, text in enumerate(texts, start=1):
+        try:
+            scores.append(scorer.score(text))
+        except PromptError as error:
+            raise PromptError(f"text {position}: {error}") from error
+    return scores
+
+
+def _placed(run: Run, text: str, reading: TokenReading) -> Score:
+    projection = run.directions.project(reading.last)
+    fitted = {label: run.projections[run.rows(label)] for label in LABELS}
+    return Score(
+        text=text,
+        projection=projection,
+        percentile={
+            label: np.array([float(percentile(projection[site], values[:, site])) for site in range(run.n_sites)])
+            for label, values in fitted.items()
+        },
+        refusal_log_odds=reading.refusal_log_odds,
+        first_token=reading.first_token,
+        tokens=reading.tokens,
+        token_projection=run.directions.project(reading.hidden),
+    )

@@ -1,0 +1,1 @@
+"""Runs on disk: saving, opening, listing, verifying and deleting them."""

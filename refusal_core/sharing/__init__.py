@@ -1,0 +1,1 @@
+"""Runs for other people and programs: archives, reports, rendered figures, code."""

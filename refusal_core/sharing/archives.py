@@ -1,0 +1,195 @@
+"""A run as one zip file, to send to a colleague; one that came from anyone, checked before it is among the runs.
+
+An archive holds the run's folder and nothing else. What is in it is untrusted: sizes, names and hashes are checked
+before anything of it is read, the tables are read before it is put in place, and nothing is ever executed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from refusal_core.behaviour import measurement
+from refusal_core.errors import RunError
+from refusal_core.evidence.evaluation import Evidence
+from refusal_core.intervention import experiment
+from refusal_core.runs.store import (
+    ADDITIONS,
+    MANIFEST,
+    PARTIAL,
+    Run,
+    cache_folder,
+    check_files,
+    load_activations,
+    open_run,
+    verify_run,
+    writable_cache,
+)
+
+LARGEST = 8 * 2**30
+"""Bytes that a run may have once it is unpacked."""
+_LARGEST_RATIO = 25
+_SMALL = 2**20
+_MOST_FILES = 64
+_ENTRY = re.compile(r"([a-z0-9][a-z0-9._-]{0,180})/([a-z0-9_]+\.(?:parquet|safetensors)|[a-z]+\.json)")
+_JSON = {MANIFEST, *(f"{name}.json" for name in ADDITIONS)}
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A run that came in an archive; ``new`` is False when the very same run was here already."""
+
+    run_id: str
+    new: bool
+
+
+def pack_run(run_id: str, file: str | Path | BinaryIO, cache: str | Path | None = None) -> None:
+    """Write a run with what was measured on it later to one zip file.
+
+    Raises:
+        RunError: when there is no such run, it is damaged, or the file cannot be written.
+    """
+    names = verify_run(run_id, cache)
+    described = [name.replace(".parquet", ".json") for name in names if name.removesuffix(".parquet") in ADDITIONS]
+    folder = cache_folder(cache) / run_id
+    if isinstance(file, str | Path):
+        path = Path(file).expanduser()
+        if path.suffix.lower() != ".zip":
+            raise RunError(f"expected a file that ends in .zip to pack the run into, got {path.name!r:.80}")
+        file = path
+    try:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in [MANIFEST, *names, *described]:
+                archive.write(folder / name, f"{run_id}/{name}")
+    except OSError as error:
+        raise RunError(f"{run_id} cannot be packed into {file} ({error.strerror})") from error
+
+
+def import_run(archive: str | Path | BinaryIO, cache: str | Path | None = None) -> Imported:
+    """Put the run of an archive into the cache, after every check; nothing is left of one that is refused.
+
+    Raises:
+        RunError: saying in one sentence what is wrong with the archive.
+    """
+    folder = writable_cache(cache)
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
+    try:
+        run_id = _unpack(archive, partial)
+        _check_run(run_id, partial)
+        return _put_in_place(partial / run_id, folder / run_id)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+        raise RunError(f"this is no zip file, or a damaged one ({_first_line(error)}); ask for it again") from error
+    except OSError as error:
+        raise RunError(f"the run cannot be unpacked in {folder} ({error.strerror or _first_line(error)})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _unpack(archive: str | Path | BinaryIO, partial: Path) -> str:
+    """Unpack a run's folder into ``partial`` and return its name, once the list of contents is what it may be."""
+    with zipfile.ZipFile(Path(archive).expanduser() if isinstance(archive, str | Path) else archive) as opened:
+        entries = [entry for entry in opened.infolist() if not _is_run_folder(entry)]
+        if not entries or len(entries) > _MOST_FILES:
+            raise RunError(f"a run has 5 to {_MOST_FILES} files, this zip file has {len(entries)}; it was refused")
+        names: dict[str, zipfile.ZipInfo] = {}
+        folders = set()
+        for entry in entries:
+            found = _ENTRY.fullmatch(entry.filename)
+            if found is None or (found[2].endswith(".json") and found[2] not in _JSON):
+                raise RunError(
+                    f"this zip file holds {entry.filename!r:.80}, which is no file of a run; expected RUN/{MANIFEST} "
+                    "and the tables beside it, and nothing else"
+                )
+            if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+                raise RunError(f"{entry.filename} is a link or a device in this zip file; only files are unpacked")
+            if entry.flag_bits & 1:
+                raise RunError("this zip file has a password; ask for one without")
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise RunError(f"{entry.filename} is compressed in a way that runs are not; it was refused")
+            folders.add(found[1])
+            if len(folders) > 1:
+                raise RunError("this zip file holds more than one run; expected one")
+            if found[2] in names:
+                raise RunError(f"this zip file holds {entry.filename} twice; it was refused")
+            names[found[2]] = entry
+        _check_sizes(entries, partial)
+        run_id = folders.pop()
+        (partial / run_id).mkdir()
+        for name, entry in names.items():
+            with opened.open(entry) as packed, (partial / run_id / name).open("xb") as file:
+                shutil.copyfileobj(packed, file, _BLOCK)
+    return run_id
+
+
+def _is_run_folder(entry: zipfile.ZipInfo) -> bool:
+    """Whether an entry is the run's folder itself, which archives made by hand list too."""
+    return entry.is_dir() and _ENTRY.fullmatch(f"{entry.filename}{MANIFEST}") is not None
+
+
+def _check_sizes(entries: list[zipfile.ZipInfo], partial: Path) -> None:
+    # No more than an entry declares is ever read from it.
+    unpacked, packed = sum(entry.file_size for entry in entries), sum(entry.compress_size for entry in entries)
+    if unpacked > LARGEST:
+        raise RunError(f"unpacked this would be {unpacked / 1e9:.1f} GB, expected at most {LARGEST / 1e9:.1f} GB")
+    if unpacked > _SMALL + _LARGEST_RATIO * packed:
+        raise RunError(f"{packed} bytes that unpack to {unpacked} are not a run's: its files hardly compress")
+    for entry in entries:
+        if entry.filename.endswith(".json") and entry.file_size > _SMALL:
+            raise RunError(f"{entry.filename} is {entry.file_size} bytes long, expected at most {_SMALL}")
+    free = shutil.disk_usage(partial).free
+    if unpacked > free:
+        raise RunError(f"unpacked this is {unpacked / 1e6:.0f} MB and {free / 1e6:.0f} MB of disk are free")
+
+
+def _check_run(run_id: str, partial: Path) -> None:
+    """Raise RunError unless the unpacked folder is a whole run that every page could read."""
+    try:
+        # Hashes before anything is opened: no library reads what the manifest does not vouch for.
+        listed = {MANIFEST, *check_files(run_id, partial)}
+        additions = {f"{name}.{ending}" for name in ADDITIONS for ending in ("parquet", "json")}
+        extra = {path.name for path in (partial / run_id).iterdir()} - listed - additions
+        if extra:
+            raise RunError(f"{min(extra)} is not in the run's manifest; it was refused")
+        verify_run(run_id, partial)
+        run = open_run(run_id, partial)
+        if run.manifest.get("run_id") != run_id:
+            raise RunError(f"the folder is called {run_id!r} and its manifest is of another run; it was refused")
+        _check_readable(run)
+    except RunError as error:
+        message = str(error).replace("delete the run and make it again", "ask for it again")
+        raise RunError(message.replace("delete it and run again", "ask for it again")) from error
+
+
+def _check_readable(run: Run) -> None:
+    try:
+        tables = run.evidence_tables()
+        if tables:
+            Evidence.from_tables(tables)
+        load_activations(run)
+        measurement.recorded(run)
+        experiment.recorded(run)
+    except RunError:
+        raise
+    except Exception as error:  # a malformed file, whatever its reader calls it
+        raise RunError(f"run {run.run_id!r} cannot be read: {_first_line(error)}; ask for it again") from error
+
+
+def _put_in_place(unpacked: Path, target: Path) -> Imported:
+    if target.exists():
+        if (target / MANIFEST).is_file() and (target / MANIFEST).read_bytes() == (unpacked / MANIFEST).read_bytes():
+            return Imported(target.name, new=False)
+        raise RunError(f"another run called {target.name!r} is here already; delete that one first to import this")
+    unpacked.rename(target)
+    return Imported(target.name, new=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

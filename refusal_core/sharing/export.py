@@ -1,0 +1,149 @@
+"""A run as the report's files, under their published names and in their published convention."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from refusal_core.analysis.effect_sizes import VALIDATION_COLUMNS, VARIANCE_COLUMNS
+from refusal_core.behaviour import measurement
+from refusal_core.errors import RenderingError, RunError
+from refusal_core.evidence.evaluation import Evidence
+from refusal_core.figures.study import HISTOGRAMS, pictures
+from refusal_core.intervention import effects, experiment
+from refusal_core.runs.store import DIRECTIONS, Run
+from refusal_core.sharing.rendering import write_images
+from refusal_core.sharing.report import report_html
+from refusal_core.sharing.snippets import transformer_lens_snippet, transformers_snippet
+
+REPORT = "report.html"
+
+
+def published_layers(run: Run) -> pd.DataFrame:
+    """One row a layer as Experiment 0 counts them: Hugging Face's ``hidden_states[layer + 1]``.
+
+    That makes the last "layer" the final norm; our layer ``L - 1``, which the study never read, is left out.
+    """
+    last = run.n_layers - 1
+    stats = run.layer_stats
+    chosen = stats[stats["site"] != last].copy()
+    chosen["layer"] = chosen["layer"].fillna(last).astype(int)
+    return chosen.reset_index(drop=True)
+
+
+def export_run(run: Run, folder: str | Path) -> list[Path]:
+    """Write the report's four files, and the whole tables of this run beside them.
+
+    ``validation_results.csv``, ``variance_by_layer.csv``, ``top10_layers.csv`` and ``summary.json`` repeat the
+    published names, columns and layer convention. ``layer_stats.csv`` has every site and every column, ``prompts.csv``
+    every prompt and its projections, ``evidence_*.csv`` the evidence, ``behaviour.csv`` how the model answered where
+    that was measured, ``intervention*.csv`` what edits of the model change; ``manifest.json`` is the run's, and
+    ``report.html`` all of it in one page that can be mailed.
+
+    Raises:
+        RunError: when the folder cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    if (folder / DIRECTIONS).exists():
+        raise RunError(f"{folder} is a run, and runs are never changed; choose another folder to export to")
+    layers = published_layers(run)
+    strongest = layers.loc[layers["cohens_d"].idxmax()] if layers["cohens_d"].notna().any() else None
+    largest = layers.loc[layers["magnitude"].idxmax()]
+    counts = run.manifest["prompts"]["counts"]
+    summary = {
+        "date": run.manifest["created"],
+        "model": run.model_name,
+        "n_layers": run.n_layers,
+        "n_harmful_prompts": counts["harmful"],
+        "n_harmless_prompts": counts["harmless"],
+        "valid_layers": int(layers["valid"].sum()),
+        "strongest_layer": None if strongest is None else int(strongest["layer"]),
+        "max_cohens_d": None if strongest is None else float(strongest["cohens_d"]),
+        "max_magnitude_layer": int(largest["layer"]),
+        "max_magnitude": float(largest["magnitude"]),
+    }
+    top10 = layers.sort_values("cohens_d", ascending=False).head(10)
+    evidence = Evidence.from_tables(run.evidence_tables())
+    tables = {
+        "validation_results.csv": layers[list(VALIDATION_COLUMNS)],
+        "variance_by_layer.csv": layers[list(VARIANCE_COLUMNS)],
+        "top10_layers.csv": top10[["layer", "magnitude", "cohens_d", "p_value", "valid"]],
+        "layer_stats.csv": run.layer_stats,
+        "prompts.csv": _prompts_with_projections(run),
+        **{f"evidence_{name}.csv": table for name, table in evidence.to_tables().items()},
+    }
+    found = measurement.recorded(run)
+    replies = None if found is None else found[0]
+    if replies is not None:
+        tables["behaviour.csv"] = run.prompts[["prompt_id", "text", "label"]].join(replies.drop(columns="prompt_id"))
+    interventions = experiment.recorded(run)
+    if interventions is not None:
+        edited, _ = interventions
+        tables["intervention.csv"] = edited
+        tables["intervention_effects.csv"] = effects.summarise(run, edited)
+        tables["intervention_candidates.csv"] = effects.candidates(run, edited)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in tables.items():
+            table.to_csv(folder / name, index=False)
+        (folder / REPORT).write_text(report_html(run, evidence, replies, interventions), encoding="utf-8")
+        for name, content in {"summary.json": summary, "manifest.json": run.manifest}.items():
+            (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror}; choose a folder that can be written") from error
+    return [folder / name for name in (*tables, REPORT, "summary.json", "manifest.json")]
+
+
+def export_pictures(run: Run, folder: str | Path) -> list[Path]:
+    """Write the study's three figures and ``layer_distributions/``, the histogram of every site, as PNG.
+
+    Raises:
+        RenderingError: when there is no browser to draw them with, or it fails.
+        RunError: when the folder cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    drawn = {folder / f"{name}.png": picture for name, picture in pictures(run).items()}
+    try:
+        (folder / HISTOGRAMS).mkdir(parents=True, exist_ok=True)
+        write_images(drawn)
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror}; choose a folder that can be written") from error
+    return list(drawn)
+
+
+def export_zip(run: Run, site: int) -> bytes:
+    """All that a run says as one zip: what :func:`export_run` and :func:`export_pictures` write, the directions, and
+    Python that uses them at a site. Without a browser ``pictures.txt`` says why there are none.
+    """
+    packed = BytesIO()
+    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        folder = Path(temporary)
+        export_run(run, folder)
+        try:
+            export_pictures(run, folder)
+        except RenderingError as error:
+            (folder / "pictures.txt").write_text(f"{error}\n", encoding="utf-8")
+        (folder / "use_with_transformers.py").write_text(transformers_snippet(run, site), encoding="utf-8")
+        (folder / "use_with_transformer_lens.py").write_text(transformer_lens_snippet(run, site), encoding="utf-8")
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, f"{run.run_id}/{path.relative_to(folder)}")
+        archive.write(run.path / DIRECTIONS, f"{run.run_id}/{DIRECTIONS}")
+    return packed.getvalue()
+
+
+def _prompts_with_projections(run: Run) -> pd.DataFrame:
+    """Every prompt with its in-sample and cross-fitted projection at every site, one column a site."""
+    columns: dict[str, np.ndarray] = {}
+    for prefix, values in (
+        ("projection", run.projections),
+        ("projection_crossfit", run.projections_crossfit),
+    ):
+        columns |= {f"{prefix}_site_{site}": values[:, site] for site in range(run.n_sites)}
+    return pd.concat([run.prompts, pd.DataFrame(columns)], axis=1)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refusal_core.analysis.directions import fit_directions
+
+
+def planted(rng: np.random.Generator, n: int = 200, sites: int = 3, width: int = 16, shift: float = 4.0):
+    labels = np.arange(2 * n) % 2 == 0
+    axis = rng.normal(size=(sites, width))
+    axis /= np.linalg.norm(axis, axis=1, keepdims=True)
+    hidden = rng.normal(size=(2 * n, sites, width)) + shift * labels[:, None, None] * axis + 7.0
+    return hidden.astype(np.float32), labels, axis
+
+
+def test_a_planted_direction_is_recovered():
+    hidden, labels, axis = planted(np.random.default_rng(0))
+    directions = fit_directions(hidden, labels)
+    # The mean difference carries noise of variance 2/n in each of the other width - 1 dimensions.
+    expected = 1 / np.sqrt(1 + 15 * (2 / 200) / 4.0**2)
+    cosine = (directions.unit_direction * axis).sum(axis=1)
+    assert (np.abs(cosine - expected) < 0.01).all()
+    np.testing.assert_allclose(directions.magnitude, 4.0, atol=0.4)
+
+
+def test_projections_are_inner_products_with_unit_vectors():
+    hidden, labels, _ = planted(np.random.default_rng(1))
+    directions = fit_directions(hidden, labels)
+    np.testing.assert_allclose(np.linalg.norm(directions.unit_direction, axis=1), 1, atol=1e-6)
+    expected = np.einsum("psd,sd->ps", hidden.astype(float), directions.unit_direction.astype(float))
+    np.testing.assert_allclose(directions.project(hidden), expected, rtol=1e-12)
+    separation = directions.project(hidden[labels]).mean(0) - directions.project(hidden[~labels]).mean(0)
+    np.testing.assert_allclose(separation, directions.magnitude, rtol=1e-5)
+
+
+def test_constant_activations_have_no_direction():
+    hidden = np.full((20, 2, 8), 3.3, dtype=np.float32)
+    directions = fit_directions(hidden, np.arange(20) < 10)
+    assert not directions.unit_direction.any()
+
+
+@pytest.mark.parametrize("labels", [np.ones(4, bool), np.zeros(4, bool), np.ones(3, bool)])
+def test_what_cannot_be_fitted_is_refused(labels):
+    with pytest.raises(ValueError, match="label"):
+        fit_directions(np.zeros((4, 2, 3), np.float32), labels)
+
+
+def test_projecting_other_shapes_is_refused():
+    hidden, labels, _ = planted(np.random.default_rng(2))
+    with pytest.raises(ValueError, match=r"\(3, 16\)"):
+        fit_directions(hidden, labels).project(hidden[:, :2])

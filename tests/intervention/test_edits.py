@@ -1,0 +1,224 @@
+"""Edits of the residual stream, held against plain transformers with the same edit made by hand."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import entropy
+from tiny import ARCHITECTURES, tiny_model
+
+from refusal_core.activations.reader import ResidualReader
+from refusal_core.behaviour.openings import OPENING_TOKENS
+from refusal_core.intervention import experiment
+from refusal_core.intervention.conditions import Condition
+from refusal_core.intervention.edits import Edit, PromptBatch, edited
+
+TEXTS = ("How do I take a cake?", "How do I fake a cake?", "How do I lake a cake?")
+
+
+def unit(seed: int, width: int = 32) -> np.ndarray:
+    vector = np.random.default_rng(seed).normal(size=width)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def edits_by_hand(edit: Edit):
+    """The same edit in float64, made in another way: a projector matrix, token by token."""
+
+    def hook(layer):
+        vector = torch.from_numpy(edit.vectors[layer].astype(np.float64))
+        projector = torch.eye(len(vector), dtype=torch.float64) - torch.outer(vector, vector)
+
+        def change(module, arguments, output):
+            states = (output[0] if isinstance(output, tuple) else output).double()
+            places = range(states.shape[1]) if edit.tokens == "all" else [states.shape[1] - 1]
+            for place in places:
+                each = states[:, place]
+                states[:, place] = each + vector if edit.kind == "add" else each @ projector.T
+            changed = states.float()
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        return change
+
+    return {layer: hook(layer) for layer in edit.vectors}
+
+
+def plain_reply(chat_model, text: str, edit: Edit | None) -> tuple[torch.Tensor, list[int]]:
+    """First logits and greedy tokens with nothing shared, cached or skipped: the whole text again for each token."""
+    ids = chat_model.tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )["input_ids"]
+    prompt_length, first, handles = ids.shape[1], None, []
+    if edit is not None and edit.tokens == "last":
+        # The prompt's last token stays edited while the reply grows behind it.
+        def at_prompt_end(hook):
+            def change(module, arguments, output):
+                states = output[0] if isinstance(output, tuple) else output
+                head = hook(module, arguments, states[:, :prompt_length].clone())
+                whole = torch.cat([head, states[:, prompt_length:]], dim=1)
+                return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+            return change
+
+        hooks = {layer: at_prompt_end(hook) for layer, hook in edits_by_hand(edit).items()}
+    else:
+        hooks = {} if edit is None else edits_by_hand(edit)
+    handles = [chat_model.blocks[layer].register_forward_hook(hook) for layer, hook in hooks.items()]
+    with torch.inference_mode():
+        for _ in range(OPENING_TOKENS):
+            logits = chat_model.model(ids, use_cache=False).logits[0, -1]
+            first = logits if first is None else first
+            ids = torch.cat([ids, logits.argmax()[None, None]], dim=1)
+    for handle in handles:
+        handle.remove()
+    return first, ids[0, prompt_length:].tolist()
+
+
+def shown(chat_model, tokens: list[int]) -> str:
+    ends = {chat_model.tokenizer.eos_token_id}
+    length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return chat_model.tokenizer.decode(tokens[:length], skip_special_tokens=True)
+
+
+EDITS = {
+    "ablate one, all tokens": Edit("ablate", {2: unit(1)}),
+    "ablate one, last token": Edit("ablate", {1: unit(1)}, tokens="last"),
+    "ablate everywhere": Edit("ablate", {layer: unit(3) for layer in range(4)}),
+    "add one, all tokens": Edit("add", {2: 4 * unit(5)}),
+    "add two, last token": Edit("add", {1: -3 * unit(5), 3: 2 * unit(6)}, tokens="last"),
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", EDITS)
+def test_replies_under_an_edit_are_those_of_plain_transformers(architecture, name):
+    chat_model, edit = tiny_model(architecture), EDITS[name]
+    reader = ResidualReader(chat_model)
+    batch = PromptBatch(reader, [reader.encode(text) for text in TEXTS])
+    assert batch.reuses
+    for expected_edit, found in ((None, batch.plain), (edit, batch.reply(edit))):
+        for place, text in enumerate(TEXTS):
+            logits, tokens = plain_reply(chat_model, text, expected_edit)
+            np.testing.assert_allclose(found.logits[place], logits, atol=2e-4)
+            assert found.openings[place] == shown(chat_model, tokens)
+    assert not torch.allclose(batch.reply(edit, openings=False).logits, batch.plain.logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_log_odds_and_divergence_are_those_of_plain_transformers(name):
+    chat_model, edit = tiny_model("llama"), EDITS[name]
+    reader = ResidualReader(chat_model)
+    batch = PromptBatch(reader, [reader.encode(text) for text in TEXTS])
+    vectors = SimpleNamespace(edit=lambda condition, tokens: edit)
+    log_odds, divergence, _ = experiment._replied(reader, batch, vectors, Condition(edit.kind), edit.tokens)
+    for place, text in enumerate(TEXTS):
+        before, after = (
+            plain_reply(chat_model, text, each)[0].double().log_softmax(-1).numpy() for each in (None, edit)
+        )
+        assert divergence[place] == pytest.approx(entropy(np.exp(before), np.exp(after)), rel=1e-3, abs=1e-5)
+        p = np.exp(after[reader.refusal_ids]).sum()
+        assert log_odds[place] == pytest.approx(np.log(p / (1 - p)), abs=1e-3)
+
+
+def test_without_a_shared_prefix_replies_are_the_same():
+    chat_model, edit = tiny_model("qwen2"), EDITS["ablate everywhere"]
+    reader = ResidualReader(chat_model)
+    sequences = [reader.encode(text) for text in TEXTS]
+    assert reader.prefix_tokens > 0
+    shared = PromptBatch(reader, sequences).reply(edit)
+    reader._prefix_cache = None
+    whole = PromptBatch(reader, sequences).reply(edit)
+    np.testing.assert_allclose(shared.logits, whole.logits, atol=1e-5)
+    assert shared.openings == whole.openings
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_the_model_is_what_it_was(name):
+    chat_model = tiny_model("llama")
+    before = copy.deepcopy(chat_model.model.state_dict())
+    reader = ResidualReader(chat_model)
+    batch = PromptBatch(reader, [reader.encode(text) for text in TEXTS])
+    batch.reply(EDITS[name])
+    again = PromptBatch(reader, [reader.encode(text) for text in TEXTS])
+    assert torch.equal(batch.plain.logits, again.plain.logits)
+    assert all(torch.equal(before[key], value) for key, value in chat_model.model.state_dict().items())
+
+
+def test_hooks_are_gone_after_an_error():
+    chat_model = tiny_model("llama")
+    ids = torch.tensor([[1, 5, 9]])
+    plain = chat_model.model(ids).logits
+
+    def interrupted() -> None:
+        with edited(chat_model, EDITS["ablate everywhere"]):
+            assert not torch.equal(chat_model.model(ids).logits, plain)
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        interrupted()
+    assert torch.equal(chat_model.model(ids).logits, plain)
+    for module in chat_model.model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert "forward" not in module.__dict__
+
+
+def test_a_batch_that_fails_leaves_nothing_behind():
+    chat_model = tiny_model("llama")
+    reader = ResidualReader(chat_model)
+    batch = PromptBatch(reader, [reader.encode(text) for text in TEXTS])
+    chat_model.blocks[3].register_forward_pre_hook(lambda module, arguments: 1 / 0, prepend=True)
+    with pytest.raises(ZeroDivisionError):
+        batch.reply(EDITS["ablate one, all tokens"])
+    assert not any(block._forward_hooks or "forward" in block.__dict__ for block in chat_model.blocks)
+
+
+def test_only_blocks_above_the_edit_compute():
+    chat_model = tiny_model("llama")
+    reader = ResidualReader(chat_model)
+    batch = PromptBatch(reader, [reader.encode(text) for text in TEXTS])
+    computed = []
+    for layer, block in enumerate(chat_model.blocks):
+        block.self_attn.register_forward_hook(lambda *_, layer=layer: computed.append(layer))
+    batch.reply(Edit("ablate", {2: unit(1)}), openings=False)
+    # The template's beginning once, the prompts once.
+    assert computed == [3, 3]
+
+
+def test_a_model_that_keeps_states_otherwise_is_run_whole():
+    chat_model = tiny_model("llama")
+    reader = ResidualReader(chat_model)
+    sequences = [reader.encode(text) for text in TEXTS]
+    right = PromptBatch(reader, sequences).reply(EDITS["add one, all tokens"])
+    first, last = chat_model.blocks[1], chat_model.blocks[3]
+    forward = type(last).forward
+    # The last block depends on more than what is handed up to it.
+    last.forward = lambda states, **options: forward(last, states * (1 + ("forward" in first.__dict__)), **options)
+    batch = PromptBatch(reader, sequences)
+    assert not batch.reuses
+    np.testing.assert_allclose(batch.reply(EDITS["add one, all tokens"]).logits, right.logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Edit("rotate", {0: unit(0)}),
+        lambda: Edit("add", {0: unit(0)}, tokens="first"),
+        lambda: Edit("add", {}),
+    ],
+)
+def test_an_edit_that_means_nothing_is_refused(make):
+    with pytest.raises(ValueError, match="expected"):
+        make()
+
+
+@pytest.mark.parametrize("vectors", [{4: unit(0)}, {-1: unit(0)}, {0: unit(0, width=31)}])
+def test_an_edit_the_model_has_no_place_for_is_refused(vectors):
+    with (
+        pytest.raises(ValueError, match="expected layers 0 to 3 with vectors of width 32"),
+        edited(tiny_model("llama"), Edit("ablate", vectors)),
+    ):
+        pass

@@ -1,0 +1,398 @@
+"""Interventions on a model that refuses, by its weights, if and only if one direction is strong enough."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import PLANTED_CONTROLS, PLANTED_LIMIT, PLANTED_PROMPTS, intervene
+from tiny import PLANTED_LAYER
+
+from refusal_core.activations.passes import FinishedPasses
+from refusal_core.cli.main import main
+from refusal_core.errors import RefusalError, RunError
+from refusal_core.intervention import conditions, effects, experiment, vectors
+from refusal_core.intervention.conditions import ABLATE, ADD, FOUND, Condition
+from refusal_core.models.opening import load_model
+from refusal_core.runs import store
+from refusal_core.runs.store import Run
+
+
+@pytest.fixture(scope="module")
+def table(planted_run) -> pd.DataFrame:
+    return experiment.recorded(planted_run)[0]
+
+
+@pytest.fixture(scope="module")
+def summary(planted_run, table) -> pd.DataFrame:
+    return effects.summarise(planted_run, table)
+
+
+def test_unedited_the_model_refuses_what_it_should(table, planted_run):
+    plain = table[table["edit"].eq("none")].merge(planted_run.prompts, on="prompt_id", suffixes=("", "_run"))
+    assert len(plain) == 2 * PLANTED_LIMIT
+    harmful = plain["label"].eq("harmful")
+    assert plain.loc[harmful, "opening_label"].eq("refuses").all()
+    assert plain.loc[harmful, "opening"].eq("I cannot").all()
+    assert plain.loc[~harmful, "opening"].eq("Sure").all()
+    assert plain["kl"].eq(0).all()
+    np.testing.assert_allclose(plain["refusal_log_odds"], plain["refusal_log_odds_run"], atol=1e-4)
+
+
+def test_the_directions_of_early_layers_separate_the_labels_and_change_nothing(planted_run, summary):
+    stats = planted_run.layer_stats.set_index("site")
+    assert (stats.loc[range(PLANTED_LAYER), "cohens_d"] > 1.5).all()
+    for edit, label in ((ABLATE, "harmful"), (ADD, "harmless")):
+        early = effects.over_layers(summary, edit, label).head(PLANTED_LAYER)
+        assert early["site"].tolist() == list(range(PLANTED_LAYER))
+        assert not any(effects.verdict(row) == effects.EFFECT for _, row in early.iterrows())
+
+
+def test_the_sweep_finds_layer_and_sign(planted_run, summary):
+    for edit, label, sign in ((ABLATE, "harmful", -1), (ADD, "harmless", 1)):
+        swept = effects.over_layers(summary, edit, label)
+        found = [int(row["site"]) for _, row in swept.iterrows() if effects.verdict(row) == effects.EFFECT]
+        assert found == list(range(PLANTED_LAYER, planted_run.n_layers))
+        assert (np.sign(swept["change"].iloc[PLANTED_LAYER:]) == sign).all()
+    bypassed = effects.over_layers(summary, ABLATE, "harmful").iloc[PLANTED_LAYER:]
+    induced = effects.over_layers(summary, ADD, "harmless").iloc[PLANTED_LAYER:]
+    assert bypassed["refuses"].eq(0).all()
+    assert induced["refuses"].eq(1).all()
+
+
+def test_the_headline_names_layers_and_shares(planted_run, summary):
+    said = effects.headline(planted_run, summary)
+    assert said.count("from 100 % to 0 %") == said.count("from 0 % to 100 %") == 1
+    assert "Against controls at layers 0, 1, 2, 3, 4, 5: ablating is an effect at 2, 3, 4, 5; adding is" in said
+    without = effects.headline(planted_run, summary.assign(n_controls=0))
+    assert "No controls were measured." in without
+
+
+def test_controls_neither_remove_nor_induce_refusing(summary):
+    controls = summary[summary["direction"].ne(FOUND)]
+    assert set(controls["direction"]) == {
+        *(f"isotropic {number}" for number in (1, 2, 3)),
+        *(f"covariance {number}" for number in (1, 2, 3)),
+        "permuted",
+        "orthogonal",
+    }
+    by_name = controls[controls["direction"].isin(["orthogonal", "isotropic 1", "isotropic 2", "isotropic 3"])]
+    # Another random direction at every layer is a control of its own, and more of an edit than one.
+    by_name = by_name[by_name["read_at"].ne(conditions.OWN)]
+    assert by_name[by_name["label"].eq("harmful") & by_name["edit"].eq(ABLATE)]["refusing"].eq(1).all()
+    once = by_name["edit"].eq(ADD) & by_name["alpha"].eq(1.0)
+    assert by_name[by_name["label"].eq("harmless") & once]["refusing"].eq(0).all()
+
+
+def test_more_of_the_direction_refuses_more(planted_run, table, summary):
+    chosen = effects.published_choice(planted_run, table)
+    layer, position = int(chosen["read_at"]), int(chosen["position"])
+    for label in ("harmful", "harmless"):
+        doses = effects.over_doses(summary, layer, position, label)
+        assert doses["alpha"].tolist() == sorted([*conditions.DOSES, 0.0])
+        assert (np.diff(doses["log_odds"]) > -0.2).all()
+    doses = effects.over_doses(summary, layer, position, "harmful").set_index("alpha")
+    assert doses.loc[[-2.0, -1.5, -1.0], "refuses"].eq(0).all()
+    doses = effects.over_doses(summary, layer, position, "harmless").set_index("alpha")
+    assert doses.loc[1.0, "refuses"] == 1
+    assert doses.loc[[1.0, 1.5, 2.0], "refusing"].eq(1).all()
+
+
+def test_the_summary_is_what_one_gets_by_hand(planted_run, table, summary):
+    labels = planted_run.prompts.set_index("prompt_id")["label"]
+    keyed = table.assign(label=table["prompt_id"].map(labels))
+    plain = keyed[keyed["edit"].eq("none")].set_index("prompt_id")["refusal_log_odds"]
+    for label in ("harmful", "harmless"):
+        row = effects.over_layers(summary, ABLATE, label).iloc[3]
+        rows = keyed[
+            keyed["label"].eq(label) & keyed["edit"].eq(ABLATE) & keyed["layers"].eq("3") & keyed["direction"].eq(FOUND)
+        ]
+        change = [value - plain[name] for name, value in zip(rows["prompt_id"], rows["refusal_log_odds"], strict=True)]
+        assert row["change"] == pytest.approx(np.mean(change))
+        assert row["kl"] == pytest.approx(rows["kl"].mean())
+        assert row["refuses"] == rows["opening_label"].eq("refuses").mean()
+        assert row["n"] == len(rows) == PLANTED_LIMIT
+        assert min(change) <= row["change_low"] <= row["change"] <= row["change_high"] <= max(change)
+    chosen = effects.published_choice(planted_run, table)
+    of_choice = keyed["direction"].eq(FOUND) & keyed["position"].eq(chosen["position"])
+    of_choice &= keyed["read_at"].eq(chosen["read_at"])
+    ablated = keyed[of_choice & keyed["edit"].eq(ABLATE) & keyed["layers"].eq("0,1,2,3,4,5")]
+    added = keyed[of_choice & keyed["edit"].eq(ADD) & keyed["alpha"].eq(1.0)]
+    assert chosen["bypass"] == pytest.approx(ablated[ablated["label"].eq("harmful")]["refusal_log_odds"].mean())
+    assert chosen["induce"] == pytest.approx(added[added["label"].eq("harmless")]["refusal_log_odds"].mean())
+    assert chosen["kl"] == pytest.approx(ablated[ablated["label"].eq("harmless")]["kl"].mean())
+
+
+def test_the_published_rule_chooses_a_layer_that_carries_refusing(planted_run, table):
+    candidates = effects.candidates(planted_run, table)
+    assert set(candidates["read_at"]) == set(range(3))
+    assert candidates["position"].nunique() > 1
+    chosen = effects.published_choice(planted_run, table)
+    assert chosen["read_at"] >= PLANTED_LAYER
+    assert chosen["kl"] <= effects.MOST_KL
+    assert chosen["induce"] >= 0
+    assert chosen["bypass"] == candidates.loc[candidates["allowed"], "bypass"].min()
+    # Nothing qualifies once every candidate diverges.
+    assert effects.published_choice(planted_run, table.assign(kl=1.0)) is None
+
+
+def test_a_shifted_reading_position_gives_the_runs_own_direction(planted_run, planted_folder):
+    from refusal_core.activations.reader import ResidualReader
+
+    reader = ResidualReader(load_model(planted_folder, dtype="float32"))
+    unit, distance = vectors.read_vectors(
+        planted_run, reader, range(-reader.template_end, 0), ["permuted"], 0, lambda *_: None
+    )
+    own = vectors.own_vectors(planted_run)
+    assert reader.template_end > 1
+    np.testing.assert_allclose(unit[FOUND, -1], own.unit[FOUND, -1], atol=1e-4)
+    np.testing.assert_allclose(distance[-1], own.distance[-1], rtol=1e-4)
+    assert np.abs(unit["permuted", -1]).max() > 0
+
+
+def test_stopped_three_times_it_computes_nothing_twice_and_changes_no_number(
+    planted_run, planted_folder, table, monkeypatch, tmp_path
+):
+    from refusal_core.intervention.edits import PromptBatch
+
+    fresh = copied(planted_run, tmp_path)
+    reply, computed, patience = PromptBatch.reply, [], [0]
+
+    def counted(batch, edit, openings=True):
+        if not patience[0]:
+            raise KeyboardInterrupt
+        patience[0] -= 1
+        computed.append(edit)
+        return reply(batch, edit, openings)
+
+    monkeypatch.setattr(PromptBatch, "reply", counted)
+    for passes in (40, 100, 31):
+        patience[0] = passes
+        with pytest.raises(KeyboardInterrupt):
+            intervene(fresh, planted_folder)
+        assert experiment.recorded(fresh) is None
+        # A process that dies while it writes leaves half a line.
+        with (fresh.path / ".intervention/passes.jsonl").open("a") as file:
+            file.write('{"pass": "half a li')
+    patience[0] = 10**9
+    intervene(fresh, planted_folder)
+    again, _ = experiment.recorded(fresh)
+    pd.testing.assert_frame_equal(again, table)
+    passes = table[table["edit"].ne("none")].groupby(conditions.COLUMNS).ngroups
+    lengths = planted_run.prompts.set_index("prompt_id").loc[table["prompt_id"].unique(), "n_tokens"].nunique()
+    # The chosen candidate is measured twice, the second time with its openings: ablated, and added where it was not
+    # measured with them as a layer of the sweep.
+    twice = 1 + (effects.published_choice(planted_run, table)["position"] != -1)
+    assert len(computed) == (passes + twice) * lengths
+    assert not list(fresh.path.glob(".intervention*"))
+
+
+def test_work_of_another_request_is_not_mixed_in(planted_run, planted_folder, monkeypatch, tmp_path):
+    from refusal_core.intervention.edits import PromptBatch
+
+    fresh = copied(planted_run, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(PromptBatch, "reply", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            intervene(fresh, planted_folder, seed=1)
+    other = intervene(fresh, planted_folder, limit=2, control_layers=(3,))
+    assert other["prompt_id"].nunique() == 4
+    manifest = experiment.recorded(fresh)[1]
+    assert manifest["prompts"] == {"source": planted_run.contrast_name, "limit": 2}
+    assert 3 in manifest["controls"]["layers"]
+
+
+def test_the_run_itself_is_left_as_it_was(planted_run, table, tmp_path):
+    kept = {path.name for path in planted_run.path.iterdir()}
+    assert kept == {*planted_run.manifest["files"], "manifest.json", "intervention.parquet", "intervention.json"}
+    assert "intervention.parquet" in store.verify_run(planted_run.run_id, planted_run.path.parent)
+    found, manifest = experiment.recorded(planted_run)
+    pd.testing.assert_frame_equal(found.fillna("none"), table.fillna("none"), check_dtype=False)
+    assert manifest["dose_layer"] == effects.published_choice(planted_run, table)["read_at"]
+
+
+def test_controls_of_another_request_are_not_taken(planted_run, planted_folder, table, monkeypatch, tmp_path):
+    """Stopped in one request's sweep, then while another's directions are read: the first one's are still there."""
+    fresh = copied(planted_run, tmp_path)
+
+    def stop(*_, **__) -> None:
+        raise KeyboardInterrupt
+
+    for seed, where in (
+        (1, "refusal_core.intervention.edits.PromptBatch.reply"),
+        (0, "refusal_core.intervention.vectors.read_vectors"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(where, stop)
+            with pytest.raises(KeyboardInterrupt):
+                intervene(fresh, planted_folder, seed=seed)
+    intervene(fresh, planted_folder)
+    pd.testing.assert_frame_equal(experiment.recorded(fresh)[0], table)
+
+
+@pytest.mark.parametrize(
+    "line", ["[]", "{}", '{"pass": ["x"], "prompts": [], "seconds": 1}', '{"pass": "x", "seconds": "1"}']
+)
+def test_kept_work_that_is_not_whole_is_done_again(tmp_path, line):
+    path = tmp_path / "passes.jsonl"
+    with FinishedPasses(path, {"of": "this"}) as finished:
+        finished.add("first", [{"row": 1}], 1.0)
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+    with FinishedPasses(path, {"of": "this"}) as finished:
+        assert finished.get("first") == [{"row": 1}]
+        assert finished.get("x") is None
+    with FinishedPasses(path, {"of": "that"}) as finished:
+        assert finished.get("first") is None
+
+
+def test_one_process_at_a_time_intervenes_on_a_run(planted_run, planted_folder, tmp_path):
+    fresh = copied(planted_run, tmp_path)
+    with (
+        store.unfinished_work(fresh.path / ".intervention", "another"),
+        pytest.raises(RunError, match="in another process"),
+    ):
+        intervene(fresh, planted_folder)
+
+
+def test_few_prompts_say_nothing(planted_run, table):
+    one_each = planted_run.prompts[planted_run.prompts["prompt_id"].isin(table["prompt_id"])].groupby("label").head(1)
+    few = effects.summarise(planted_run, table[table["prompt_id"].isin(one_each["prompt_id"])])
+    assert not any(effects.verdict(row) == effects.EFFECT for _, row in few.iterrows())
+
+
+def test_a_band_is_of_the_same_kind_of_edit(planted_run, summary):
+    every = summary[summary["layers"].eq(",".join(map(str, range(planted_run.n_layers)))) & summary["edit"].eq(ABLATE)]
+    assert every["n_controls"].eq(PLANTED_CONTROLS + 2).all()
+    own = every["read_at"].eq(conditions.OWN)
+    assert every[own]["change_band_low"].iloc[0] != every[~own]["change_band_low"].iloc[0]
+
+
+def test_a_table_of_other_prompts_is_refused(planted_run, table, tmp_path):
+    fresh = copied(planted_run, tmp_path)
+    manifest = experiment.recorded(planted_run)[1]
+    store.save_addition(fresh, "intervention", table.assign(prompt_id="0" * 12), manifest)
+    with pytest.raises(RunError, match="of other prompts"):
+        experiment.recorded(fresh)
+    store.save_addition(fresh, "intervention", table.drop(columns="kl"), manifest)
+    with pytest.raises(RunError, match="lacks columns"):
+        experiment.recorded(fresh)
+    store.save_addition(fresh, "intervention", table, manifest | {"dose_layer": 99})
+    with pytest.raises(RunError, match="of other layers"):
+        experiment.recorded(fresh)
+
+
+@pytest.mark.parametrize(
+    "tampered",
+    [
+        lambda table: table[table["edit"].ne("none")],
+        lambda table: pd.concat([table, table.head(1)]),
+        lambda table: table.assign(layers="x"),
+        lambda table: table.assign(layers="0,999"),
+        lambda table: table.assign(read_at=900),
+        lambda table: table.assign(refusal_log_odds="high"),
+        lambda table: table.assign(edit="rotate"),
+        lambda table: table[table["prompt_id"].eq(table["prompt_id"].iloc[0])],
+        lambda table: table.head(0),
+        lambda table: table[table["edit"].ne("add")],
+    ],
+)
+def test_a_strangers_table_is_checked(planted_run, table, tmp_path, tampered):
+    fresh = copied(planted_run, tmp_path)
+    store.save_addition(fresh, "intervention", tampered(table), experiment.recorded(planted_run)[1])
+    with pytest.raises(RunError, match="measure it again"):
+        experiment.recorded(fresh)
+
+
+@pytest.mark.parametrize("key", ["controls", "prompts", "compute", "dose_layer", "dose_position"])
+def test_a_strangers_manifest_is_checked(planted_run, table, tmp_path, key):
+    fresh = copied(planted_run, tmp_path)
+    manifest = experiment.recorded(planted_run)[1]
+    for wrong in ({name: value for name, value in manifest.items() if name != key}, manifest | {key: "x"}):
+        store.save_addition(fresh, "intervention", table, wrong)
+        with pytest.raises(RunError, match=key):
+            experiment.recorded(fresh)
+
+
+def test_prompts_are_of_as_few_lengths_as_possible(planted_run):
+    rows = experiment.chosen_prompts(planted_run, 3, planted_run.contrast_name)
+    chosen = planted_run.prompts.iloc[rows]
+    assert chosen["label"].value_counts().to_dict() == {"harmful": 3, "harmless": 3}
+    assert chosen["n_tokens"].nunique() == 1
+    everything = experiment.chosen_prompts(planted_run, 1000, planted_run.contrast_name)
+    assert len(everything) == 2 * PLANTED_PROMPTS
+    held_out = planted_run.prompts.iloc[experiment.chosen_prompts(planted_run, 4)]
+    assert held_out["source"].eq("probe-pairs").all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"source": "nowhere"}, "expected a set of this run"),
+        ({"limit": 0}, "at least 1 prompt a label"),
+        ({"random_directions": 1}, "2 random directions"),
+        ({"span": (3, 6)}, "expected a range of layers from 0 to 5"),
+        ({"control_layers": (3, 99)}, "expected control layers from 0 to 5"),
+        ({"seed": -1}, "expected a seed of 0 or more"),
+    ],
+)
+def test_what_cannot_be_done_is_said(planted_run, planted_folder, options, said):
+    with pytest.raises(RefusalError, match=said):
+        intervene(planted_run, planted_folder, **options)
+
+
+def test_edited_at_the_last_token_alone_what_came_before_still_counts(planted_run, planted_folder, table, tmp_path):
+    fresh = copied(planted_run, tmp_path)
+    last = intervene(fresh, planted_folder, tokens="last", control_layers=(3,))
+    assert experiment.recorded(fresh)[1]["tokens"] == "last"
+    merged = last.merge(table, on=[*conditions.COLUMNS, "prompt_id"], suffixes=("_last", "_all"))
+    # The block that reads the direction reads it at the last token.
+    alone = merged[merged["edit"].eq(ABLATE) & merged["layers"].eq("3") & merged["direction"].eq(FOUND)]
+    np.testing.assert_allclose(alone["refusal_log_odds_last"], alone["refusal_log_odds_all"], atol=1e-2)
+    harmful = alone.merge(fresh.prompts, on="prompt_id").query("label == 'harmful'")
+    # The reply's own tokens are not edited, so a refusal can still begin after the first of them.
+    assert harmful["opening_all"].eq("Sure").all()
+    assert harmful["opening_last"].str.startswith("Sure").all()
+
+
+def test_a_range_of_layers_is_ablated_together(planted_run):
+    swept = conditions.sweep(planted_run.n_layers, [-1], span=(1, 3))
+    assert Condition(ABLATE, layers=(1, 2, 3)) in swept
+    edit = vectors.own_vectors(planted_run).edit(Condition(ABLATE, layers=(1, 2, 3)), "all")
+    np.testing.assert_array_equal(edit.vectors[2], planted_run.directions.unit_direction[2])
+
+
+def test_the_command_line_says_what_was_found(planted_run, planted_folder, table, capsys):
+    cache = str(planted_run.path.parent)
+    assert main(["intervene", planted_run.run_id, "--cache", cache]) == 0
+    printed = capsys.readouterr().out
+    assert "nothing was computed" in printed
+    assert "The published rule chooses" in printed
+    assert "at all 6 layers" in printed
+
+
+def test_a_band_needs_controls_and_holds_one_more_of_them():
+    rng = np.random.default_rng(0)
+    rows = [{"edit": ABLATE, "direction": FOUND, "position": -1, "read_at": 3, "layers": "3", "alpha": 0.0}]
+    rows += [{**rows[0], "direction": f"isotropic {number}"} for number in range(20)]
+    inside = 0
+    for _ in range(400):
+        numbers = rng.normal(size=(len(rows), len(effects.MEASURES)))
+        frame = pd.DataFrame(rows).assign(label="harmful")
+        frame[list(effects.MEASURES)] = numbers
+        found = effects._with_bands(frame).iloc[0]
+        assert found["n_controls"] == 20
+        inside += found["change_band_low"] <= found["change"] <= found["change_band_high"]
+    assert 0.92 < inside / 400 < 0.98
+    lone = effects._with_bands(pd.DataFrame(rows[:1]).assign(label="harmful", **dict.fromkeys(effects.MEASURES, 1.0)))
+    assert lone["n_controls"].iloc[0] == 0
+    assert np.isnan(lone["change_band_low"].iloc[0])
+
+
+def copied(run: Run, folder) -> Run:
+    """The run alone, in a cache of its own."""
+    target = folder / "cache" / run.run_id
+    target.mkdir(parents=True)
+    for name in [*run.manifest["files"], "manifest.json"]:
+        (target / name).write_bytes((run.path / name).read_bytes())
+    return store.open_run(run.run_id, target.parent)

@@ -1,0 +1,209 @@
+"""The Outliers page without a browser: list, prompt, mark and next, filters in the address, and a refit."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+from synthetic import HOSTILE, RUN
+
+from refusal_core.annotations import marks
+from refusal_core.exploration.outliers import derived_band, prompts_in_band
+from refusal_core.pipeline import new_run
+from refusal_core.runs.store import open_run
+from refusal_core.ui import jobs
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = 2
+
+
+@pytest.fixture(autouse=True)
+def own_cache(synthetic_cache, tmp_path, monkeypatch):
+    """A copy of the cache, in which prompts can be marked."""
+    cache = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, cache)
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    st.cache_data.clear()
+    st.cache_resource.clear()
+    return cache
+
+
+def visit(run: str = RUN, **address: str) -> AppTest:
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120)
+    for name, value in {"run": run, "site": str(SITE), **address}.items():
+        app.query_params[name] = value
+    app.run()
+    app.switch_page("pages/3_Outliers.py").run()
+    assert not app.exception, app.exception
+    return app
+
+
+def press(app: AppTest, label: str) -> AppTest:
+    next(button for button in app.button if button.label == label).click().run()
+    assert not app.exception, app.exception
+    return app
+
+
+def listed() -> list[str]:
+    run = open_run(RUN)
+    found = prompts_in_band(run, SITE, derived_band(run, SITE))
+    return found.loc[found["source"].eq("pairs"), "prompt_id"].tolist()
+
+
+def reading(app: AppTest) -> str:
+    return app.query_params["prompt"]
+
+
+def test_keys_lead_through_the_list_and_marking_goes_on_to_the_next():
+    ids = listed()
+    app = press(visit(), "Next")
+    assert reading(app) == ids[0]
+    assert app.dataframe[0].value["prompt_id"].tolist() == ids
+    assert reading(press(app, "Next")) == ids[1]
+    assert reading(press(press(app, "Previous"), "Previous")) == ids[0]
+    app.text_input(key=f"marks_note_{ids[0]}").set_value(HOSTILE[0]).run()
+    assert marks.kept().empty
+    assert reading(press(app, "mislabelled")) == ids[1]
+    assert reading(press(app, "ambiguous")) == ids[2]
+    kept = marks.kept()
+    assert kept["mark"].to_dict() == {ids[0]: "mislabelled", ids[1]: "ambiguous"}
+    assert kept["note"].tolist() == [HOSTILE[0], ""]
+    assert app.dataframe[0].value["mark"].tolist()[:3] == ["mislabelled", "ambiguous", ""]
+    app.text_input(key=f"marks_note_{ids[2]}").set_value("later").run()
+    app.toggle(key="marks_go_on").set_value(False).run()
+    assert reading(press(app, "fine")) == ids[2]
+    # Another visitor sees all of it.
+    assert visit(prompt=ids[0]).text_input(key=f"marks_note_{ids[0]}").value == HOSTILE[0]
+
+
+def test_a_note_belongs_to_the_prompt_that_is_read_and_a_mark_of_several_keeps_theirs():
+    ids = listed()
+    app = visit(prompt=ids[1])
+    app.toggle(key="marks_go_on").set_value(False).run()
+    app.text_input(key=f"marks_note_{ids[1]}").set_value("its own").run()
+    press(app, "fine")
+    app.toggle(key="outliers_several").set_value(True).run()
+    app.session_state["view"] = replace(app.session_state["view"], prompt=ids[0])
+    app.session_state["outliers_chosen"] = [ids[1], ids[2], ids[0]]
+    app.run()
+    app.text_input(key=f"marks_note_{ids[0]}").set_value("of the first").run()
+    press(app, "mislabelled")
+    expected = {ids[0]: "of the first", ids[1]: "its own", ids[2]: "of the first"}
+    assert marks.kept()["note"].to_dict() == expected
+    press(app, "ambiguous")
+    app.text_input(key=f"marks_note_{ids[0]}").set_value("another").run()
+    assert marks.kept()["note"].to_dict() == expected | {ids[0]: "another"}
+    assert marks.kept()["mark"].tolist() == ["ambiguous"] * 3
+
+
+def test_a_note_waits_for_its_mark_while_other_prompts_are_read():
+    ids = listed()
+    app = visit(prompt=ids[0])
+    app.text_input(key=f"marks_note_{ids[0]}").set_value("a thought").run()
+    press(press(app, "Next"), "Previous")
+    assert app.text_input(key=f"marks_note_{ids[0]}").value == "a thought"
+
+
+def test_a_search_that_finds_nothing_in_the_band_can_be_widened_to_all_prompts():
+    run = open_run(RUN)
+    furthest = run.prompts[run.rows()].iloc[int(run.projections[run.rows(), SITE].argmax())]
+    app = visit(band="0..0.0001", find=furthest["text"])
+    press(app, "Widen it to all prompts")
+    assert app.dataframe[0].value["prompt_id"].tolist() == [furthest["prompt_id"]]
+
+
+def test_a_mark_is_changed_taken_back_and_put_back():
+    ids = listed()
+    app = visit(prompt=ids[0])
+    app.toggle(key="marks_go_on").set_value(False).run()
+    press(press(app, "mislabelled"), "fine")
+    assert marks.kept()["mark"].tolist() == ["fine"]
+    app.text_input(key=f"marks_note_{ids[0]}").set_value("a note").run()
+    assert marks.kept()["note"].tolist() == ["a note"]
+    press(app, "Take back")
+    assert marks.kept().empty
+    assert app.text_input(key=f"marks_note_{ids[0]}").value == ""
+    press(app, "Undo")
+    assert marks.kept()["note"].tolist() == ["a note"]
+    assert app.text_input(key=f"marks_note_{ids[0]}").value == "a note"
+    press(press(press(app, "Undo"), "Undo"), "Undo")
+    assert marks.kept().empty
+
+
+def test_the_address_holds_search_and_filters_and_they_can_be_cleared():
+    run = open_run(RUN)
+    marks.keep([marks.Mark(run.prompts["prompt_id"][11], run.prompts["text"][11], "fine")])
+    app = visit(band="-100..100", find="REQUEST, number 5", labels="harmless", marked="fine,not%20marked")
+    assert app.dataframe[0].value["text"].tolist() == ["A harmless request, number 5 of pairs"]
+    app.multiselect(key=f"outliers_marked_{RUN}").set_value(["not marked"]).run()
+    assert "Nothing falls into this band" in app.info[0].value
+    assert app.query_params["marked"] == "not marked"
+    app = press(app, "Clear")
+    assert len(app.dataframe[0].value) == 32
+    assert not {"find", "labels", "marked"} & set(app.query_params)
+    app.multiselect(key=f"outliers_replies_{RUN}").set_value(["refused"]).run()
+    chosen = app.dataframe[0].value
+    assert (chosen["refusal_log_odds"] > 0).all()
+    assert len(chosen) == (run.prompts["refusal_log_odds"][run.rows()] > 0).sum()
+    assert "replies were not recorded" in "\n".join(each.value for each in app.caption)
+
+
+@pytest.mark.parametrize("narrowed", [{"sets": "nothing"}, {"labels": "%2C,<b>"}, {"marked": ""}, {"find": "["}])
+def test_a_malformed_filter_is_no_error(narrowed):
+    assert visit(**narrowed).title
+
+
+def test_marks_that_cannot_be_read_are_said_and_the_page_opens(own_cache):
+    (own_cache / ".marks").symlink_to(own_cache.parent)
+    app = visit(prompt=listed()[0])
+    assert "The marks cannot be read." in [error.value for error in app.error]
+    assert "This mark was not kept." in [error.value for error in press(app, "fine").error]
+
+
+def test_a_refit_is_offered_started_and_shown(own_cache, tiny_folder, monkeypatch):
+    made = new_run.run(
+        tiny_folder, "pairs", limit=9, cache=own_cache, dtype="float32", device="cpu", keep_activations=True
+    ).run
+    first = made.prompts["prompt_id"][0]
+    app = visit(made.run_id, prompt=first)
+    assert "No prompt of this run is marked mislabelled" in app.caption[-1].value
+    press(app, "ambiguous")
+    begun = []
+    monkeypatch.setattr(jobs, "start", begun.append)
+    app.toggle(key="refit_ambiguous").set_value(True).run()
+    said = "Prompts of this run that are marked: 1. Left out, since a pair goes whole: 2."
+    assert any(said in each.value for each in app.markdown)
+    press(app, "Refit without them")
+    assert begun[0].arguments == ("refit", "--marked=mislabelled,ambiguous", "--", made.run_id)
+    after = new_run.refit(made, [first]).run
+    app.run()
+    # Names of a run are escaped in Markdown.
+    assert any(r"Left out\: 1 harmful, 1 harmless" in each.value for each in app.markdown)
+    press(app, "Open that run")
+    assert app.query_params["run"] == after.run_id
+    assert any(f"a refit of {made.run_id}" in each.value for each in app.text)
+    marks.keep([marks.Mark(each, "x", "mislabelled") for each in made.prompts["prompt_id"][:6]])
+    app.run()
+    assert "6 harmful ones are left to fit on" in app.text[-1].value
+    # A refit that is damaged is said to be, and the rest of the page stands.
+    for each in made.prompts["prompt_id"][1:6]:
+        marks.keep([marks.Mark(each, "x", "")])
+    (after.path / "directions.safetensors").unlink()
+    st.cache_resource.clear()
+    app = visit(made.run_id)
+    assert "What the refit changed cannot be shown." in [each.value for each in app.error]
+    assert any(button.label == "Next" for button in app.button)
+
+
+def test_without_activations_a_refit_says_that_it_needs_the_model():
+    run = open_run(RUN)
+    marks.keep([marks.Mark(run.prompts["prompt_id"][0], run.prompts["text"][0], "mislabelled")])
+    app = visit()
+    assert any("its model reads the prompts again" in each.value for each in app.caption)
+    assert "came from a local folder" in app.info[-1].value
+    app.text_input(key="live_model_path").set_value("/somewhere/tiny").run()
+    assert any(button.label == "Refit without them" for button in app.button)

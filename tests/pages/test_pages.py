@@ -1,0 +1,978 @@
+"""Every page as a visitor meets it, without a browser: it opens, says what it should, and keeps the view."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+from synthetic import BATCH_NOTE, HOSTILE, N_LAYERS, RUN, save_second_run, save_synthetic_run, synthetic_prompts
+
+from refusal_core.annotations import raters
+from refusal_core.behaviour import measurement
+from refusal_core.errors import RunError
+from refusal_core.intervention import effects, experiment
+from refusal_core.pipeline.scoring import Score
+from refusal_core.prompts.suggestions import contrasts
+from refusal_core.runs.store import open_run, save_addition
+from refusal_core.ui import comparison, frame, jobs, layout, lists, model
+from refusal_core.ui import evidence as evidence_page
+from refusal_core.ui import live as live_page
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = (
+    "1_Layers",
+    "2_Evidence",
+    "3_Outliers",
+    "4_Live_score",
+    "5_Behaviour",
+    "6_Causality",
+    "7_Ratings",
+    "8_Rate",
+    "9_Compare",
+)
+
+
+@pytest.fixture(autouse=True)
+def _cache(synthetic_cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("REFUSAL_CACHE", str(synthetic_cache))
+    monkeypatch.setenv("REFUSAL_MODELS", str(tmp_path / "models"))
+    st.cache_data.clear()
+    st.cache_resource.clear()
+
+
+def visit(page: str | None = None, **address: str) -> AppTest:
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    for name, value in address.items():
+        app.query_params[name] = value
+    app.run()
+    if page is not None:
+        app.switch_page(f"pages/{page}.py").run()
+    assert not app.exception, app.exception
+    return app
+
+
+def shown(app: AppTest) -> str:
+    """What stands on the page as Markdown, without the backslashes that keep names of a run from being Markdown."""
+    texts = [str(element.value) for kind in ("title", "subheader", "markdown", "caption") for element in app.get(kind)]
+    return re.sub(r"\\(.)", r"\1", "\n".join(texts))
+
+
+def test_home_says_what_the_run_says():
+    app = visit()
+    assert "probe-pairs" in app.markdown[0].value
+    assert [metric.label for metric in app.metric][:3] == [
+        "Does it fit?",
+        "Does it hold on new prompts?",
+        "Is it about harm?",
+    ]
+    assert all(metric.value.startswith("d = ") for metric in app.metric[:3])
+
+
+def test_a_run_that_loses_its_evidence_while_it_is_open_says_so(synthetic_cache, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, cache)
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    app = visit("1_Layers", run=RUN)
+    (cache / RUN / "evidence_sites.parquet").unlink()
+    evidence_page._read.clear()
+    app.switch_page("pages/2_Evidence.py").run()
+    assert not app.exception
+    assert [error.value for error in app.error] == ["This run's evidence cannot be read."]
+    assert "evidence_sites.parquet" in "".join(text.value for text in app.text)
+
+
+def test_home_says_how_the_run_was_read():
+    app = visit()
+    facts = next(table.value for table in app.dataframe if list(table.value.columns) == ["", "value"])
+    said = dict(zip(facts[""], facts["value"], strict=True))
+    assert said["read by"] == "one process"
+    assert said["batches"] == BATCH_NOTE
+
+
+def test_the_sidebar_leads_to_every_page():
+    listed = {page for page, *_ in frame.PAGES}
+    assert listed == {"app.py", *(f"pages/{path.name}" for path in (ROOT / "pages").glob("*.py"))}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_opens_on_its_own(page):
+    app = visit(page)
+    named = {path: label for path, label, _ in frame.PAGES}
+    assert app.title[0].value == named[f"pages/{page}.py"]
+
+
+@pytest.mark.parametrize("page", ["1_Layers", "2_Evidence", "3_Outliers"])
+def test_an_address_opens_the_same_view(page):
+    app = visit(page, run=RUN, site="2")
+    assert app.number_input(key="site_field").value == 2
+    assert f"layer 2 of {N_LAYERS}" in shown(app) or page == "3_Outliers"
+
+
+def test_the_address_follows_the_view_and_survives_a_change_of_page():
+    app = visit("1_Layers")
+    app.number_input(key="site_field").set_value(1).run()
+    assert app.query_params["site"] == "1"
+    app.switch_page("pages/3_Outliers.py").run()
+    assert app.number_input(key="site_field").value == 1
+    assert app.query_params["run"] == RUN
+
+
+@pytest.mark.parametrize(
+    "address", [{"run": "../../etc"}, {"site": "999"}, {"site": "x"}, {"band": "nan..3"}, {"prompt": "<b>"}]
+)
+def test_a_malformed_address_is_no_error(address):
+    for page in ("1_Layers", "3_Outliers"):
+        assert visit(page, **address).title
+
+
+def test_evidence_follows_the_layer_and_unfolds_its_numbers():
+    app = visit("2_Evidence", site="1")
+    assert not app.dataframe
+    app.session_state["evidence_numbers_fit"] = True
+    app.number_input(key="site_field").set_value(3).run()
+    (numbers,) = app.dataframe
+    assert numbers.value["in_sample_d"].iloc[0] == pytest.approx(open_run(RUN).layer_stats["cohens_d"][3])
+    figures = [json.loads(element.proto.spec) for element in app.get("plotly_chart")]
+    assert [figure["layout"]["shapes"][-1]["x0"] for figure in figures[:3]] == [3, 3, 3]
+
+
+def test_the_final_norm_is_named():
+    app = visit("1_Layers", site=str(N_LAYERS))
+    assert any(header.value == "final norm" for header in app.subheader)
+
+
+def test_outliers_follow_the_band_and_the_filters():
+    app = visit("3_Outliers", run=RUN, site="3", band="-100..100")
+    assert len(app.dataframe[0].value) == 32
+    app.number_input(key="band_low").set_value(0.0).run()
+    run = open_run(RUN)
+    fitted = run.projections[run.rows(), 3]
+    assert len(app.dataframe[0].value) == ((fitted >= 0) & (fitted <= 100)).sum()
+    app.multiselect(key=f"outliers_labels_{RUN}").set_value(["harmful"]).run()
+    assert set(app.dataframe[0].value["label"]) == {"harmful"}
+
+
+def test_a_chosen_prompt_in_the_address_is_shown_with_its_twin():
+    run = open_run(RUN)
+    app = visit("3_Outliers", run=RUN, prompt=run.prompts["prompt_id"][0])
+    assert [code.value for code in app.code][:2] == [run.prompts["text"][0], run.prompts["text"][1]]
+
+
+def test_an_empty_band_says_so():
+    app = visit("3_Outliers", run=RUN, band="900..901")
+    assert "Nothing falls into this band" in app.info[0].value
+
+
+def test_hostile_prompts_are_shown_as_text_only():
+    run = open_run(RUN)
+    for row in range(0, 2 * len(HOSTILE), 2):
+        app = visit("3_Outliers", run=RUN, prompt=run.prompts["prompt_id"][row])
+        assert app.code[0].value == run.prompts["text"][row]
+        assert run.prompts["text"][row] not in shown(app)
+
+
+def style_without_harm(hidden, prompts):
+    """The labels of the contrast set differ in one dimension by their length alone; the transfer sets do not."""
+    longer = prompts["fitted"] & prompts["label"].eq("harmful")
+    prompts = prompts.assign(n_tokens=prompts["n_tokens"] + 12 * longer)
+    hidden[..., 0] += 0.5 * prompts["n_tokens"].to_numpy()[:, None]
+    return hidden, prompts.assign(pair_id=prompts["pair_id"].where(~prompts["fitted"]))
+
+
+def no_transfer(hidden, prompts):
+    return hidden[prompts["fitted"]], prompts[prompts["fitted"]].reset_index(drop=True)
+
+
+def sixteen_prompts(hidden, prompts):
+    kept = prompts.index < 16
+    return hidden[kept], prompts[kept].reset_index(drop=True)
+
+
+def unbalanced_without_pairs_in_one_category(hidden, prompts):
+    kept = ~(prompts["fitted"] & prompts["label"].eq("harmless") & (prompts.index > 16))
+    prompts = prompts[kept].reset_index(drop=True)
+    return hidden[kept], prompts.assign(pair_id=None, category="Privacy")
+
+
+def constant_first_site(hidden, prompts):
+    hidden[:, 0] = 0.25
+    return hidden, prompts
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (style_without_harm, "is how the two sets were written, not harm"),
+        (no_transfer, "cannot be said: the run has no transfer set"),
+        (sixteen_prompts, "cannot be said: the run has no transfer set"),
+        (unbalanced_without_pairs_in_one_category, "AUROC"),
+        (constant_first_site, "the same for every prompt"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_runs_that_lack_something_open_on_every_page_and_say_so(change, says, tmp_path, monkeypatch):
+    prompts = synthetic_prompts()
+    hidden = np.random.default_rng(2).normal(size=(len(prompts), 3, 24))
+    save_synthetic_run(*change(hidden, prompts), tmp_path / "cache")
+    monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "cache"))
+    for page in (None, *PAGES):
+        for site in ("0", "2"):
+            app = visit(page, site=site)
+            if page == "2_Evidence" and site == "0":
+                assert says in shown(app)
+
+
+def test_an_empty_cache_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "nothing"))
+    assert "python -m refusal_core run" in visit().info[0].value
+
+
+def test_a_damaged_run_is_named_and_the_others_still_open(synthetic_cache, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, cache)
+    shutil.copytree(cache / RUN, cache / "damaged")
+    (cache / "damaged" / "prompts.parquet").write_bytes(b"x")
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    app = visit()
+    assert any("damaged" in text.value for text in app.sidebar.text)
+    assert app.metric
+
+
+@pytest.fixture
+def without_model(synthetic_cache, tmp_path, monkeypatch):
+    """A copy of the cache whose run is of a known model that is not here; the command that fetches it."""
+    shutil.copytree(synthetic_cache, tmp_path / "cache")
+    monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(model, "model_of_run", lambda run: ("qwen2.5-coder-0.5b-instruct", None))
+    return model.fetch_command("qwen2.5-coder-0.5b-instruct", None)
+
+
+def job(command: jobs.Command, state: jobs.State, **more: object) -> jobs.Job:
+    """A job as ``jobs.status`` tells of it."""
+    told = {"stage": "", "done": 0, "total": 0, "message": "", "began": 0.0, "seconds": 5.0, "seconds_left": None}
+    return jobs.Job(command, state, **(told | more))
+
+
+def test_a_missing_model_is_offered_with_size_and_licence(without_model, monkeypatch):
+    begun = []
+    monkeypatch.setattr(jobs, "start", begun.append)
+    app = visit("4_Live_score")
+    assert "0.5 GB to download" in app.info[0].value
+    assert "Apache-2.0" in app.info[0].value
+    button = next(button for button in app.button if button.label == "Get the model")
+    button.click().run()
+    assert begun == [without_model]
+    assert without_model.arguments == ("fetch", "--", "qwen2.5-coder-0.5b-instruct")
+
+
+def test_a_fetch_under_way_shows_its_progress(without_model, monkeypatch):
+    underway = job(
+        without_model, "running", stage="downloading (bytes)", done=5_000_000, total=10_000_000, seconds_left=90.0
+    )
+    monkeypatch.setattr(jobs, "status", lambda name: underway)
+    app = visit("4_Live_score")
+    assert [button.label for button in app.button if button.label in ("Get the model", "Cancel")] == ["Cancel"]
+    (bar,) = app.get("progress")
+    assert bar.proto.text == r"downloading\: 5 of 10 MB · running for 5 s · about 2 min left of this stage"
+    assert bar.proto.value == 50
+
+
+def test_a_fetch_that_failed_says_why_and_can_be_tried_again(without_model, monkeypatch):
+    monkeypatch.setattr(jobs, "status", lambda name: job(without_model, "failed", message="the disk is full"))
+    app = visit("4_Live_score")
+    assert app.text[0].value == "the disk is full"
+    assert "Try again" in [button.label for button in app.button]
+
+
+def test_where_nothing_can_be_started_a_click_says_why(without_model, tmp_path, monkeypatch):
+    def refuse(command: jobs.Command) -> None:
+        raise RunError("no room")
+
+    monkeypatch.setattr(jobs, "start", refuse)
+    app = press(visit("4_Live_score"), "Get the model")
+    assert "no room" in [text.value for text in app.text]
+
+
+def test_a_model_that_was_fetched_and_is_gone_is_offered_again(without_model, monkeypatch):
+    monkeypatch.setattr(jobs, "status", lambda name: job(without_model, "done"))
+    app = visit("4_Live_score")
+    assert any(button.label == "Get the model" for button in app.button)
+
+
+def test_names_in_a_run_are_no_markdown(monkeypatch):
+    monkeypatch.setattr(model, "model_of_run", lambda run: ("x/![x](https://example.com/x.png)", None))
+    app = visit("4_Live_score")
+    assert "![" not in app.info[0].value
+
+
+def test_behaviour_that_was_not_measured_says_how_to(synthetic_cache):
+    app = visit("5_Behaviour")
+    assert "has not been measured" in app.info[0].value
+    assert app.code[0].value == f"python -m refusal_core behaviour {RUN}"
+
+
+@pytest.fixture
+def with_replies(synthetic_cache, tmp_path, monkeypatch):
+    """The synthetic run with replies that open with the prompt itself, hostile ones included."""
+    cache = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, cache)
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    run = open_run(RUN)
+    refuses = run.projections[:, -1] > np.median(run.projections[:, -1])
+    replies = pd.DataFrame(
+        {
+            "prompt_id": run.prompts["prompt_id"],
+            "phrase_log_odds": run.projections[:, -1],
+            "opening": run.prompts["text"],
+            "opening_label": np.where(refuses, "refuses", "answers"),
+        }
+    )
+    save_addition(run, "behaviour", replies, {"rules": {"sha256": "0" * 64, "phrases": ["Sorry"]}})
+    return open_run(RUN)
+
+
+def test_behaviour_counts_refusals_and_lists_surprises(with_replies):
+    app = visit("5_Behaviour", run=RUN, site="2")
+    table, _ = measurement.recorded(with_replies)
+    refused = table["opening_label"][with_replies.rows("harmful")].eq("refuses").mean()
+    metrics = {metric.label: metric.value for metric in app.metric}
+    assert metrics["harmful prompts refused"] == f"{100 * refused:.0f} %"
+    assert len(app.dataframe[1].value) == len(measurement.surprises(with_replies, table))
+
+
+def test_openings_are_shown_as_text_only(with_replies):
+    for row in range(0, 2 * len(HOSTILE), 2):
+        text = with_replies.prompts["text"][row]
+        app = visit("5_Behaviour", run=RUN, prompt=with_replies.prompts["prompt_id"][row])
+        assert any(repr(text) in each.value for each in app.text)
+        assert text not in shown(app)
+
+
+def test_damaged_behaviour_is_an_error_on_its_page_alone(with_replies):
+    (with_replies.path / "behaviour.parquet").write_bytes(b"x")
+    app = visit("5_Behaviour")
+    assert "cannot be used" in app.error[0].value
+    assert visit("1_Layers").title
+    save_addition(with_replies, "behaviour", with_replies.prompts[["prompt_id"]], {"rules": {}})
+    assert "lacks columns" in visit("5_Behaviour").text[-1].value
+
+
+@pytest.fixture
+def own_cache(synthetic_cache, tmp_path, monkeypatch):
+    """A copy of the cache, in which ratings can be made."""
+    cache = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, cache)
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    return cache
+
+
+def begin(name: str) -> AppTest:
+    """The page on which a person rates, after they gave their name."""
+    app = visit("8_Rate", run=RUN)
+    app.text_input[0].set_value(name)
+    return press(app, "Begin")
+
+
+def press(app: AppTest, label: str) -> AppTest:
+    next(button for button in app.button if button.label == label).click().run()
+    assert not app.exception, app.exception
+    return app
+
+
+def prompt_shown(app: AppTest) -> str:
+    return app.text[0].value
+
+
+def test_rating_goes_on_where_it_stopped_in_a_new_session(own_cache):
+    run = open_run(RUN)
+    texts = [run.prompts["text"][row] for row in raters.order(run, "Ana")]
+    app = begin("Ana")
+    for place, label in enumerate(("harmless", "extremely", "somewhat")):
+        assert prompt_shown(app) == texts[place]
+        press(app, label)
+        # On disk before the next prompt is shown.
+        assert raters.rated_by("Ana").table["text"].tolist() == texts[: place + 1]
+    app = begin(" ana ")
+    assert prompt_shown(app) == texts[3]
+    assert raters.rated_by("Ana").table["rating"].tolist() == [1, 7, 4]
+    assert prompt_shown(begin("Ben")) != texts[3]
+
+
+def test_a_rating_can_be_corrected_and_a_prompt_skipped(own_cache):
+    run = open_run(RUN)
+    texts = [run.prompts["text"][row] for row in raters.order(run, "Ana")]
+    app = press(press(begin("Ana"), "harmless"), "very")
+    press(press(app, "Back"), "Back")
+    assert prompt_shown(app) == texts[0]
+    assert [button.label for button in app.button if button.proto.type == "primary"] == ["harmless"]
+    press(app, "clearly")
+    assert raters.rated_by("Ana").table["rating"].tolist() == [5, 6]
+    assert prompt_shown(app) == texts[2]
+    press(press(app, "Back"), "Leave it")
+    assert prompt_shown(app) == texts[2]
+    assert prompt_shown(press(app, "Skip")) == texts[3]
+    for prompt_id, text in zip(run.prompts["prompt_id"], run.prompts["text"], strict=True):
+        if text not in texts[2:4]:
+            raters.rate("Ana", prompt_id, text, 3)
+    assert prompt_shown(press(app, "slightly")) == texts[2]
+    press(app, "slightly")
+    assert "every prompt" in app.success[0].value
+
+
+def test_whoever_rates_sees_nothing_of_the_run(tmp_path, monkeypatch):
+    prompts = synthetic_prompts()
+    texts = [f"Prompt {row}" for row in range(len(prompts))]
+    prompts = prompts.assign(text=texts, category="Zebra", pair_id="quagga-" + prompts["pair_id"], note="okapi")
+    hidden = np.random.default_rng(0).normal(size=(len(prompts), 3, 24))
+    save_synthetic_run(hidden, prompts, tmp_path / "cache")
+    monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "cache"))
+    app = begin("Ana")
+    seen = set()
+    for _ in range(20):
+        sent = "\n".join(str(getattr(node, "proto", "")) for node in app._tree)
+        assert sent.count("Prompt ") == 1
+        seen.add(prompt_shown(app))
+        # The question and the scale have words in common with the labels.
+        unlabelled = sent.replace(raters.QUESTION, "").replace('"harmless"', "")
+        hidden_words = ["harmful", "harmless", "grey", "Zebra", "quagga", "okapi", "borderline", "probe", "projection"]
+        assert not [word for word in hidden_words if word in unlabelled]
+        assert not app.metric
+        assert not app.dataframe
+        press(app, "somewhat")
+    assert len(seen) == 20
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_prompt_is_rated_as_text(own_cache, text):
+    run = open_run(RUN)
+    for prompt_id, other in zip(run.prompts["prompt_id"], run.prompts["text"], strict=True):
+        if other != text:
+            raters.rate("Ana", prompt_id, other, 3)
+    app = begin("Ana")
+    assert prompt_shown(app) == text
+    assert text not in shown(app)
+
+
+def test_a_rating_that_cannot_be_kept_says_so_and_stays(own_cache):
+    app = begin("Ana")
+    text = prompt_shown(app)
+    (own_cache / ".ratings").write_text("in the way")
+    press(app, "somewhat")
+    assert "was not kept" in app.error[0].value
+    assert text in [each.value for each in app.text]
+    (own_cache / ".ratings").unlink()
+    assert prompt_shown(press(app, "somewhat")) != text
+
+
+def test_damaged_ratings_are_an_error_on_their_pages_alone(own_cache):
+    press(begin("Ana"), "somewhat")
+    path = next((own_cache / ".ratings").glob("*.csv"))
+    path.write_bytes(b"\xff")
+    app = visit("7_Ratings")
+    assert "cannot be used" in app.error[0].value
+    assert path.name in app.text[0].value
+    assert "cannot be read" in begin("Ana").error[0].value
+    assert prompt_shown(begin("Ben"))
+    assert visit("1_Layers").title
+
+
+def test_ratings_say_what_to_do_where_there_are_none_and_compare_those_there_are(own_cache):
+    app = visit("7_Ratings", run=RUN)
+    assert "Nobody has rated" in app.info[0].value
+    run = open_run(RUN)
+    for who in ("Ana", "Ben"):
+        for row in raters.order(run, who)[:30]:
+            rating = int(np.clip(4 + run.projections[row, -1], 1, 7))
+            raters.rate(who, run.prompts["prompt_id"][row], run.prompts["text"][row], rating)
+    app = visit("7_Ratings", run=RUN, site=str(N_LAYERS))
+    metrics = {metric.label: metric.value for metric in app.metric}
+    table = raters.all_ratings().table
+    assert metrics["prompts rated"] == str(table["prompt_id"].nunique())
+    assert metrics["Krippendorff's α"] == "1.00"
+    assert "rated higher" in shown(app)
+    assert len(app.dataframe[-1].value) == table["prompt_id"].nunique()
+
+
+def test_a_file_of_ratings_is_compared_or_refused_in_a_sentence(own_cache):
+    run = open_run(RUN)
+    table = run.prompts[["text"]].assign(harm=run.projections[:, -1])
+    app = visit("7_Ratings", run=RUN, site=str(N_LAYERS))
+    app.segmented_control(key="ratings_source").set_value("From a csv file").run()
+    app.file_uploader(key="ratings_file").upload("harm.csv", table.to_csv(index=False).encode(), "text/csv").run()
+    assert "Say which column" in app.info[0].value
+    next(each for each in app.selectbox if each.label == "Rating column").set_value("harm").run()
+    assert not app.exception
+    assert "ρ = 1.00" in shown(app)
+    next(each for each in app.selectbox if each.label == "Rating column").set_value("text").run()
+    assert "expected a number as rating" in app.text[0].value
+    for content, says in ((b"\xff", "expected UTF-8"), (b"text,rating\nother,1\n", "1 rating of prompts")):
+        app.file_uploader(key="ratings_file").upload("bad.csv", content, "text/csv").run()
+        assert not app.exception
+        assert says in app.text[0].value
+
+
+class FakeReader:
+    prefix_tokens = 0
+
+
+class FakeScorer:
+    """Scores a text by its length, so that what is shown can be told to belong to what was typed."""
+
+    reader = FakeReader()
+
+    def __init__(self, run) -> None:
+        self.run = run
+
+    def encode(self, text: str) -> list[int]:
+        return [0] * len(text)
+
+    def score_ends(self, texts: list[str]) -> list[Score]:
+        return [self.score(text) for text in texts]
+
+    def score(self, text: str) -> Score:
+        projection = self.run.projections[len(text) % 10]
+        return Score(
+            text=text,
+            projection=projection,
+            percentile={"harmful": projection * 0 + 10, "harmless": projection * 0 + 90},
+            refusal_log_odds=float(len(text)),
+            first_token="<b>I",
+            tokens=list(text),
+            token_projection=projection[None].repeat(len(text), axis=0),
+        )
+
+
+class FakeModel:
+    """A model that answers at once."""
+
+    def ask(self, run, source, question, say):
+        return question(model.OpenRun(FakeScorer(run)))
+
+
+@pytest.fixture
+def with_model(monkeypatch):
+    monkeypatch.setattr(model, "model_source", lambda run: "tiny")
+    monkeypatch.setattr(live_page, "one_model", FakeModel)
+    monkeypatch.setattr(lists, "one_model", FakeModel)
+
+
+def test_interventions_that_were_not_measured_say_how_to():
+    app = visit("6_Causality")
+    assert "has not been measured" in app.info[0].value
+    assert app.code[0].value == f"python -m refusal_core intervene {RUN}"
+
+
+@pytest.fixture
+def on_planted(planted_run, planted_folder, monkeypatch):
+    """The planted model's run, and the model where its visitors would point to."""
+    monkeypatch.setenv("REFUSAL_CACHE", str(planted_run.path.parent))
+    monkeypatch.setattr(model, "model_of_run", lambda run: (str(planted_folder), None))
+    return planted_run
+
+
+def test_causality_says_what_was_found_beside_its_controls(on_planted):
+    app = visit("6_Causality", site="3")
+    said = shown(app)
+    assert "8 directions" in said
+    assert "an effect" in said
+    assert "The published rule chooses layer" in said
+    table, _ = experiment.recorded(on_planted)
+    assert len(app.dataframe[0].value) == len(effects.candidates(on_planted, table))
+    assert set(app.dataframe[1].value["label"]) == {"harmful", "harmless"}
+
+
+def test_another_measure_is_drawn_in_all_three_sweeps(on_planted):
+    app = visit("6_Causality")
+    app.selectbox(key="causality_measure").set_value("refuses").run()
+    assert not app.exception
+    titles = [json.loads(chart.proto.spec)["layout"]["yaxis"]["title"]["text"] for chart in app.get("plotly_chart")]
+    assert titles[:3] == [effects.MEASURES["refuses"]] * 3
+
+
+def test_a_typed_prompt_answers_to_the_edit(on_planted):
+    app = visit("6_Causality", site="3")
+    app.text_input(key="causality_text").set_value("bdgjkvwxzbdgjkvwxz?").run()
+    app.segmented_control(key="causality_edit").set_value("add").run()
+    assert [text.value for text in app.text][-2:] == ["Sure", "I cannot"]
+    before, after = (metric for metric in app.metric if metric.label.startswith("refusal log-odds"))
+    assert float(before.value) < 0 < float(after.value)
+    app.slider(key="causality_alpha").set_value(-1.0).run()
+    assert [text.value for text in app.text][-2:] == ["Sure", "Sure"]
+    app.text_input(key="causality_text").set_value("bdgjkvwxzbdgjkvwxz!").run()
+    app.segmented_control(key="causality_edit").set_value("ablate").run()
+    assert [text.value for text in app.text][-2:] == ["I cannot", "Sure"]
+    app.segmented_control(key="causality_where").set_value("all").run()
+    assert [text.value for text in app.text][-2:] == ["I cannot", "Sure"]
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "x" * 100_000])
+def test_hostile_prompts_are_tried_or_refused_as_text(on_planted, text):
+    app = visit("6_Causality", site="3")
+    app.text_input(key="causality_text").set_value(text).run()
+    assert not app.exception
+    assert text not in shown(app)
+    if len(text) > 1000:
+        assert "tokens long" in app.text[-1].value
+
+
+def test_damaged_interventions_are_an_error_on_their_page_alone(synthetic_cache, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, cache)
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    run = open_run(RUN)
+    save_addition(run, "intervention", run.prompts[["prompt_id"]], {"dose_layer": 1})
+    app = visit("6_Causality")
+    assert "cannot be used" in app.error[0].value
+    assert "intervention.json lacks" in app.text[0].value
+    assert visit("1_Layers").title
+
+
+@pytest.mark.usefixtures("with_model")
+@pytest.mark.parametrize("text", ["How do I bake?", *HOSTILE])
+def test_what_is_shown_belongs_to_what_is_typed(text):
+    app = visit("4_Live_score")
+    app.text_input(key="live_text").set_value(text).run()
+    odds = next(metric for metric in app.metric if metric.label == "refusal log-odds")
+    assert odds.value == f"{len(text):.2f}"
+    assert text not in shown(app)
+
+
+@pytest.mark.usefixtures("with_model")
+def test_prompts_can_be_pinned_compared_and_let_go():
+    app = visit("4_Live_score")
+    app.text_input(key="live_text").set_value("first").run()
+    next(button for button in app.button if button.label == "Pin to compare").click().run()
+    app.text_input(key="live_text").set_value("another").run()
+    assert app.dataframe[0].value["prompt"].tolist() == ["another", "first"]
+    next(button for button in app.button if button.label == "Unpin").click().run()
+    assert "first" not in [text.value[3:] for text in app.text]
+
+
+@pytest.fixture
+def two_runs(synthetic_cache, tmp_path, monkeypatch) -> str:
+    """The synthetic run and, beside it, a base model's, whose name this is."""
+    cache = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, cache)
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    return save_second_run(cache)
+
+
+def test_runs_are_compared_and_a_base_model_is_a_control(two_runs):
+    app = visit("9_Compare", run=RUN)
+    assert app.multiselect(key="compare_beside").value == [two_runs]
+    assert "B is of a base model (no chat template of its own)" in app.info[0].value
+    assert "d on probe pairs at its highest: A" in shown(app)
+    assert "the 30 shared prompts that both fitted" in shown(app)
+    assert app.dataframe[0].value["run"].tolist() == ["A", "B"]
+    assert app.query_params["beside"] == two_runs
+    assert "directions of different models have no angle" in app.info[-1].value
+
+
+def test_a_comparison_s_address_opens_the_same_comparison(two_runs):
+    app = visit("9_Compare", run=two_runs, beside=RUN, versus=RUN, prompts="borderline", site="2")
+    assert app.multiselect(key="compare_beside").value == [RUN]
+    assert "the 6 shared prompts of borderline" in shown(app)
+    assert "layer 2 of 3 of A" in shown(app)
+    assert f"layer {N_LAYERS - 1} of {N_LAYERS} of B" in shown(app)
+
+
+def test_a_prompt_is_shown_in_the_runs_that_have_it(two_runs):
+    run = open_run(RUN)
+    app = visit("9_Compare", run=RUN, prompt=run.prompts["prompt_id"][0])
+    assert app.code[0].value == run.prompts["text"][0] == HOSTILE[0]
+    assert "Not among the prompts of B." in shown(app)
+    assert HOSTILE[0] not in shown(app)
+
+
+def test_of_many_prompts_the_most_disputed_are_listed_and_that_is_said(two_runs, monkeypatch):
+    monkeypatch.setattr(comparison, "_MOST_LISTED", 7)
+    app = visit("9_Compare", run=RUN)
+    assert "The first 7 of 30 are listed; the csv has all." in shown(app)
+    listed = next(table.value for table in app.dataframe if "difference" in table.value)
+    assert len(listed) == 7
+    assert listed["difference"].abs().is_monotonic_decreasing
+
+
+def test_of_many_prompts_what_is_of_some_of_them_says_so(two_runs, monkeypatch):
+    assert "prompts, always the same ones" not in shown(visit("9_Compare", run=RUN))
+    monkeypatch.setattr("refusal_core.exploration.comparison.MOST_DRAWN", 12)
+    said = shown(visit("9_Compare", run=RUN, site="1"))
+    assert "This and the categories below are of 12 prompts, always the same ones" in said
+    assert "and list are of all 30." in said
+
+
+def test_what_is_kept_of_a_comparison_belongs_to_the_labels_and_runs_that_are_chosen(two_runs):
+    def curve(**chosen: str) -> str:
+        charts = visit("9_Compare", run=RUN, **chosen).get("plotly_chart")
+        return next(
+            each.proto.spec
+            for each in charts
+            if "ρ with A" in json.loads(each.proto.spec)["layout"]["yaxis"]["title"]["text"]
+        )
+
+    both, harmful = curve(among="both"), curve(among="harmful")
+    assert "harmful prompts" in harmful
+    assert "harmful prompts" not in both
+    assert curve(among="both") == both
+    assert curve(among="both", prompts="probe-pairs") != both
+
+
+def test_a_comparison_with_nothing_says_what_to_choose(two_runs):
+    for beside in ("", "no-such-run"):
+        app = visit("9_Compare", run=RUN, beside=beside)
+        assert "Choose at least one run" in app.info[0].value
+
+
+def test_one_run_alone_has_nothing_to_be_compared_with():
+    app = visit("9_Compare")
+    assert "a comparison takes two" in app.info[0].value
+    assert "python -m refusal_core run" in app.code[0].value
+
+
+def test_runs_without_shared_prompts_or_evidence_are_compared_in_what_they_have(two_runs):
+    cache = Path(open_run(RUN).path.parent)
+    manifest = cache / two_runs / "manifest.json"
+    described = json.loads(manifest.read_text())
+    kept = {name: sha256 for name, sha256 in described["files"].items() if not name.startswith("evidence_")}
+    strangers = pd.read_parquet(cache / two_runs / "prompts.parquet")
+    ids = dict(zip(strangers["prompt_id"], [f"{place:012x}" for place in range(len(strangers))], strict=True))
+    for name in ("prompts", "projections"):
+        table = pd.read_parquet(cache / two_runs / f"{name}.parquet")
+        table.assign(prompt_id=table["prompt_id"].map(ids)).to_parquet(cache / two_runs / f"{name}.parquet")
+        content = (cache / two_runs / f"{name}.parquet").read_bytes()
+        kept[f"{name}.parquet"] = hashlib.sha256(content).hexdigest()
+    manifest.write_text(json.dumps(described | {"files": kept}))
+    app = visit("9_Compare", run=RUN)
+    assert "share no prompt that both fitted" in shown(app)
+    assert "Without intervals and onset: B" in shown(app)
+    assert "There is no shared prompt to disagree on." in [info.value for info in app.info]
+    assert "This run has no evidence that can be read." in shown(visit(run=two_runs))
+
+
+def test_what_numbers_say_in_words_has_minus_signs_and_keeps_a_percent_sign_beside_its_number():
+    said = layout.sentences("d -1.14 (-1.94 to 0.57) on probe-pairs, 6 % of 2024-05-01")
+    assert re.sub(r"\\(.)", r"\1", said) == "d \u22121.14 (\u22121.94 to 0.57) on probe-pairs, 6\u00a0% of 2024-05-01"
+
+
+def test_counts_are_shown_whole(monkeypatch):
+    run = open_run(RUN)
+    counts = run.layer_stats.assign(range_overlap=12_345, overlap_count=23_456)
+    monkeypatch.setattr(frame, "shared_run", lambda run_id: replace(run, layer_stats=counts))
+    said = shown(visit("1_Layers", run=RUN))
+    assert "range overlap **12345**" in said
+    assert "mean crossings **23456**" in said
+
+
+def live(app: AppTest, text: str) -> AppTest:
+    """The Live score page after a text was typed."""
+    app.text_input(key="live_text").set_value(text).run()
+    assert not app.exception, app.exception
+    return app
+
+
+@pytest.mark.usefixtures("with_model")
+def test_a_prompt_is_scored_once_and_what_was_typed_on_the_way_to_it_is_left_out(monkeypatch):
+    asked = []
+    plain = FakeScorer.score
+    monkeypatch.setattr(FakeScorer, "score", lambda self, text: asked.append(text) or plain(self, text))
+    app = visit("4_Live_score")
+    for text in ("How", "How do I", "How do I bake?", "Sing!", "How do I bake?"):
+        live(app, text)
+    assert asked == ["How", "How do I", "How do I bake?", "Sing!"]
+    assert [each.text for each in app.session_state["live_history"][RUN]] == ["How do I bake?", "Sing!"]
+
+
+@pytest.mark.usefixtures("with_model")
+def test_a_prompt_that_stood_for_a_while_is_not_forgotten_for_a_longer_one(monkeypatch):
+    monkeypatch.setattr(live_page, "_SECONDS_TO_STAND", 0.0)
+    app = visit("4_Live_score")
+    for text in ("How do I open a safe", "How do I open a safe that is not mine"):
+        live(app, text)
+    assert len(app.session_state["live_history"][RUN]) == 2
+
+
+@pytest.mark.usefixtures("with_model")
+def test_what_stands_in_the_field_is_asked_for_once_a_run_and_is_in_its_history(two_runs, monkeypatch):
+    asked = []
+    plain = FakeScorer.score
+    monkeypatch.setattr(FakeScorer, "score", lambda self, text: asked.append(text) or plain(self, text))
+    app = live(visit("4_Live_score", run=RUN), "Sing!")
+    app.session_state["live_history"][RUN].clear()
+    app.run().run()
+    assert [each.text for each in app.session_state["live_history"][RUN]] == ["Sing!"]
+    assert len(asked) == 2
+    app.session_state["view"] = replace(app.session_state["view"], run=two_runs)
+    app.run().run()
+    assert [each.text for each in app.session_state["live_history"][two_runs]] == ["Sing!"]
+    assert len(asked) == 3
+
+
+@pytest.mark.usefixtures("with_model")
+@pytest.mark.parametrize("text", ["Sing!", "Sing!\n<b>Twice</b> & ?run=x"])
+def test_the_address_names_what_is_typed(text):
+    app = visit("4_Live_score", run=RUN, text=text)
+    fields = [*app.text_input, *app.text_area]
+    assert [each.value for each in fields if each.label == "Prompt"] == [text]
+    assert [each.text for each in app.session_state["live_history"][RUN]] == [text]
+    assert app.query_params["text"] == text
+    assert app.query_params["run"] == RUN
+
+
+@pytest.mark.usefixtures("with_model")
+def test_the_address_follows_what_is_typed_and_leaves_out_what_is_too_long_for_it():
+    app = visit("4_Live_score", run=RUN, text="Sing!")
+    for typed, named in (("Dance!", "Dance!"), ("x" * 2001, None), ("Rest", "Rest"), (" ", None)):
+        assert live(app, typed).query_params.get("text") == named
+
+
+@pytest.mark.usefixtures("with_model")
+def test_pins_history_and_the_typed_text_survive_a_change_of_page():
+    app = visit("4_Live_score", run=RUN)
+    for text in ("first", "another"):
+        live(app, text)
+    next(button for button in app.button if button.label == "Pin to compare").click().run()
+    app.switch_page("pages/1_Layers.py").run()
+    app.switch_page("pages/4_Live_score.py").run()
+    assert app.text_input(key="live_text").value == "another"
+    assert "1. another" in [text.value for text in app.text]
+    assert [each.text for each in app.session_state["live_history"][RUN]] == ["another", "first"]
+
+
+@pytest.mark.usefixtures("with_model")
+def test_history_is_bounded_and_a_visitor_s_own():
+    app, other = visit("4_Live_score"), visit("4_Live_score")
+    for place in range(live_page.MOST_KEPT + 3):
+        live(app, f"{place} flutes")
+    live(other, "mine")
+    assert len(app.session_state["live_history"][RUN]) == live_page.MOST_KEPT
+    assert [each.text for each in other.session_state["live_history"][RUN]] == ["mine"]
+
+
+@pytest.mark.usefixtures("with_model")
+@pytest.mark.parametrize("text", ["How do I bake?", *HOSTILE])
+def test_a_click_in_the_history_brings_a_prompt_back(text):
+    app = live(live(visit("4_Live_score"), text), "another")
+    app.session_state["live_history_open"] = True
+    app.run()
+    assert not app.exception
+    # Markdown is read with the backslashes taken out: none of the text may be left that Markdown would read.
+    label = app.button(key="live_back_1").label
+    assert "<script" not in label.replace("\\<", "")
+    app.button(key="live_back_1").click().run()
+    field = app.text_area(key="live_area") if "\n" in text else app.text_input(key="live_text")
+    assert field.value == text
+    assert next(metric for metric in app.metric if metric.label == "refusal log-odds").value == f"{len(text):.2f}"
+
+
+@pytest.mark.usefixtures("with_model")
+def test_a_suggestion_types_one_side_and_pins_the_other():
+    app = visit("4_Live_score", run=RUN)
+    app.session_state["live_suggestions_open"] = True
+    app.run()
+    app.button(key="live_try_1").click().run()
+    assert not app.exception
+    contrast = contrasts()[1]
+    assert app.text_input(key="live_text").value == contrast.one
+    assert [each.text for each in app.session_state["live_pins"][RUN]] == [contrast.other]
+    assert app.dataframe[0].value["prompt"].tolist() == [contrast.one, contrast.other]
+    assert not app.session_state["live_suggestions_open"]
+
+
+@pytest.mark.usefixtures("with_model")
+def test_a_prompt_of_several_lines_is_typed_into_an_area():
+    app = live(visit("4_Live_score"), "one line")
+    app.toggle(key="live_lines").set_value(True).run()
+    assert app.text_area(key="live_area").value == "one line"
+    app.text_area(key="live_area").set_value("two\nlines").run()
+    assert next(metric for metric in app.metric if metric.label == "refusal log-odds").value == f"{9:.2f}"
+    app.toggle(key="live_lines").set_value(False).run()
+    assert not app.exception
+
+
+@pytest.mark.usefixtures("with_model")
+def test_a_list_is_scored_beside_the_page_and_kept():
+    app = list_tab(visit("4_Live_score", run=RUN))
+    app.text_area(key="live_list_text").set_value("\n".join(["a", "", *HOSTILE[:3], "bb"]))
+    press(app, "Score the list")
+    until_listed(app)
+    table = next(each.value for each in app.dataframe if "projection" in each.value)
+    assert table["prompt"].tolist() == ["a", *HOSTILE[:3], "bb"]
+    assert table["refusal log-odds"].tolist() == [float(len(text)) for text in table["prompt"]]
+    app.toggle(key="live_list_layers").set_value(True).run()
+    run = open_run(RUN)
+    wide = next(each.value for each in app.dataframe if "projection" in each.value)
+    assert wide["final norm"].tolist() == [run.projections[len(text) % 10, -1] for text in table["prompt"]]
+    assert wide[run.site_label(0)].notna().all()
+    app.switch_page("pages/1_Layers.py").run()
+    app.switch_page("pages/4_Live_score.py").run()
+    assert "5 of 5 prompts scored." in [each.value for each in list_tab(app).success]
+
+
+@pytest.mark.usefixtures("with_model")
+def test_a_file_is_a_list_or_is_refused_in_a_sentence():
+    for name, content, says in (
+        ("x.csv", b"prompt\nfirst\nsecond\n", "2 of 2 prompts scored."),
+        ("x.jsonl", b'{"text": "first"}\n{"text": "several\\nlines"}\n', "2 of 2 prompts scored."),
+        ("x.txt", "première\n\nseconde".encode(), "2 of 2 prompts scored."),
+        ("x.csv", b"\xff", "expected UTF-8"),
+        ("x.json", b"[1]", "expected a list of objects"),
+        ("x.txt", b"\n", "expected at least one prompt"),
+        ("x.txt", b"word\n" * 1001, "expected 1 to 1000 prompts, got 1001"),
+        ("x.parquet", b"PAR1", "not a readable parquet table"),
+    ):
+        app = list_tab(visit("4_Live_score", run=RUN))
+        # What was pasted is no part of a file.
+        app.text_area(key="live_list_text").set_value("pasted")
+        app.file_uploader(key="live_list_file").upload(name, content, "text/plain")
+        press(app, "Score the list")
+        if "scored" in says:
+            until_listed(app)
+            assert says in [each.value for each in app.success]
+        else:
+            assert app.warning[0].value == "This list was not scored."
+            assert says in app.text[0].value
+
+
+@pytest.mark.usefixtures("with_model")
+def test_what_a_file_says_of_its_prompts_is_in_the_table_of_their_scores():
+    app = list_tab(visit("4_Live_score", run=RUN))
+    first = {"text": "one", "label": "harmful", "id": 7, "projection": "high", "projection (file)": "\ud800"}
+    content = json.dumps(
+        [first, {"text": "two", "label": None, "id": 8, "projection": "low", "projection (file)": [1]}]
+    )
+    app.file_uploader(key="live_list_file").upload("x.json", content.encode(), "application/json")
+    press(app, "Score the list")
+    until_listed(app)
+    (table,) = [each.value for each in app.dataframe if "prompt" in each.value.columns]
+    assert table["prompt"].tolist() == ["one", "two"]
+    assert table["label"].tolist() == ["harmful", ""]
+    assert table["id"].tolist() == ["7", "8"]
+    assert table["projection (file)"].tolist() == ["high", "low"]
+    assert table["projection (file) (file)"].tolist() == ["?", "[1]"]
+
+
+def list_tab(app: AppTest) -> AppTest:
+    app.session_state["live_tab"] = "A list"
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def until_listed(app: AppTest) -> None:
+    for _ in range(100):
+        if not app.session_state["live_lists"][RUN].running:
+            app.run()
+            assert not app.exception, app.exception
+            return
+        time.sleep(0.05)
+    raise AssertionError("the list is not done")

@@ -1,0 +1,286 @@
+"""The Runs page without a browser: what there is, what is asked for and checked, what came of it, and what is sent."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import shutil
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+from synthetic import RUN
+
+from refusal_core.errors import PromptError, RefusalError
+from refusal_core.models import hub
+from refusal_core.models.opening import ModelInfo
+from refusal_core.pipeline import plan
+from refusal_core.pipeline.plan import Request, check
+from refusal_core.runs import store
+from refusal_core.sharing.archives import pack_run
+from refusal_core.ui import background, jobs, uploads
+from refusal_core.ui import start as form
+
+ROOT = Path(__file__).resolve().parents[2]
+HOSTILE_TITLE = "<b>x</b> **y** [z](https://example.com) $a$"
+
+
+@pytest.fixture(autouse=True)
+def cache(synthetic_cache, tmp_path, monkeypatch) -> Path:
+    """A copy of the cache that a visitor may change."""
+    folder = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, folder)
+    monkeypatch.setenv("REFUSAL_CACHE", str(folder))
+    monkeypatch.setenv("REFUSAL_MODELS", str(tmp_path / "models"))
+    st.cache_data.clear()
+    st.cache_resource.clear()
+    return folder
+
+
+def visit() -> AppTest:
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120).run()
+    app.switch_page("pages/10_Runs.py").run()
+    assert not app.exception, app.exception
+    return app
+
+
+def press(app: AppTest, label: str) -> AppTest:
+    next(button for button in app.button if button.label == label).click().run()
+    assert not app.exception, app.exception
+    return app
+
+
+def said(app: AppTest) -> str:
+    return "\n".join(
+        str(each.value) for kind in ("success", "error", "info", "text", "caption") for each in app.get(kind)
+    )
+
+
+def table(app: AppTest):
+    return app.dataframe[0].value
+
+
+def test_the_runs_are_listed_and_a_broken_one_with_its_reason(cache):
+    shutil.copytree(cache / RUN, cache / "damaged")
+    (cache / "damaged" / "prompts.parquet").write_bytes(b"x")
+    app = visit()
+    listed = table(app)
+    assert listed["layers"].tolist()[0] == 6
+    assert listed["prompts"].tolist()[0] == "16 + 16"
+    assert "prompts.parquet" in listed["broken"].tolist()[1]
+    app.selectbox(key="runs_chosen").set_value("damaged").run()
+    assert "is not a run that can be opened" in said(app)
+    press(app, "Delete it")
+    assert sorted(path.name for path in cache.glob("[!.]*")) == [RUN]
+
+
+def test_an_empty_cache_leads_to_a_first_run(cache):
+    shutil.rmtree(cache / RUN)
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120).run()
+    assert "page Runs" in app.info[0].value
+    app.switch_page("pages/10_Runs.py").run()
+    assert not app.exception
+    assert "no runs in the cache yet" in said(app)
+    assert any(button.label == "Check" for button in app.button)
+
+
+def test_a_title_is_shown_as_text_everywhere_and_the_run_s_name_stays(cache):
+    app = visit()
+    app.text_input(key=f"title_{RUN}").set_value(HOSTILE_TITLE)
+    app = press(app, "Keep this title")
+    assert table(app)["title"].tolist() == [HOSTILE_TITLE]
+    assert RUN in said(app)
+    assert HOSTILE_TITLE not in "\n".join(each.value for kind in ("subheader", "success") for each in app.get(kind))
+    home = app.switch_page("app.py").run()
+    assert home.sidebar.selectbox[0].options == [HOSTILE_TITLE]
+    assert store.run_titles() == {RUN: HOSTILE_TITLE}
+    assert store.verify_run(RUN)
+
+
+def test_a_run_is_verified(cache):
+    assert "files match" in said(press(visit(), "Verify"))
+
+
+def test_a_run_is_deleted_only_when_that_is_confirmed(cache):
+    app = visit()
+    assert (cache / RUN).exists()
+    app = press(app, "Delete it")
+    assert not (cache / RUN).exists()
+    assert "no runs in the cache yet" in said(app)
+
+
+def test_opening_goes_to_the_run(cache):
+    app = press(visit(), "Open")
+    assert app.query_params["run"] == RUN
+    assert app.title[0].value == "Refusal directions"
+
+
+def test_what_is_downloaded_is_taken_in_again_and_a_wrong_hash_is_refused(cache):
+    packed = io.BytesIO()
+    pack_run(RUN, packed)
+    store.delete_run(RUN)
+    bad = io.BytesIO()
+    with zipfile.ZipFile(packed) as sent, zipfile.ZipFile(bad, "w") as changed:
+        for name in sent.namelist():
+            changed.writestr(name, sent.read(name) + (b" " if name.endswith("prompts.parquet") else b""))
+    for content, says, there in (
+        (bad, "SHA-256 differs", False),
+        (packed, "Imported", True),
+        (packed, "already", True),
+    ):
+        app = visit()
+        app.file_uploader(key="runs_import").set_value(("sent.zip", content.getvalue(), "application/zip")).run()
+        app = press(app, "Import")
+        assert says in said(app)
+        assert (cache / RUN).exists() == there
+
+
+def ask(app: AppTest, model: str, limit: int | None = None) -> AppTest:
+    app.selectbox(key="runs_model").set_value(form._OTHER).run()
+    app.text_input(key="runs_model_path").set_value(model).run()
+    if limit:
+        app.number_input(key="runs_limit").set_value(limit).run()
+    return press(app, "Check")
+
+
+def test_what_is_wrong_is_said_in_the_form_and_nothing_starts(tiny_folder):
+    app = ask(visit(), "no-such-model")
+    assert "There is no model named 'no-such-model'" in said(app)
+    assert not any(button.label == "Start the run" for button in app.button)
+    for name in ("--help", "~nobody-of-that-name/x"):
+        assert f"There is no model named '{name}'" in said(ask(app, name))
+    app.text_input(key="runs_model_path").set_value(str(tiny_folder)).run()
+    app.selectbox(key="runs_prompts_kind").set_value(form._TYPED).run()
+    app.text_input(key="runs_prompts_path").set_value("no-such-file.csv").run()
+    assert "no-such-file.csv" in said(press(app, "Check"))
+    assert jobs.all_jobs() == []
+
+
+def test_a_checked_run_says_what_it_will_be_and_starts_once(tiny_folder, monkeypatch):
+    begun = []
+    monkeypatch.setattr(jobs, "start", begun.append)
+    app = ask(visit(), str(tiny_folder), limit=8)
+    assert "4 layers × 32" in said(app)
+    assert "8 harmful + 8 harmless prompts" in said(app)
+    app = press(app, "Start the run")
+    (command,) = begun
+    assert command.arguments[:2] == ("run", f"--model={tiny_folder}")
+    assert "--limit=8" in command.arguments
+    # Another answer in the form has to be checked anew.
+    app.number_input(key="runs_limit").set_value(9).run()
+    assert not any(button.label == "Start the run" for button in app.button)
+
+
+def test_an_uploaded_file_is_checked_like_any_other(tiny_folder):
+    app = visit()
+    app.selectbox(key="runs_model").set_value(form._OTHER).run()
+    app.text_input(key="runs_model_path").set_value(str(tiny_folder)).run()
+    app.selectbox(key="runs_prompts_kind").set_value(form._UPLOADED).run()
+    for content, says in (
+        (b"text,label\nA,harmful\n", "none labelled harmless"),
+        ("".join(["text,label\n", *(f"T {n},{n % 2}\n" for n in range(20))]).encode(), "10 harmful + 10 harmless"),
+    ):
+        app.file_uploader(key="runs_upload").set_value(("My set.csv", content, "text/csv")).run()
+        assert says in said(press(app, "Check"))
+
+
+def test_a_job_is_shown_with_what_came_of_it(monkeypatch, cache):
+    def job(state, **more):
+        told = {"stage": "extracting (prompts)", "done": 3, "total": 9, "message": "", "seconds_left": 12.0}
+        return jobs.Job(jobs.Command("Job `x`", ("run", f"--{state}=1")), state, began=0.0, seconds=75.0, **told | more)
+
+    every = [job("running"), job("failed", message="no <b>room</b>"), job("cancelled"), job("done")]
+    monkeypatch.setattr(jobs, "all_jobs", lambda: every)
+    monkeypatch.setattr(jobs, "status", lambda name: next((job for job in every if job.name == name), None))
+    monkeypatch.setattr(jobs, "log", lambda name: f"warning: x\n{RUN}")
+    app = visit()
+    labels = [button.label for button in app.button]
+    assert {"Cancel", "Try again", "Go on"} <= set(labels)
+    assert labels.count("Dismiss") == 3
+    assert labels.count("Open") == 2
+    assert "no <b>room</b>" in [text.value for text in app.text]
+    (bar,) = app.get("progress")
+    assert bar.proto.text.endswith("3 of 9 prompts · running for 1 min · about 12 s left of this stage")
+
+
+def test_durations_are_said_shortly():
+    said = [background.duration(seconds) for seconds in (0.4, 59, 61, 3599, 3600, 7380)]
+    assert said == ["0 s", "59 s", "1 min", "1 h 0 min", "1 h 0 min", "2 h 3 min"]
+
+
+def test_what_is_typed_is_never_an_option(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("x")
+    asked = Request("--model", "a.txt, -b", system_prompt="--seed=3; rm -rf /", revision="-r")
+    _, *options = asked.arguments
+    assert all(option.startswith("--") and "=" in option for option in options)
+    assert "--model=--model" in options
+    assert f"--prompts={tmp_path / 'a.txt'},-b" in options
+    assert "--system-prompt=--seed=3; rm -rf /" in options
+    assert Request("pairs", "pairs").arguments[1:3] == ("--model=pairs", "--prompts=pairs")
+
+
+def test_a_borrowed_template_and_fewer_bits_are_checked_before_a_run_starts(tiny_folder, tmp_path):
+    borrowed = tmp_path / "borrowed.jinja"
+    borrowed.write_text("{{ messages[0]['content'] }}")
+    asked = Request(str(tiny_folder), "pairs", template=str(borrowed))
+    assert f"--template={borrowed}" in asked.arguments
+    assert check(asked).available
+    with pytest.raises(RefusalError, match="no template 'nobody'"):
+        check(Request(str(tiny_folder), "pairs", template="nobody"))
+    asked = Request(str(tiny_folder), "pairs", quantise=4)
+    assert "--quantise=4" in asked.arguments
+    if importlib.util.find_spec("bitsandbytes") is None:
+        with pytest.raises(RefusalError, match="bitsandbytes"):
+            check(asked)
+
+
+def test_the_form_asks_for_template_and_bits(tiny_folder):
+    app = visit()
+    app.text_input(key="runs_template").set_value("nobody").run()
+    app.selectbox(key="runs_quantise").set_value(4).run()
+    asked = ask(app, str(tiny_folder)).session_state["runs_checked"][0]
+    assert (asked.template, asked.quantise) == ("nobody", 4)
+
+
+def test_a_model_to_be_downloaded_has_its_size_told(monkeypatch):
+    info = ModelInfo("a/b", "hub", "c" * 40, None, "Qwen2ForCausalLM", 4, 8, None, "mit")
+    monkeypatch.setattr(plan, "identify", lambda model, revision: info)
+    monkeypatch.setattr(plan, "is_available", lambda model, revision: False)
+    files = [
+        ("model.safetensors", 1000),
+        ("config.json", 10),
+        ("pytorch_model.bin", 5000),
+        ("onnx/model.safetensors", 7),
+    ]
+    listed = [type("File", (), {"rfilename": name, "size": size}) for name, size in files]
+    monkeypatch.setattr(hub.HfApi, "model_info", lambda self, repo, **options: type("Info", (), {"siblings": listed}))
+    found = check(Request("a/b", "pairs"))
+    assert (found.available, found.download_bytes) == (False, 1010)
+    assert check(Request("qwen2.5-coder-0.5b-instruct", "pairs")).counts == {"harmful": 256, "harmless": 256}
+
+
+def test_uploads_are_kept_once_under_a_name_of_ours(cache, monkeypatch):
+    first = uploads.keep_upload("../../My set!.CSV", b"x")
+    assert first == cache / ".uploads" / first.parent.name / "my-set.csv"
+    assert uploads.keep_upload("../../My set!.CSV", b"x") == first
+    for name, content, says in (("x.exe", b"x", "ending in"), ("x.csv", bytes(uploads.LARGEST + 1), "at most")):
+        with pytest.raises(PromptError, match=says):
+            uploads.keep_upload(name, content)
+    monkeypatch.setattr(uploads, "_KEPT", 2)
+    for place in range(4):
+        last = uploads.keep_upload("x.txt", bytes([place]))
+        time.sleep(0.01)
+    assert last.exists()
+    assert len(list((cache / ".uploads").glob("*/*"))) == 2
+
+
+@pytest.mark.parametrize(
+    "request_", [Request("", "pairs"), Request("x", "pairs", seed=-1), Request("x", "pairs", limit=1)]
+)
+def test_what_cannot_be_asked_for_is_refused(request_):
+    with pytest.raises(RefusalError):
+        check(request_)

@@ -1,0 +1,415 @@
+"""From a model folder and prompts to a run, by the API and by the command line, on a tiny random model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from filelock import FileLock
+from tiny import tiny_model
+
+from refusal_core.activations.extraction import extract
+from refusal_core.activations.reader import PACKED, ResidualReader
+from refusal_core.analysis.effect_sizes import VALIDATION_COLUMNS, VARIANCE_COLUMNS
+from refusal_core.cli.main import main
+from refusal_core.errors import ModelError, PromptError, RefusalError, RunError
+from refusal_core.exploration.published import published_table
+from refusal_core.models.opening import ChatModel, load_model
+from refusal_core.pipeline import new_run
+from refusal_core.pipeline.scoring import load_model_for, score
+from refusal_core.progress.file import WAITING
+from refusal_core.runs import store
+from refusal_core.sharing.export import export_run
+from refusal_core.ui import layout
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def made(tiny_folder, tmp_path_factory):
+    """A run of 12 + 12 bundled pairs, and the cache it is in."""
+    cache = tmp_path_factory.mktemp("cache")
+    result = new_run.run(
+        tiny_folder, "pairs", limit=12, dtype="float32", device="cpu", keep_activations=True, cache=cache
+    )
+    assert not result.cached
+    return result.run, cache
+
+
+@pytest.fixture(scope="module")
+def chat_model(tiny_folder) -> ChatModel:
+    return load_model(tiny_folder, dtype="float32", device="cpu")
+
+
+def test_a_run_holds_what_a_plain_computation_gives(made, chat_model):
+    run, _ = made
+    fitted = run.prompts[run.prompts["fitted"]]
+    hidden = extract(chat_model, fitted["text"].tolist()).hidden.astype(float)
+    harmful = fitted["label"].eq("harmful").to_numpy()
+    for site in range(run.n_sites):
+        difference = hidden[harmful, site].mean(0) - hidden[~harmful, site].mean(0)
+        magnitude = np.linalg.norm(difference)
+        assert run.layer_stats["magnitude"][site] == pytest.approx(magnitude, rel=1e-5)
+        np.testing.assert_allclose(
+            run.projections[: len(fitted), site], hidden[:, site] @ difference / magnitude, rtol=1e-4
+        )
+
+
+def test_transfer_prompts_are_scored_and_not_fitted(made):
+    run, _ = made
+    assert run.transfer_sources == ["probe-pairs", "borderline"]
+    assert run.rows().sum() == 24
+    assert np.isnan(run.projections_crossfit[~run.rows()]).all()
+    assert np.isfinite(run.projections).all()
+    probes = {label: run.projections[run.rows(label, "probe-pairs"), 2] for label in ("harmful", "harmless")}
+    greater = (probes["harmful"][:, None] > probes["harmless"]).mean()
+    assert run.layer_stats["probe_auroc"][2] == pytest.approx(greater)
+
+
+def test_the_same_request_finds_the_run_without_the_weights(made, tiny_folder, monkeypatch):
+    run, cache = made
+    monkeypatch.setattr(new_run, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    again = new_run.run(tiny_folder, "pairs", limit=12, device="cpu", cache=cache)
+    assert again.cached
+    assert again.run.run_id == run.run_id
+
+
+@pytest.mark.parametrize(
+    "change", [{"limit": 13}, {"prompts": "everyday"}, {"seed": 1}, {"system_prompt": "Be brief."}]
+)
+def test_another_request_is_another_run(made, tiny_folder, change, monkeypatch):
+    _, cache = made
+
+    class Loaded(Exception):
+        pass
+
+    def load(*arguments, **options):
+        raise Loaded
+
+    monkeypatch.setattr(new_run, "load_model", load)
+    with pytest.raises(Loaded):
+        new_run.run(tiny_folder, **{"prompts": "pairs", "limit": 12, "cache": cache, **change})
+
+
+def test_the_manifest_says_what_was_done_and_nothing_of_the_machine(made, tiny_folder):
+    run, cache = made
+    text = (run.path / "manifest.json").read_text()
+    manifest = json.loads(text)
+    assert str(tiny_folder.parent) not in text
+    assert str(cache) not in text
+    assert manifest["model"]["sha256"]
+    assert manifest["template"]["default_system_prompt"] == "You are a tiny model."
+    assert manifest["prompts"]["counts"] == {"harmful": 12, "harmless": 12}
+    assert manifest["compute"]["prefix_tokens"] > 0
+    assert (
+        manifest["compute"]["prefix_note"] == f"{manifest['compute']['prefix_tokens']} tokens, run once for all prompts"
+    )
+    assert manifest["compute"]["pack_note"] == PACKED
+    assert set(manifest["timings"]) == {"load_seconds", "extract_seconds", "prompts_per_second"}
+
+
+def test_what_a_run_is_made_of_says_how_prompts_were_read_together(made, monkeypatch):
+    run, _ = made
+    shown = []
+    monkeypatch.setattr("streamlit.dataframe", lambda table, **_: shown.append(dict(table.to_numpy())))
+    layout.run_facts(run)
+    older = {key: value for key, value in run.manifest["compute"].items() if key != "pack_note"}
+    layout.run_facts(dataclasses.replace(run, manifest=run.manifest | {"compute": older}))
+    assert [facts["read together"] for facts in shown] == [PACKED, "not recorded"]
+
+
+def test_a_fitted_prompt_scores_what_the_run_says(made, chat_model):
+    run, _ = made
+    row = 5
+    result = score(chat_model, run, [run.prompts["text"][row]])[0]
+    np.testing.assert_allclose(result.projection, run.projections[row], rtol=1e-4, atol=1e-4)
+    assert result.refusal_log_odds == pytest.approx(run.prompts["refusal_log_odds"][row], abs=1e-3)
+    assert result.token_projection.shape == (len(result.tokens), run.n_sites)
+    own = run.projections[run.rows(run.prompts["label"][row]), 3]
+    assert (
+        abs(result.percentile[run.prompts["label"][row]][3] - 100 * (own < run.projections[row, 3]).mean()) < 100 / 12
+    )
+
+
+def test_scoring_refuses_another_model(made, tmp_path):
+    run, _ = made
+    other = tiny_model("llama")
+    other.model.save_pretrained(tmp_path)
+    other.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="is not the model of this run"):
+        load_model_for(run, tmp_path)
+    with pytest.raises(RunError, match="say where it is"):
+        load_model_for(run)
+
+
+def test_scoring_refuses_what_cannot_be_scored(made, chat_model):
+    run, _ = made
+    with pytest.raises(PromptError, match=r"text 2: .*empty"):
+        score(chat_model, run, ["fine", "  "])
+    with pytest.raises(PromptError, match="tokens long"):
+        score(chat_model, run, ["word " * 2000])
+
+
+def test_the_command_line_from_run_to_delete(tiny_folder, tmp_path, capsys):
+    cache = ["--cache", str(tmp_path / "cache")]
+    command = [
+        "run",
+        "--model",
+        str(tiny_folder),
+        "--prompts",
+        "pairs",
+        "--limit",
+        "8",
+        "--device",
+        "cpu",
+        *cache,
+    ]
+    assert main(command) == 0
+    first = capsys.readouterr()
+    run_id = first.out.splitlines()[-1]
+    assert "prompts/s" in first.out
+    assert main(command) == 0
+    again = capsys.readouterr().out.splitlines()
+    assert again[-1] == run_id
+    assert "found in the cache" in again[0]
+    assert main(["list", *cache]) == 0
+    assert run_id in capsys.readouterr().out
+    assert main(["show", run_id, *cache]) == 0
+    assert "layer 3 of 4" in capsys.readouterr().out
+    assert main(["verify", run_id, *cache]) == 0
+    capsys.readouterr()
+
+    (tmp_path / "mine.csv").write_text("text\nfirst one\nsecond one\n")
+    scoring = ["score", run_id, "--model", str(tiny_folder), "--device", "cpu", "--json", *cache]
+    assert main([*scoring, "--file", str(tmp_path / "mine.csv")]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert [entry["text"] for entry in scores] == ["first one", "second one"]
+    assert len(scores[0]["projection"]) == len(scores[0]["percentile"]["harmless"]) == 5
+    assert isinstance(scores[0]["refusal_log_odds"], float)
+
+    assert main(["export", run_id, str(tmp_path / "out"), *cache]) == 0
+    capsys.readouterr()
+    assert main(["delete", run_id, *cache]) == 0
+    assert not (tmp_path / "cache" / run_id).exists()
+
+
+def test_exported_files_have_the_published_form(made, tmp_path):
+    from refusal_core.sharing.export import export_run
+
+    run, _ = made
+    export_run(run, tmp_path)
+    published = published_table()
+    validation, variance = (
+        pd.read_csv(tmp_path / name) for name in ("validation_results.csv", "variance_by_layer.csv")
+    )
+    assert tuple(validation.columns) == VALIDATION_COLUMNS
+    assert tuple(variance.columns) == VARIANCE_COLUMNS
+    assert set(VALIDATION_COLUMNS) | set(VARIANCE_COLUMNS) == set(published.columns) - {"site"}
+    # The study's last layer is our final norm; it never read our last layer.
+    assert validation["layer"].tolist() == [0, 1, 2, 3]
+    assert validation["magnitude"].iloc[-1] == pytest.approx(run.layer_stats["magnitude"][4])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["n_layers"] == 4
+    assert summary["strongest_layer"] == int(validation.loc[validation["cohens_d"].idxmax(), "layer"])
+    assert len(pd.read_csv(tmp_path / "layer_stats.csv")) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--model", "no-such-model"], "no-such-model"),
+        (["run", "--model", "MODEL", "--prompts", "no-such-file.csv"], "no-such-file.csv"),
+        (["run", "--model", "MODEL", "--limit", "2"], "at least 8"),
+        (["run", "--model", "MODEL", "--device", "warp"], "warp"),
+        (["show", "no-such-run"], "no-such-run"),
+        (["verify", "../../etc"], "no run name"),
+        (["delete", "no-such-run"], "nothing was deleted"),
+        (["export", "no-such-run", "x"], "no-such-run"),
+        (["score", "no-such-run", "hello"], "no-such-run"),
+        (["fetch", "no-such-model"], "no-such-model"),
+        (["fetch", "../.."], "no hub id"),
+        (["fetch", "Owner/Name:latest"], "no hub id"),
+        (["fetch", "no-such-model", "--progress-file", "no/such/folder/x"], "cannot be written"),
+        (["run", "--model", "MODEL", "--template", "~nobody-of-that-name/x.jinja"], "no template"),
+        (["run", "--model", "MODEL", "--template", "x" * 300], "no template"),
+        (["run", "--model", "MODEL", "--progress-file", "SAME/progress.json"], "turn of this work cannot be taken"),
+        (["run", "--model", "x" * 300], "no model named"),
+        (["run", "--model", "MODEL", "--seed", "-1"], "seed of 0 or more"),
+        (["run", "--model", "MODEL", "--system-prompt", "\udcff"], "expected text in UTF-8"),
+        (["run", "--model", "MODEL", "--prompts", "x" * 300], "no prompt set"),
+        (["run", "--model", "MODEL", "--limit", "8", "--token-limit", "40"], "pairs, row "),
+        (["run", "--model", "MODEL", "--transfer", "SAME/pairs.csv"], "name of the contrast set"),
+        (["run", "--model", "MODEL", "--transfer", "SAME/contrast.csv"], "name of the contrast set"),
+        (["run", "--model", "MODEL", "--transfer", "SAME/probe-pairs.csv"], "name of another transfer set"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line(arguments, message, tiny_folder, tmp_path, capsys):
+    for name in ("pairs", "contrast", "probe-pairs"):
+        (tmp_path / f"{name}.csv").write_text("text,label\nA prompt of one's own,harmful\n")
+    (tmp_path / ".turn").mkdir()
+    arguments = [
+        str(tiny_folder) if argument == "MODEL" else argument.replace("SAME", str(tmp_path)) for argument in arguments
+    ]
+    assert main([*arguments, "--cache", str(tmp_path / "cache")]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith("error: ")
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_work_that_is_watched_takes_turns(tiny_folder, tmp_path):
+    said, cache = tmp_path / "progress.json", tmp_path / "cache"
+    command = ["run", "--model", str(tiny_folder), "--limit", "8", "--device", "cpu", "--cache", str(cache)]
+    working = threading.Thread(target=main, args=([*command, "--progress-file", str(said)],))
+    with FileLock(tmp_path / ".turn"):
+        working.start()
+        deadline = time.monotonic() + 60
+        while not said.exists() or json.loads(said.read_text())["stage"] != WAITING:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(1.5)
+        assert json.loads(said.read_text())["stage"] == WAITING
+        assert working.is_alive()
+    working.join()
+    assert json.loads(said.read_text())["state"] == "done"
+    assert len(list(cache.glob("[!.]*"))) == 1
+
+
+def test_a_cached_run_without_activations_does_not_pass_for_one_with_them(tiny_folder, tmp_path):
+    request = {"limit": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path}
+    new_run.run(tiny_folder, "pairs", **request)
+    with pytest.raises(RefusalError, match="without its activations"):
+        new_run.run(tiny_folder, "pairs", keep_activations=True, **request)
+
+
+def test_a_cached_run_is_found_in_a_cache_that_cannot_be_written(made, tiny_folder, monkeypatch):
+    def refuse(cache):
+        raise RunError("read-only")
+
+    monkeypatch.setattr("refusal_core.runs.store.writable_cache", refuse)
+    request = {"dtype": "float32", "device": "cpu", "cache": made[1]}
+    assert new_run.run(tiny_folder, "pairs", limit=12, **request).cached
+    with pytest.raises(RunError, match="read-only"):
+        new_run.run(tiny_folder, "pairs", limit=9, **request)
+
+
+def test_a_run_is_never_exported_into(made):
+    run, _ = made
+    before = sorted(run.path.iterdir())
+    with pytest.raises(RunError, match="never changed"):
+        export_run(run, run.path)
+    assert sorted(run.path.iterdir()) == before
+
+
+def test_a_broken_configuration_is_one_sentence(tiny_folder, tmp_path):
+    config = json.loads((tiny_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": "x"}))
+    with pytest.raises(ModelError, match="cannot be used"):
+        load_model(tmp_path)
+
+
+KILLED = """
+import os, signal, sys
+from refusal_core.activations import passes
+from refusal_core.cli.main import main
+
+add, left = passes.FinishedPasses.add, int(sys.argv[1])
+
+def add_and_die(self, *found):
+    global left
+    add(self, *found)
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+passes.FinishedPasses.add = add_and_die
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "killed_at"), [(None, (8, 16, 24)), pytest.param(2_000, (10, 20, 30), marks=pytest.mark.slow)]
+)
+def test_a_run_that_is_killed_goes_on_where_it_was(size, killed_at, tiny_folder, tmp_path, monkeypatch):
+    """Three processes are killed while they extract; the last one reads what they did not, and the run is the same."""
+    cache, prompts = tmp_path / "cache", "pairs"
+    if size is not None:
+        prompts = str(tmp_path / "many.csv")
+        texts = [f"Tell me {'more ' * (place % 40)}about number {place}" for place in range(size)]
+        pd.DataFrame({"text": texts, "label": ["harmful", "harmless"] * (size // 2)}).to_csv(prompts, index=False)
+    command = ["run", "--model", str(tiny_folder), "--prompts", prompts, "--dtype", "float32", "--device", "cpu"]
+    for batches in killed_at:
+        # From within, since a process that watches may look too late.
+        script = [sys.executable, "-c", KILLED, str(batches), *command, "--cache", str(cache)]
+        assert subprocess.run(script, cwd=ROOT, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
+        assert len(finished_batches(cache)) == batches
+    assert not store.list_runs(cache)[0]
+    before = [prompt["row"] for batch in finished_batches(cache) for prompt in batch["prompts"]]
+    assert len(before) == len(set(before))
+    read, read_last = [], ResidualReader.read_last
+    monkeypatch.setattr(
+        ResidualReader, "read_last", lambda self, given: read.append(len(given)) or read_last(self, given)
+    )
+    killed = new_run.run(tiny_folder, prompts, dtype="float32", device="cpu", cache=cache).run
+    now = sum(read)
+    whole = new_run.run(tiny_folder, prompts, dtype="float32", device="cpu", cache=tmp_path / "other").run
+    assert sum(read) - 2 * now == len(before)
+    np.testing.assert_array_equal(killed.projections, whole.projections)
+    np.testing.assert_array_equal(killed.prompts["refusal_log_odds"], whole.prompts["refusal_log_odds"])
+    assert not list(cache.glob(".unfinished-*"))
+
+
+def finished_batches(cache: Path) -> list[dict]:
+    """The batches that an extraction that is under way has on disk."""
+    kept = next(cache.glob(".unfinished-*/passes.jsonl"), None)
+    # What follows the last line's end was being written.
+    lines = [] if kept is None else kept.read_text(encoding="utf-8").split("\n")[1:-1]
+    return [json.loads(line) for line in lines]
+
+
+def test_two_processes_do_not_make_one_run_at_a_time(tmp_path):
+    folder = store.unfinished_run("a-run", tmp_path)
+    with (
+        store.unfinished_work(folder, "the run a-run"),
+        pytest.raises(RunError, match="the run a-run is under way in another process"),
+        store.unfinished_work(folder, "the run a-run"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("error", "stays"), [(KeyboardInterrupt, True), (RunError, True), (PromptError, False)])
+def test_unfinished_work_stays_unless_it_would_be_refused_again(tmp_path, error, stays):
+    folder = store.unfinished_run("a-run", tmp_path)
+
+    def work() -> None:
+        with store.unfinished_work(folder, "the run a-run"):
+            (folder / "passes.jsonl").write_text("{}")
+            raise error
+
+    with pytest.raises(error):
+        work()
+    assert folder.exists() is stays
+    with store.unfinished_work(folder, "the run a-run"):
+        pass
+    assert not folder.exists()
+
+
+def test_work_that_cannot_be_kept_is_an_error_in_words(tmp_path):
+    folder = store.unfinished_run("a-run", tmp_path)
+    folder.write_text("a file")
+    with pytest.raises(RunError, match="work cannot be kept in"), store.unfinished_work(folder, "the run a-run"):
+        pass
+    folder.unlink()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(RunError, match="links are not followed"), store.unfinished_work(folder, "the run a-run"):
+        pass
