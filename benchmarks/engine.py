@@ -49,7 +49,7 @@ def rows(bench: Bench) -> list[Row]:
             way = make(bench.chat_model)
             error = _difference(way(checked), read_all(reader, checked)[:, : bench.chat_model.n_layers])
         except ImportError:
-            notes[name] = "not installed (requirements-benchmarks.txt)"
+            notes[name] = "not installed (extra benchmarks)"
             continue
         except Exception as failure:  # what another library makes of this model is its own affair
             notes[name] = f"does not run this model: {type(failure).__name__}: {failure}"[:120]

@@ -1,3 +1,3 @@
 """Refusal directions in chat models: extract once, fit and test at every layer, then look."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

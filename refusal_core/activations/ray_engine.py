@@ -51,8 +51,7 @@ def on_actors(
     """
     if find_spec("ray") is None:
         raise RefusalError(
-            "the engine ray needs Ray, which is not installed: `pip install -r requirements-ray.txt`, or leave "
-            "--engine away"
+            "the engine ray needs Ray, which is not installed: install the extra `ray`, or leave --engine away"
         )
 
     opening = {

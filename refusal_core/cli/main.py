@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         help="use another model's chat template: a fetched name, hub id, model folder or .jinja file",
     )
     run.add_argument(
-        "--quantise", type=int, choices=(8, 4), help="open the model in so many bits (needs requirements-quantised.txt)"
+        "--quantise", type=int, choices=(8, 4), help="open the model in so many bits (needs the extra quantised)"
     )
     run.add_argument("--token-limit", type=int, default=TOKEN_LIMIT, metavar="N", help="longest prompt accepted")
     _machine(run)

@@ -277,9 +277,7 @@ def as_opened(info: ModelInfo, quantise: int | None) -> ModelInfo:
     if info.source in ("folder", "hub") and info.quantisation is not None:
         raise ModelError(f"{info.name} is quantised already ({info.quantisation}): leave --quantise out.")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(
-            f"{quantise} bits need the package bitsandbytes: run `pip install -r requirements-quantised.txt`."
-        )
+        raise ModelError(f"{quantise} bits need the package bitsandbytes: install the extra `quantised`.")
     return replace(
         info, quantisation=", then ".join([*filter(None, [info.quantisation]), f"bitsandbytes, {quantise} bits"])
     )

@@ -21,7 +21,7 @@ from refusal_core.errors import ModelError, RefusalError
 from refusal_core.models.opening import ChatModel, load_model
 from refusal_core.pipeline import new_run
 
-MISSING = "Ray is not installed: pip install -r requirements-ray.txt"
+MISSING = "Ray is not installed: it comes with the extra `ray`"
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason=MISSING)
 # As many lengths as there are to be shards.
 TEXTS = [f"Tell me {'more ' * (place % 6)}about number {place:02}" for place in range(30)]
@@ -174,7 +174,7 @@ def test_without_ray_a_sentence_says_how_to_have_it(tiny_folder, tmp_path, monke
     monkeypatch.setattr("refusal_core.activations.ray_engine.find_spec", lambda name: None)
     command = ["run", "--model", str(tiny_folder), "--limit", "8", "--engine", "ray", "--cache", str(tmp_path)]
     assert main(command) == 1
-    assert "pip install -r requirements-ray.txt" in capsys.readouterr().err
+    assert "extra `ray`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

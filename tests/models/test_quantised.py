@@ -131,7 +131,7 @@ def test_layers_that_four_bits_would_get_wrong_are_refused(tiny_folder: Path) ->
 
 def test_a_missing_package_is_one_sentence(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"^4 bits need the package bitsandbytes: .*requirements-quantised\.txt`\.$"):
+    with pytest.raises(ModelError, match=r"^4 bits need the package bitsandbytes: .*extra `quantised`\.$"):
         opening.as_opened(identify(tiny_folder), 4)
 
 

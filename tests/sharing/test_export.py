@@ -234,7 +234,7 @@ def test_the_snippet_of_a_shipped_run_gives_its_projection(shipped, tmp_path, mo
 
 
 def test_the_transformer_lens_snippet_gives_the_run_s_own_projection(made, tiny_folder, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("transformer_lens", reason="needs requirements-benchmarks.txt")
+    pytest.importorskip("transformer_lens", reason="comes with the extra benchmarks")
     folder = working_folder(made, tmp_path / "here", tiny_folder)
     for run in (made, borrowing(made, DATED, day="2026-01-31"), changed(made, compute={"dtype": "bfloat16"})):
         expected = projections(run, tiny_folder)
