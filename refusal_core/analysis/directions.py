@@ -2,11 +2,168 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from refusal_core.analysis.gram import BLOCK, mean_activation
+from refusal_core.errors import RefusalError
+from refusal_core.sites import site_label
+
+if TYPE_CHECKING:
+    # Directions are fitted, projected on and compared without torch.
+    import torch
+
+_HARMFUL, _HARMLESS = "harmful", "harmless"
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """One unit direction in the residual stream of a model, to project on, to save, to ablate and to add.
+
+    Attributes:
+        vector: ``(d_model,)`` float32 of norm 1; zeros where no direction exists.
+        magnitude: the distance between the two labels' mean activations along it, in activation units.
+        site: where it was read: a layer, or ``n_layers`` for the final norm.
+        n_layers: transformer blocks of the model.
+    """
+
+    vector: np.ndarray
+    magnitude: float
+    site: int
+    n_layers: int
+
+    def __post_init__(self) -> None:
+        vector = np.array(self.vector, dtype=np.float32)
+        if vector.ndim != 1 or not np.isfinite(vector).all():
+            raise ValueError(f"expected a finite vector (d_model,), got one of shape {vector.shape}")
+        norm = float(np.linalg.norm(vector))
+        if norm > 0 and abs(norm - 1) > 1e-3:
+            raise ValueError(f"expected a vector of norm 1, got one of norm {norm:.4g}: divide it by its norm")
+        site_label(self.site, self.n_layers)
+        vector.setflags(write=False)
+        object.__setattr__(self, "vector", vector)
+
+    def __repr__(self) -> str:
+        """Where it was read, its width and its magnitude."""
+        where = site_label(self.site, self.n_layers)
+        return f"Direction({where}, d_model={len(self.vector)}, magnitude={self.magnitude:.4g})"
+
+    def project(self, activations: np.ndarray) -> np.ndarray:
+        """Project activations on the direction.
+
+        Args:
+            activations: ``(..., d_model)``, any leading axes.
+
+        Returns:
+            ``(...)`` float64, in activation units.
+
+        Raises:
+            ValueError: for activations of another width.
+        """
+        activations = np.asarray(activations)
+        if activations.shape[-1:] != self.vector.shape:
+            raise ValueError(f"expected activations (..., {len(self.vector)}), got {activations.shape}")
+        return activations.astype(np.float64) @ self.vector.astype(np.float64)
+
+    def cosine(self, other: Direction) -> float:
+        """Return the cosine with another direction; NaN where one of the two does not exist.
+
+        Raises:
+            ValueError: for a direction of another width.
+        """
+        if self.vector.shape != other.vector.shape:
+            raise ValueError(f"expected a direction of width {len(self.vector)}, got {len(other.vector)}")
+        first, second = self.vector.astype(np.float64), other.vector.astype(np.float64)
+        norms = np.linalg.norm(first) * np.linalg.norm(second)
+        return float(first @ second / norms) if norms > 0 else float("nan")
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Return the vector as a tensor ``(d_model,)`` on a device, float32 unless another dtype is given."""
+        import torch
+
+        return torch.tensor(self.vector).to(device=device, dtype=dtype)
+
+    def save(self, path: str | Path) -> None:
+        """Write the direction as one safetensors file, which :meth:`load` reads and other programs too.
+
+        The tensor is called ``direction``; site, number of layers and magnitude are in the file's metadata.
+        """
+        described = {"site": self.site, "n_layers": self.n_layers, "magnitude": self.magnitude}
+        save_file({"direction": np.array(self.vector)}, path, {"refusal_direction": json.dumps(described)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Direction:
+        """Read a direction that :meth:`save` wrote.
+
+        Raises:
+            RefusalError: when the file is no such direction.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                described = json.loads((file.metadata() or {})["refusal_direction"])
+                vector = file.get_tensor("direction")
+            return cls(vector, float(described["magnitude"]), int(described["site"]), int(described["n_layers"]))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise RefusalError(f"expected {path} to be a direction saved by this program: {error}") from error
+
+    def ablate(
+        self, model: Any, layers: Sequence[int] | None = None, tokens: str = "all"
+    ) -> AbstractContextManager[None]:
+        """Project the direction out of a model's residual stream inside a ``with`` block.
+
+        After every block ``x`` becomes ``x - (x · v) v`` (Arditi et al. 2024, section 2.4). Weights stay as they are,
+        and after the ``with`` block the model computes what it did before.
+
+        Args:
+            model: a transformers model with as many blocks, or what :func:`refusal_core.load_model` returns.
+            layers: the blocks after which it is projected out; all of them by default.
+            tokens: ``all`` tokens of every forward pass, or only the ``last`` one of each.
+
+        Raises:
+            ModelError: for a model of another depth.
+            ValueError: for a layer it does not have, or a direction of the final norm, which no block writes.
+        """
+        chosen = range(self.n_layers) if layers is None else layers
+        return self._edited(model, "ablate", dict.fromkeys(chosen, self.vector), tokens)
+
+    def add(
+        self, model: Any, alpha: float = 1.0, layers: Sequence[int] | None = None, tokens: str = "all"
+    ) -> AbstractContextManager[None]:
+        """Add the direction to a model's residual stream inside a ``with`` block.
+
+        Args:
+            model: as in :meth:`ablate`.
+            alpha: how much, in units of :attr:`magnitude`: 1 moves the harmless mean to the harmful one; negative
+                values move the other way.
+            layers: the blocks after which it is added; by default the one where it was read.
+            tokens: as in :meth:`ablate`.
+
+        Raises:
+            ModelError, ValueError: as :meth:`ablate`.
+        """
+        chosen = [self.site] if layers is None else layers
+        vector = (alpha * self.magnitude * self.vector).astype(np.float32)
+        return self._edited(model, "add", dict.fromkeys(chosen, vector), tokens)
+
+    def _edited(
+        self, model: Any, kind: str, vectors: dict[int, np.ndarray], tokens: str
+    ) -> AbstractContextManager[None]:
+        from refusal_core import steering
+
+        if self.site == self.n_layers:
+            raise ValueError("this direction was read after the final norm, which no block writes: choose a layer's")
+        # What load_model returns has the transformers model and its tokenizer.
+        transformer = model.model if hasattr(model, "tokenizer") else model
+        blocks = steering.find_blocks(steering.find_decoder(transformer), self.n_layers)[1]
+        return steering.edited(blocks, steering.Edit(kind, vectors, tokens))
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,27 +183,47 @@ class Directions:
 
     @property
     def n_sites(self) -> int:
-        return self.unit_direction.shape[0]
+        """Layers and the final norm."""
+        return int(self.unit_direction.shape[0])
+
+    def __len__(self) -> int:
+        """Return the number of sites."""
+        return self.n_sites
+
+    def __getitem__(self, site: int) -> Direction:
+        """Return the direction of one site; the last one is the final norm's.
+
+        Raises:
+            IndexError: for a site that the model does not have.
+        """
+        if not -self.n_sites <= site < self.n_sites:
+            raise IndexError(f"expected a site from 0 to {self.n_sites - 1}, got {site}")
+        site %= self.n_sites
+        return Direction(self.unit_direction[site], float(self.magnitude[site]), site, self.n_sites - 1)
+
+    def __iter__(self) -> Iterator[Direction]:
+        """Go through the directions of all sites, in order."""
+        return (self[site] for site in range(self.n_sites))
 
     @property
     def magnitude(self) -> np.ndarray:
-        """``(site,)`` float64, the norm of the difference of means, in activation units."""
+        """Return ``(site,)`` float64, the norm of the difference of means, in activation units."""
         difference = self.harmful_mean.astype(np.float64) - self.harmless_mean
-        return np.linalg.norm(difference, axis=-1)
+        return np.asarray(np.linalg.norm(difference, axis=-1))
 
-    def project(self, hidden: np.ndarray) -> np.ndarray:
+    def project(self, activations: np.ndarray) -> np.ndarray:
         """Project activations onto the unit direction of their site.
 
         Args:
-            hidden: ``(..., site, d_model)``, any leading axes (prompts, tokens).
+            activations: ``(..., site, d_model)``, any leading axes (prompts, tokens).
 
         Returns:
             ``(..., site)`` float64, in activation units.
         """
         expected = self.unit_direction.shape
-        if hidden.shape[-2:] != expected:
-            raise ValueError(f"activations must end in (site, d_model) = {expected}, got {hidden.shape}")
-        flat = hidden.reshape(-1, *expected)
+        if activations.shape[-2:] != expected:
+            raise ValueError(f"activations must end in (site, d_model) = {expected}, got {activations.shape}")
+        flat = activations.reshape(-1, *expected)
         projections = np.empty(flat.shape[:-1])
         for site in range(self.n_sites):
             unit = self.unit_direction[site].astype(np.float64)
@@ -54,35 +231,50 @@ class Directions:
             for start in range(0, len(flat), BLOCK):
                 block = slice(start, start + BLOCK)
                 projections[block, site] = flat[block, site].astype(np.float64) @ unit
-        return projections.reshape(hidden.shape[:-1])
+        return projections.reshape(activations.shape[:-1])
 
 
-def fit_directions(hidden: np.ndarray, is_harmful: np.ndarray, fitted: np.ndarray | None = None) -> Directions:
+def fit_directions(activations: np.ndarray, labels: np.ndarray, fitted: np.ndarray | None = None) -> Directions:
     """Fit the direction at every site as the difference of the two labels' means.
 
     Args:
-        hidden: ``(prompt, site, d_model)`` activations.
-        is_harmful: ``(prompt,)`` bool.
-        fitted: ``(prompt,)`` bool, the prompts to fit on; all without.
+        activations: ``(prompt, site, d_model)``.
+        labels: ``(prompt,)`` bool, true for harmful; or the words ``harmful`` and ``harmless``.
+        fitted: ``(prompt,)`` bool, the prompts to fit on; all by default.
 
     Raises:
-        ValueError: when a label has no prompt or the shapes disagree.
+        ValueError: when a label has no prompt, the labels are something else, or the shapes disagree.
     """
-    if hidden.ndim != 3 or is_harmful.shape != hidden.shape[:1]:
+    is_harmful = _is_harmful(np.asarray(labels))
+    if activations.ndim != 3 or is_harmful.shape != activations.shape[:1]:
         raise ValueError(
-            "expected activations (prompt, site, d_model) and one label a prompt, "
-            f"got {hidden.shape} and {is_harmful.shape}"
+            "expected activations (prompt, site, d_model) and one label per prompt, "
+            f"got {activations.shape} and {is_harmful.shape}"
         )
-    fitted = np.ones(len(hidden), dtype=bool) if fitted is None else fitted
-    labels = is_harmful & fitted, ~is_harmful & fitted
-    if not all(rows.any() for rows in labels):
+    fitted = np.ones(len(activations), dtype=bool) if fitted is None else fitted
+    rows_of = is_harmful & fitted, ~is_harmful & fitted
+    if not all(rows.any() for rows in rows_of):
         raise ValueError("a direction needs prompts of both labels")
-    means = [np.stack([mean_activation(hidden[:, site], rows) for site in range(hidden.shape[1])]) for rows in labels]
+    means = [
+        np.stack([mean_activation(activations[:, site], rows) for site in range(activations.shape[1])])
+        for rows in rows_of
+    ]
     return directions_of_means(*means)
 
 
+def _is_harmful(labels: np.ndarray) -> np.ndarray:
+    if labels.dtype == bool:
+        return labels
+    unknown = {*labels.tolist()} - {_HARMFUL, _HARMLESS}
+    if unknown:
+        raise ValueError(
+            f"expected labels harmful and harmless, or true and false, got {sorted(map(str, unknown))[:3]}"
+        )
+    return np.asarray(labels == _HARMFUL)
+
+
 def directions_of_means(harmful: np.ndarray, harmless: np.ndarray) -> Directions:
-    """The directions between two labels' mean activations, ``(site, d_model)`` float64 each."""
+    """Return the directions between two labels' mean activations, ``(site, d_model)`` float64 each."""
     difference = harmful - harmless
     norm = np.linalg.norm(difference, axis=-1, keepdims=True)
     # Two means that agree to the last bits of float32 differ by rounding alone.

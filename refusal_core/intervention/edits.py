@@ -1,17 +1,16 @@
-"""Edits of the residual stream while the model reads: a direction is projected out, or added.
+"""Replies to prompts under edits of the residual stream.
 
-Forward hooks live in a context manager and are gone afterwards; weights are never touched. Blocks below the first
-edited layer compute what they computed without the edit, so their outputs are kept from one plain pass and handed out.
+Blocks below the first edited layer compute what they computed without the edit, so their outputs are kept from one
+plain pass and handed out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import Cache
 
@@ -20,37 +19,9 @@ from refusal_core.activations.reader import (
     ResidualReader,
     contiguous_head,
     layerwise_copy,
-    residual_stream,
 )
 from refusal_core.behaviour.replies import greedy_openings
-from refusal_core.models.opening import ChatModel
-
-KINDS = ("ablate", "add")
-TOKENS = ("all", "last")
-
-
-@dataclass(frozen=True, eq=False)
-class Edit:
-    """What is done to the residual stream after some blocks.
-
-    Attributes:
-        kind: ``ablate`` takes ``(x · v) v`` off every hidden state ``x`` (Arditi et al. 2024, section 2.4); ``add``
-            puts ``v`` on it.
-        vectors: layer → ``(d_model,)`` float32: for ``ablate`` a unit vector, or zeros where no direction exists and
-            nothing is done; for ``add`` in activation units.
-        tokens: ``all`` edits every token of the prompt, the template's included, and of the reply; ``last`` only the
-            last token of the templated prompt, where directions are read.
-    """
-
-    kind: str
-    vectors: Mapping[int, np.ndarray]
-    tokens: str = "all"
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS or self.tokens not in TOKENS:
-            raise ValueError(f"expected one of {KINDS} and of {TOKENS}, got {self.kind!r} and {self.tokens!r}")
-        if not self.vectors:
-            raise ValueError("expected at least one layer to edit, got none")
+from refusal_core.steering import Edit, edited
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,29 +35,6 @@ class Reply:
 
     logits: torch.Tensor
     openings: list[str] | None
-
-
-@contextmanager
-def edited(chat_model: ChatModel, edit: Edit) -> Iterator[None]:
-    """Every forward pass inside the block is under the edit; afterwards the model is what it was.
-
-    Raises:
-        ValueError: for a layer the model does not have, or a vector of another width.
-    """
-    for layer, vector in edit.vectors.items():
-        if not 0 <= layer < chat_model.n_layers or vector.shape != (chat_model.d_model,):
-            raise ValueError(
-                f"expected layers 0 to {chat_model.n_layers - 1} with vectors of width {chat_model.d_model}, "
-                f"got layer {layer} with {vector.shape}"
-            )
-    handles = []
-    try:
-        for layer, vector in edit.vectors.items():
-            handles.append(chat_model.blocks[layer].register_forward_hook(_hook(edit, vector)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class PromptBatch:
@@ -118,7 +66,7 @@ class PromptBatch:
         """
         below = min(edit.vectors) + 1 if self.reuses else 0
         with torch.inference_mode():
-            with edited(self._chat_model, edit):
+            with edited(self._chat_model.blocks, edit):
                 prefix = self._plain_prefix
                 if self._prefix_ids is not None and edit.tokens == "all":
                     prefix = self._pass(self._prefix_ids, None, self._plain_prefix, below)
@@ -183,22 +131,6 @@ class _Pass:
     logits: torch.Tensor
     cache: Cache
     outputs: list[Any]
-
-
-def _hook(edit: Edit, vector: np.ndarray):
-    direction = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float32))
-
-    def change(module, arguments, output):
-        states = residual_stream(output)
-        along = direction.to(states.device)
-        chosen = (states if edit.tokens == "all" else states[:, -1:]).float()
-        changed = chosen + along if edit.kind == "add" else chosen - (chosen @ along)[..., None] * along
-        changed = changed.to(states.dtype)
-        if edit.tokens == "last":
-            changed = torch.cat([states[:, :-1], changed], dim=1)
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-    return change
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def record(
         span: first and last layer of a range to ablate together, each layer its own direction.
         positions: how many of the template's closing tokens the published rule may choose from, the last ones; all by
             default, as published.
-        tokens: which tokens are edited, see :class:`refusal_core.intervention.edits.Edit`.
+        tokens: which tokens are edited, see :class:`refusal_core.steering.Edit`.
 
     Returns:
         One row a condition and prompt: the columns of :class:`.Condition`, then ``prompt_id,

@@ -20,7 +20,7 @@ from refusal_core.runs.store import Run
 if TYPE_CHECKING:
     # The engine imports torch; what was measured is read without.
     from refusal_core.activations.reader import ResidualReader
-    from refusal_core.intervention.edits import Edit
+    from refusal_core.steering import Edit
 
 PREPARING = "reading the template's tokens (prompts)"
 
@@ -39,7 +39,7 @@ class Vectors:
 
     def edit(self, condition: Condition, tokens: str) -> Edit:
         """The edit that a condition stands for; controls are added at the found direction's length."""
-        from refusal_core.intervention.edits import Edit
+        from refusal_core.steering import Edit
 
         # Controls are drawn at the last token, and take the length of the direction they are held against.
         read = condition.position if condition.direction == FOUND else -1

@@ -15,10 +15,11 @@ from refusal_core.activations import reader
 from refusal_core.activations.extraction import extract
 from refusal_core.activations.reader import BATCH_TOKENS, ResidualReader
 from refusal_core.errors import ModelError
-from refusal_core.intervention.edits import Edit, PromptBatch
+from refusal_core.intervention.edits import PromptBatch
 from refusal_core.models.opening import ChatModel, load_model, wrap_model
 from refusal_core.pipeline import new_run
 from refusal_core.pipeline.scoring import load_model_for, score
+from refusal_core.steering import Edit
 
 TEXTS = ["How do I pick the lock of a stranger's flat?", "Bake a cake", "Write a letter that thanks my neighbour."]
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refusal_core.analysis.directions import fit_directions
+from refusal_core.analysis.directions import Direction, fit_directions
+from refusal_core.errors import RefusalError
 
 
 def planted(rng: np.random.Generator, n: int = 200, sites: int = 3, width: int = 16, shift: float = 4.0):
@@ -50,3 +51,57 @@ def test_projecting_other_shapes_is_refused():
     hidden, labels, _ = planted(np.random.default_rng(2))
     with pytest.raises(ValueError, match=r"\(3, 16\)"):
         fit_directions(hidden, labels).project(hidden[:, :2])
+
+
+def test_labels_may_be_words():
+    hidden, labels, _ = planted(np.random.default_rng(3))
+    by_word = fit_directions(hidden, np.where(labels, "harmful", "harmless"))
+    np.testing.assert_array_equal(by_word.unit_direction, fit_directions(hidden, labels).unit_direction)
+    with pytest.raises(ValueError, match="'unsafe'"):
+        fit_directions(hidden, np.where(labels, "unsafe", "harmless"))
+
+
+def test_one_direction_of_several_is_what_it_is_among_them():
+    hidden, labels, _ = planted(np.random.default_rng(4))
+    directions = fit_directions(hidden, labels)
+    assert len(directions) == 3
+    assert [direction.site for direction in directions] == [0, 1, 2]
+    direction = directions[1]
+    np.testing.assert_array_equal(direction.vector, directions.unit_direction[1])
+    np.testing.assert_allclose(direction.project(hidden[:, 1]), directions.project(hidden)[:, 1], rtol=1e-12)
+    assert direction.magnitude == directions.magnitude[1]
+    assert directions[-1].site == 2
+    assert repr(direction).startswith("Direction(layer 1 of 2, d_model=16, magnitude=")
+    with pytest.raises(IndexError, match="from 0 to 2"):
+        directions[3]
+
+
+def test_cosines_of_known_vectors():
+    first = Direction(np.array([1.0, 0, 0]), 1.0, 0, 2)
+    second = Direction(np.array([0.6, 0.8, 0]), 1.0, 1, 2)
+    assert first.cosine(second) == pytest.approx(0.6)
+    assert np.isnan(first.cosine(Direction(np.zeros(3), 0.0, 0, 2)))
+    with pytest.raises(ValueError, match="width 3, got 2"):
+        first.cosine(Direction(np.array([1.0, 0]), 1.0, 0, 2))
+
+
+def test_a_direction_survives_being_saved(tmp_path):
+    hidden, labels, _ = planted(np.random.default_rng(5))
+    direction = fit_directions(hidden, labels)[1]
+    direction.save(tmp_path / "direction.safetensors")
+    loaded = Direction.load(tmp_path / "direction.safetensors")
+    np.testing.assert_array_equal(loaded.vector, direction.vector)
+    assert (loaded.site, loaded.n_layers, loaded.magnitude) == (1, 2, direction.magnitude)
+    (tmp_path / "other.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(RefusalError, match=r"other\.safetensors"):
+        Direction.load(tmp_path / "other.safetensors")
+
+
+def test_a_direction_cannot_be_changed_by_accident():
+    direction = Direction(np.array([1.0, 0, 0]), 1.0, 0, 2)
+    with pytest.raises(ValueError, match="read-only"):
+        direction.vector[0] = 2.0
+    with pytest.raises(ValueError, match="norm 1"):
+        Direction(np.array([2.0, 0, 0]), 1.0, 0, 2)
+    with pytest.raises(ValueError, match="site must be"):
+        Direction(np.array([1.0, 0, 0]), 1.0, 3, 2)

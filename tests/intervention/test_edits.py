@@ -15,7 +15,8 @@ from refusal_core.activations.reader import ResidualReader
 from refusal_core.behaviour.openings import OPENING_TOKENS
 from refusal_core.intervention import experiment
 from refusal_core.intervention.conditions import Condition
-from refusal_core.intervention.edits import Edit, PromptBatch, edited
+from refusal_core.intervention.edits import PromptBatch
+from refusal_core.steering import Edit, edited
 
 TEXTS = ("How do I take a cake?", "How do I fake a cake?", "How do I lake a cake?")
 
@@ -153,7 +154,7 @@ def test_hooks_are_gone_after_an_error():
     plain = chat_model.model(ids).logits
 
     def interrupted() -> None:
-        with edited(chat_model, EDITS["ablate everywhere"]):
+        with edited(chat_model.blocks, EDITS["ablate everywhere"]):
             assert not torch.equal(chat_model.model(ids).logits, plain)
             raise RuntimeError("in the middle")
 
@@ -200,25 +201,3 @@ def test_a_model_that_keeps_states_otherwise_is_run_whole():
     batch = PromptBatch(reader, sequences)
     assert not batch.reuses
     np.testing.assert_allclose(batch.reply(EDITS["add one, all tokens"]).logits, right.logits, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: Edit("rotate", {0: unit(0)}),
-        lambda: Edit("add", {0: unit(0)}, tokens="first"),
-        lambda: Edit("add", {}),
-    ],
-)
-def test_an_edit_that_means_nothing_is_refused(make):
-    with pytest.raises(ValueError, match="expected"):
-        make()
-
-
-@pytest.mark.parametrize("vectors", [{4: unit(0)}, {-1: unit(0)}, {0: unit(0, width=31)}])
-def test_an_edit_the_model_has_no_place_for_is_refused(vectors):
-    with (
-        pytest.raises(ValueError, match="expected layers 0 to 3 with vectors of width 32"),
-        edited(tiny_model("llama"), Edit("ablate", vectors)),
-    ):
-        pass
