@@ -10,8 +10,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from refusal_core.analysis.crossfit import TOO_FEW_GROUPS, assign_folds
+from refusal_core.analysis.crossfit import TOO_FEW_GROUPS
 from refusal_core.analysis.effect_sizes import auroc, cohens_d
+from refusal_core.analysis.groups import assign_folds
 
 TOKENS, WORDS, QUESTION, TFIDF = "tokens", "words", "question mark", "TF–IDF"
 BASELINES = (TOKENS, WORDS, QUESTION, TFIDF)

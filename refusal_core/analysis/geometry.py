@@ -8,7 +8,7 @@ import numpy as np
 from scipy.linalg import eigh
 
 from refusal_core.analysis.gram import Gram, InnerProducts
-from refusal_core.analysis.resampling import draw_d
+from refusal_core.analysis.weighted_statistics import weighted_d
 
 _MEDIAN_STEPS = 200
 _MEDIAN_TOLERANCE = 1e-7
@@ -217,7 +217,7 @@ def random_direction_d(
         "covariance": (noise * np.sqrt(components.values)) @ components.scores.T,
         "component": components.scores.T,
     }
-    return {kind: np.abs(draw_d(values, harmful, 1 - harmful)) for kind, values in projections.items()}
+    return {kind: np.abs(weighted_d(values, harmful, 1 - harmful)) for kind, values in projections.items()}
 
 
 def _ratio(product: float, square: float) -> float:

@@ -15,7 +15,9 @@ import krippendorff
 import numpy as np
 import pandas as pd
 
-from refusal_core.analysis.resampling import bootstrap_counts, correlation_interval, draw_ranks
+from refusal_core.analysis.groups import bootstrap_counts
+from refusal_core.analysis.inference import correlation_interval
+from refusal_core.analysis.weighted_statistics import weighted_ranks
 from refusal_core.errors import RatingError
 from refusal_core.prompts.sets import TEXT_COLUMNS, decode, find_column, identified, prompt_groups, read_csv, small_file
 from refusal_core.runs.store import Run
@@ -178,7 +180,7 @@ def by_site(run: Run, ratings: Ratings, draws: int = 1000, seed: int = 0) -> pd.
         prompts = run.prompts[chosen]
         counts = bootstrap_counts(prompts["label"].eq("harmful").to_numpy(), prompt_groups(prompts), draws, rng)
         counts = np.vstack([np.ones(n), counts])
-        ranks = draw_ranks(np.broadcast_to(means[chosen], counts.shape), counts)
+        ranks = weighted_ranks(np.broadcast_to(means[chosen], counts.shape), counts)
         for site in range(run.n_sites):
             rows.append((site, group, *correlation_interval(run.projections[chosen, site], ranks, counts), n))
     return pd.DataFrame(rows, columns=["site", "group", "rho", "rho_low", "rho_high", "n"])

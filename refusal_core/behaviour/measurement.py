@@ -14,17 +14,11 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
-from refusal_core.analysis.resampling import (
-    draw_correlation,
-    draw_prompts,
-    interval,
-    rank_auroc,
-    sample_groups,
-    value_ranks,
-)
+from refusal_core.analysis.groups import MOST_REDRAWN, redraw_prompts, sample_groups
+from refusal_core.analysis.inference import interval
+from refusal_core.analysis.weighted_statistics import auroc_of_ranks, weighted_correlation, weighted_ranks
 from refusal_core.behaviour.openings import OPENING_TOKENS, OpeningRules
 from refusal_core.errors import RunError
-from refusal_core.evidence.evaluation import MOST_REDRAWN
 from refusal_core.models.opening import ChatModel
 from refusal_core.progress import Progress, no_progress
 from refusal_core.runs.store import Run, read_addition, save_addition, writable_cache
@@ -171,7 +165,7 @@ def by_site(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -> 
         sample = every[sample_groups(refuses[every], np.arange(n), MOST_REDRAWN, rng)]
         points, drawn = (
             _with_refusing(run.projections[rows], log_odds[rows], refuses[rows], counts)
-            for rows, counts in ((every, np.ones((1, n))), (sample, draw_prompts(len(sample), draws, rng)[1:]))
+            for rows, counts in ((every, np.ones((1, n))), (sample, redraw_prompts(len(sample), draws, rng)))
         )
         found = pd.DataFrame({"site": range(run.n_sites), "label": label})
         for number, (name, lowest) in enumerate((("rho", -1.0), ("auroc", 0.0))):
@@ -262,11 +256,11 @@ def _with_refusing(
         ``(2, draw, site)``; NaN where nothing varies.
     """
     found = np.full((2, len(counts), projections.shape[1]), np.nan)
-    other_ranks = value_ranks(log_odds, counts)
+    other_ranks = weighted_ranks(log_odds, counts)
     refusing, others = counts * refuses, counts * ~refuses
     for site, values in enumerate(projections.T):
-        ranks = value_ranks(values, counts)
-        found[0, :, site] = draw_correlation(ranks, other_ranks, counts)
+        ranks = weighted_ranks(values, counts)
+        found[0, :, site] = weighted_correlation(ranks, other_ranks, counts)
         if np.isfinite(values).all():
-            found[1, :, site] = rank_auroc(ranks, refusing, others)
+            found[1, :, site] = auroc_of_ranks(ranks, refusing, others)
     return found

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from refusal_core.analysis import resampling
+from refusal_core.analysis import inference
 from refusal_core.analysis.baselines import TFIDF
 from refusal_core.evidence.evaluation import BOTH, CONTRAST, Evidence
 from refusal_core.runs.store import LEFT_OUT
@@ -336,7 +336,7 @@ def _above_words(evidence: Evidence, source: str, above_chance: int) -> str:
     """From where on the direction does better than the words of the prompts do without the model."""
     words = _words_auroc(evidence, source)
     table = evidence.transfer[evidence.transfer["source"].eq(source)].set_index("site")
-    first = resampling.onset((table["auroc"] - words).to_numpy())
+    first = inference.onset((table["auroc"] - words).to_numpy())
     if np.isnan(words):
         return "with no words to compare it with"
     reached = f"above what words alone reach (TF–IDF, AUROC {words:.2f})"

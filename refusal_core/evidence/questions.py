@@ -1,4 +1,4 @@
-"""The questions a sceptic asks of one site, one function each, from Gram matrices.
+"""The questions a sceptic asks of one site, a function per question, from Gram matrices.
 
 Every function returns numbers by name, NaN where one does not exist, and the reasons why, by the same names.
 ``x_low`` and ``x_high`` are the 95 % bootstrap interval of ``x``.
@@ -6,28 +6,26 @@ Every function returns numbers by name, NaN where one does not exist, and the re
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-
 import numpy as np
 
-from refusal_core.analysis import geometry, resampling
-from refusal_core.analysis.crossfit import (
-    NO_SPREAD,
-    TOO_FEW_GROUPS,
-    Crossfit,
-    TrainingSample,
-    assign_folds,
-    contrast_weights,
-    crossfit,
-    crossfit_draws,
-    no_direction,
-    project_draws,
-    remove_covariate,
-)
+from refusal_core.analysis import geometry
+from refusal_core.analysis.crossfit import NO_SPREAD, TOO_FEW_GROUPS, Crossfit, crossfit, no_direction
 from refusal_core.analysis.effect_sizes import auroc, cohens_d, mean_crossings
 from refusal_core.analysis.gram import Gram
-from refusal_core.analysis.resampling import EVERY, Draws
+from refusal_core.analysis.groups import ALL_PROMPTS
+from refusal_core.analysis.inference import interval
+from refusal_core.analysis.learning import TrainingSample
+from refusal_core.analysis.projections import contrast_weights, crossfit_draws, project_draws, remove_covariate
+from refusal_core.analysis.weighted_statistics import (
+    weighted_accuracy,
+    weighted_auroc,
+    weighted_correlation,
+    weighted_d,
+    weighted_pair_accuracy,
+    weighted_range_overlap,
+    weighted_ranks,
+)
+from refusal_core.evidence.design import Contrast, TransferSet
 
 BOTH = "both"
 FEWEST_BEHAVIOURS = 8
@@ -38,105 +36,8 @@ Numbers = dict[str, float]
 Reasons = dict[str, str]
 
 
-@dataclass(frozen=True, eq=False)
-class Contrast:
-    """The fitted prompts of a run, as far as all sites share them.
-
-    Attributes:
-        is_harmful: ``(prompt,)`` bool.
-        groups: ``(prompt,)`` str, the matched pair or the prompt by itself.
-        n_tokens, log_odds: ``(prompt,)`` float64; log-odds of a refusal may be NaN.
-        folds, repeats, seed: of the cross-fitting.
-        bootstrap, permutations: the draws that serve every site, of the sampled prompts.
-        sample: positions of the prompts that draws are taken of; all of them unless there are too many.
-    """
-
-    is_harmful: np.ndarray
-    groups: np.ndarray
-    n_tokens: np.ndarray
-    log_odds: np.ndarray
-    folds: int
-    repeats: int
-    seed: int
-    bootstrap: Draws
-    permutations: Draws
-    sample: np.ndarray | slice = field(default_factory=lambda: EVERY)
-
-    @cached_property
-    def sampled(self) -> Contrast:
-        """The prompts that draws are taken of, as a contrast set of their own; this one itself when those are all."""
-        if isinstance(self.sample, slice):
-            return self
-        each = ("is_harmful", "groups", "n_tokens", "log_odds")
-        return replace(self, **{name: getattr(self, name)[self.sample] for name in each}, sample=EVERY)
-
-    @property
-    def weights(self) -> np.ndarray:
-        """``(1, prompt)`` of the direction itself."""
-        return contrast_weights(self.is_harmful[None, :], ~self.is_harmful[None, :])
-
-    @cached_property
-    def repeated(self) -> Draws:
-        """The prompts themselves, once for every time the folds are dealt: ``repeats`` rows."""
-        fold = assign_folds(self.is_harmful, self.groups, self.folds, self.repeats, np.random.default_rng(self.seed))
-        harmful = np.broadcast_to(self.is_harmful, fold.shape).astype(np.float64)
-        return Draws(harmful, 1 - harmful, fold)
-
-    @cached_property
-    def twins(self) -> np.ndarray:
-        """``(pair, 2)`` positions of harmful and harmless twins."""
-        return find_twins(self.is_harmful, self.groups)
-
-    def crossfit(self, gram: Gram) -> Crossfit:
-        """:func:`refusal_core.crossfit.crossfit` in this contrast set's folds."""
-        return crossfit(gram, self.is_harmful, self.groups, self.folds, self.repeats, self.seed)
-
-
-@dataclass(frozen=True, eq=False)
-class TransferSet:
-    """The harmful and harmless prompts of one transfer set; grey ones belong to neither and are left out.
-
-    Attributes:
-        source: its name.
-        rows: ``(prompt,)`` int, positions in the run's table.
-        is_harmful, log_odds: ``(prompt,)``.
-        twins: ``(pair, 2)`` positions within the set.
-        counts: ``(draw, sampled)`` bootstrap multiplicities, pairs drawn as pairs.
-        sample: positions within the set of the prompts that draws are taken of; all of them unless there are too many.
-    """
-
-    source: str
-    rows: np.ndarray
-    is_harmful: np.ndarray
-    log_odds: np.ndarray
-    twins: np.ndarray
-    counts: np.ndarray
-    sample: np.ndarray | slice = field(default_factory=lambda: EVERY)
-
-    @property
-    def sampled(self) -> TransferSet:
-        """The prompts that draws are taken of, as a set of their own; this one itself when those are all."""
-        if isinstance(self.sample, slice):
-            return self
-        each = {name: getattr(self, name)[self.sample] for name in ("rows", "is_harmful", "log_odds")}
-        twins = self.twins[np.isin(self.twins[:, 0], self.sample)]
-        return replace(self, **each, twins=np.searchsorted(self.sample, twins), sample=EVERY)
-
-
-def find_twins(is_harmful: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """``(pair, 2)`` positions of the harmful and the harmless prompt of every group that holds exactly one of each."""
-    _, group_of, size = np.unique(groups, return_inverse=True, return_counts=True)
-    harmful = np.flatnonzero(is_harmful & (size[group_of] == 2))
-    harmless = np.flatnonzero(~is_harmful & (size[group_of] == 2))
-    shared = np.intersect1d(group_of[harmful], group_of[harmless])
-    of_group = {int(group_of[row]): row for row in harmless}
-    return np.array(
-        [(row, of_group[int(group_of[row])]) for row in harmful if group_of[row] in shared], dtype=int
-    ).reshape(-1, 2)
-
-
 def does_it_fit(gram: Gram, contrast: Contrast) -> tuple[Numbers, Reasons]:
-    """``in_sample_d, in_sample_auroc, mean_crossings``: on the prompts that the direction was fitted on."""
+    """Return ``in_sample_d, in_sample_auroc, mean_crossings``: on the prompts that the direction was fitted on."""
     projection = project_draws(gram, contrast.weights)[0]
     names = ("in_sample_d", "in_sample_auroc", "mean_crossings")
     if not np.isfinite(projection).all():
@@ -148,31 +49,31 @@ def does_it_fit(gram: Gram, contrast: Contrast) -> tuple[Numbers, Reasons]:
 
 
 def does_it_hold(held_out: Crossfit, drawn: np.ndarray, contrast: Contrast) -> tuple[Numbers, Reasons]:
-    """``crossfit_d, crossfit_auroc, crossfit_accuracy, crossfit_range_overlap, crossfit_pair_accuracy`` and intervals.
+    """Return ``crossfit_d, …_auroc, …_accuracy, …_range_overlap, …_pair_accuracy`` with intervals.
+
+    Extremes are what a bootstrap knows least, so the range overlap's interval is a rough one, and those of a sample
+    say nothing of all prompts'.
 
     Args:
         held_out: the cross-fitted numbers themselves.
-        drawn: ``(draw, sampled)`` cross-fitted projections of every bootstrap draw. Extremes are what a bootstrap knows
-            least, so the range overlap's interval is a rough one, and those of a sample say nothing of all prompts'.
+        drawn: ``(draw, sampled)`` cross-fitted projections of every bootstrap draw.
+        contrast: the fitted prompts.
     """
     harmful, harmless = contrast.bootstrap.harmful, contrast.bootstrap.harmless
-    whole = contrast.sampled is contrast
-    pairs = resampling.draw_pair_accuracy(
-        held_out.projection[None, :], contrast.twins, np.ones((1, len(contrast.groups)))
-    )
-    overlap = resampling.draw_range_overlap(drawn, harmful, harmless)
-    measured = {
-        "crossfit_d": (held_out.d, resampling.draw_d(drawn, harmful, harmless), {}),
-        "crossfit_auroc": (held_out.auroc, resampling.draw_auroc(drawn, harmful, harmless), _SHARES),
-        "crossfit_accuracy": (held_out.accuracy, resampling.draw_accuracy(drawn, harmful, harmless), _SHARES),
+    pairs = weighted_pair_accuracy(held_out.projection[None, :], contrast.twins, np.ones((1, len(contrast.groups))))
+    overlap = weighted_range_overlap(drawn, harmful, harmless)
+    measured: dict[str, tuple[float, np.ndarray, dict[str, float]]] = {
+        "crossfit_d": (held_out.d, weighted_d(drawn, harmful, harmless), {}),
+        "crossfit_auroc": (held_out.auroc, weighted_auroc(drawn, harmful, harmless), _SHARES),
+        "crossfit_accuracy": (held_out.accuracy, weighted_accuracy(drawn, harmful, harmless), _SHARES),
         "crossfit_range_overlap": (
             held_out.range_overlap,
-            overlap if whole else np.full_like(overlap, np.nan),
+            overlap if contrast.sampled is contrast else np.full_like(overlap, np.nan),
             {"low": 0.0, "high": float(len(contrast.groups))},
         ),
         "crossfit_pair_accuracy": (
             float(pairs[0]),
-            resampling.draw_pair_accuracy(drawn, contrast.sampled.twins, contrast.bootstrap.counts),
+            weighted_pair_accuracy(drawn, contrast.sampled.twins, contrast.bootstrap.counts),
             _SHARES,
         ),
     }
@@ -188,19 +89,23 @@ def does_it_hold(held_out: Crossfit, drawn: np.ndarray, contrast: Contrast) -> t
 
 
 def is_it_chance(gram: Gram, contrast: Contrast) -> tuple[Numbers, np.ndarray]:
-    """What shuffled labels give, the direction refitted on each.
+    """Return what shuffled labels give, the direction refitted on each labelling.
 
     The tested number is the in-sample d, the same function of the labels for the true and the shuffled ones; it is
-    never negative, so one side is tested. Where cross-fitted d of shuffled labels lies is given beside it, slightly
-    below 0: what is left out of training pulls the training mean the other way.
+    never negative, so one side is tested. The range of the cross-fitted d of shuffled labels is given too; it lies
+    slightly below 0, since what is left out of training pulls the training mean the other way.
+
+    Args:
+        gram: ``(prompt, prompt)`` of the contrast set.
+        contrast: the fitted prompts, all of them redrawn.
 
     Returns:
         ``chance_d_median, chance_d_95`` of the in-sample d, ``chance_crossfit_low, chance_crossfit_high`` (95 % of the
         cross-fitted d between them), and ``(draw,)`` the in-sample null itself.
     """
     shuffled = contrast.permutations
-    null = resampling.draw_d(shuffled.project(gram), shuffled.harmful, shuffled.harmless)
-    held_out = resampling.draw_d(shuffled.project_held_out(gram), shuffled.harmful, shuffled.harmless)
+    null = weighted_d(shuffled.project(gram), shuffled.harmful, shuffled.harmless)
+    held_out = weighted_d(shuffled.project_held_out(gram), shuffled.harmful, shuffled.harmless)
     median, highest = quantiles(null, (0.5, 0.95))
     low, high = quantiles(held_out, (0.025, 0.975))
     numbers = {
@@ -213,22 +118,22 @@ def is_it_chance(gram: Gram, contrast: Contrast) -> tuple[Numbers, np.ndarray]:
 
 
 def is_it_about_harm(
-    gram: Gram, cross_gram: Gram, contrast: Contrast, transfer: TransferSet, drawn: np.ndarray
+    gram: Gram, projection: np.ndarray, drawn: np.ndarray, transfer: TransferSet
 ) -> tuple[Numbers, Reasons, np.ndarray]:
-    """``d, auroc, pair_accuracy`` of a transfer set on the direction, with intervals; both sets redrawn in every draw.
+    """Return ``d, auroc, pair_accuracy`` of a transfer set, with intervals; both sets are redrawn in every draw.
 
     Args:
         gram: ``(prompt, prompt)`` of the contrast set.
-        cross_gram: ``(prompt, other)`` with the transfer set.
-        drawn: ``(draw, sampled other)`` projections on the bootstrap draws' directions.
+        projection: ``(other,)`` of the transfer set on the direction.
+        drawn: ``(draw, sampled other)`` on the bootstrap draws' directions.
+        transfer: whose projections they are.
 
     Returns:
         Numbers, reasons, and ``(draw,)`` the bootstrap draws of d.
     """
-    drawn_of = transfer.sampled
-    harmful, harmless = transfer.counts * drawn_of.is_harmful, transfer.counts * ~drawn_of.is_harmful
-    projection = project_draws(gram, contrast.weights, cross_gram)[0]
-    draws_d = resampling.draw_d(drawn, harmful, harmless)
+    sampled = transfer.sampled
+    harmful, harmless = transfer.counts * sampled.is_harmful, transfer.counts * ~sampled.is_harmful
+    draws_d = weighted_d(drawn, harmful, harmless)
     n_harmful, n_harmless = int(transfer.is_harmful.sum()), int((~transfer.is_harmful).sum())
     counted: Numbers = {"n_harmful": n_harmful, "n_harmless": n_harmless, "n_pairs": len(transfer.twins)}
     reason = None
@@ -240,10 +145,10 @@ def is_it_about_harm(
         names = [f"{name}{end}" for name in ("d", "auroc", "pair_accuracy") for end in ("", "_low", "_high")]
         missing = dict.fromkeys(("d", "auroc", "pair_accuracy"), reason)
         return dict.fromkeys(names, np.nan) | counted, missing, np.full(len(drawn), np.nan)
-    pairs = resampling.draw_pair_accuracy(projection[None, :], transfer.twins, np.ones((1, len(projection))))
+    pairs = weighted_pair_accuracy(projection[None, :], transfer.twins, np.ones((1, len(projection))))
     of_label = projection[transfer.is_harmful], projection[~transfer.is_harmful]
-    area = resampling.draw_auroc(drawn, harmful, harmless)
-    pair_draws = resampling.draw_pair_accuracy(drawn, drawn_of.twins, transfer.counts)
+    area = weighted_auroc(drawn, harmful, harmless)
+    pair_draws = weighted_pair_accuracy(drawn, sampled.twins, transfer.counts)
     numbers = (
         _with_interval("d", cohens_d(*of_label), draws_d)
         | _with_interval("auroc", auroc(*of_label), area, **_SHARES)
@@ -258,14 +163,17 @@ def is_it_about_harm(
 
 
 def is_it_length(gram: Gram, sampled_gram: np.ndarray, contrast: Contrast) -> tuple[Numbers, Reasons]:
-    """``length_d, length_auroc``: cross-fitted, prompt length regressed out; ``length_cosine`` to the full direction.
+    """Return cross-fitted ``length_d, length_auroc`` with prompt length regressed out, and ``length_cosine``.
 
-    In every training part each dimension is regressed on the number of tokens, whatever the label: the strict
-    reading, in which all that label and length share is put down to length.
+    The cosine is that of the direction without length and the full one.
+
+    In every training part each dimension is regressed on the number of tokens, whatever the label: strictly, since all
+    that label and length share is put down to length.
 
     Args:
         gram: ``(prompt, prompt)`` of the contrast set.
         sampled_gram: ``(sampled, sampled)`` of the prompts that draws are taken of.
+        contrast: the fitted prompts.
     """
     names = ("length_d", "length_auroc", "length_cosine")
     ends = [f"{name}{end}" for name in names[:2] for end in ("", "_low", "_high")]
@@ -280,13 +188,13 @@ def is_it_length(gram: Gram, sampled_gram: np.ndarray, contrast: Contrast) -> tu
     drawn = contrast.bootstrap.project_held_out_without(sampled_gram, drawn_length)
     d, area = (
         float(statistic(itself, contrast.repeated.harmful, contrast.repeated.harmless).mean())
-        for statistic in (resampling.draw_d, resampling.draw_auroc)
+        for statistic in (weighted_d, weighted_auroc)
     )
     if not np.isfinite(d):
         return empty, dict.fromkeys(names, "no direction is left when length is regressed out")
     harmful, harmless = contrast.bootstrap.harmful, contrast.bootstrap.harmless
-    numbers = _with_interval("length_d", d, resampling.draw_d(drawn, harmful, harmless)) | _with_interval(
-        "length_auroc", area, resampling.draw_auroc(drawn, harmful, harmless), **_SHARES
+    numbers = _with_interval("length_d", d, weighted_d(drawn, harmful, harmless)) | _with_interval(
+        "length_auroc", area, weighted_auroc(drawn, harmful, harmless), **_SHARES
     )
     remaining, _ = remove_covariate(contrast.weights, np.ones((1, len(length))), length)
     numbers["length_cosine"] = float(geometry.cosine(gram, contrast.weights, remaining)[0])
@@ -298,16 +206,16 @@ def baseline_numbers(
     is_harmful: np.ndarray,
     counts: np.ndarray,
     point: tuple[float, float] | None = None,
-    sample: np.ndarray | slice = EVERY,
+    sample: np.ndarray | slice = ALL_PROMPTS,
 ) -> tuple[Numbers, str | None]:
-    """``d, auroc`` of a text-only score with intervals: prompts are redrawn, the rule that gave the score is kept.
+    """Return ``d, auroc`` of a text-only score with intervals: prompts are redrawn, the rule that gave it is not.
 
     Args:
         score: ``(prompt,)``.
         is_harmful: ``(prompt,)`` bool.
         counts: ``(draw, sampled)`` multiplicities.
-        sample: positions of the prompts that draws are taken of.
         point: d and AUROC where they are known already, as means over repeats.
+        sample: positions of the prompts that draws are taken of.
 
     Returns:
         The numbers, and why there are none.
@@ -319,8 +227,8 @@ def baseline_numbers(
     d, area = point or (cohens_d(*of_label), auroc(*of_label) if np.isfinite(score).all() else np.nan)
     scores = np.broadcast_to(score[sample], counts.shape)
     harmful, harmless = counts * is_harmful[sample], counts * ~is_harmful[sample]
-    numbers = _with_interval("d", d, resampling.draw_d(scores, harmful, harmless)) | _with_interval(
-        "auroc", area, resampling.draw_auroc(scores, harmful, harmless), **_SHARES
+    numbers = _with_interval("d", d, weighted_d(scores, harmful, harmless)) | _with_interval(
+        "auroc", area, weighted_auroc(scores, harmful, harmless), **_SHARES
     )
     return numbers, None if np.isfinite(d) else "it does not vary within the labels here"
 
@@ -331,14 +239,15 @@ def does_it_go_with_refusing(
     log_odds: np.ndarray,
     is_harmful: np.ndarray,
     counts: np.ndarray,
-    sample: np.ndarray | slice = EVERY,
+    sample: np.ndarray | slice = ALL_PROMPTS,
 ) -> dict[str, tuple[Numbers, str | None]]:
-    """Spearman's ``rho`` of projection and refusal log-odds within each label, so that the label explains none of it.
+    """Return Spearman's ``rho`` of projection and refusal log-odds within each label, so that no label explains it.
 
     Args:
         projection: ``(prompt,)``.
         drawn: ``(draw, sampled)`` projections of the bootstrap draws.
         log_odds: ``(prompt,)``; prompts without are left out.
+        is_harmful: ``(prompt,)`` bool.
         counts: ``(draw, sampled)`` multiplicities.
         sample: positions of the prompts that draws are taken of.
 
@@ -354,16 +263,14 @@ def does_it_go_with_refusing(
             points[label], draws[label] = np.nan, np.full(len(drawn), np.nan)
             continue
         once = np.ones((1, sizes[label]))
-        points[label] = float(_correlation(projection[None, rows], log_odds[None, rows], once)[0])
-        drawn_rows, behaviour = rows[sample], log_odds[sample][rows[sample]]
-        draws[label] = _correlation(
-            drawn[:, drawn_rows], np.broadcast_to(behaviour, (len(drawn), len(behaviour))), counts[:, drawn_rows]
-        )
+        points[label] = float(_rank_correlation(projection[None, rows], log_odds[rows], once)[0])
+        drawn_rows = rows[sample]
+        draws[label] = _rank_correlation(drawn[:, drawn_rows], log_odds[sample][drawn_rows], counts[:, drawn_rows])
     share = sizes["harmful"] / max(sum(sizes.values()), 1)
     points[BOTH] = share * points["harmful"] + (1 - share) * points["harmless"]
     draws[BOTH] = share * draws["harmful"] + (1 - share) * draws["harmless"]
     sizes[BOTH] = sum(sizes.values())
-    answer: dict[str, tuple[Numbers, str | None]] = {}
+    correlations: dict[str, tuple[Numbers, str | None]] = {}
     for label, point in points.items():
         numbers = _with_interval("rho", point, draws[label], low=-1.0, high=1.0) | {"n": sizes[label]}
         reason = None
@@ -374,12 +281,16 @@ def does_it_go_with_refusing(
                 if few
                 else "projection or refusal log-odds do not vary within a label"
             )
-        answer[label] = numbers, reason
-    return answer
+        correlations[label] = numbers, reason
+    return correlations
 
 
 def why_no_behaviour(log_odds: np.ndarray) -> str | None:
-    """Why the model's behaviour cannot serve as the label, or None: too few prompts refused or too few answered."""
+    """Return why the model's behaviour cannot serve as the label: too few refused or too few answered; or None.
+
+    Args:
+        log_odds: ``(prompt,)`` refusal log-odds; above 0 the model would refuse.
+    """
     known = np.isfinite(log_odds)
     refused = int((log_odds[known] > 0).sum())
     if min(refused, int(known.sum()) - refused) < FEWEST_BEHAVIOURS:
@@ -391,7 +302,7 @@ def why_no_behaviour(log_odds: np.ndarray) -> str | None:
 
 
 def is_it_the_same_as_refusing(gram: Gram, sampled_gram: np.ndarray, contrast: Contrast) -> tuple[Numbers, Reasons]:
-    """The direction between prompts the model would refuse (refusal log-odds above 0) and those it would answer.
+    """Fit the direction between prompts the model would refuse (refusal log-odds above 0) and those it would answer.
 
     ``behaviour_d, behaviour_auroc`` tell how well it holds, cross-fitted, for the behaviour; ``behaviour_cosine`` is
     its cosine with the harm direction, with interval.
@@ -399,6 +310,7 @@ def is_it_the_same_as_refusing(gram: Gram, sampled_gram: np.ndarray, contrast: C
     Args:
         gram: ``(prompt, prompt)`` of the contrast set.
         sampled_gram: ``(sampled, sampled)`` of the prompts that draws are taken of.
+        contrast: the fitted prompts.
     """
     names = ("behaviour_d", "behaviour_auroc", "behaviour_cosine")
     empty = dict.fromkeys([*names, "behaviour_cosine_low", "behaviour_cosine_high"], np.nan)
@@ -426,29 +338,34 @@ def is_it_the_same_as_refusing(gram: Gram, sampled_gram: np.ndarray, contrast: C
 def what_does_the_space_look_like(
     gram: Gram, contrast: Contrast, components: geometry.Components
 ) -> tuple[Numbers, Reasons]:
-    """``effective_dimension``, ``variance_share`` of the direction, ``pc1_share …`` of the first components."""
+    """Return ``effective_dimension``, ``variance_share`` of the direction, ``pc1_share …`` of the first components."""
     numbers = {
         "effective_dimension": geometry.effective_dimension(gram),
         "variance_share": geometry.variance_share(gram, contrast.weights[0]),
     }
     shares = np.full(N_COMPONENTS, np.nan)
-    found = min(N_COMPONENTS, len(components.values))
-    shares[:found] = components.shares[:found] if found else []
+    first = components.shares[:N_COMPONENTS]
+    shares[: len(first)] = first
     numbers |= {f"pc{k + 1}_share": float(share) for k, share in enumerate(shares)}
     return numbers, {name: no_direction(gram) for name, value in numbers.items() if not np.isfinite(value)}
 
 
 def how_many_prompts(gram: Gram, contrast: Contrast, samples: list[TrainingSample]) -> list[Numbers]:
-    """Cross-fitted d of directions that saw few prompts, and their cosine to the direction that saw all.
+    """Return the cross-fitted d of directions that saw few prompts, and their cosine to the direction that saw all.
+
+    Args:
+        gram: ``(prompt, prompt)`` of the contrast set.
+        contrast: the fitted prompts, all of them redrawn.
+        samples: training samples of growing size.
 
     Returns:
-        One row a size: ``size, d, d_low, d_high, cosine, cosine_low, cosine_high``: mean and central 95 % of the
+        One row per size: ``size, d, d_low, d_high, cosine, cosine_low, cosine_high``: mean and central 95 % of the
         draws.
     """
     harmful = contrast.is_harmful[None, :].astype(np.float64)
     rows = []
     for sample in samples:
-        d = resampling.draw_d(crossfit_draws(gram, sample.weights, sample.fold), harmful, 1 - harmful)
+        d = weighted_d(crossfit_draws(gram, sample.weights, sample.fold), harmful, 1 - harmful)
         cosines = np.mean([geometry.cosine(gram, weights, contrast.weights) for weights in sample.weights], axis=0)
         row: Numbers = {"size": sample.size}
         for name, values in (("d", d), ("cosine", cosines)):
@@ -459,17 +376,18 @@ def how_many_prompts(gram: Gram, contrast: Contrast, samples: list[TrainingSampl
 
 
 def quantiles(values: np.ndarray, shares: tuple[float, ...]) -> list[float]:
-    """Quantiles of the finite values, NaN when there are none."""
+    """Return quantiles of the finite values, NaN when there are none."""
     finite = values[np.isfinite(values)]
     return np.quantile(finite, shares).tolist() if len(finite) else [float("nan")] * len(shares)
 
 
-def _correlation(values: np.ndarray, others: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    ranks, other_ranks = resampling.draw_ranks(values, counts), resampling.draw_ranks(others, counts)
-    rho = resampling.draw_correlation(ranks, other_ranks, counts)
+def _rank_correlation(values: np.ndarray, others: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return ``(draw,)`` Spearman's rho of ``(draw, prompt)`` values and ``(prompt,)`` others; NaN without values."""
+    other_ranks = weighted_ranks(np.broadcast_to(others, values.shape), counts)
+    rho = weighted_correlation(weighted_ranks(values, counts), other_ranks, counts)
     return np.where(np.isfinite(values).all(axis=1), rho, np.nan)
 
 
 def _with_interval(name: str, point: float, draws: np.ndarray, low: float = -np.inf, high: float = np.inf) -> Numbers:
-    lower, upper = resampling.interval(draws, point, low, high)
+    lower, upper = interval(draws, point, low, high)
     return {name: float(point), f"{name}_low": float(lower), f"{name}_high": float(upper)}

@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from refusal_core.analysis.resampling import (
-    bootstrap_counts,
-    draw_correlation,
-    interval,
-    rank_auroc,
+from refusal_core.analysis.groups import bootstrap_counts
+from refusal_core.analysis.inference import interval
+from refusal_core.analysis.weighted_statistics import (
+    auroc_of_ranks,
     tied_counts,
-    value_ranks,
+    weighted_correlation,
+    weighted_ranks,
 )
 from refusal_core.evidence.evaluation import Evidence
 from refusal_core.evidence.findings import PROBE_PAIRS, onset
@@ -186,7 +186,7 @@ def rank_correlations(shared: Shared, site: int, other_site: int, draws: int = 1
             continue
         counts = _drawn(shared.prompts[chosen][exist], draws, seed)
         points[:, place] = stats.spearmanr(ours, theirs).statistic, stats.kendalltau(ours, theirs).statistic
-        drawn[:, 0, place] = draw_correlation(value_ranks(ours, counts), value_ranks(theirs, counts), counts)
+        drawn[:, 0, place] = weighted_correlation(weighted_ranks(ours, counts), weighted_ranks(theirs, counts), counts)
         drawn[:, 1, place] = _draw_kendall(ours, theirs, counts)
     low, high = interval(drawn, points, -1, 1)
     for number, name in enumerate(("rho", "tau")):
@@ -245,8 +245,8 @@ def by_category(run: Run, source: str | None, site: int, draws: int = 1000, seed
         if each.n_harmful >= 3:
             means[:, place] = each.harmful @ values / each.harmful.sum(axis=1)
         if min(each.n_harmful, each.n_harmless) >= 3 and np.isfinite(values).all():
-            ranks = value_ranks(values, each.harmful + each.harmless)
-            areas[:, place] = rank_auroc(ranks, each.harmful, each.harmless)
+            ranks = weighted_ranks(values, each.harmful + each.harmless)
+            areas[:, place] = auroc_of_ranks(ranks, each.harmful, each.harmless)
     rows = [(each.category, each.n_harmful, each.n_harmless) for each in categories]
     found = pd.DataFrame(rows, columns=["category", "n_harmful", "n_harmless"])
     for number, drawn, bounds in (("mean", means, (-np.inf, np.inf)), ("auroc", areas, (0.0, 1.0))):
@@ -388,7 +388,7 @@ def _sampled(prompts: pd.DataFrame, most: int) -> np.ndarray:
 
 
 def _drawn(prompts: pd.DataFrame, draws: int, seed: int) -> np.ndarray:
-    """:func:`~refusal_core.analysis.resampling.bootstrap_counts`, for the same prompts the same at every site.
+    """:func:`~refusal_core.analysis.groups.bootstrap_counts`, for the same prompts the same at every site.
 
     As float32, which holds them and ranks among them exactly: what is done with them waits for memory.
     """

@@ -10,10 +10,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from refusal_core.analysis.groups import MOST_REDRAWN
 from refusal_core.behaviour import measurement
 from refusal_core.behaviour.openings import OPENING_LABELS, OPENING_TOKENS, read_rules
 from refusal_core.errors import RefusalError
-from refusal_core.evidence.evaluation import MOST_REDRAWN
 from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import behaviour as figures
 from refusal_core.figures.style import sent_often

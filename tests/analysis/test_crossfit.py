@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refusal_core.analysis.crossfit import assign_folds, crossfit
+from refusal_core.analysis.crossfit import crossfit
 from refusal_core.analysis.effect_sizes import auroc, cohens_d
 from refusal_core.analysis.gram import gram_matrix
+from refusal_core.analysis.groups import assign_folds
 
 
 def in_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from planted import harmful_rows, planted_run
 
-from refusal_core.analysis import geometry, gram
+from refusal_core.analysis import geometry, gram, groups
 from refusal_core.analysis.crossfit import crossfit
 from refusal_core.analysis.gram import InnerProducts, gram_matrices, gram_matrix
-from refusal_core.evidence import evaluation
+from refusal_core.evidence.design import plan_contrast
 from refusal_core.evidence.evaluation import CONTRAST, evaluate
 from refusal_core.evidence.findings import sampling
 from refusal_core.pipeline import new_run
@@ -76,7 +76,7 @@ def test_a_large_run_has_the_estimates_of_all_prompts_and_the_draws_of_a_sample(
     assert sampling(whole.evidence) == ""
     monkeypatch.setattr(gram, "EXPLICIT", 100)
     monkeypatch.setattr(gram, "BLOCK", 64)
-    monkeypatch.setattr(evaluation, "MOST_REDRAWN", 60)
+    monkeypatch.setattr(groups, "MOST_REDRAWN", 60)
     large = new_run.analyse(hidden, prompts)
     np.testing.assert_allclose(large.projections, whole.projections, rtol=1e-6)
     np.testing.assert_allclose(large.projections_crossfit, whole.projections_crossfit, atol=1e-6)
@@ -134,16 +134,16 @@ def test_a_large_run_has_the_estimates_of_all_prompts_and_the_draws_of_a_sample(
 
 @pytest.mark.parametrize("paired", [True, False])
 def test_a_sample_keeps_pairs_and_labels(paired, monkeypatch):
-    monkeypatch.setattr(evaluation, "MOST_REDRAWN", 50)
+    monkeypatch.setattr(groups, "MOST_REDRAWN", 50)
     _, prompts = planted_run(0, [1], n=210, n_probes=0, paired=paired)
     prompts = prompts[~(harmful_rows(prompts) & (np.arange(210) % 3 == 0))] if not paired else prompts
     labels = harmful_rows(prompts)
-    contrast = evaluation._contrast(prompts.assign(source=CONTRAST), 10, 5, 0, 10, 10)
+    contrast = plan_contrast(prompts.assign(source=CONTRAST), 10, 5, 0, 10, 10)
     kept = contrast.sampled
     assert len(kept.is_harmful) == pytest.approx(50, abs=2)
     assert kept.is_harmful.mean() == pytest.approx(labels.mean(), abs=0.02)
     assert len(kept.twins) == (25 if paired else 0)
-    again, other = (evaluation._contrast(prompts, 10, 5, seed, 10, 10) for seed in (0, 1))
+    again, other = (plan_contrast(prompts, 10, 5, seed, 10, 10) for seed in (0, 1))
     np.testing.assert_array_equal(again.sample, contrast.sample)
     assert (other.sample != contrast.sample).any()
 

@@ -19,7 +19,8 @@ from synthetic import RUN
 from tiny import CHATML, PLANTED_SIGN, THINKING, planted_model, tiny_model, tiny_tokenizer
 
 from refusal_core.activations.reader import ResidualReader
-from refusal_core.analysis.resampling import draw_prompts, interval
+from refusal_core.analysis.groups import redraw_prompts
+from refusal_core.analysis.inference import interval
 from refusal_core.behaviour import measurement, replies
 from refusal_core.behaviour.openings import BUNDLED, OPENING_LABELS, OPENING_TOKENS, read_rules
 from refusal_core.cli.main import main
@@ -153,7 +154,7 @@ def test_the_numbers_are_those_of_scipy_and_scikit_learn_on_the_drawn_prompts(ru
     refuses = mixed["opening_label"].eq("refuses").to_numpy()
     for label in ("harmful", "harmless"):
         rows = np.flatnonzero(run.rows(label))
-        drawn = [np.repeat(rows, counts) for counts in draw_prompts(len(rows), 30, rng).astype(int)]
+        drawn = [rows, *(np.repeat(rows, counts) for counts in redraw_prompts(len(rows), 30, rng).astype(int))]
         for site in (0, 2, run.n_layers):
             values = run.projections[:, site]
             rho = np.array([stats.spearmanr(values[each], mixed["phrase_log_odds"][each])[0] for each in drawn])
@@ -175,8 +176,8 @@ def test_of_a_large_run_as_many_are_drawn_and_always_the_same(run, mixed, monkey
     monkeypatch.setattr(measurement, "MOST_REDRAWN", 9)
     monkeypatch.setattr(
         measurement,
-        "draw_prompts",
-        lambda prompts, draws, rng: drawn.append(prompts) or draw_prompts(prompts, draws, rng),
+        "redraw_prompts",
+        lambda prompts, draws, rng: drawn.append(prompts) or redraw_prompts(prompts, draws, rng),
     )
     found = measurement.by_site(run, mixed, draws=40)
     assert len(drawn) == 2

@@ -11,13 +11,24 @@ from planted import WIDTH, harmful_rows, planted_run, prompt_table
 from scipy import stats
 from sklearn.metrics import silhouette_score
 
-from refusal_core.analysis import geometry, resampling
-from refusal_core.analysis.crossfit import assign_folds, contrast_weights, crossfit, project_draws
+from refusal_core.analysis import geometry, inference, resampling
+from refusal_core.analysis.crossfit import crossfit
 from refusal_core.analysis.directions import fit_directions
 from refusal_core.analysis.effect_sizes import auroc, cohens_d, range_overlap
 from refusal_core.analysis.gram import gram_matrices, gram_matrix
+from refusal_core.analysis.groups import assign_folds, bootstrap_counts, find_twins
+from refusal_core.analysis.projections import contrast_weights, project_draws
+from refusal_core.analysis.weighted_statistics import (
+    weighted_auroc,
+    weighted_correlation,
+    weighted_d,
+    weighted_pair_accuracy,
+    weighted_range_overlap,
+    weighted_ranks,
+)
 from refusal_core.errors import RunError
 from refusal_core.evidence import questions
+from refusal_core.evidence.design import Contrast, TransferSet
 from refusal_core.evidence.evaluation import BOTH, CONTRAST, Evidence, evaluate
 from refusal_core.evidence.findings import NO_DIFFERENCE, QUESTIONS, reading, verdict
 
@@ -133,18 +144,18 @@ def test_heretics_columns_are_those_of_means_and_geometric_medians():
 def test_a_draw_counts_prompts_as_often_as_they_were_drawn(paired):
     rng = np.random.default_rng(3)
     labels, groups = labels_and_groups(30, paired)
-    counts = resampling.bootstrap_counts(labels, groups, 20, rng)
+    counts = bootstrap_counts(labels, groups, 20, rng)
     projections = rng.normal(size=(20, 30)).round(1)
     log_odds = rng.normal(size=30).round(1)
     harmful, harmless = counts * labels, counts * ~labels
     measured = {
-        cohens_d: resampling.draw_d(projections, harmful, harmless),
-        auroc: resampling.draw_auroc(projections, harmful, harmless),
-        range_overlap: resampling.draw_range_overlap(projections, harmful, harmless),
+        cohens_d: weighted_d(projections, harmful, harmless),
+        auroc: weighted_auroc(projections, harmful, harmless),
+        range_overlap: weighted_range_overlap(projections, harmful, harmless),
     }
-    ranks = resampling.draw_ranks(projections, counts)
-    other_ranks = resampling.draw_ranks(np.broadcast_to(log_odds, projections.shape), counts)
-    rho = resampling.draw_correlation(ranks, other_ranks, counts)
+    ranks = weighted_ranks(projections, counts)
+    other_ranks = weighted_ranks(log_odds, counts)
+    rho = weighted_correlation(ranks, other_ranks, counts)
     for draw in range(20):
         copies = np.repeat(np.arange(30), counts[draw].astype(int))
         values, of_label = projections[draw][copies], labels[copies]
@@ -153,8 +164,8 @@ def test_a_draw_counts_prompts_as_often_as_they_were_drawn(paired):
         assert rho[draw] == pytest.approx(stats.spearmanr(values, log_odds[copies]).statistic, abs=1e-9)
     if paired:
         assert (counts[:, 0::2] == counts[:, 1::2]).all()
-        twins = questions.find_twins(labels, groups)
-        share = resampling.draw_pair_accuracy(projections, twins, counts)
+        twins = find_twins(labels, groups)
+        share = weighted_pair_accuracy(projections, twins, counts)
         copies = np.repeat(np.arange(15), counts[0, 0::2].astype(int))
         above = projections[0, 0::2][copies] - projections[0, 1::2][copies]
         assert share[0] == pytest.approx(np.mean((above > 0) + 0.5 * (above == 0)))
@@ -222,22 +233,23 @@ def test_onset_is_found_at_the_planted_layer_in_95_of_100_seeds():
         strengths = [0.0] * planted_at + [2.5] * (n_sites - planted_at)
         hidden, _ = planted_run(seed, strengths, n=48, n_probes=48)
         bootstrap = bootstrap_of(labels, groups, 200, seed)
-        counts = resampling.bootstrap_counts(probes, probe_groups, 200, np.random.default_rng([seed, 1]))
-        transfer = questions.TransferSet(
-            "probe-pairs", np.arange(48), probes, np.zeros(48), questions.find_twins(probes, probe_groups), counts
+        counts = bootstrap_counts(probes, probe_groups, 200, np.random.default_rng([seed, 1]))
+        transfer = TransferSet(
+            "probe-pairs", np.arange(48), probes, np.zeros(48), find_twins(probes, probe_groups), counts
         )
-        contrast = questions.Contrast(labels, groups, np.ones(48), np.zeros(48), 10, 1, 0, bootstrap, bootstrap)
+        contrast = Contrast(labels, groups, np.ones(48), np.zeros(48), 10, 1, 0, bootstrap, bootstrap)
         point, lower, draws = [], [], []
         for site in range(n_sites):
             grams = gram_matrices(hidden[:, site], np.arange(96) < 48)
             gram, cross = grams[:48, :48], grams[:48, 48:]
             drawn = project_draws(gram, bootstrap.weights, cross)
-            numbers, _, draws_d = questions.is_it_about_harm(gram, cross, contrast, transfer, drawn)
+            projection = project_draws(gram, contrast.weights, cross)[0]
+            numbers, _, draws_d = questions.is_it_about_harm(gram, projection, drawn, transfer)
             point.append(numbers["d"])
             lower.append(numbers["d_low"])
             draws.append(draws_d)
-        found += resampling.onset(np.array(lower)) == planted_at
-        low, high = resampling.onset_interval(np.stack(draws, axis=1), np.array(point), np.array(lower))
+        found += inference.onset(np.array(lower)) == planted_at
+        low, high = inference.onset_interval(np.stack(draws, axis=1), np.array(point), np.array(lower))
         covered += low is not None and low <= planted_at and (high is None or high >= planted_at)
     assert found >= 95
     assert covered >= 95
@@ -254,14 +266,14 @@ def test_shuffled_labels_give_intervals_that_cover_0_and_uniform_p_values(paired
         pair = np.repeat(rng.normal(size=(20, WIDTH)), 2, axis=0) if paired else 0.0
         gram = gram_matrix((rng.normal(size=(40, WIDTH)) + pair) * np.linspace(0.1, 2, WIDTH))
         drawn = resampling.draw_bootstrap(labels, groups, fold, 100, rng)
-        bootstrap_d = resampling.draw_d(drawn.project_held_out(gram), drawn.harmful, drawn.harmless)
-        low, high = resampling.interval(bootstrap_d, crossfit(gram, labels, groups, repeats=2).d)
+        bootstrap_d = weighted_d(drawn.project_held_out(gram), drawn.harmful, drawn.harmless)
+        low, high = inference.interval(bootstrap_d, crossfit(gram, labels, groups, repeats=2).d)
         outside += not low <= 0 <= high
         permutations = resampling.draw_permutations(labels, groups, fold, 199, rng)
-        contrast = questions.Contrast(labels, groups, np.ones(40), np.ones(40), 10, 1, 0, drawn, permutations)
+        contrast = Contrast(labels, groups, np.ones(40), np.ones(40), 10, 1, 0, drawn, permutations)
         observed = questions.does_it_fit(gram, contrast)[0]["in_sample_d"]
         null = questions.is_it_chance(gram, contrast)[1]
-        p_values.append(resampling.permutation_p(np.array([observed]), null[:, None])[0])
+        p_values.append(inference.permutation_p(np.array([observed]), null[:, None])[0])
     assert outside <= 16
     assert stats.kstest(p_values, "uniform").pvalue > 0.01
 
@@ -279,11 +291,11 @@ def test_the_family_wise_error_of_corrected_p_values_is_5_percent():
         for site in range(10):
             # From 2 to 20 dimensions, so that chance reaches further at some sites than at others.
             gram = gram_matrix(rng.normal(size=(32, 2 + 2 * site)))
-            observed.append(resampling.draw_d(project_draws(gram, weights), counted, 1 - counted)[0])
-            null.append(resampling.draw_d(permutations.project(gram), permutations.harmful, permutations.harmless))
+            observed.append(weighted_d(project_draws(gram, weights), counted, 1 - counted)[0])
+            null.append(weighted_d(permutations.project(gram), permutations.harmful, permutations.harmless))
         observed, null = np.array(observed), np.stack(null, axis=1)
-        corrected = resampling.corrected_p(observed, null)
-        single = resampling.permutation_p(observed, null)
+        corrected = inference.corrected_p(observed, null)
+        single = inference.permutation_p(observed, null)
         assert (corrected >= single - 1e-12).all() or corrected.min() >= single.min()
         rejected += corrected.min() <= 0.05
         uncorrected += single.min() <= 0.05

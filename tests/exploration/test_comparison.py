@@ -10,7 +10,7 @@ from synthetic import save_synthetic_run, synthetic_prompts
 
 from refusal_core.analysis.directions import fit_directions
 from refusal_core.analysis.effect_sizes import auroc
-from refusal_core.analysis.resampling import bootstrap_counts, draw_prompts, draw_ranks, value_ranks
+from refusal_core.analysis.groups import bootstrap_counts, redraw_prompts
 from refusal_core.evidence.evaluation import Evidence
 from refusal_core.exploration import comparison
 from refusal_core.prompts.sets import prompt_groups
@@ -74,13 +74,11 @@ def test_rank_correlations_are_scipy_s_on_the_joined_prompts(run, other, source)
 def test_bootstrap_draws_are_correlated_as_scipy_does_on_the_drawn_prompts():
     rng = np.random.default_rng(0)
     ours, theirs = rng.integers(0, 6, 12).astype(float), rng.integers(0, 6, 12).astype(float)
-    counts = draw_prompts(12, 8, rng)
+    counts = redraw_prompts(12, 8, rng)
     drawn = comparison._draw_kendall(ours, theirs, counts)
     for tau, often in zip(drawn, counts.astype(int), strict=True):
         expected = stats.kendalltau(np.repeat(ours, often), np.repeat(theirs, often)).statistic
         assert tau == pytest.approx(expected, abs=1e-6)
-    every = draw_ranks(np.broadcast_to(ours, counts.shape), counts)
-    np.testing.assert_allclose(value_ranks(ours, counts)[counts > 0], every[counts > 0])
 
 
 def test_the_order_of_the_rows_does_not_matter(run, other):

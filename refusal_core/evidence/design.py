@@ -1,0 +1,232 @@
+"""What all sites of a run share: who is compared with whom, the folds, the bootstrap draws and the permutations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from refusal_core.analysis import groups as grouping
+from refusal_core.analysis.crossfit import Crossfit, crossfit
+from refusal_core.analysis.gram import Gram
+from refusal_core.analysis.groups import ALL_PROMPTS, assign_folds, bootstrap_counts, find_twins, sample_groups
+from refusal_core.analysis.learning import TrainingSample, sample_training_sizes
+from refusal_core.analysis.projections import contrast_weights
+from refusal_core.analysis.resampling import Draws, draw_bootstrap, draw_permutations
+from refusal_core.prompts.sets import LABELS, prompt_groups
+
+CONTRAST = "contrast"
+"""What the tables call the fitted prompts, where transfer sets go by their own names."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """The fitted prompts of a run.
+
+    Attributes:
+        is_harmful: ``(prompt,)`` bool.
+        groups: ``(prompt,)`` str, the matched pair or the prompt by itself.
+        n_tokens: ``(prompt,)`` float64.
+        log_odds: ``(prompt,)`` float64, refusal log-odds; may be NaN.
+        folds: of the cross-fitting.
+        repeats: how often the folds are dealt anew.
+        seed: of the folds.
+        bootstrap: draws of the sampled prompts that serve every site.
+        permutations: permuted labels of the sampled prompts, for every site.
+        sample: positions of the prompts that draws are taken of; all of them unless there are too many.
+    """
+
+    is_harmful: np.ndarray
+    groups: np.ndarray
+    n_tokens: np.ndarray
+    log_odds: np.ndarray
+    folds: int
+    repeats: int
+    seed: int
+    bootstrap: Draws
+    permutations: Draws
+    sample: np.ndarray | slice = field(default_factory=lambda: ALL_PROMPTS)
+
+    @cached_property
+    def sampled(self) -> Contrast:
+        """The prompts that draws are taken of, as a contrast set of their own; this one itself when those are all."""
+        if isinstance(self.sample, slice):
+            return self
+        return replace(
+            self,
+            is_harmful=self.is_harmful[self.sample],
+            groups=self.groups[self.sample],
+            n_tokens=self.n_tokens[self.sample],
+            log_odds=self.log_odds[self.sample],
+            sample=ALL_PROMPTS,
+        )
+
+    @property
+    def weights(self) -> np.ndarray:
+        """``(1, prompt)`` of the direction itself."""
+        return contrast_weights(self.is_harmful[None, :], ~self.is_harmful[None, :])
+
+    @cached_property
+    def repeated(self) -> Draws:
+        """The prompts themselves, once for every time the folds are dealt: ``repeats`` rows."""
+        fold = assign_folds(self.is_harmful, self.groups, self.folds, self.repeats, np.random.default_rng(self.seed))
+        harmful = np.broadcast_to(self.is_harmful, fold.shape).astype(np.float64)
+        return Draws(harmful, 1 - harmful, fold)
+
+    @cached_property
+    def twins(self) -> np.ndarray:
+        """``(pair, 2)`` positions of harmful and harmless twins."""
+        return find_twins(self.is_harmful, self.groups)
+
+    def crossfit(self, gram: Gram) -> Crossfit:
+        """Cross-fit in this contrast set's folds, as :func:`.analysis.crossfit.crossfit`."""
+        return crossfit(gram, self.is_harmful, self.groups, self.folds, self.repeats, self.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class TransferSet:
+    """The harmful and harmless prompts of one transfer set; grey ones belong to neither and are left out.
+
+    Attributes:
+        source: its name.
+        rows: ``(prompt,)`` int, positions in the run's table.
+        is_harmful: ``(prompt,)`` bool.
+        log_odds: ``(prompt,)`` float64, refusal log-odds; may be NaN.
+        twins: ``(pair, 2)`` positions within the set.
+        counts: ``(draw, sampled)`` bootstrap multiplicities, pairs drawn as pairs.
+        sample: positions within the set of the prompts that draws are taken of; all of them unless there are too many.
+    """
+
+    source: str
+    rows: np.ndarray
+    is_harmful: np.ndarray
+    log_odds: np.ndarray
+    twins: np.ndarray
+    counts: np.ndarray
+    sample: np.ndarray | slice = field(default_factory=lambda: ALL_PROMPTS)
+
+    @property
+    def sampled(self) -> TransferSet:
+        """The prompts that draws are taken of, as a set of their own; this one itself when those are all."""
+        if isinstance(self.sample, slice):
+            return self
+        twins = self.twins[np.isin(self.twins[:, 0], self.sample)]
+        return replace(
+            self,
+            rows=self.rows[self.sample],
+            is_harmful=self.is_harmful[self.sample],
+            log_odds=self.log_odds[self.sample],
+            twins=np.searchsorted(self.sample, twins),
+            sample=ALL_PROMPTS,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """What all sites of a run share.
+
+    Attributes:
+        prompts: the run's table, one row per prompt.
+        fitted: ``(prompt,)`` bool.
+        contrast: the fitted prompts.
+        transfers: the others, set by set.
+        samples: training samples of growing size, of the contrast set's sampled prompts.
+        random_directions: how many of a kind.
+        seed: of everything random.
+    """
+
+    prompts: pd.DataFrame
+    fitted: np.ndarray
+    contrast: Contrast
+    transfers: list[TransferSet]
+    samples: list[TrainingSample]
+    random_directions: int
+    seed: int
+
+
+def plan_design(
+    prompts: pd.DataFrame,
+    *,
+    seed: int,
+    folds: int,
+    repeats: int,
+    permutations: int,
+    draws: int,
+    random_directions: int,
+    learning_draws: int,
+) -> Design:
+    """Deal folds and make all draws of a run; arguments as in :func:`.evaluation.evaluate`.
+
+    Raises:
+        ValueError: when the fitted prompts have one label only.
+    """
+    fitted = prompts["fitted"].to_numpy(bool)
+    contrast = plan_contrast(prompts[fitted], folds, repeats, seed, permutations, draws)
+    sampled = contrast.sampled
+    return Design(
+        prompts=prompts,
+        fitted=fitted,
+        contrast=contrast,
+        transfers=_plan_transfer_sets(prompts, draws, seed),
+        samples=sample_training_sizes(
+            sampled.is_harmful, sampled.groups, learning_draws, folds, random_stream(seed, 3)
+        ),
+        random_directions=random_directions,
+        seed=seed,
+    )
+
+
+def random_stream(seed: int, *purpose: int) -> np.random.Generator:
+    """Return a stream of its own for every purpose, so that more draws of one change nothing in another."""
+    return np.random.default_rng([seed, *purpose])
+
+
+def plan_contrast(
+    prompts: pd.DataFrame, folds: int, repeats: int, seed: int, permutations: int, draws: int
+) -> Contrast:
+    """Deal folds and make the draws of the fitted prompts alone; arguments as in :func:`.evaluation.evaluate`."""
+    is_harmful, groups = prompts["label"].eq("harmful").to_numpy(), prompt_groups(prompts)
+    if is_harmful.all() or not is_harmful.any():
+        raise ValueError("evidence needs fitted prompts of both labels")
+    sample = sample_groups(is_harmful, groups, grouping.MOST_REDRAWN, random_stream(seed, 5))
+    drawn, drawn_groups = is_harmful[sample], groups[sample]
+    # Of a set of which all prompts are redrawn, the first of the folds that `crossfit` deals from the same seed.
+    fold = assign_folds(drawn, drawn_groups, folds, 1, np.random.default_rng(seed))
+    return Contrast(
+        is_harmful=is_harmful,
+        groups=groups,
+        n_tokens=prompts["n_tokens"].to_numpy(np.float64),
+        log_odds=prompts["refusal_log_odds"].to_numpy(np.float64),
+        folds=folds,
+        repeats=repeats,
+        seed=seed,
+        bootstrap=draw_bootstrap(drawn, drawn_groups, fold, draws, random_stream(seed, 0)),
+        permutations=draw_permutations(drawn, drawn_groups, fold, permutations, random_stream(seed, 1)),
+        sample=sample,
+    )
+
+
+def _plan_transfer_sets(prompts: pd.DataFrame, draws: int, seed: int) -> list[TransferSet]:
+    rng, sampling = random_stream(seed, 2), random_stream(seed, 6)
+    scored = ~prompts["fitted"].to_numpy(bool)
+    labelled = scored & prompts["label"].isin(LABELS).to_numpy()
+    sets = []
+    for source in prompts.loc[scored, "source"].unique():
+        rows = np.flatnonzero(labelled & prompts["source"].eq(source).to_numpy())
+        table = prompts.iloc[rows]
+        is_harmful, groups = table["label"].eq("harmful").to_numpy(), prompt_groups(table)
+        sample = sample_groups(is_harmful, groups, grouping.MOST_REDRAWN, sampling)
+        sets.append(
+            TransferSet(
+                source=str(source),
+                rows=rows,
+                is_harmful=is_harmful,
+                log_odds=table["refusal_log_odds"].to_numpy(np.float64),
+                twins=find_twins(is_harmful, groups),
+                counts=bootstrap_counts(is_harmful[sample], groups[sample], draws, rng),
+                sample=sample,
+            )
+        )
+    return sets

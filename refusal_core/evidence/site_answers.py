@@ -1,0 +1,156 @@
+"""All questions put to one site."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from refusal_core.analysis import geometry
+from refusal_core.analysis.gram import Gram, gram_matrices, mean_products
+from refusal_core.analysis.projections import project_draws
+from refusal_core.analysis.weighted_statistics import weighted_d
+from refusal_core.evidence import questions
+from refusal_core.evidence.design import CONTRAST, Contrast, Design, TransferSet, random_stream
+from refusal_core.evidence.questions import N_COMPONENTS
+from refusal_core.evidence.rows import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class _Site:
+    """The inner products of one site.
+
+    Attributes:
+        index: ``0 … n_sites - 1``.
+        gram: ``(prompt, prompt)`` of the contrast set.
+        sampled_gram: ``(sampled, sampled)`` of its prompts that draws are taken of.
+        cross_gram: ``(prompt, any prompt)`` of the contrast set with all prompts of the run.
+        components: of the contrast set.
+    """
+
+    index: int
+    gram: Gram
+    sampled_gram: np.ndarray
+    cross_gram: Gram
+    components: geometry.Components
+
+
+def answer_site(index: int, hidden_site: np.ndarray, design: Design) -> Rows:
+    """Put all questions to one site.
+
+    Args:
+        index: ``0 … n_sites - 1``.
+        hidden_site: ``(prompt, d_model)`` activations of all prompts of the run.
+        design: what all sites share.
+    """
+    contrast, fitted = design.contrast, design.fitted
+    all_products = gram_matrices(hidden_site, fitted)
+    gram = all_products[np.ix_(fitted, fitted)]
+    sampled_gram = _held(gram, contrast.sample, contrast.sample)
+    if contrast.sampled is contrast:
+        gram = sampled_gram
+    site = _Site(index, gram, sampled_gram, all_products[fitted], geometry.principal_components(gram, N_COMPONENTS))
+    answers = Rows()
+    sampled_d = _answer_about_contrast(site, design, answers)
+    for transfer in design.transfers:
+        _answer_about_transfer(site, contrast, transfer, answers)
+    for row in questions.how_many_prompts(sampled_gram, contrast.sampled, design.samples):
+        answers.add("learning", site=index, **row)
+    shape = geometry.residual_geometry(gram, *mean_products(hidden_site, fitted), contrast.is_harmful)
+    shape["Silh"] = geometry.silhouette(sampled_gram, contrast.sampled.is_harmful)
+    answers.add("geometry", site=index, **shape)
+    _add_random_directions(site, design, sampled_d, answers)
+    answers.components.append(_component_scores(site, design.prompts["prompt_id"]))
+    return answers
+
+
+def _answer_about_contrast(site: _Site, design: Design, answers: Rows) -> float:
+    """Ask what concerns the fitted prompts; return the in-sample d of those that are redrawn."""
+    contrast, sampled = design.contrast, design.contrast.sampled
+    fit, why_no_fit = questions.does_it_fit(site.gram, contrast)
+    sampled_d = fit["in_sample_d"]
+    if sampled is not contrast:
+        sampled_d = questions.does_it_fit(site.sampled_gram, sampled)[0]["in_sample_d"]
+    held_out = contrast.crossfit(site.gram)
+    drawn = contrast.bootstrap.project_held_out(site.sampled_gram)
+    chance, null = questions.is_it_chance(site.sampled_gram, sampled)
+    answers.draws["null", CONTRAST], answers.draws["observed", CONTRAST] = [null], [np.array(sampled_d)]
+    answers.draws["crossfit_d", CONTRAST] = [weighted_d(drawn, contrast.bootstrap.harmful, contrast.bootstrap.harmless)]
+    site_numbers: dict[str, float] = {}
+    for numbers, reasons in (
+        (fit, why_no_fit),
+        questions.does_it_hold(held_out, drawn, contrast),
+        (chance, {}),
+        questions.is_it_length(site.gram, site.sampled_gram, contrast),
+        questions.is_it_the_same_as_refusing(site.gram, site.sampled_gram, contrast),
+        questions.what_does_the_space_look_like(site.gram, contrast, site.components),
+    ):
+        site_numbers |= numbers
+        answers.explain("sites", reasons, site.index)
+    answers.add("sites", site=site.index, **site_numbers)
+    _add_refusal(site.index, CONTRAST, held_out.projection, drawn, contrast, contrast.bootstrap.counts, answers)
+    return sampled_d
+
+
+def _answer_about_transfer(site: _Site, contrast: Contrast, transfer: TransferSet, answers: Rows) -> None:
+    cross = site.cross_gram[:, transfer.rows]
+    projection = project_draws(site.gram, contrast.weights, cross)[0]
+    sampled_cross = _held(cross, contrast.sample, transfer.sample)
+    drawn = project_draws(site.sampled_gram, contrast.bootstrap.weights, sampled_cross)
+    numbers, reasons, draws_d = questions.is_it_about_harm(site.gram, projection, drawn, transfer)
+    answers.add("transfer", site=site.index, source=transfer.source, **numbers)
+    answers.explain("transfer", reasons, site.index, transfer.source)
+    answers.draws["d", transfer.source] = [draws_d]
+    _add_refusal(site.index, transfer.source, projection, drawn, transfer, transfer.counts, answers)
+
+
+def _add_refusal(
+    index: int,
+    source: str,
+    projection: np.ndarray,
+    drawn: np.ndarray,
+    of: Contrast | TransferSet,
+    counts: np.ndarray,
+    answers: Rows,
+) -> None:
+    by_label = questions.does_it_go_with_refusing(projection, drawn, of.log_odds, of.is_harmful, counts, of.sample)
+    for label, (numbers, reason) in by_label.items():
+        answers.add("refusal", site=index, source=source, label=label, **numbers)
+        if reason is not None:
+            answers.explain("refusal", {label: reason}, index, source)
+
+
+def _held(gram: Gram, rows: np.ndarray | slice, columns: np.ndarray | slice) -> np.ndarray:
+    """Return a part of a Gram matrix that is small enough to be held."""
+    return np.asarray(gram[rows][:, columns])
+
+
+def _add_random_directions(site: _Site, design: Design, in_sample_d: float, answers: Rows) -> None:
+    sampled = design.contrast.sampled
+    components = site.components
+    if sampled is not design.contrast:
+        components = geometry.principal_components(site.sampled_gram, N_COMPONENTS)
+    by_kind = geometry.random_direction_d(
+        components, sampled.is_harmful, design.random_directions, random_stream(design.seed, 4, site.index)
+    )
+    for kind, values in by_kind.items():
+        median, high, most = questions.quantiles(values, (0.5, 0.95, 1.0))
+        answers.add(
+            "random_directions",
+            site=site.index,
+            kind=kind,
+            directions=int(np.isfinite(values).sum()),
+            d_median=median,
+            d_95=high,
+            d_max=most,
+            share_reaching=float((values >= in_sample_d).mean()) if np.isfinite(in_sample_d) else np.nan,
+        )
+
+
+def _component_scores(site: _Site, prompt_ids: pd.Series) -> pd.DataFrame:
+    scores = np.full((len(prompt_ids), N_COMPONENTS), np.nan, dtype=np.float32)
+    count = min(N_COMPONENTS, len(site.components.values))
+    scores[:, :count] = site.components.project(site.cross_gram, count)
+    columns = {f"pc{k + 1}": scores[:, k] for k in range(N_COMPONENTS)}
+    return pd.DataFrame({"prompt_id": prompt_ids.to_numpy(), "site": np.int16(site.index), **columns})
