@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -73,8 +72,7 @@ def course_traces(run: Run, lines: Sequence[Course], raw: bool = False) -> list[
     return [{"type": "scatter", **trace} for trace in traces]
 
 
-@lru_cache(maxsize=8)
-def _ribbons(run: Run, raw: bool) -> tuple[dict[str, Any], ...]:
+def _ribbons(run: Run, raw: bool) -> list[dict[str, Any]]:
     """Both labels over the layers, which every prompt is drawn over."""
     traces: list[dict[str, Any]] = []
     sites = np.arange(run.n_sites)
@@ -105,4 +103,4 @@ def _ribbons(run: Run, raw: bool) -> tuple[dict[str, Any], ...]:
             "showlegend": False,
         }
         traces.append(mean)
-    return tuple(traces)
+    return traces

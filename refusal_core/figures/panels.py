@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from plotly.subplots import make_subplots
 from refusal_core.analysis.effect_sizes import plausible_band
 from refusal_core.exploration.outliers import standardised
 from refusal_core.figures.courses import Course, course_traces
+from refusal_core.figures.plotly_internals import Uncopied, encoded, layout_of
 from refusal_core.figures.style import (
     ACCENT,
     CONTROLS,
@@ -95,7 +95,7 @@ def linked(
             by one update, and Play and Pause only tell the page, which plays them, that they were clicked.
     """
     panels = tuple(panel for panel in PANELS if panel in panels)
-    shown = _shown(run, axes, tuple(sources))
+    shown = _Shown(run, axes, tuple(sources))
     makers = {"histogram": _histogram, "cumulative": _cumulative, "box": _box, "sorted": _sorted}
     traces = [trace for panel in panels for trace in (*makers[panel](shown), *_followed(panel, shown, followed))]
     # All of it is plain data until the end: a figure that is changed checks itself again, which takes most of the time.
@@ -143,7 +143,7 @@ def _update(data: list[dict[str, Any]], frame: dict[str, Any]) -> list[Any]:
     names = sorted({name for trace in frame["data"] for name in trace} - {"type"})
     changed = {
         name: [
-            _packed(trace.get(name, data[place].get(name)))
+            encoded(trace.get(name, data[place].get(name)))
             for place, trace in zip(frame["traces"], frame["data"], strict=True)
         ]
         for name in names
@@ -151,21 +151,7 @@ def _update(data: list[dict[str, Any]], frame: dict[str, Any]) -> list[Any]:
     layout: dict[str, Any] = {}
     for part, settings in frame["layout"].items():
         layout |= {part: settings} if part == "shapes" else {f"{part}.{name}": each for name, each in settings.items()}
-    return [_Unchanging(changed), _Unchanging(layout), frame["traces"]]
-
-
-class _Unchanging(dict):
-    """Plain data that nobody changes, so that a figure, which copies itself at every turn, keeps it as it is."""
-
-    def __deepcopy__(self, memo: dict) -> _Unchanging:
-        return self
-
-
-def _packed(value: Any) -> Any:
-    """Arrays as Plotly has them sent, which it does by itself everywhere but in a slider's arguments."""
-    if not isinstance(value, np.ndarray):
-        return value
-    return {"dtype": value.dtype.str[1:], "bdata": b64encode(value.tobytes()).decode()}
+    return [Uncopied(changed), Uncopied(layout), frame["traces"]]
 
 
 class _Shown:
@@ -208,12 +194,6 @@ class _Shown:
         return np.stack(
             [np.histogram(of_site, edges)[0] for of_site, edges in zip(values.T, self.edges.T, strict=True)], 1
         )
-
-
-@lru_cache(maxsize=4)
-def _shown(run: Run, axes: str, sources: tuple[str, ...]) -> _Shown:
-    """The numbers that were drawn last: whoever follows a prompt draws the same ones again."""
-    return _Shown(run, axes, sources)
 
 
 def _sample(count: int, order: np.ndarray) -> np.ndarray:
@@ -475,7 +455,7 @@ def _grid(
         x, y = (axis.plotly_name for axis in figure.get_subplot(*place))
         refs[panel] = (x.replace("axis", ""), y.replace("axis", ""))
         figure.update_layout(dict(zip((x, y), _axes(panel, scaled), strict=True)))
-    return figure.layout.to_plotly_json(), refs
+    return layout_of(figure), refs
 
 
 def _axes(panel: str, scaled: bool) -> tuple[dict[str, Any], dict[str, Any]]:

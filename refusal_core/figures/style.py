@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from refusal_core.figures.plotly_internals import layout_of
 from refusal_core.runs.store import Run
 from refusal_core.sites import site_short
 
@@ -86,7 +87,7 @@ def line_at(axis: str, value: float, **line: Any) -> dict[str, Any]:
 
 def dress(figure: go.Figure, height: int, **layout: object) -> go.Figure:
     """Give a figure of several panels the shared look; text and grid colours are left to the page's theme."""
-    there = figure.layout.to_plotly_json()
+    there = layout_of(figure)
     axes = {name: {**_AXIS, **axis} for name, axis in there.items() if name.startswith(("xaxis", "yaxis"))}
     # As one layout: that takes a tenth of the time of updates to the one there is.
     figure.layout = {**there, **_look(height), **axes, **layout}
@@ -162,20 +163,6 @@ def move_mark(figure: go.Figure, site: int) -> go.Figure:
     """Move the line of :func:`site_mark` in a figure that has no shape after it; returns the figure."""
     mark = figure.layout.shapes[-1]
     mark.x0 = mark.x1 = site
-    return figure
-
-
-def sent_often(figure: go.Figure) -> go.Figure:
-    """A figure whose traces and frames are made ready for a browser once, not every time that it is sent.
-
-    They may no longer change; its layout may.
-    """
-    ready = figure.to_dict()
-
-    def to_dict() -> dict[str, Any]:
-        return ready | {"layout": figure.layout.to_plotly_json()}
-
-    figure.to_dict = to_dict
     return figure
 
 

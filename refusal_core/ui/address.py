@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import streamlit as st
-from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+from refusal_core.ui.streamlit_internals import came_by_history, component
 
 _VIEW = "view"
 _WORDS = ("run", "versus", "prompts", "find", "axes", "units", "published", "among", "measure")
@@ -25,25 +26,6 @@ _NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _TEXT, _TEXT_READ = "text", "address_text_read"
 _LONGEST_TEXT = 2000
 """Characters of a typed prompt that is put into the address; browsers and mail cut longer addresses."""
-
-# Streamlit opens another page without options and adds those as a step of their own, at which Back would seem to do
-# nothing; and every pause in typing would be a step. A search is one step, a prompt none.
-_ONE_STEP_A_PAGE = """
-export default function() {
-    const whateverIsTyped = (url) => {
-        const options = new URLSearchParams(url.search);
-        options.delete("text");
-        if (options.has("find")) options.set("find", "");
-        return `${url.pathname}?${options}`;
-    };
-    history.pushState = (state, title, url) => {
-        const next = new URL(url, location);
-        const opened = next.pathname === location.pathname && !location.search;
-        const sameStep = opened || whateverIsTyped(next) === whateverIsTyped(location);
-        History.prototype[sameStep ? "replaceState" : "pushState"].call(history, state, title, url);
-    };
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -96,10 +78,10 @@ def view() -> View:
 def follow() -> None:
     """Where the browser went back or forward, take the view of the address it came to; none is kept as it is."""
     came_to = _parsed(st.query_params.to_dict())
-    if _travelled() and came_to != View():
+    if came_by_history() and came_to != View():
         st.session_state[_VIEW] = came_to
     with st.sidebar:
-        st.components.v2.component("one_step_a_page", js=_ONE_STEP_A_PAGE)(key="one_step_a_page")
+        component("one_step_per_page")(key="one_step_per_page")
 
 
 def change(**parts: Any) -> None:
@@ -129,7 +111,7 @@ def linked_text() -> str | None:
     """The prompt to type that the address names: when a visit begins, and when the browser goes back or forward."""
     begins = not st.session_state.setdefault(_TEXT_READ, False)
     st.session_state[_TEXT_READ] = True
-    return st.query_params.get(_TEXT) if begins or _travelled() else None
+    return st.query_params.get(_TEXT) if begins or came_by_history() else None
 
 
 def link_text(text: str) -> None:
@@ -149,7 +131,7 @@ def fill(key: str, value: Any) -> str:
 
 def fill_once(key: str, value: Any) -> str:
     """Fill a widget that holds a part of the view itself: when first drawn, and when the view was read anew."""
-    if key not in st.session_state or _travelled():
+    if key not in st.session_state or came_by_history():
         st.session_state[key] = value
     return key
 
@@ -158,12 +140,6 @@ def one_of(options: Sequence[str], part: str) -> str:
     """The option that a part of the view names, or the first where it names none of them."""
     named = getattr(view(), part)
     return named if named in options else options[0]
-
-
-def _travelled() -> bool:
-    """Whether the browser went back or forward; an address that is merely old may come with a click made since."""
-    context = get_script_run_ctx()
-    return context is not None and context.is_history_navigation
 
 
 def _parsed(address: dict[str, str]) -> View:

@@ -8,7 +8,7 @@ from refusal_core.errors import RefusalError
 from refusal_core.progress.file import WAITING
 from refusal_core.ui import jobs
 from refusal_core.ui.jobs import Command, Job
-from refusal_core.ui.layout import plain
+from refusal_core.ui.layout import plain, show_error
 
 _MINUTE, _HOUR = 60, 3600
 
@@ -34,8 +34,7 @@ def start_button(command: Command, label: str, icon: str, place: str = "here") -
         try:
             jobs.start(command)
         except RefusalError as error:
-            st.error("This cannot be started.", icon=":material/error:")
-            st.text(str(error))
+            show_error("This cannot be started.", error)
         else:
             st.rerun()
 
@@ -43,8 +42,7 @@ def start_button(command: Command, label: str, icon: str, place: str = "here") -
 def how_it_ended(job: Job) -> None:
     """What there is to say of a job that is not running."""
     if job.state == "failed":
-        st.error("The last attempt failed.", icon=":material/error:")
-        st.text(job.message)
+        show_error("The last attempt failed.", job.message)
         _log(job)
     elif job.state == "cancelled":
         st.info("Stopped. What it keeps of its work stays: started again, it goes on there.", icon=":material/pause:")

@@ -16,10 +16,10 @@ from refusal_core.behaviour.openings import OPENING_LABELS, OPENING_TOKENS, read
 from refusal_core.errors import RefusalError
 from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import behaviour as figures
-from refusal_core.figures.style import sent_often
+from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.runs.store import ADDITIONS, Run
 from refusal_core.ui import address
-from refusal_core.ui.layout import chart, csv_button, identity, marked, sentences
+from refusal_core.ui.layout import chart, csv_button, identity, marked, sentences, show_error
 from refusal_core.ui.model import measure_here
 from refusal_core.ui.numbers import in_words
 from refusal_core.ui.outliers import MOST_ROWS
@@ -49,8 +49,7 @@ def replies_of(run: Run) -> tuple[pd.DataFrame, tuple]:
     try:
         found = measurement.recorded(run)
     except RefusalError as error:
-        st.error("The behaviour kept with this run cannot be used.", icon=":material/error:")
-        st.text(str(error))
+        show_error("The behaviour kept with this run cannot be used.", error)
         st.stop()
     if found is None:
         st.info(
@@ -201,7 +200,7 @@ def _kept(
 def _at_layer(
     key: tuple, site: int, draw: Callable[[Run, pd.DataFrame, int], go.Figure], _run: Run, _table: pd.DataFrame
 ) -> go.Figure:
-    return sent_often(draw(_run, _table, site))
+    return serialise_once(draw(_run, _table, site))
 
 
 def _curve(run: Run, table: pd.DataFrame, site: int) -> go.Figure:

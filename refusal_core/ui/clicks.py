@@ -1,4 +1,4 @@
-"""Clicks on points of a figure that can be dragged on: of such a figure Streamlit tells of drags alone."""
+"""Clicks on points of a figure that can be dragged on: of such a figure Streamlit reports drags alone."""
 
 from __future__ import annotations
 
@@ -6,33 +6,11 @@ from collections.abc import Callable
 
 import streamlit as st
 
-_LISTEN = """
-export default function({ data, setTriggerValue }) {
-    let chart = null;
-    const clicked = ({ points }) => {
-        const told = points.length ? [points[0].customdata].flat()[0] : null;
-        if (typeof told === "string") setTriggerValue("point", told);
-    };
-    const let_go = () => chart && chart.removeListener && chart.removeListener("plotly_click", clicked);
-    const look = () => {
-        const found = document.querySelector(`.st-key-${data.chart} .js-plotly-plot`);
-        if (!found || found === chart || typeof found.on !== "function") return;
-        let_go();
-        chart = found;
-        chart.on("plotly_click", clicked);
-    };
-    look();
-    const looking = setInterval(look, 200);
-    return () => {
-        clearInterval(looking);
-        let_go();
-    };
-}
-"""
+from refusal_core.ui.streamlit_internals import component
 
 
 def on_point(chart: str, clicked: Callable[[str], None]) -> None:
-    """Tell which point of a figure is clicked; of one that can be dragged on, Streamlit tells of drags alone.
+    """Call back when a point of a figure is clicked.
 
     Args:
         chart: the figure's ``key``.
@@ -41,8 +19,8 @@ def on_point(chart: str, clicked: Callable[[str], None]) -> None:
     key = f"{chart}-clicks"
 
     def forward() -> None:
-        told = st.session_state[key].point
-        if told is not None:
-            clicked(str(told))
+        identifier = st.session_state[key].point
+        if identifier is not None:
+            clicked(str(identifier))
 
-    st.components.v2.component("figure_clicks", js=_LISTEN)(key=key, data={"chart": chart}, on_point_change=forward)
+    component("figure_clicks")(key=key, data={"chart": chart}, on_point_change=forward)

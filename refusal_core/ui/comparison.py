@@ -14,12 +14,12 @@ from refusal_core.exploration.comparison import NUMBERS, Shared
 from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import comparison as figures
 from refusal_core.figures.comparison import MOST_RUNS, Side
-from refusal_core.figures.style import sent_often
+from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.runs.store import Run
 from refusal_core.sites import relative_depth
 from refusal_core.ui import address
 from refusal_core.ui.frame import described_runs, listed, shared_run
-from refusal_core.ui.layout import COLUMN_HELP, chart, csv_button, identity, own_figure, plain, sentences
+from refusal_core.ui.layout import COLUMN_HELP, chart, csv_button, identity, own_figure, plain, sentences, show_error
 from refusal_core.ui.numbers import in_words
 from refusal_core.ui.selection import chosen_row
 
@@ -63,8 +63,7 @@ def chosen_sides(run: Run) -> list[Side]:
         try:
             runs.append(shared_run(run_id))
         except RunError as error:
-            st.error("One of the runs cannot be opened; the others are shown.", icon=":material/error:")
-            st.text(str(error))
+            show_error("One of the runs cannot be opened; the others are shown.", error)
     if len(runs) == 1:
         st.stop()
     return figures.sides(runs, [described[each.run_id] for each in runs])
@@ -420,7 +419,7 @@ def _matrix(
 def _over_depth(
     runs: tuple, number: str, _compared: list[Side], _tables: list[pd.DataFrame], _evidence: list[Evidence | None]
 ) -> go.Figure:
-    return sent_often(figures.over_depth(_compared, _tables, _evidence, number))
+    return serialise_once(figures.over_depth(_compared, _tables, _evidence, number))
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -429,7 +428,7 @@ def _rank_over_depth(runs: tuple, source: str | None, label: str, _compared: lis
     pairs = [(identity(first), identity(other)) for other in others]
     everyone = [_shared(*pair, source, first, other) for pair, other in zip(pairs, others, strict=True)]
     matrices = [_matrix(*pair, source, label, shared) for pair, shared in zip(pairs, everyone, strict=True)]
-    return sent_often(figures.rank_over_depth(_compared, matrices, label))
+    return serialise_once(figures.rank_over_depth(_compared, matrices, label))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -438,7 +437,7 @@ def _direction_cosines(runs: tuple, _compared: list[Side]) -> go.Figure | None:
     first, *others = (side.run for side in _compared)
     cosines = [comparison.direction_cosines(first, other) for other in others]
     known = any(each is not None for each in cosines)
-    return sent_often(figures.direction_cosines(_compared, cosines)) if known else None
+    return serialise_once(figures.direction_cosines(_compared, cosines)) if known else None
 
 
 @st.cache_data(max_entries=64, show_spinner="Correlating ranks …")

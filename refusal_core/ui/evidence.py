@@ -9,9 +9,9 @@ import streamlit as st
 from refusal_core.errors import RunError
 from refusal_core.evidence.evaluation import Evidence
 from refusal_core.figures.evidence import FIGURES, OVER_LAYERS, cosines
-from refusal_core.figures.style import sent_often
+from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.runs.store import Run
-from refusal_core.ui.layout import chart, identity, marked
+from refusal_core.ui.layout import chart, identity, marked, show_error
 from refusal_core.ui.numbers import in_words
 
 _TABLES = {
@@ -51,8 +51,7 @@ def evidence_or_end(run: Run) -> Evidence:
     try:
         return evidence_of(run)
     except RunError as error:
-        st.error("This run's evidence cannot be read.", icon=":material/error:")
-        st.text(str(error))
+        show_error("This run's evidence cannot be read.", error)
         st.stop()
 
 
@@ -97,12 +96,12 @@ def _numbers(evidence: Evidence, question: str, site: int) -> None:
 
 @st.cache_resource(max_entries=128, show_spinner=False)
 def _at_layer(run_id: str, changed: int, name: str, site: int, _run: Run, _evidence: Evidence) -> go.Figure:
-    return sent_often(FIGURES[name](_run, _evidence, site))
+    return serialise_once(FIGURES[name](_run, _evidence, site))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _cosines(run_id: str, changed: int, _run: Run, _evidence: Evidence) -> go.Figure:
-    return sent_often(cosines(_run, _evidence))
+    return serialise_once(cosines(_run, _evidence))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

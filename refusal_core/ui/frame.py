@@ -11,6 +11,7 @@ from refusal_core.errors import RunError
 from refusal_core.runs.store import MANIFEST, BrokenRun, Run, RunSummary, cache_folder, list_runs, open_run, run_titles
 from refusal_core.ui import address
 from refusal_core.ui.accessibility import make_accessible
+from refusal_core.ui.layout import show_error
 
 _ICON = Path(__file__).with_name("icon.png")
 _SIDEBAR_PIXELS = 320
@@ -66,8 +67,7 @@ def frame(title: str, line: str) -> Run:
     try:
         run = shared_run(run_id)
     except RunError as error:
-        st.error("This run cannot be opened.", icon=":material/error:")
-        st.text(str(error))
+        show_error("This run cannot be opened.", error)
         st.stop()
     _keep_site_inside(run)
     address.write()

@@ -12,14 +12,14 @@ import streamlit as st
 from refusal_core.behaviour.openings import OPENING_TOKENS
 from refusal_core.errors import PromptError, RefusalError
 from refusal_core.figures import intervention as figures
-from refusal_core.figures.style import sent_often
+from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.intervention import effects, experiment
 from refusal_core.intervention.conditions import ABLATE, ADD, PLAIN, Condition
 from refusal_core.intervention.effects import MEASURES
 from refusal_core.intervention.experiment import INTERVENTION, Tried, TriedPrompt
 from refusal_core.runs.store import ADDITIONS, Run
 from refusal_core.ui import address
-from refusal_core.ui.layout import chart, marked, plain, sentences
+from refusal_core.ui.layout import chart, marked, plain, sentences, show_error
 from refusal_core.ui.model import OpenRun, measure_here, model_source, one_model
 from refusal_core.ui.numbers import in_words
 
@@ -57,8 +57,7 @@ def interventions_of(run: Run) -> tuple[pd.DataFrame, dict] | None:
     try:
         found = experiment.recorded(run)
     except RefusalError as error:
-        st.error("The interventions kept with this run cannot be used.", icon=":material/error:")
-        st.text(str(error))
+        show_error("The interventions kept with this run cannot be used.", error)
         return None
     if found is None:
         st.info(
@@ -180,12 +179,10 @@ def try_it(run: Run, site: int) -> None:
     try:
         before, after = _tried(run, source, text, condition, tokens)
     except PromptError as error:
-        st.warning("This prompt was not tried.", icon=":material/warning:")
-        st.text(str(error))
+        show_error("This prompt was not tried.", error, severe=False)
         return
     except RefusalError as error:
-        st.error("The run's model cannot be used.", icon=":material/error:")
-        st.text(str(error))
+        show_error("The run's model cannot be used.", error)
         return
     for column, title, found in zip(st.columns(2), ("as it is", "under the edit"), (before, after), strict=True):
         change = None if found is before else f"{after.refusal_log_odds - before.refusal_log_odds:+.2f}"
@@ -226,6 +223,6 @@ def _summarised(run_id: str, sha256: str, _run: Run, _table: pd.DataFrame, _mani
         reading=effects.reading(_run, _table, found),
         numbers=effects.numbers(_run, found),
         candidates=candidates,
-        choice=sent_often(figures.choice(_run, candidates, effects.published_choice(_run, _table))),
-        doses=sent_often(figures.doses(_run, found, _manifest["dose_layer"], _manifest["dose_position"])),
+        choice=serialise_once(figures.choice(_run, candidates, effects.published_choice(_run, _table))),
+        doses=serialise_once(figures.doses(_run, found, _manifest["dose_layer"], _manifest["dose_position"])),
     )

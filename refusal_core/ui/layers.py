@@ -12,7 +12,7 @@ from refusal_core.exploration.outliers import row_of
 from refusal_core.exploration.published import published_table
 from refusal_core.figures.layers import SUMMARIES, eight_layers, three_questions
 from refusal_core.figures.panels import AXES, PANELS, linked
-from refusal_core.figures.style import sent_often
+from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.runs.store import Run
 from refusal_core.ui import address
 from refusal_core.ui.frame import site_picker
@@ -185,9 +185,9 @@ def _follow(run: Run, rows: Sequence[int]) -> list[int]:
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _figure(run_id: str, changed: int, _run: Run, start: int, **options) -> go.Figure:
-    return sent_often(linked(_run, start, framed=False, **options))
+    return serialise_once(linked(_run, start, framed=False, **options))
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _eight(run_id: str, changed: int, _run: Run, columns: int) -> go.Figure:
-    return sent_often(eight_layers(_run, columns))
+    return serialise_once(eight_layers(_run, columns))

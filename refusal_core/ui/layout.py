@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core.figures.layers import QUESTIONS
-from refusal_core.figures.style import move_mark, sent_often
+from refusal_core.figures.plotly_internals import serialise_once
+from refusal_core.figures.style import move_mark
 from refusal_core.runs.store import MANIFEST, Run, run_titles
 from refusal_core.sharing.rendering import MIME, browser_found, image, page
 from refusal_core.ui import address
@@ -170,7 +171,7 @@ def marked(run: Run, name: Hashable, site: int, draw: Callable[[int], go.Figure]
         name: as for :func:`own_figure`.
         draw: makes it for a site; nothing but the mark may depend on that.
     """
-    return move_mark(own_figure(run, name, lambda: sent_often(draw(site))), site)
+    return move_mark(own_figure(run, name, lambda: serialise_once(draw(site))), site)
 
 
 def plain(text: str) -> str:
@@ -186,6 +187,21 @@ def plain(text: str) -> str:
 def sentences(text: str) -> str:
     """What numbers say in words, as Markdown: a minus is set as one, and no number is parted from its percent sign."""
     return plain(re.sub(r"(?<![\w.])-(?=\d)", "\u2212", re.sub(r"(?<=\d) (?=%)", "\u00a0", text)))
+
+
+def show_error(what: str, reason: object, severe: bool = True) -> None:
+    """Show what did not work, and why.
+
+    Args:
+        what: one sentence of the page's own.
+        reason: an error, or what it said: untrusted, shown letter by letter.
+        severe: whether something is broken, and not merely to be typed otherwise.
+    """
+    if severe:
+        st.error(what, icon=":material/error:")
+    else:
+        st.warning(what, icon=":material/warning:")
+    st.text(str(reason))
 
 
 def heading(text: str) -> None:

@@ -20,6 +20,7 @@ from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.sets import read_texts
 from refusal_core.runs.store import Run
 from refusal_core.ui.background import duration
+from refusal_core.ui.layout import show_error
 from refusal_core.ui.model import OneModel, OpenRun, T, one_model
 from refusal_core.ui.scores import score_table
 
@@ -175,8 +176,7 @@ def list_form(run: Run, source: str | None) -> None:
         if not 0 < len(prompts) <= MOST_PROMPTS:
             raise PromptError(f"expected 1 to {MOST_PROMPTS} prompts, got {len(prompts)}")
     except PromptError as error:
-        st.warning("This list was not scored.", icon=":material/warning:")
-        st.text(str(error))
+        show_error("This list was not scored.", error, severe=False)
         return
     assert source is not None
     begun = _until_the_visit_ends(str(time.monotonic_ns()), run, source, prompts)
@@ -210,8 +210,7 @@ def list_results(run: Run, job: ListScoring, site: int) -> None:
     if job.state == "stopped":
         st.info(f"Stopped: {said}.", icon=":material/stop:")
     elif job.state == "failed":
-        st.error(f"{said}, then the run's model could not be used.", icon=":material/error:")
-        st.text(job.message)
+        show_error(f"{said}, then the run's model could not be used.", job.message)
     else:
         st.success(f"{said}.", icon=":material/check:")
     if scored:

@@ -17,7 +17,7 @@ from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.suggestions import Contrast, contrasts
 from refusal_core.runs.store import Run
 from refusal_core.ui import address
-from refusal_core.ui.layout import chart, plain, raw_units
+from refusal_core.ui.layout import chart, plain, raw_units, show_error
 from refusal_core.ui.model import one_model
 from refusal_core.ui.scores import LOG_ODDS_HELP, score_table
 
@@ -255,11 +255,9 @@ def _asked(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | No
     try:
         return one_model().ask(run, source, lambda opened: opened.scorer.score(text), waiting.caption)
     except PromptError as error:
-        st.warning("This prompt was not scored.", icon=":material/warning:")
-        st.text(str(error))
+        show_error("This prompt was not scored.", error, severe=False)
     except RefusalError as error:
-        st.error("The run's model cannot be used.", icon=":material/error:")
-        st.text(str(error))
+        show_error("The run's model cannot be used.", error)
     finally:
         line.empty()
         waiting.empty()

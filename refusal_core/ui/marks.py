@@ -11,6 +11,7 @@ from refusal_core.errors import RefusalError
 from refusal_core.prompts.sets import MOST_BYTES
 from refusal_core.runs.store import Run, cache_folder
 from refusal_core.ui import address
+from refusal_core.ui.layout import show_error
 from refusal_core.ui.outliers import read, step
 
 _KEYS = {"mislabelled": "M", "ambiguous": "A", "fine": "F"}
@@ -24,8 +25,7 @@ def kept_marks() -> pd.DataFrame:
         state = path.stat() if path.is_file() else None
         return _kept(str(path), (state.st_mtime_ns, state.st_size) if state else None)
     except RefusalError as error:
-        st.error("The marks cannot be read.", icon=":material/error:")
-        st.text(str(error))
+        show_error("The marks cannot be read.", error)
         return marks.table_of([])
 
 
@@ -44,8 +44,7 @@ def judge(run: Run, found: pd.DataFrame, chosen: list[str], row: int | None, kep
         row: the prompt that is read.
     """
     if failed := st.session_state.pop(_FAILED, None):
-        st.error("This mark was not kept.", icon=":material/error:")
-        st.text(failed)
+        show_error("This mark was not kept.", failed)
     if row is not None:
         reading = run.prompts["prompt_id"][row]
         together = chosen if len(chosen) > 1 else [reading]
@@ -146,8 +145,7 @@ def files(kept: pd.DataFrame) -> None:
         try:
             added = marks.read_marks(file)
         except RefusalError as error:
-            st.error("These marks cannot be used.", icon=":material/error:")
-            st.text(str(error))
+            show_error("These marks cannot be used.", error)
             return
         replaced = sum(each.prompt_id in kept.index for each in added)
         st.button(

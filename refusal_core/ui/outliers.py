@@ -23,6 +23,7 @@ from refusal_core.ui import address
 from refusal_core.ui.clicks import on_point
 from refusal_core.ui.layout import chart, csv_button, raw_units
 from refusal_core.ui.selection import chosen_row
+from refusal_core.ui.streamlit_internals import select_rows
 
 MOST_ROWS = 1000
 _TABLE, _LISTED, _CHART = "outliers_table", "outliers_listed", "outliers_chart"
@@ -173,9 +174,7 @@ def prompt_list(run: Run, found: pd.DataFrame, site: int) -> list[str]:
     if not several and current in set(listed):
         chosen = [str(current)]
     st.session_state[_LISTED] = listed
-    st.session_state[_TABLE] = {
-        "selection": {"rows": [listed.index(each) for each in chosen], "columns": [], "cells": []}
-    }
+    select_rows(_TABLE, [listed.index(prompt_id) for prompt_id in chosen])
     st.dataframe(
         shown.drop(columns="fitted"),
         column_order=list(_COLUMNS),

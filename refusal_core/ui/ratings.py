@@ -15,7 +15,7 @@ from refusal_core.figures import ratings as figures
 from refusal_core.prompts.sets import MOST_BYTES
 from refusal_core.runs.store import Run
 from refusal_core.ui import address
-from refusal_core.ui.layout import chart, sentences
+from refusal_core.ui.layout import chart, sentences, show_error
 from refusal_core.ui.numbers import in_words
 from refusal_core.ui.selection import chosen_row, newly
 
@@ -53,8 +53,7 @@ def chosen_ratings(run: Run) -> Ratings:
     try:
         found = ratings.of_run(run, _uploaded() if chosen == _FILE else raters.all_ratings())
     except RefusalError as error:
-        st.error("These ratings cannot be used.", icon=":material/error:")
-        st.text(str(error))
+        show_error("These ratings cannot be used.", error)
         st.stop()
     if found.table.empty and chosen == _FILE:
         st.info(
@@ -153,15 +152,13 @@ def rate_prompts(run: Run, who: str) -> None:
     try:
         given = raters.rated_by(who).table.set_index("prompt_id")["rating"]
     except RefusalError as error:
-        st.error("Your earlier ratings cannot be read.", icon=":material/error:")
-        st.text(str(error))
+        show_error("Your earlier ratings cannot be read.", error)
         st.stop()
     texts = run.prompts.loc[raters.order(run, who)].set_index("prompt_id")["text"]
     done = [prompt_id for prompt_id in given.index if prompt_id in texts.index]
     st.progress(len(done) / len(texts), text=f"{len(done)} of {len(texts)} rated")
     if failed := st.session_state.pop(_FAILED, None):
-        st.error("This rating was not kept.", icon=":material/error:")
-        st.text(failed)
+        show_error("This rating was not kept.", failed)
     back = st.session_state.get(_BACK)
     corrected = back if back in done else None
     shown = corrected or _next(list(texts.index), done)

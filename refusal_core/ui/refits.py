@@ -15,7 +15,7 @@ from refusal_core.ui import address
 from refusal_core.ui.background import offer
 from refusal_core.ui.frame import shared_run
 from refusal_core.ui.jobs import Command
-from refusal_core.ui.layout import chart, sentences
+from refusal_core.ui.layout import chart, sentences, show_error
 from refusal_core.ui.model import model_source
 
 
@@ -40,8 +40,7 @@ def refit_panel(run: Run, kept: pd.DataFrame) -> None:
     try:
         run_id, left = refit_id(run, without), leave_out(original.prompts, without)
     except RefusalError as error:
-        st.warning("These prompts cannot be left out.", icon=":material/warning:")
-        st.text(str(error))
+        show_error("These prompts cannot be left out.", error, severe=False)
         return
     out = int(left["source"].eq(LEFT_OUT).sum())
     whole = ", since a pair goes whole" if out > marked else ""
@@ -73,8 +72,7 @@ def _show_change(before: Run, refitted: str) -> None:
         after = shared_run(refitted)
         change = refits.compare(before, after)
     except RefusalError as error:
-        st.error("What the refit changed cannot be shown.", icon=":material/error:")
-        st.text(str(error))
+        show_error("What the refit changed cannot be shown.", error)
         return
     st.markdown(sentences(refits.reading(change)))
     chart(change_figure(change), f"refit_change_{after.run_id}")

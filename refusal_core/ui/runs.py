@@ -18,7 +18,7 @@ from refusal_core.sharing.archives import import_run, pack_run
 from refusal_core.ui import address, jobs
 from refusal_core.ui.background import duration, how_it_ended, start_button, watch
 from refusal_core.ui.frame import described, listed, shared_run
-from refusal_core.ui.layout import plain
+from refusal_core.ui.layout import plain, show_error
 from refusal_core.ui.model import measure_here
 from refusal_core.ui.selection import chosen_row
 
@@ -114,8 +114,7 @@ def chosen_run(entry: RunSummary | BrokenRun) -> None:
     if said is not None:
         st.success(plain(said), icon=":material/check:")
     if isinstance(entry, BrokenRun):
-        st.error("This folder of the cache is not a run that can be opened.", icon=":material/error:")
-        st.text(entry.reason)
+        show_error("This folder of the cache is not a run that can be opened.", entry.reason)
         _delete(entry.name, entry.name)
         return
     st.subheader(plain(_title(entry)), anchor=False)
@@ -142,7 +141,7 @@ def chosen_run(entry: RunSummary | BrokenRun) -> None:
             files = store.verify_run(entry.run_id)
             st.success(f"{len(files)} files match the manifest.", icon=":material/verified:")
         except RefusalError as error:
-            _refused("This run is damaged.", error)
+            show_error("This run is damaged.", error)
     _measurements(entry.run_id)
 
 
@@ -161,7 +160,7 @@ def import_a_run() -> None:
             with st.spinner("Checking the run …"):
                 st.session_state[_IMPORTED] = sent.file_id, import_run(sent)
         except RefusalError as error:
-            _refused("This file was refused; nothing of it was kept.", error)
+            show_error("This file was refused; nothing of it was kept.", error)
     of, imported = st.session_state.get(_IMPORTED, (None, None))
     if of != sent.file_id:
         return
@@ -233,15 +232,10 @@ def _done(do, said: str) -> None:
     try:
         do()
     except RefusalError as error:
-        _refused("This did not work.", error)
+        show_error("This did not work.", error)
         return
     st.session_state[_SAID] = said
     st.rerun()
-
-
-def _refused(what: str, error: RefusalError) -> None:
-    st.error(what, icon=":material/error:")
-    st.text(str(error))
 
 
 def _packed(run_id: str) -> bytes:
@@ -255,7 +249,7 @@ def _measurements(run_id: str) -> None:
     try:
         run = shared_run(run_id)
     except RefusalError as error:
-        _refused("This run cannot be opened.", error)
+        show_error("This run cannot be opened.", error)
         return
     for name, what in ((BEHAVIOUR, "How the model answers"), (INTERVENTION, "What edits of the model change")):
         if (run.path / f"{name}.json").exists():

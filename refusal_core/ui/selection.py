@@ -8,6 +8,8 @@ from typing import Any, Literal
 import pandas as pd
 import streamlit as st
 
+from refusal_core.ui.streamlit_internals import select_rows
+
 
 def newly(name: str, value: Any) -> Any | None:
     """``value`` when it differs from what the same widget reported before, else ``None``.
@@ -47,7 +49,7 @@ def chosen_row(
     st.session_state[listed] = table.index.tolist()
     current = current if chosen is None else chosen
     rows = [st.session_state[listed].index(current)] if current in st.session_state[listed] else []
-    st.session_state[key] = {"selection": {"rows": rows, "columns": [], "cells": []}}
+    select_rows(key, rows)
     st.dataframe(
         table,
         column_order=list(columns),
@@ -60,10 +62,3 @@ def chosen_row(
         key=key,
     )
     return chosen
-
-
-def clicked_site(event: Any, name: str) -> int | None:
-    """The site of the point that was just clicked in a figure over the layers."""
-    points = event["selection"]["points"]
-    value = newly(name, round(points[0]["x"]) if points else None)
-    return None if value is None else int(value)

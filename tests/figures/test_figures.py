@@ -20,7 +20,8 @@ from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.histograms import histogram
 from refusal_core.figures.layers import SUMMARIES, eight_layers, separation, three_questions
 from refusal_core.figures.panels import AXES, LEVELS, PANELS, POINTS, linked
-from refusal_core.figures.style import move_mark, safe, sent_often
+from refusal_core.figures.plotly_internals import serialise_once
+from refusal_core.figures.style import move_mark, safe
 from refusal_core.figures.tokens import COLOURS_END, END_OF_PROMPT, token_heatmap
 from refusal_core.intervention import effects, experiment
 from refusal_core.sharing.report import report_html
@@ -237,13 +238,13 @@ def test_a_figure_over_the_layers_differs_by_its_mark_alone(run, evidence, drawn
     moved = move_mark(drawn(run, evidence, 1), 4)
     assert moved.to_json() == drawn(run, evidence, 4).to_json()
     assert moved.to_json() != drawn(run, evidence, 1).to_json()
-    sent = sent_often(drawn(run, evidence, 1))
+    sent = serialise_once(drawn(run, evidence, 1))
     assert move_mark(sent, 4).to_json() == moved.to_json()
     assert sent.to_json() != move_mark(sent, 2).to_json()
 
 
-def test_a_figure_that_is_sent_often_is_made_ready_once(run, monkeypatch):
-    figure = sent_often(linked(run, 1))
+def test_a_figure_that_is_serialised_once_is_made_ready_once(run, monkeypatch):
+    figure = serialise_once(linked(run, 1))
     assert figure.to_json() == linked(run, 1).to_json()
     made = []
     monkeypatch.setattr("plotly.basedatatypes.convert_to_base64", made.append)

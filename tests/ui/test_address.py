@@ -46,7 +46,7 @@ def test_going_back_brings_back_the_view_of_the_address_with_its_search_and_filt
     app.text_input(key="outliers_find").set_value("b").run()
     app.multiselect(key=f"outliers_labels_{RUN}").set_value(["harmless"]).run()
     assert [app.query_params[name] for name in ("site", "find", "labels")] == ["4", "b", "harmless"]
-    monkeypatch.setattr(address, "_travelled", lambda: True)
+    monkeypatch.setattr(address, "came_by_history", lambda: True)
     come_to(app, run=RUN, site="2", find="a")
     assert app.number_input(key="site_field").value == 2
     assert app.text_input(key="outliers_find").value == "a"
@@ -56,7 +56,7 @@ def test_going_back_brings_back_the_view_of_the_address_with_its_search_and_filt
 
 def test_going_back_to_a_page_s_bare_address_keeps_the_view(monkeypatch):
     app = visit()
-    monkeypatch.setattr(address, "_travelled", lambda: True)
+    monkeypatch.setattr(address, "came_by_history", lambda: True)
     come_to(app, embed_options="light_theme")
     assert app.number_input(key="site_field").value == 2
     assert app.query_params["site"] == "2"
