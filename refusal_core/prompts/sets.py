@@ -30,6 +30,7 @@ CONTRAST_SETS = {
     "pairs": "256 matched pairs: a harmful and a harmless prompt alike in form, topic and length",
     "everyday": "the same 256 harmful prompts against 256 ordinary instructions, unmatched as papers have it",
     "experiment-0": "the published contrast set, from the Hugging Face hub",
+    "quartets": "141 quartets: harmful or harmless intent, each with an alarming and a calm cue word",
 }
 TRANSFER_SETS = {
     "probe-pairs": "48 more matched pairs, never fitted on",
@@ -99,8 +100,9 @@ def load_contrast_set(
     """Load a set that directions can be fitted on.
 
     Args:
-        source: a bundled name (``pairs``, ``everyday``, ``experiment-0``), a local csv, json, jsonl, parquet or txt
-            file with texts and labels, or two unlabelled sources ``HARMFUL,HARMLESS``, each a file or a hub dataset.
+        source: a bundled name (``pairs``, ``everyday``, ``experiment-0``, ``quartets``), a local csv, json, jsonl,
+            parquet or txt file with texts and labels, or two unlabelled sources ``HARMFUL,HARMLESS``, each a file or a
+            hub dataset.
         limit: prompts a label, spread evenly over the set; matched pairs stay together.
         text_column, label_column: where they are not called ``text`` and ``label``.
 
@@ -112,8 +114,8 @@ def load_contrast_set(
             f"{source} is a transfer set: it is scored in every run and never fitted on. "
             f"Choose one of {', '.join(CONTRAST_SETS)}, or a file"
         )
-    if source == "pairs":
-        prompts = _bundled("pairs")
+    if source in ("pairs", "quartets"):
+        prompts = _bundled(source)
     elif source == "everyday":
         harmful = _bundled("pairs").table.query("label == 'harmful'").assign(pair_id=None)
         table = pd.concat([harmful, _bundled("everyday").table], ignore_index=True).assign(source="everyday")
@@ -132,14 +134,15 @@ def load_contrast_set(
 
 
 def load_transfer_set(source: str, text_column: str | None = None, label_column: str | None = None) -> PromptSet:
-    """Load a set that is scored and never fitted on: ``probe-pairs``, ``borderline`` or a labelled local file.
+    """Load a set that is scored and never fitted on: ``probe-pairs``, ``borderline``, ``quartets`` or a labelled file.
 
     Labels may also be ``grey`` here. One label alone is enough.
 
     Raises:
         PromptError: when the source cannot be read.
     """
-    prompts = _bundled(source) if source in TRANSFER_SETS else _from_file(source, text_column, label_column)
+    bundled = source in (*TRANSFER_SETS, "quartets")
+    prompts = _bundled(source) if bundled else _from_file(source, text_column, label_column)
     _check_texts(prompts)
     return prompts
 
