@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from refusal_core.analysis.directions import fit_directions
+from refusal_core.analysis.groups import assign_folds
+from refusal_core.analysis.resampling import Draws, draw_bootstrap
+from refusal_core.evidence.evaluation import Evidence, evaluate
+
 WIDTH = 24
+QUICK = {"permutations": 199, "draws": 200, "random_directions": 200, "repeats": 2, "learning_draws": 4}
+"""Options of an evaluation that takes a tenth of a second."""
 
 
 def prompt_table(n: int, n_probes: int = 0, paired: bool = True, seed: int = 0) -> pd.DataFrame:
@@ -46,3 +53,21 @@ def planted_run(
     hidden = rng.normal(size=(n + n_probes, len(strengths), WIDTH)) + 5.0
     hidden[:, :, 0] += harmful_rows(prompts)[:, None] * np.array(strengths)
     return hidden.astype(np.float32), prompts
+
+
+def evaluate_run(hidden: np.ndarray, prompts: pd.DataFrame, **options) -> Evidence:
+    """The evidence of made-up activations, quickly."""
+    fitted = prompts["fitted"].to_numpy()
+    directions = fit_directions(hidden[fitted], harmful_rows(prompts)[fitted])
+    return evaluate(hidden, prompts, directions, **(QUICK | options))
+
+
+def labels_and_groups(n: int, paired: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Harmful and harmless in turn; neighbours are pairs, or every prompt is by itself."""
+    return np.arange(n) % 2 == 0, np.arange(n) // 2 if paired else np.arange(n)
+
+
+def bootstrap_of(labels: np.ndarray, groups: np.ndarray, draws: int, seed: int) -> Draws:
+    """Bootstrap draws in ten folds."""
+    fold = assign_folds(labels, groups, 10, 1, np.random.default_rng(0))
+    return draw_bootstrap(labels, groups, fold, draws, np.random.default_rng(seed))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import eigh
+from sklearn.metrics import silhouette_score
 
 from refusal_core.analysis.gram import Gram, InnerProducts
 from refusal_core.analysis.weighted_statistics import weighted_d
@@ -105,27 +106,22 @@ def cosine(gram: Gram, weights: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def silhouette(gram: np.ndarray, is_harmful: np.ndarray) -> float:
-    """Mean of ``(b - a) / max(a, b)``: a prompt's mean distance to its own label and to the other (Rousseeuw 1987).
+    """Return how much nearer prompts are to their own label's prompts than to the other's (Rousseeuw 1987).
 
     Args:
         gram: ``(prompt, prompt)``.
         is_harmful: ``(prompt,)`` bool.
 
     Returns:
-        -1 to 1; NaN where activations are constant or a label has no prompt. A lone prompt of its label counts 0.
+        -1 to 1; NaN of fewer than three prompts, without both labels, or where activations are constant. A lone prompt
+        of its label counts 0.
     """
     norms = gram.diagonal()
     distance = np.sqrt(np.maximum(norms[:, None] + norms[None, :] - 2 * gram, 0.0))
     np.fill_diagonal(distance, 0.0)
-    if not distance.any() or is_harmful.all() or not is_harmful.any():
+    if len(is_harmful) < 3 or not distance.any() or is_harmful.all() or not is_harmful.any():
         return float("nan")
-    to_harmful, to_harmless = distance[:, is_harmful].sum(axis=1), distance[:, ~is_harmful].sum(axis=1)
-    size = np.where(is_harmful, is_harmful.sum(), (~is_harmful).sum())
-    own = np.where(is_harmful, to_harmful, to_harmless) / np.maximum(size - 1, 1)
-    other = np.where(is_harmful, to_harmless, to_harmful) / (len(is_harmful) - size)
-    widest = np.maximum(own, other)
-    width = np.where((size > 1) & (widest > 0), (other - own) / np.where(widest > 0, widest, 1.0), 0.0)
-    return float(width.mean())
+    return float(silhouette_score(distance, is_harmful, metric="precomputed"))
 
 
 def mean_weights(gram: Gram) -> np.ndarray:

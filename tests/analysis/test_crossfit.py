@@ -2,30 +2,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from planted import labels_and_groups
 
 from refusal_core.analysis.crossfit import crossfit
+from refusal_core.analysis.directions import fit_directions
 from refusal_core.analysis.effect_sizes import auroc, cohens_d
 from refusal_core.analysis.gram import gram_matrix
 from refusal_core.analysis.groups import assign_folds
 
 
-def in_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.arange(2 * n) % 2 == 0, np.repeat(np.arange(n).astype(str), 2)
-
-
-def test_folds_keep_pairs_together_and_labels_even():
-    labels, groups = in_pairs(25)
-    for folds in assign_folds(labels, groups, folds=10, repeats=3, rng=np.random.default_rng(0)):
-        assert (folds[0::2] == folds[1::2]).all()
-        sizes = np.bincount(folds[labels])
-        assert sizes.max() - sizes.min() <= 1
-    a, b = (assign_folds(labels, groups, 10, 2, np.random.default_rng(seed)) for seed in (0, 1))
-    assert (a != b).any()
-
-
 def test_held_out_projections_are_those_of_refitting_by_hand():
     rng = np.random.default_rng(3)
-    labels, groups = in_pairs(15)
+    labels, groups = labels_and_groups(30)
     hidden = rng.normal(size=(30, 12)) + labels[:, None] * 0.8 + 50.0
     assignments = assign_folds(labels, groups, folds=5, repeats=2, rng=np.random.default_rng(0))
     found = crossfit(gram_matrix(hidden), labels, groups, folds=5, repeats=2, seed=0)
@@ -60,20 +48,34 @@ def test_shuffled_labels_hold_nothing_although_they_fit():
 
 def test_a_common_offset_changes_nothing():
     rng = np.random.default_rng(1)
-    labels, groups = in_pairs(20)
+    labels, groups = labels_and_groups(40)
     hidden = rng.normal(size=(40, 30)) + labels[:, None]
     near, far = (crossfit(gram_matrix(hidden + shift), labels, groups) for shift in (0.0, 1000.0))
     assert near.d == pytest.approx(far.d, abs=1e-6)
 
 
 def test_constant_activations_give_no_number():
-    labels, groups = in_pairs(10)
+    labels, groups = labels_and_groups(20)
     found = crossfit(gram_matrix(np.full((20, 8), 0.3)), labels, groups)
     assert np.isnan(found.d)
     assert np.isnan(found.projection).all()
     assert found.reason
 
 
-def test_folds_are_fewer_when_groups_are():
-    labels, groups = in_pairs(4)
-    assert assign_folds(labels, groups, 10, 1, np.random.default_rng(0)).max() == 3
+def test_a_planted_direction_is_recovered_within_its_error():
+    rng = np.random.default_rng(6)
+    labels, groups = labels_and_groups(200)
+    strength, width = 2.0, 50
+    cosines, held_out = [], []
+    for _ in range(30):
+        hidden = rng.normal(size=(200, width))
+        hidden[:, 0] += strength * labels
+        unit = fit_directions(hidden[:, None], labels).unit_direction[0]
+        cosines.append(unit[0])
+        held_out.append(crossfit(gram_matrix(hidden), labels, groups, repeats=1).d)
+    # Each mean of 100 prompts carries noise of variance 1/100 in every dimension: cos² = s² / (s² + width · 2/100).
+    expected = strength / np.sqrt(strength**2 + width * 2 / 100)
+    assert np.mean(cosines) == pytest.approx(expected, abs=0.01)
+    # A unit vector at that cosine sees the strength times it; the folds' directions come from 90 prompts a label.
+    fold_cosine = strength / np.sqrt(strength**2 + width * 2 / 90)
+    assert np.mean(held_out) == pytest.approx(strength * fold_cosine, abs=3 * np.std(held_out) / np.sqrt(30) + 0.02)

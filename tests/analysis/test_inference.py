@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from planted import WIDTH, bootstrap_of, labels_and_groups, planted_run
+from scipy import stats
+
+from refusal_core.analysis.crossfit import crossfit
+from refusal_core.analysis.gram import gram_matrices, gram_matrix
+from refusal_core.analysis.groups import assign_folds, bootstrap_counts, find_twins, redraw_prompts
+from refusal_core.analysis.inference import (
+    corrected_p,
+    correlation_interval,
+    interval,
+    onset,
+    onset_interval,
+    permutation_p,
+)
+from refusal_core.analysis.projections import contrast_weights, project_draws
+from refusal_core.analysis.resampling import draw_bootstrap, draw_permutations
+from refusal_core.analysis.weighted_statistics import weighted_d, weighted_ranks
+from refusal_core.evidence import questions
+from refusal_core.evidence.design import Contrast, TransferSet
+
+
+def test_an_interval_has_the_draws_spread_around_the_estimate():
+    # The draws' own 2.5 and 97.5 % lie at 2.5 and 97.5 around 50; the estimate is 70.
+    draws = np.arange(101.0)[::-1]
+    np.testing.assert_allclose(interval(draws, 70.0), [22.5, 117.5])
+    np.testing.assert_allclose(interval(draws, 70.0, 30.0, 100.0), [30, 100])
+
+
+def test_an_interval_exists_where_the_estimate_and_half_of_the_draws_do():
+    draws = np.column_stack([np.arange(4.0)] * 4)
+    draws[:2, 1], draws[:3, 2] = np.nan, np.inf
+    found = interval(draws, np.array([1.5, 2.5, 1.5, np.nan]))
+    np.testing.assert_allclose(found[:, :2], [[0.075, 2.025], [2.925, 2.975]])
+    assert np.isnan(found[:, 2:]).all()
+    assert np.isnan(interval(np.empty((0, 3)), np.ones(3))).all()
+    assert interval(np.empty((0, 3)), np.ones(3)).shape == (2, 3)
+
+
+def test_a_correlation_and_its_interval_are_those_of_the_drawn_prompts():
+    rng = np.random.default_rng(3)
+    values, others = rng.normal(size=30), rng.integers(0, 6, 30).astype(float)
+    counts = np.vstack([np.ones(30), redraw_prompts(30, 50, rng)])
+    found = correlation_interval(values, weighted_ranks(others, counts), counts)
+    copies = [np.repeat(np.arange(30), often.astype(int)) for often in counts]
+    rho = np.array([stats.spearmanr(values[rows], others[rows]).statistic for rows in copies])
+    np.testing.assert_allclose(found, [rho[0], *interval(rho[1:], rho[0], -1, 1)], atol=1e-9)
+    assert found[1] < found[0] < found[2]
+    assert np.isnan(correlation_interval(values, weighted_ranks(np.ones(30), counts), counts)).all()
+
+
+def test_a_permutation_p_value_counts_the_observed_labelling_too():
+    null = np.array([[1.0, 5.0], [2.0, 6.0], [3.0, 7.0], [np.nan, 8.0]])
+    # Two of four reach 2; none reaches 9, which is not impossible.
+    np.testing.assert_allclose(permutation_p(np.array([2.0, 9.0]), null), [3 / 5, 1 / 5])
+    assert np.isnan(permutation_p(np.array([np.nan]), null[:, :1])).all()
+
+
+def test_a_permutation_that_only_renames_the_labels_reaches_the_observed_number():
+    null = np.array([[3.0 - 1e-10], [3.0 - 1e-7], [-3.0]])
+    np.testing.assert_allclose(permutation_p(np.array([3.0]), null), [2 / 4])
+    np.testing.assert_allclose(permutation_p(np.array([-3.0]), null - 6), [2 / 4])
+
+
+def test_a_p_value_corrected_over_sites_is_of_the_largest_standardised_number():
+    # Chance reaches ten times further at the second site, which must not hide the first.
+    null = np.array([[0.0, 40.0], [1.0, 0.0], [2.0, 30.0], [3.0, 10.0]])
+    observed = np.array([5.0, 20.0])
+    everything = np.vstack([observed, null])
+    standard = (everything - everything.mean(axis=0)) / everything.std(axis=0)
+    largest = standard[1:].max(axis=1)
+    by_hand = [(1 + sum(most >= value for most in largest)) / 5 for value in standard[0]]
+    np.testing.assert_allclose(corrected_p(observed, null), by_hand)
+    # At the first site no permutation comes near, at the second all but one do better.
+    np.testing.assert_allclose(by_hand, [1 / 5, 4 / 5])
+    in_other_units = corrected_p(observed * [1, 100], null * [1, 100])
+    np.testing.assert_allclose(in_other_units, by_hand)
+
+
+def test_sites_without_a_number_have_no_corrected_p_value_and_hide_no_other():
+    null = np.array([[0.0, np.nan, 4.0], [1.0, 7.0, 4.0], [2.0, 8.0, 4.0]])
+    found = corrected_p(np.array([3.0, np.nan, 4.0]), null)
+    np.testing.assert_allclose(found, [1 / 4, np.nan, 1.0])
+    assert np.isnan(corrected_p(np.full(3, np.nan), null)).all()
+
+
+def test_the_onset_is_the_first_site_from_which_the_bound_stays_above():
+    assert onset(np.array([1.0, -1, 0.1, 2, 3])) == 2
+    assert onset(np.array([0.0, 0.1, 2])) == 1
+    assert onset(np.array([0.1, 0.2])) == 0
+    assert onset(np.array([1.0, 2, 0.0])) is None
+    assert onset(np.array([1.0, np.nan, 2.0])) == 2
+    assert onset(np.array([0.5, 0.7, 0.8]), chance=0.6) == 1
+
+
+def test_an_onset_interval_gives_each_draw_the_estimates_margin():
+    point, lower = np.array([0.0, 2.0, 4.0]), np.array([-1.0, 1.0, 3.0])
+    # Draws that lie 0, 1.5 and 3.5 lower everywhere around their own median: onsets 1, 1 and 2 of 3 sites.
+    shift = np.array([0.0, -0.9, 0.9, -2.5, 1.5])
+    draws = 10 + point + shift[:, None]
+    # The margin is 1: a site counts where the recentred draw is above 1, at sites 1, 1, 1, 2 and 0.
+    assert onset_interval(draws, point, lower) == (0, 2)
+    never = np.array([10.0, 10, 10, -90, 10])[:, None] + point
+    assert onset_interval(never, point, lower) == (1, None)
+
+
+def test_onset_is_found_at_the_planted_layer_in_95_of_100_seeds():
+    n_sites, planted_at, found, covered = 8, 4, 0, 0
+    labels, groups = labels_and_groups(48)
+    probes, probe_groups = labels_and_groups(48)
+    for seed in range(100):
+        strengths = [0.0] * planted_at + [2.5] * (n_sites - planted_at)
+        hidden, _ = planted_run(seed, strengths, n=48, n_probes=48)
+        bootstrap = bootstrap_of(labels, groups, 200, seed)
+        counts = bootstrap_counts(probes, probe_groups, 200, np.random.default_rng([seed, 1]))
+        transfer = TransferSet(
+            "probe-pairs", np.arange(48), probes, np.zeros(48), find_twins(probes, probe_groups), counts
+        )
+        contrast = Contrast(labels, groups, np.ones(48), np.zeros(48), 10, 1, 0, bootstrap, bootstrap)
+        point, lower, draws = [], [], []
+        for site in range(n_sites):
+            grams = gram_matrices(hidden[:, site], np.arange(96) < 48)
+            gram, cross = grams[:48, :48], grams[:48, 48:]
+            drawn = project_draws(gram, bootstrap.weights, cross)
+            projection = project_draws(gram, contrast.weights, cross)[0]
+            numbers, _, draws_d = questions.is_it_about_harm(gram, projection, drawn, transfer)
+            point.append(numbers["d"])
+            lower.append(numbers["d_low"])
+            draws.append(draws_d)
+        found += onset(np.array(lower)) == planted_at
+        low, high = onset_interval(np.stack(draws, axis=1), np.array(point), np.array(lower))
+        covered += low is not None and low <= planted_at and (high is None or high >= planted_at)
+    assert found >= 95
+    assert covered >= 95
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_shuffled_labels_give_intervals_that_cover_0_and_uniform_p_values(paired):
+    labels, groups = labels_and_groups(40, paired)
+    outside, p_values = 0, []
+    fold = assign_folds(labels, groups, 10, 1, np.random.default_rng(0))
+    for seed in range(200):
+        rng = np.random.default_rng([seed, 7])
+        # Pairs share most of what they are; strong and weak dimensions.
+        pair = np.repeat(rng.normal(size=(20, WIDTH)), 2, axis=0) if paired else 0.0
+        gram = gram_matrix((rng.normal(size=(40, WIDTH)) + pair) * np.linspace(0.1, 2, WIDTH))
+        drawn = draw_bootstrap(labels, groups, fold, 100, rng)
+        bootstrap_d = weighted_d(drawn.project_held_out(gram), drawn.harmful, drawn.harmless)
+        low, high = interval(bootstrap_d, crossfit(gram, labels, groups, repeats=2).d)
+        outside += not low <= 0 <= high
+        permutations = draw_permutations(labels, groups, fold, 199, rng)
+        contrast = Contrast(labels, groups, np.ones(40), np.ones(40), 10, 1, 0, drawn, permutations)
+        observed = questions.does_it_fit(gram, contrast)[0]["in_sample_d"]
+        null = questions.is_it_chance(gram, contrast)[1]
+        p_values.append(permutation_p(np.array([observed]), null[:, None])[0])
+    assert outside <= 16
+    assert stats.kstest(p_values, "uniform").pvalue > 0.01
+
+
+def test_the_family_wise_error_of_corrected_p_values_is_5_percent():
+    labels, groups = labels_and_groups(32, paired=False)
+    fold = assign_folds(labels, groups, 4, 1, np.random.default_rng(0))
+    weights = contrast_weights(labels[None], ~labels[None])
+    counted = labels[None].astype(float)
+    rejected = uncorrected = 0
+    for seed in range(300):
+        rng = np.random.default_rng([seed, 8])
+        permutations = draw_permutations(labels, groups, fold, 99, rng)
+        observed, null = [], []
+        for site in range(10):
+            # From 2 to 20 dimensions, so that chance reaches further at some sites than at others.
+            gram = gram_matrix(rng.normal(size=(32, 2 + 2 * site)))
+            observed.append(weighted_d(project_draws(gram, weights), counted, 1 - counted)[0])
+            null.append(weighted_d(permutations.project(gram), permutations.harmful, permutations.harmless))
+        observed, null = np.array(observed), np.stack(null, axis=1)
+        corrected = corrected_p(observed, null)
+        single = permutation_p(observed, null)
+        assert (corrected >= single - 1e-12).all() or corrected.min() >= single.min()
+        rejected += corrected.min() <= 0.05
+        uncorrected += single.min() <= 0.05
+    assert 4 <= rejected <= 27
+    assert uncorrected > 80
