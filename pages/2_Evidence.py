@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.evidence.findings import QUESTIONS, reading, sampling, verdict
+from refusal_core.evidence.answers import QUESTIONS, answer
+from refusal_core.evidence.findings import sampling, verdict
 from refusal_core.ui.evidence import cosines_chart, evidence_chart, evidence_or_end, numbers_table
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.layout import heading, sentences
@@ -23,7 +24,7 @@ if note := sampling(evidence):
     st.caption(sentences(note))
 for name, question in QUESTIONS.items():
     st.subheader(question, anchor=False)
-    st.markdown(sentences(reading(evidence, name, site)))
+    st.markdown(sentences(answer(evidence, name, site)))
     evidence_chart(run, evidence, name, site)
     if name == "space":
         cosines_chart(run, evidence)

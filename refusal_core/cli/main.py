@@ -364,8 +364,9 @@ def _headline(run: Run) -> str:
 
 
 def _evidence(options: argparse.Namespace) -> None:
+    from refusal_core.evidence.answers import QUESTIONS, answer
     from refusal_core.evidence.evaluation import Evidence
-    from refusal_core.evidence.findings import QUESTIONS, overview_table, reading, sampling, strongest_site, verdict
+    from refusal_core.evidence.findings import overview_table, sampling, strongest_site, verdict
 
     run = store.open_run(options.run, options.cache)
     evidence = Evidence.from_tables(run.evidence_tables())
@@ -374,7 +375,7 @@ def _evidence(options: argparse.Namespace) -> None:
     table.index = [run.site_label(int(site)) for site in table.index]
     print(table.to_string(float_format=lambda value: f"{value:.2f}", na_rep="–"))
     for name, question in QUESTIONS.items():
-        print(f"\n{question}\n    {reading(evidence, name, strongest_site(evidence))}")
+        print(f"\n{question}\n    {answer(evidence, name, strongest_site(evidence))}")
     for (number, source, reason), rows in evidence.reasons.groupby(["number", "source", "reason"], sort=False):
         sites = [] if rows["site"].isna().any() else [run.site_label(int(site)) for site in rows["site"]]
         where = "" if len(sites) in (0, run.n_sites) else f" at {', '.join(sites)}"

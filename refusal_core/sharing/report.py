@@ -8,8 +8,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_core.behaviour import measurement
+from refusal_core.evidence.answers import QUESTIONS, answer
 from refusal_core.evidence.evaluation import Evidence
-from refusal_core.evidence.findings import QUESTIONS, overview_table, reading, sampling, strongest_site, verdict
+from refusal_core.evidence.findings import overview_table, sampling, strongest_site, verdict
 from refusal_core.figures import behaviour as behaviour_figures
 from refusal_core.figures import intervention as intervention_figures
 from refusal_core.figures.evidence import FIGURES, cosines, overview
@@ -62,7 +63,7 @@ def report_html(
         _figure(separation(run)),
     ]
     for name, question in QUESTIONS.items():
-        parts += [f"<h2>{html.escape(question)}</h2>", f"<p>{html.escape(reading(evidence, name, site))}</p>"]
+        parts += [f"<h2>{html.escape(question)}</h2>", f"<p>{html.escape(answer(evidence, name, site))}</p>"]
         parts.append(_figure(FIGURES[name](run, evidence, site)))
         if name == "space":
             parts.append(_figure(cosines(run, evidence)))

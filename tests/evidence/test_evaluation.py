@@ -11,8 +11,10 @@ from planted import WIDTH, evaluate_run, harmful_rows, planted_run, prompt_table
 
 from refusal_core.analysis.directions import fit_directions
 from refusal_core.errors import RunError
+from refusal_core.evidence.answers import QUESTIONS, answer
 from refusal_core.evidence.evaluation import BOTH, CONTRAST, Evidence, evaluate
-from refusal_core.evidence.findings import NO_DIFFERENCE, QUESTIONS, reading, verdict
+from refusal_core.evidence.findings import verdict
+from refusal_core.evidence.phrases import NO_DIFFERENCE
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,9 @@ def test_style_without_harm_holds_but_is_not_about_harm():
         assert row["crossfit_d_low"] > 2
         assert row["permutation_p_corrected"] < 0.01
         assert row["length_d_low"] < 0 < row["length_d_high"]
-        assert NO_DIFFERENCE in reading(evidence, "simpler", site)
-        assert "holds on new prompts" in reading(evidence, "hold", site)
-        harm = reading(evidence, "harm", site)
+        assert NO_DIFFERENCE in answer(evidence, "simpler", site)
+        assert "holds on new prompts" in answer(evidence, "hold", site)
+        harm = answer(evidence, "harm", site)
         assert NO_DIFFERENCE in harm
         assert "how the two sets were written" in harm
     assert (evidence.transfer["d_low"] < 0).all()
@@ -61,7 +63,7 @@ def test_a_set_on_which_the_direction_points_the_other_way_is_named():
     turned[:, 1, 0] *= -1
     both = pd.concat([prompts, opposed], ignore_index=True)
     evidence = evaluate_run(np.concatenate([hidden, turned]), both)
-    for said in (reading(evidence, "harm", 1), verdict(evidence)):
+    for said in (answer(evidence, "harm", 1), verdict(evidence)):
         assert "On borderline it points the other way" in said
         assert "it follows the words" in said
     assert "borderline" not in verdict(evaluate_run(hidden, prompts))
@@ -86,10 +88,10 @@ def test_planted_harm_is_found_where_it_is(planted):
     for row in (onset.loc[("d", "probe-pairs")], onset.loc[("crossfit_d", CONTRAST)]):
         assert (row["site"], row["site_low"], row["site_high"]) == (3, 3, 3)
     assert "layer 3 of 5 on (95 % interval 3 to 3)" in verdict(planted)
-    assert "about harm, as far as" in reading(planted, "harm", 4)
-    assert NO_DIFFERENCE in reading(planted, "harm", 1)
-    assert NO_DIFFERENCE in reading(planted, "hold", 1)
-    assert NO_DIFFERENCE in reading(planted, "chance", 1)
+    assert "about harm, as far as" in answer(planted, "harm", 4)
+    assert NO_DIFFERENCE in answer(planted, "harm", 1)
+    assert NO_DIFFERENCE in answer(planted, "hold", 1)
+    assert NO_DIFFERENCE in answer(planted, "chance", 1)
     rho = planted.refusal.set_index(["site", "source", "label"])
     for label in ("harmful", "harmless", BOTH):
         assert rho.loc[(4, CONTRAST, label), "rho_low"] > 0.5
@@ -124,7 +126,7 @@ def test_evidence_survives_parquet(planted, tmp_path):
     restored = Evidence.from_tables(tables)
     assert verdict(restored) == verdict(planted)
     for question in QUESTIONS:
-        assert reading(restored, question, 4) == reading(planted, question, 4)
+        assert answer(restored, question, 4) == answer(planted, question, 4)
     del tables["learning"]
     with pytest.raises(RunError, match="learning"):
         Evidence.from_tables(tables)
@@ -169,7 +171,7 @@ def degenerate(change) -> Evidence:
         assert not np.isinf(table.select_dtypes("number").to_numpy(dtype=float, na_value=np.nan)).any()
     for question in QUESTIONS:
         for site in range(3):
-            assert reading(evidence, question, site).endswith(".")
+            assert answer(evidence, question, site).endswith(".")
     assert verdict(evidence).endswith(".")
     return evidence
 

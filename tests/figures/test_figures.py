@@ -8,8 +8,8 @@ import pandas as pd
 import plotly.io
 import pytest
 
+from refusal_core.evidence.answers import QUESTIONS
 from refusal_core.evidence.evaluation import Evidence
-from refusal_core.evidence.findings import QUESTIONS
 from refusal_core.exploration import comparison
 from refusal_core.exploration.published import published_table
 from refusal_core.figures import comparison as comparison_figures

@@ -1,0 +1,200 @@
+"""What the numbers of one site say in words: a sentence per question, computed from the numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from refusal_core.analysis.baselines import TFIDF
+from refusal_core.evidence.evaluation import BOTH, CONTRAST, Evidence
+from refusal_core.evidence.findings import probe_source
+from refusal_core.evidence.phrases import (
+    NO_DIFFERENCE,
+    SIGNIFICANT,
+    contrary,
+    missing,
+    p_value,
+    place,
+    style,
+    with_interval,
+    words_auroc,
+)
+
+QUESTIONS = {
+    "fit": "Does it fit?",
+    "hold": "Does it hold on new prompts?",
+    "chance": "Is it more than chance?",
+    "harm": "Is it about harm?",
+    "simpler": "Is it something simpler?",
+    "refusing": "Does it go with refusing?",
+    "space": "What does the space look like?",
+    "enough": "How many prompts are enough?",
+}
+"""The questions in order, by the name :func:`answer` knows them under."""
+
+
+def answer(evidence: Evidence, question: str, site: int) -> str:
+    """Return what the numbers of one site say to one question.
+
+    Args:
+        evidence: of the run.
+        question: a key of :data:`QUESTIONS`.
+        site: ``0 … n_sites - 1``.
+
+    Raises:
+        KeyError: for another question.
+    """
+    return _ANSWERS[question](evidence, site)
+
+
+def _fit(evidence: Evidence, site: int) -> str:
+    row = evidence.sites.loc[site]
+    if np.isnan(row["in_sample_d"]):
+        return missing(evidence, site, "sites", "in_sample_d")
+    return (
+        f"At {place(evidence, site)} the labels lie d = {row['in_sample_d']:.2f} apart on the prompts that the "
+        f"direction was fitted on; shuffled labels give {row['chance_d_median']:.2f}, so this says how well it fits "
+        "and nothing about new prompts."
+    )
+
+
+def _hold(evidence: Evidence, site: int) -> str:
+    row = evidence.sites.loc[site]
+    if np.isnan(row["crossfit_d"]):
+        return missing(evidence, site, "sites", "crossfit_d")
+    number = f"cross-fitted d is {with_interval(row, 'crossfit_d')}, AUROC {row['crossfit_auroc']:.2f}"
+    if not row["crossfit_d_low"] > 0:
+        return f"At {place(evidence, site)} {number}: on prompts it was not fitted with it is {NO_DIFFERENCE}."
+    return (
+        f"At {place(evidence, site)} {number}: it holds on new prompts of the same kind and puts "
+        f"{100 * row['crossfit_accuracy']:.0f} % of them on the right side, which does not yet say what it is about."
+    )
+
+
+def _chance(evidence: Evidence, site: int) -> str:
+    row = evidence.sites.loc[site]
+    if np.isnan(row["permutation_p_corrected"]):
+        return missing(evidence, site, "sites", "in_sample_d")
+    random = evidence.random_directions
+    random = random[random["site"].eq(site) & random["kind"].eq("covariance")].iloc[0]
+    reaching = round(random["share_reaching"] * random["directions"]) or "none"
+    number = f"in-sample d = {row['in_sample_d']:.2f}"
+    p = f"{p_value(row['permutation_p_corrected'])}, corrected over all sites"
+    if row["permutation_p_corrected"] >= SIGNIFICANT:
+        return f"At {place(evidence, site)} {number} is {NO_DIFFERENCE} ({p})."
+    return (
+        f"At {place(evidence, site)} {number} is more than chance ({p}): 95 % of shuffled labels stay under "
+        f"{row['chance_d_95']:.2f}, and {reaching} of {random['directions']} random directions drawn like the "
+        "activations reach it."
+    )
+
+
+def _harm(evidence: Evidence, site: int) -> str:
+    source = probe_source(evidence)
+    if source is None:
+        return "Whether it is about harm cannot be said: the run has no transfer set."
+    table = evidence.transfer
+    row = table[table["site"].eq(site) & table["source"].eq(source)].iloc[0]
+    if np.isnan(row["d"]):
+        return missing(evidence, site, "transfer", "d", source)
+    number = f"At {place(evidence, site)} d on {source} is {with_interval(row, 'd')}, AUROC {row['auroc']:.2f}"
+    if row["d_low"] > 0:
+        right = row["pair_accuracy"]
+        pairs = (
+            f", with {100 * right:.0f} % of {row['n_pairs']:.0f} pairs in the right order" if np.isfinite(right) else ""
+        )
+        words = words_auroc(evidence, source)
+        if words >= row["auroc"]:
+            said = f"{number}{pairs}: more than chance, but words alone (TF–IDF) reach AUROC {words:.2f} there too."
+        else:
+            said = f"{number}{pairs}: it is about harm, as far as these prompts show it."
+        return " ".join([said, *contrary(evidence, site, source)])
+    if row["d_high"] < 0:
+        return f"{number}: it puts harmless prompts on the harmful side, so it is about something else."
+    held = evidence.sites.loc[site, "crossfit_d_low"] > 0
+    return f"{number}, {NO_DIFFERENCE}" + (f": {style(evidence)}." if held else ".")
+
+
+def _simpler(evidence: Evidence, site: int) -> str:
+    row = evidence.sites.loc[site]
+    if np.isnan(row["crossfit_d"]):
+        return missing(evidence, site, "sites", "crossfit_d")
+    parts = []
+    own = evidence.baselines[evidence.baselines["source"].eq(CONTRAST)].dropna(subset=["d", "auroc"])
+    if not own.empty:
+        best = own.loc[own["auroc"].idxmax()]
+        name = "TF–IDF of the words" if best["baseline"] == TFIDF else best["baseline"]
+        ours = row["crossfit_auroc"]
+        said = "which the direction does not exceed" if best["auroc"] >= ours else "less than the direction"
+        parts.append(f"the best text-only baseline, {name}, reaches AUROC {best['auroc']:.2f}, {said} ({ours:.2f})")
+    if np.isfinite(row["length_d"]):
+        gone = "" if row["length_d_low"] > 0 else f", {NO_DIFFERENCE}"
+        parts.append(f"with prompt length regressed out, cross-fitted d is {with_interval(row, 'length_d')}{gone}")
+    if not parts:
+        return missing(evidence, site, "sites", "length_d")
+    return f"At {place(evidence, site)} {'; '.join(parts)}."
+
+
+def _refusing(evidence: Evidence, site: int) -> str:
+    table = evidence.refusal[evidence.refusal["site"].eq(site) & evidence.refusal["source"].eq(CONTRAST)]
+    row = table[table["label"].eq(BOTH)].iloc[0]
+    if np.isnan(row["rho"]):
+        return missing(evidence, site, "refusal", BOTH)
+    number = (
+        f"projection and refusal log-odds correlate within the labels with Spearman's rho = {with_interval(row, 'rho')}"
+    )
+    if row["rho_low"] > 0:
+        said = "prompts that lie further along the direction are refused more"
+    elif row["rho_high"] < 0:
+        said = "prompts that lie further along the direction are refused less"
+    else:
+        said = f"a link with the model's own refusals is {NO_DIFFERENCE}"
+    cosine = evidence.sites.loc[site, "behaviour_cosine"]
+    beside = f"; the direction of what it refuses has cosine {cosine:.2f} with this one" if np.isfinite(cosine) else ""
+    return f"At {place(evidence, site)} {number}: {said}{beside}."
+
+
+def _space(evidence: Evidence, site: int) -> str:
+    row = evidence.sites.loc[site]
+    if np.isnan(row["effective_dimension"]):
+        return missing(evidence, site, "sites", "effective_dimension")
+    spread = f"about {row['effective_dimension']:.0f} of {evidence.settings['d_model'].iloc[0]} dimensions"
+    if np.isnan(row["variance_share"]):
+        return (
+            f"At {place(evidence, site)} the activations spread over {spread}, and no direction separates the labels."
+        )
+    return (
+        f"At {place(evidence, site)} the activations spread over {spread}, and the direction carries "
+        f"{100 * row['variance_share']:.1f} % of their variance, the first principal component "
+        f"{100 * row['pc1_share']:.1f} %."
+    )
+
+
+def _enough(evidence: Evidence, site: int) -> str:
+    curve = evidence.learning[evidence.learning["site"].eq(site)].dropna(subset="d")
+    if curve.empty:
+        return missing(evidence, site, "sites", "crossfit_d")
+    last = curve.iloc[-1]
+    if not evidence.sites.loc[site, "crossfit_d_low"] > 0:
+        return f"At {place(evidence, site)}, {last['size']:.0f} prompts are not enough for more than chance."
+    enough = curve[curve["d"] >= 0.95 * last["d"]].iloc[0]
+    if enough["size"] == last["size"]:
+        most = f"{last['d']:.2f} at {last['size']:.0f}"
+        return f"At {place(evidence, site)} d still grows with prompts, to {most}: more would help."
+    return (
+        f"At {place(evidence, site)}, {enough['size']:.0f} prompts give 95 % of the d that {last['size']:.0f} give "
+        f"({enough['d']:.2f} of {last['d']:.2f}), with cosine {enough['cosine']:.2f} to the full direction."
+    )
+
+
+_ANSWERS: dict[str, Callable[[Evidence, int], str]] = {
+    "fit": _fit,
+    "hold": _hold,
+    "chance": _chance,
+    "harm": _harm,
+    "simpler": _simpler,
+    "refusing": _refusing,
+    "space": _space,
+    "enough": _enough,
+}
