@@ -26,7 +26,8 @@ class Baseline:
         name: one of :data:`BASELINES`.
         score: ``(prompt,)``: cross-fitted on fitted prompts, on the others by a rule learnt from all fitted ones;
             higher means more harmful by that rule; mean over the repeats.
-        d, auroc: on the fitted prompts, cross-fitted, mean over the repeats.
+        d: on the fitted prompts, cross-fitted, mean over the repeats.
+        auroc: the same.
         reason: why the numbers are NaN, or None.
     """
 
@@ -53,11 +54,13 @@ def text_baselines(
     balanced).
 
     Args:
-        prompts: with ``text`` and ``n_tokens``, one row a prompt.
+        prompts: with ``text`` and ``n_tokens``, one row per prompt.
         fitted: ``(prompt,)`` bool.
         labels: ``(fitted prompt,)`` bool, harmful.
         groups: ``(fitted prompt,)`` what has to stay in one fold.
-        folds, repeats, seed: of the cross-fitting.
+        folds: of the cross-fitting.
+        repeats: how often the folds are dealt anew.
+        seed: of the folds.
     """
     text = prompts["text"].astype(str)
     features = {
@@ -83,12 +86,13 @@ def _feature_baseline(
 
     def towards_harmful(training: np.ndarray, scored: np.ndarray) -> np.ndarray:
         harmful, harmless = known[training & labels].mean(), known[training & ~labels].mean()
-        return np.sign(harmful - harmless) * (scored - (harmful + harmless) / 2)
+        distance: np.ndarray = np.sign(harmful - harmless) * (scored - (harmful + harmless) / 2)
+        return distance
 
     held_out = np.empty(fold.shape)
-    for row, of_prompt in zip(held_out, fold, strict=True):
+    for row, folds_of_repeat in zip(held_out, fold, strict=True):
         for k in range(fold.max() + 1):
-            row[of_prompt == k] = towards_harmful(of_prompt != k, known[of_prompt == k])
+            row[folds_of_repeat == k] = towards_harmful(folds_of_repeat != k, known[folds_of_repeat == k])
     return _held_out_baseline(name, held_out, fitted, labels, towards_harmful(np.ones(len(known), bool), values))
 
 
@@ -96,9 +100,9 @@ def _tfidf_baseline(text: np.ndarray, fitted: np.ndarray, labels: np.ndarray, fo
     known = text[fitted]
     held_out = np.empty(fold.shape)
     try:
-        for row, of_prompt in zip(held_out, fold, strict=True):
+        for row, folds_of_repeat in zip(held_out, fold, strict=True):
             for k in range(fold.max() + 1):
-                rest = of_prompt != k
+                rest = folds_of_repeat != k
                 row[~rest] = _classifier().fit(known[rest], labels[rest]).decision_function(known[~rest])
         score = _classifier().fit(known, labels).decision_function(text)
     except ValueError as error:

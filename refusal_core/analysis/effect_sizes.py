@@ -38,7 +38,7 @@ VARIANCE_COLUMNS = (
 
 
 def cohens_d(harmful: np.ndarray, harmless: np.ndarray) -> float:
-    """Mean difference over ``sqrt((s1² + s2²) / 2)`` with ``ddof=0``, as published; NaN without spread.
+    """Return the mean difference over ``sqrt((s1² + s2²) / 2)`` with ``ddof=0``, as published; NaN without spread.
 
     Cohen (1988), section 2.2; the equal-weight pooling is Experiment 0's.
     """
@@ -51,7 +51,7 @@ def cohens_d(harmful: np.ndarray, harmless: np.ndarray) -> float:
 
 
 def hedges_g(harmful: np.ndarray, harmless: np.ndarray) -> float:
-    """Cohen's d with ``ddof=1`` pooling, times ``1 - 3 / (4 df - 1)`` for small samples (Hedges 1981)."""
+    """Return Cohen's d with ``ddof=1`` pooling, times ``1 - 3 / (4 df - 1)`` for small samples (Hedges 1981)."""
     n1, n2 = len(harmful), len(harmless)
     df = n1 + n2 - 2
     if df < 1:
@@ -63,7 +63,7 @@ def hedges_g(harmful: np.ndarray, harmless: np.ndarray) -> float:
 
 
 def auroc(harmful: np.ndarray, harmless: np.ndarray) -> float:
-    """Chance that a harmful prompt projects above a harmless one, ties counted half (Hanley & McNeil 1982)."""
+    """Return the chance that a harmful prompt projects above a harmless one, ties as halves (Hanley & McNeil 1982)."""
     if len(harmful) == 0 or len(harmless) == 0:
         return float("nan")
     ranks = stats.rankdata(np.concatenate([harmful, harmless]))
@@ -72,19 +72,19 @@ def auroc(harmful: np.ndarray, harmless: np.ndarray) -> float:
 
 
 def mean_crossings(harmful: np.ndarray, harmless: np.ndarray) -> int:
-    """The report's "overlap count": harmful below the harmless mean plus harmless above the harmful mean."""
+    """Return the report's "overlap count": harmful below the harmless mean plus harmless above the harmful mean."""
     return int((harmful < harmless.mean()).sum() + (harmless > harmful.mean()).sum())
 
 
 def range_overlap(harmful: np.ndarray, harmless: np.ndarray) -> int:
-    """Prompts of either label inside the other label's range: what "overlap" means to most readers."""
+    """Count the prompts of either label inside the other label's range: what "overlap" means to most readers."""
     inside = (harmful >= harmless.min()) & (harmful <= harmless.max())
     inside_other = (harmless >= harmful.min()) & (harmless <= harmful.max())
     return int(inside.sum() + inside_other.sum())
 
 
 def log10_p(t: float, df: float) -> float:
-    """Base-10 logarithm of the two-sided p-value of Student's t, exact also where the p-value itself underflows.
+    """Return the base-10 logarithm of the two-sided p-value of Student's t, exact where p itself underflows.
 
     ``p = I_x(df/2, 1/2)`` with ``x = df / (df + t²)``, and (DLMF 8.17.8)
     ``I_x(a, b) = x^a (1-x)^b / (a B(a, b)) · 2F1(a+b, 1; a+1; x)``, whose logarithm does not underflow.
@@ -107,7 +107,7 @@ def log10_p(t: float, df: float) -> float:
 
 
 def layer_statistics(projections: np.ndarray, is_harmful: np.ndarray, magnitude: np.ndarray) -> pd.DataFrame:
-    """The in-sample statistics of every site, published names first.
+    """Return the in-sample statistics of every site, published names first.
 
     Args:
         projections: ``(prompt, site)`` in-sample projections of the contrast set.
@@ -115,7 +115,7 @@ def layer_statistics(projections: np.ndarray, is_harmful: np.ndarray, magnitude:
         magnitude: ``(site,)`` norm of the direction before it was normalised.
 
     Returns:
-        One row a site with ``site``, ``layer`` (missing at the final norm), the published columns, then ``log10_p``,
+        One row per site with ``site``, ``layer`` (missing at the final norm), the published columns, then ``log10_p``,
         ``hedges_g``, ``auroc`` and ``range_overlap``. Numbers that do not exist (no spread at a site) are NaN.
     """
     n_sites = projections.shape[1]
@@ -164,7 +164,15 @@ def layer_statistics(projections: np.ndarray, is_harmful: np.ndarray, magnitude:
 
 
 def percentile(value: np.ndarray | float, reference: np.ndarray) -> np.ndarray:
-    """Percent of the reference values below ``value``, ties counted half; 0 to 100, elementwise over ``value``."""
+    """Return the percent of the reference values below ``value``, ties counted half.
+
+    Args:
+        value: one, or ``(…)`` of them.
+        reference: ``(prompt,)``.
+
+    Returns:
+        ``(…)``, 0 to 100.
+    """
     ordered = np.sort(reference)
     below = np.searchsorted(ordered, value, side="left")
     up_to = np.searchsorted(ordered, value, side="right")
@@ -172,13 +180,14 @@ def percentile(value: np.ndarray | float, reference: np.ndarray) -> np.ndarray:
 
 
 def plausible_band(harmful: np.ndarray, harmless: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The interval of projections in which both labels are plausible, lower end first.
+    """Return the interval of projections in which both labels are plausible, lower end first.
 
     Between the 5th percentile of the harmful and the 95th of the harmless projections: where the labels overlap a
     prompt in it is unusual for neither, where they are disjoint it is about the gap between them.
 
     Args:
-        harmful, harmless: ``(prompt, …)`` projections.
+        harmful: ``(prompt, …)`` projections.
+        harmless: ``(prompt, …)`` projections.
 
     Returns:
         Two of ``(…)``.

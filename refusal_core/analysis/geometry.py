@@ -33,7 +33,8 @@ class Components:
     @property
     def scores(self) -> np.ndarray:
         """``(prompt, component)`` projections on the components, in activation units."""
-        return self.vectors * np.sqrt(self.values)
+        scores: np.ndarray = self.vectors * np.sqrt(self.values)
+        return scores
 
     @property
     def shares(self) -> np.ndarray:
@@ -41,14 +42,24 @@ class Components:
         return self.values / self.variance
 
     def project(self, cross_gram: Gram, count: int) -> np.ndarray:
-        """Scores of other prompts: ``(prompt, other)`` inner products to ``(other, count)``."""
-        return cross_gram.T @ (self.vectors[:, :count] / np.sqrt(self.values[:count]))
+        """Return the scores of other prompts on the first components.
+
+        Args:
+            cross_gram: ``(prompt, other)`` inner products of the fitted prompts with the others.
+            count: of components.
+
+        Returns:
+            ``(other, count)`` in activation units.
+        """
+        scores: np.ndarray = cross_gram.T @ (self.vectors[:, :count] / np.sqrt(self.values[:count]))
+        return scores
 
 
 def principal_components(gram: Gram, count: int) -> Components:
-    """Eigenvectors of the centred Gram matrix, ``(prompt, prompt)``; none where activations are constant.
+    """Return the eigenvectors of the centred Gram matrix; none where activations are constant.
 
     Args:
+        gram: ``(prompt, prompt)``.
         count: how many are needed; of a matrix that is held all come.
     """
     if isinstance(gram, InnerProducts):
@@ -56,17 +67,17 @@ def principal_components(gram: Gram, count: int) -> Components:
         values, vectors = eigh(gram.covariance, subset_by_index=(max(width - count, 0), width - 1))
     else:
         values, vectors = np.linalg.eigh(gram)
-    kept = np.flatnonzero(values > _RANK_TOLERANCE * max(values[-1], np.finfo(float).tiny))[::-1]
-    vectors, variance = vectors[:, kept], float(values[kept].sum())
+    positive = np.flatnonzero(values > _RANK_TOLERANCE * max(values[-1], np.finfo(float).tiny))[::-1]
+    vectors, variance = vectors[:, positive], float(values[positive].sum())
     if isinstance(gram, InnerProducts):
-        vectors, variance = gram.along(vectors) / np.sqrt(values[kept]), float(gram.diagonal().sum())
+        vectors, variance = gram.along(vectors) / np.sqrt(values[positive]), float(gram.diagonal().sum())
     # The sign of an eigenvector is arbitrary; a fixed one makes runs comparable.
     largest = np.abs(vectors).argmax(axis=0)
-    return Components(vectors * np.sign(vectors[largest, np.arange(len(kept))]), values[kept], variance)
+    return Components(vectors * np.sign(vectors[largest, np.arange(len(positive))]), values[positive], variance)
 
 
 def effective_dimension(gram: Gram) -> float:
-    """How many directions the variance is spread over: the participation ratio ``(Σλ)² / Σλ²``.
+    """Return over how many directions the variance is spread: the participation ratio ``(Σλ)² / Σλ²``.
 
     Litwin-Kumar et al. 2017, equation 1.
 
@@ -78,7 +89,7 @@ def effective_dimension(gram: Gram) -> float:
 
 
 def variance_share(gram: Gram, weights: np.ndarray) -> float:
-    """Share of the activations' total variance that lies along the direction: ``‖K w‖² / (wᵀ K w · tr K)``.
+    """Return the share of the activations' total variance that lies along the direction: ``‖K w‖² / (wᵀ K w · tr K)``.
 
     Args:
         gram: ``(prompt, prompt)``, centred.
@@ -90,11 +101,12 @@ def variance_share(gram: Gram, weights: np.ndarray) -> float:
 
 
 def cosine(gram: Gram, weights: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Cosine of two directions of every draw: ``wᵀ K u / (‖·‖ ‖·‖)``.
+    """Return the cosine of two directions of every draw: ``wᵀ K u / (‖·‖ ‖·‖)``.
 
     Args:
         gram: ``(prompt, prompt)``.
-        weights, other: ``(draw, prompt)``; either may be ``(1, prompt)``.
+        weights: ``(draw, prompt)`` or ``(1, prompt)`` of one direction.
+        other: ``(draw, prompt)`` or ``(1, prompt)`` of the other.
 
     Returns:
         ``(draw,)``; NaN where a direction has no length.
@@ -125,12 +137,12 @@ def silhouette(gram: np.ndarray, is_harmful: np.ndarray) -> float:
 
 
 def mean_weights(gram: Gram) -> np.ndarray:
-    """``(prompt,)`` weights of the mean of one label's prompts, whose ``(prompt, prompt)`` inner products are given."""
+    """Return the ``(prompt,)`` weights of a label's mean activation; ``gram`` is of its prompts."""
     return np.full(len(gram), 1 / len(gram))
 
 
 def geometric_median_weights(gram: Gram) -> np.ndarray:
-    """The point with the least summed distance to the prompts, as their weighted mean (Weiszfeld 1937).
+    """Return the point with the least summed distance to the prompts, as their weighted mean (Weiszfeld 1937).
 
     Args:
         gram: ``(prompt, prompt)`` of one label's prompts.
@@ -154,7 +166,7 @@ def geometric_median_weights(gram: Gram) -> np.ndarray:
 
 
 def residual_geometry(gram: Gram, on_mean: np.ndarray, mean_square: float, is_harmful: np.ndarray) -> dict[str, float]:
-    """The columns of heretic's table of residual geometry (Weidmann 2025), under its names.
+    """Return the columns of heretic's table of residual geometry (Weidmann 2025), under its names.
 
     ``g`` and ``b`` are the mean activations of harmless and harmful prompts, ``r = b - g``, a star marks geometric
     medians in place of means; ``S(x,y)`` is a cosine, ``|x|`` a norm in activation units. Its last column, ``Silh``,
@@ -191,7 +203,7 @@ def residual_geometry(gram: Gram, on_mean: np.ndarray, mean_square: float, is_ha
 def random_direction_d(
     components: Components, is_harmful: np.ndarray, draws: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """|d| of the contrast set along directions that know nothing of the labels.
+    """Return |d| of the contrast set along directions that know nothing of the labels.
 
     - ``isotropic``: all directions of the space alike. The projections of X on a standard normal vector are normal
       with covariance ``K``, so they are drawn as ``U √Λ z`` and equal directions drawn in all of d_model dimensions.
@@ -202,6 +214,7 @@ def random_direction_d(
         components: of the fitted prompts.
         is_harmful: ``(prompt,)`` bool.
         draws: how many of the first two kinds.
+        rng: draws the directions.
 
     Returns:
         kind → ``(direction,)`` absolute Cohen's d.

@@ -32,21 +32,25 @@ class InnerProducts:
     __array_ufunc__ = None  # numpy leaves products with this to the methods below
 
     def __init__(self, hidden_site: np.ndarray, mean: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> None:
+        """Compute nothing yet; arguments as above."""
         self._hidden, self._mean, self._rows, self._columns = hidden_site, mean, rows, columns
 
     def __len__(self) -> int:
+        """Return the number of rows."""
         return len(self._rows)
 
     @property
     def T(self) -> InnerProducts:
+        """The same products, rows and columns exchanged."""
         return InnerProducts(self._hidden, self._mean, self._columns, self._rows)
 
     def __getitem__(self, key: Any) -> InnerProducts:
+        """Select rows, or rows and columns, by slices, positions, masks or ``np.ix_``."""
         rows, columns = key if isinstance(key, tuple) else (key, slice(None))
         return InnerProducts(self._hidden, self._mean, _chosen(self._rows, rows), _chosen(self._columns, columns))
 
     def __rmatmul__(self, weights: np.ndarray) -> np.ndarray:
-        """``weights @ K``: ``(…, row)`` to ``(…, column)``."""
+        """Return ``weights @ K``: ``(…, row)`` to ``(…, column)``."""
         along = sum(weights[..., part] @ block for part, block in self._blocks(self._rows))
         products = np.empty((*weights.shape[:-1], len(self._columns)))
         for part, block in self._blocks(self._columns):
@@ -54,21 +58,22 @@ class InnerProducts:
         return products
 
     def __matmul__(self, weights: np.ndarray) -> np.ndarray:
-        """``K @ weights``: ``(column, …)`` to ``(row, …)``."""
+        """Return ``K @ weights``: ``(column, …)`` to ``(row, …)``."""
         return (weights.T @ self.T).T
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """The matrix itself, ``(row, column)``; for few prompts."""
+        """Return the matrix itself, ``(row, column)``; for few prompts."""
         rows, columns = (
-            np.concatenate([block for _, block in self._blocks(each)]) for each in (self._rows, self._columns)
+            np.concatenate([block for _, block in self._blocks(prompts)]) for prompts in (self._rows, self._columns)
         )
         return np.asarray(rows @ columns.T, dtype)
 
     def diagonal(self) -> np.ndarray:
-        """``(row,)`` squared distances from the mean."""
+        """Return ``(row,)`` squared distances from the mean."""
         return self._squares
 
     def any(self) -> bool:
+        """Return whether any activation differs from the mean."""
         return bool(self._squares.any())
 
     @cached_property
@@ -80,7 +85,7 @@ class InnerProducts:
         return total
 
     def along(self, axes: np.ndarray) -> np.ndarray:
-        """``X[rows]`` on ``(d_model, axis)`` axes: ``(row, axis)``."""
+        """Return ``X[rows]`` on ``(d_model, axis)`` axes: ``(row, axis)``."""
         return np.concatenate([block @ axes for _, block in self._blocks(self._rows)])
 
     @cached_property
@@ -88,7 +93,7 @@ class InnerProducts:
         return np.concatenate([np.einsum("pd,pd->p", block, block) for _, block in self._blocks(self._rows)])
 
     def _blocks(self, prompts: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-        """Centred activations in blocks, and which of the prompts they are of."""
+        """Yield centred activations in blocks, and which of the prompts they are of."""
         for start in range(0, len(prompts), BLOCK):
             block = prompts[start : start + BLOCK]
             yield slice(start, start + len(block)), self._hidden[block] - self._mean
@@ -98,7 +103,7 @@ Gram = np.ndarray | InnerProducts
 
 
 def gram_matrix(hidden_site: np.ndarray, fitted: np.ndarray | None = None) -> Gram:
-    """``K = X Xᵀ`` of one site's activations, centred by their mean, which no difference between prompts feels.
+    """Return ``K = X Xᵀ`` of one site's activations, centred by their mean, which no difference between prompts feels.
 
     Args:
         hidden_site: ``(prompt, d_model)`` activations.
@@ -115,7 +120,7 @@ def gram_matrix(hidden_site: np.ndarray, fitted: np.ndarray | None = None) -> Gr
 
 
 def gram_matrices(hidden_site: np.ndarray, fitted: np.ndarray) -> Gram:
-    """Inner products of all prompts with each other after the mean of the *fitted* ones is taken off.
+    """Return inner products of all prompts with each other after the mean of the *fitted* ones is taken off.
 
     Args:
         hidden_site: ``(prompt, d_model)`` activations.
@@ -137,11 +142,12 @@ def gram_matrices(hidden_site: np.ndarray, fitted: np.ndarray) -> Gram:
     if len(hidden_site) > EXPLICIT:
         return products
     centred = hidden_site - mean
-    return centred @ centred.T
+    gram: np.ndarray = centred @ centred.T
+    return gram
 
 
 def mean_activation(hidden_site: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Mean of the chosen prompts' activations: ``(…, d_model)`` float64.
+    """Return the mean of the chosen prompts' activations: ``(…, d_model)`` float64.
 
     Args:
         hidden_site: ``(prompt, …, d_model)`` activations, which may be in a file.
@@ -154,7 +160,7 @@ def mean_activation(hidden_site: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def mean_products(hidden_site: np.ndarray, fitted: np.ndarray) -> tuple[np.ndarray, float]:
-    """Inner products of the fitted prompts' centred activations with their mean, and of the mean with itself.
+    """Return inner products of the fitted prompts' centred activations with their mean, and of the mean with itself.
 
     Args:
         hidden_site: ``(prompt, d_model)`` activations.

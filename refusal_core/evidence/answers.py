@@ -106,10 +106,10 @@ def _harm(evidence: Evidence, site: int) -> str:
         )
         words = words_auroc(evidence, source)
         if words >= row["auroc"]:
-            said = f"{number}{pairs}: more than chance, but words alone (TF–IDF) reach AUROC {words:.2f} there too."
+            meaning = f"{number}{pairs}: more than chance, but words alone (TF–IDF) reach AUROC {words:.2f} there too."
         else:
-            said = f"{number}{pairs}: it is about harm, as far as these prompts show it."
-        return " ".join([said, *contrary(evidence, site, source)])
+            meaning = f"{number}{pairs}: it is about harm, as far as these prompts show it."
+        return " ".join([meaning, *contrary(evidence, site, source)])
     if row["d_high"] < 0:
         return f"{number}: it puts harmless prompts on the harmful side, so it is about something else."
     held = evidence.sites.loc[site, "crossfit_d_low"] > 0
@@ -126,8 +126,8 @@ def _simpler(evidence: Evidence, site: int) -> str:
         best = own.loc[own["auroc"].idxmax()]
         name = "TF–IDF of the words" if best["baseline"] == TFIDF else best["baseline"]
         ours = row["crossfit_auroc"]
-        said = "which the direction does not exceed" if best["auroc"] >= ours else "less than the direction"
-        parts.append(f"the best text-only baseline, {name}, reaches AUROC {best['auroc']:.2f}, {said} ({ours:.2f})")
+        meaning = "which the direction does not exceed" if best["auroc"] >= ours else "less than the direction"
+        parts.append(f"the best text-only baseline, {name}, reaches AUROC {best['auroc']:.2f}, {meaning} ({ours:.2f})")
     if np.isfinite(row["length_d"]):
         gone = "" if row["length_d_low"] > 0 else f", {NO_DIFFERENCE}"
         parts.append(f"with prompt length regressed out, cross-fitted d is {with_interval(row, 'length_d')}{gone}")
@@ -145,14 +145,15 @@ def _refusing(evidence: Evidence, site: int) -> str:
         f"projection and refusal log-odds correlate within the labels with Spearman's rho = {with_interval(row, 'rho')}"
     )
     if row["rho_low"] > 0:
-        said = "prompts that lie further along the direction are refused more"
+        meaning = "prompts that lie further along the direction are refused more"
     elif row["rho_high"] < 0:
-        said = "prompts that lie further along the direction are refused less"
+        meaning = "prompts that lie further along the direction are refused less"
     else:
-        said = f"a link with the model's own refusals is {NO_DIFFERENCE}"
+        meaning = f"a link with the model's own refusals is {NO_DIFFERENCE}"
     cosine = evidence.sites.loc[site, "behaviour_cosine"]
-    beside = f"; the direction of what it refuses has cosine {cosine:.2f} with this one" if np.isfinite(cosine) else ""
-    return f"At {place(evidence, site)} {number}: {said}{beside}."
+    if np.isfinite(cosine):
+        meaning += f"; the direction of what it refuses has cosine {cosine:.2f} with this one"
+    return f"At {place(evidence, site)} {number}: {meaning}."
 
 
 def _space(evidence: Evidence, site: int) -> str:

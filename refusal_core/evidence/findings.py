@@ -45,15 +45,15 @@ def verdict(evidence: Evidence) -> str:
         )
     best = int(above["d"].idxmax())
     d, area = with_interval(above.loc[best], "d"), above.loc[best, "auroc"]
-    said = [f"On {source} the direction tells harm best at {place(evidence, best)} (d {d}, AUROC {area:.2f})."]
+    sentences = [f"On {source} the direction tells harm best at {place(evidence, best)} (d {d}, AUROC {area:.2f})."]
     if first is None:
-        said.append(f"It is above chance at {len(above)} of {evidence.n_sites} sites, but not up to the last.")
+        sentences.append(f"It is above chance at {len(above)} of {evidence.n_sites} sites, but not up to the last.")
     else:
-        said.append(
+        sentences.append(
             f"It is above chance from {place(evidence, first)} on{_onset_range(evidence, 'd', source)}, "
             f"{_above_words(evidence, source, first)}."
         )
-    return " ".join([*said, *contrary(evidence, best, source)])
+    return " ".join([*sentences, *contrary(evidence, best, source)])
 
 
 def sampling(evidence: Evidence) -> str:
@@ -77,7 +77,7 @@ def sampling(evidence: Evidence) -> str:
 
 
 def overview_table(evidence: Evidence) -> pd.DataFrame:
-    """Return the first picture as a table: one row a site, indexed by site, with the numbers of the main questions."""
+    """Return the first picture as a table: one row per site, with the numbers of the main questions."""
     sites = evidence.sites.set_index("site")
     columns = {
         "d in-sample": sites["in_sample_d"],
