@@ -22,7 +22,8 @@ from refusal_core.annotations import raters
 from refusal_core.behaviour.measurement import BEHAVIOUR
 from refusal_core.behaviour.openings import read_rules
 from refusal_core.figures.panels import AXES
-from refusal_core.pipeline import new_run
+from refusal_core.options import TOKEN_POSITION
+from refusal_core.pipeline.analysis import analyse
 from refusal_core.prompts.sets import prompt_id
 from refusal_core.runs import store
 
@@ -204,7 +205,7 @@ def _made_up(count: int, cache: Path, seed: int) -> str:
     hidden = np.random.default_rng(seed).normal(size=(len(prompts), _LAYERS + 1, _WIDTH)).astype(np.float32)
     hidden[:, :, 0] += np.where(is_harmful, 1, -1)[:, None] * np.linspace(0, 2, _LAYERS + 1, dtype=np.float32)
     few = np.r_[: min(SIZES), count : len(prompts)]
-    analysis = new_run.analyse(hidden[few], prompts.iloc[few].reset_index(drop=True))
+    analysis = analyse(hidden[few], prompts.iloc[few].reset_index(drop=True))
     projections = analysis.directions.project(hidden)
     stats = layer_statistics(projections[:count], is_harmful[:count], analysis.directions.magnitude)
     sets = [
@@ -230,7 +231,7 @@ def _made_up(count: int, cache: Path, seed: int) -> str:
             "sha256": None,
             "system_prompt": None,
             "default_system_prompt": None,
-            "token_position": new_run.TOKEN_POSITION,
+            "token_position": TOKEN_POSITION,
             "token_limit": 512,
         },
         "compute": {"device": "cpu", "dtype": "float32", "seed": 0},

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from making import make_run
 from synthetic import N_LAYERS, PLANTED_PROMPTS, RUN, WIDTH, intervene, save_synthetic_run, synthetic_prompts
 from tiny import PLANTED_SIGN, planted_model, tiny_model
 
 from refusal_core.models.opening import ChatModel, load_model
-from refusal_core.pipeline import new_run
 from refusal_core.runs import store
 
 
@@ -54,7 +54,7 @@ def tiny_chat_model(tiny_folder: Path) -> ChatModel:
 def tiny_run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> store.Run:
     """A run of the tiny model in a cache of its own."""
     cache = tmp_path_factory.mktemp("tiny")
-    return new_run.run(tiny_folder, "pairs", limit=12, dtype="float32", device="cpu", cache=cache).run
+    return make_run(tiny_folder, "pairs", limit_per_label=12, dtype="float32", device="cpu", cache=cache).run
 
 
 @pytest.fixture
@@ -87,6 +87,6 @@ def planted_run(planted_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     ]
     prompts = cache / "planted.csv"
     pd.DataFrame(rows, columns=["text", "label"]).to_csv(prompts, index=False)
-    made = new_run.run(planted_folder, str(prompts), cache=cache, dtype="float32").run
+    made = make_run(planted_folder, str(prompts), cache=cache, dtype="float32").run
     intervene(made, planted_folder)
     return made

@@ -59,7 +59,7 @@ def evaluate_run(hidden: np.ndarray, prompts: pd.DataFrame, **options) -> Eviden
     """The evidence of made-up activations, quickly."""
     fitted = prompts["fitted"].to_numpy()
     directions = fit_directions(hidden[fitted], harmful_rows(prompts)[fitted])
-    return evaluate(hidden, prompts, directions, **(QUICK | options))
+    return evaluate(hidden, prompts, directions, **(QUICK | options))[0]
 
 
 def labels_and_groups(n: int, paired: bool = True) -> tuple[np.ndarray, np.ndarray]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from refusal_core.behaviour.openings import read_rules
 from refusal_core.intervention import experiment
 from refusal_core.models.opening import load_model
-from refusal_core.pipeline import new_run
+from refusal_core.options import TOKEN_POSITION, InterventionOptions
+from refusal_core.pipeline.analysis import analyse
 from refusal_core.prompts.sets import prompt_id
 from refusal_core.runs import store
 
@@ -77,7 +77,7 @@ def synthetic_manifest(prompts: pd.DataFrame, n_layers: int, d_model: int) -> di
             "sha256": "0" * 64,
             "system_prompt": None,
             "default_system_prompt": None,
-            "token_position": new_run.TOKEN_POSITION,
+            "token_position": TOKEN_POSITION,
             "token_limit": 512,
         },
         "compute": {"device": "cpu", "dtype": "float32", "seed": 0, "engine": "process", "batch_note": BATCH_NOTE},
@@ -86,7 +86,7 @@ def synthetic_manifest(prompts: pd.DataFrame, n_layers: int, d_model: int) -> di
 
 def save_synthetic_run(hidden: np.ndarray, prompts: pd.DataFrame, cache: Path) -> None:
     """Analyse made-up activations ``(prompt, site, d_model)`` and store them as the run that page tests open."""
-    analysis = new_run.analyse(hidden.astype(np.float32), prompts)
+    analysis = analyse(hidden.astype(np.float32), prompts)
     store.save_run(
         RUN,
         synthetic_manifest(prompts, n_layers=hidden.shape[1] - 1, d_model=hidden.shape[2]),
@@ -119,12 +119,12 @@ def save_second_run(cache: Path) -> str:
 def intervene(run: store.Run, folder: Path, **options: object) -> pd.DataFrame:
     """Intervene on the planted model, with controls at every layer."""
     given = {
-        "limit": PLANTED_LIMIT,
+        "limit_per_label": PLANTED_LIMIT,
         "source": run.contrast_name,
         "random_directions": PLANTED_CONTROLS,
-        "control_layers": range(run.n_layers),
+        "control_layers": tuple(range(run.n_layers)),
     }
-    return experiment.record(run, load_model(folder, dtype="float32"), read_rules(), **(given | options))
+    return experiment.record(run, load_model(folder, dtype="float32"), InterventionOptions(**(given | options)))
 
 
 def save_large_run(cache: Path, n_prompts: int = 25_000, n_layers: int = 28) -> str:
@@ -132,7 +132,7 @@ def save_large_run(cache: Path, n_prompts: int = 25_000, n_layers: int = 28) -> 
     few = synthetic_prompts()
     rng = np.random.default_rng(5)
     hidden = rng.normal(size=(len(few), n_layers + 1, WIDTH)).astype(np.float32)
-    analysis = new_run.analyse(hidden, few)
+    analysis = analyse(hidden, few)
     rows = np.concatenate([np.arange(len(few)), rng.integers(0, int(few["fitted"].sum()), n_prompts - len(few))])
     prompts = few.iloc[rows].reset_index(drop=True)
     prompts.loc[len(few) :, "text"] += [f", again {place}" for place in range(len(few), n_prompts)]

@@ -22,8 +22,8 @@ from refusal_core.activations.passes import FinishedPasses
 from refusal_core.activations.reader import LastReading, ResidualReader, check_finite
 from refusal_core.errors import ModelError, PromptError
 from refusal_core.models.opening import ChatModel
+from refusal_core.options import TOKEN_LIMIT
 from refusal_core.progress import Progress, no_progress
-from refusal_core.prompts.sets import TOKEN_LIMIT
 
 EXTRACTING = "extracting (prompts)"
 

@@ -17,24 +17,37 @@ from sklearn.metrics import cohen_kappa_score
 from refusal_core.analysis.groups import MOST_REDRAWN, redraw_prompts, sample_groups
 from refusal_core.analysis.inference import interval
 from refusal_core.analysis.weighted_statistics import auroc_of_ranks, weighted_correlation, weighted_ranks
-from refusal_core.behaviour.openings import OPENING_TOKENS, OpeningRules
+from refusal_core.behaviour.openings import BUNDLED, OPENING_TOKENS, OpeningRules, read_rules
 from refusal_core.errors import RunError
 from refusal_core.models.opening import ChatModel
+from refusal_core.options import BehaviourOptions
 from refusal_core.progress import Progress, no_progress
 from refusal_core.runs.store import Run, read_addition, save_addition, writable_cache
 
 BEHAVIOUR = "behaviour"
+DEFAULTS = BehaviourOptions()
 _COLUMNS = {"prompt_id", "phrase_log_odds", "opening", "opening_label"}
 MEASURES = ("first token", "whole phrases", "opening rules")
 """The three ways in which a prompt can count as refused; see :func:`refused`."""
 
 
-def record(run: Run, chat_model: ChatModel, rules: OpeningRules, progress: Progress = no_progress) -> pd.DataFrame:
-    """Measure how the model answers every prompt of a run, and keep it beside the run.
+def record(
+    run: Run, chat_model: ChatModel, options: BehaviourOptions = DEFAULTS, progress: Progress = no_progress
+) -> pd.DataFrame:
+    """Measure how the model answers every prompt of a run, and store the result in the run's folder.
+
+    Args:
+        run: the run.
+        chat_model: its model.
+        options: how replies are read.
+        progress: called as prompts are answered.
 
     Returns:
-        One row a prompt: ``prompt_id, phrase_log_odds, opening, opening_label``. Of a model that thinks before it
+        One row per prompt: ``prompt_id, phrase_log_odds, opening, opening_label``. Of a model that thinks before it
         replies, what follows its thinking.
+
+    Raises:
+        RefusalError: when the rules cannot be read, the model cannot answer, or the result cannot be stored.
     """
     # The engine imports torch; what was measured is read without.
     from refusal_core.behaviour.replies import THINKING_TOKENS, read_replies
@@ -42,6 +55,7 @@ def record(run: Run, chat_model: ChatModel, rules: OpeningRules, progress: Progr
 
     # Not after minutes of work.
     writable_cache(run.path.parent)
+    rules = read_rules(options.rules or BUNDLED)
     started = time.perf_counter()
     replies = read_replies(reader_for(run, chat_model), run.prompts["text"].tolist(), rules.phrases, progress)
     table = pd.DataFrame(

@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: one file per group of verbs over the same functions as the API."""

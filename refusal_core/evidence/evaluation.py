@@ -136,8 +136,8 @@ def evaluate(
     random_directions: int = 1000,
     learning_draws: int = 20,
     progress: Progress = no_progress,
-) -> Evidence:
-    """Compute the evidence of a run.
+) -> tuple[Evidence, np.ndarray]:
+    """Compute the evidence of a run, and the cross-fitted projections that it rests on.
 
     Args:
         hidden: ``(prompt, site, d_model)`` activations of all prompts, fitted and transfer.
@@ -152,6 +152,9 @@ def evaluate(
         random_directions: how many of a kind.
         learning_draws: training samples of every size.
         progress: called once per site.
+
+    Returns:
+        The evidence, and ``(fitted prompt, site)`` float64 cross-fitted projections, 0 at the training folds' midpoint.
 
     Raises:
         ValueError: when the fitted prompts have one label only, or the shapes disagree.
@@ -175,7 +178,7 @@ def evaluate(
     workers = _workers(n_prompts, n_sites, d_model, len(design.contrast.sampled.is_harmful) * draws)
     collected = _answer_all(hidden, design, workers, progress)
     settings = {"permutations": permutations, "draws": draws, "d_model": d_model}
-    return _evidence(collected, design, directions, settings)
+    return _evidence(collected, design, directions, settings), np.stack(collected.held_out, axis=1)
 
 
 def _answer_all(hidden: np.ndarray, design: Design, workers: int, progress: Progress) -> Rows:

@@ -20,11 +20,13 @@ class Rows:
         rows: by table.
         draws: by number and source, ``(draw,)`` per site.
         components: a table per site.
+        held_out: ``(fitted prompt,)`` cross-fitted projections per site.
     """
 
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     draws: dict[tuple[str, str], list[np.ndarray]] = field(default_factory=dict)
     components: list[pd.DataFrame] = field(default_factory=list)
+    held_out: list[np.ndarray] = field(default_factory=list)
 
     def add(self, table: str, /, **columns: object) -> None:
         """Add a row to a table."""
@@ -42,6 +44,7 @@ class Rows:
         for name, draws in other.draws.items():
             self.draws.setdefault(name, []).extend(draws)
         self.components.extend(other.components)
+        self.held_out.extend(other.held_out)
 
     def table(self, name: str, columns: Iterable[str] = ()) -> pd.DataFrame:
         """Return the rows of a table; ``columns`` for one without any."""

@@ -73,6 +73,7 @@ def _answer_about_contrast(site: _Site, design: Design, answers: Rows) -> float:
     if sampled is not contrast:
         sampled_d = questions.does_it_fit(site.sampled_gram, sampled)[0]["in_sample_d"]
     held_out = contrast.crossfit(site.gram)
+    answers.held_out.append(held_out.projection)
     drawn = contrast.bootstrap.project_held_out(site.sampled_gram)
     chance, null = questions.is_it_chance(site.sampled_gram, sampled)
     answers.draws["null", CONTRAST], answers.draws["observed", CONTRAST] = [null], [np.array(sampled_d)]

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from refusal_core.options import PRESETS
+
 ABLATE, ADD, PLAIN = "ablate", "add", "none"
 FOUND = "found"
 
 OWN = -1
 """In place of the layer a direction was read at: every edited layer takes its own."""
-
-PRESETS = (9, 15, 18)
-"""The layers at which Experiment 0 proposes to intervene."""
 
 DOSES = (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0)
 CONTROL_DOSES = (-1.0, 1.0)

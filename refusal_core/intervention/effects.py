@@ -7,7 +7,8 @@ import pandas as pd
 from scipy.stats import t as student
 
 from refusal_core.analysis.inference import LEVEL, interval
-from refusal_core.intervention.conditions import ABLATE, ADD, COLUMNS, FOUND, OWN, PLAIN, PRESETS, candidate_layers
+from refusal_core.intervention.conditions import ABLATE, ADD, COLUMNS, FOUND, OWN, PLAIN, candidate_layers
+from refusal_core.options import PRESETS
 from refusal_core.prompts.sets import LABELS
 from refusal_core.runs.store import Run
 

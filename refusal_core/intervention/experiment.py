@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.activations.passes import FinishedPasses
-from refusal_core.behaviour.openings import OPENING_TOKENS, OpeningRules
+from refusal_core.behaviour.openings import OPENING_TOKENS, OpeningRules, read_rules
 from refusal_core.errors import ModelError, RefusalError, RunError
 from refusal_core.intervention.conditions import (
     ABLATE,
@@ -28,7 +28,6 @@ from refusal_core.intervention.conditions import (
     FOUND,
     OWN,
     PLAIN,
-    PRESETS,
     Condition,
     doses_and_controls,
     sweep,
@@ -36,10 +35,10 @@ from refusal_core.intervention.conditions import (
 from refusal_core.intervention.controls import control_names
 from refusal_core.intervention.effects import published_choice, strongest_layer
 from refusal_core.intervention.vectors import Vectors, all_vectors, own_vectors
+from refusal_core.options import PRESETS, InterventionOptions
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts.sets import LABELS
 from refusal_core.runs.store import (
-    ADDITIONS,
     Run,
     check_shape,
     read_addition,
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     from refusal_core.pipeline.scoring import Scorer
 
 INTERVENTION = "intervention"
+DEFAULTS = InterventionOptions()
 SWEEPING = "sweeping layers (passes)"
 CONTROLLING = "controls and doses (passes)"
 
@@ -88,7 +88,7 @@ def chosen_prompts(run: Run, limit: int, source: str | None = None) -> np.ndarra
     table = run.prompts[run.rows(source=None if source == run.contrast_name else source)]
     counts = table.groupby(["n_tokens", "label"]).size().unstack(fill_value=0)
     if not set(LABELS) <= set(counts.columns):
-        raise RunError(f"the set {source!r} has no prompts of both labels; choose another with --source")
+        raise RunError(f"the set {source!r} has no prompts of both labels; choose another")
     lacking = dict.fromkeys(LABELS, limit)
     rows: list[int] = []
     while any(lacking.values()) and len(counts):
@@ -102,35 +102,18 @@ def chosen_prompts(run: Run, limit: int, source: str | None = None) -> np.ndarra
 
 
 def record(
-    run: Run,
-    chat_model: ChatModel,
-    rules: OpeningRules,
-    *,
-    limit: int = 16,
-    source: str | None = None,
-    random_directions: int = 20,
-    control_layers: Sequence[int] = PRESETS,
-    span: tuple[int, int] | None = None,
-    positions: int | None = None,
-    tokens: str = "all",
-    seed: int = 0,
-    progress: Progress = no_progress,
+    run: Run, chat_model: ChatModel, options: InterventionOptions = DEFAULTS, progress: Progress = no_progress
 ) -> pd.DataFrame:
-    """Intervene on a run's model and keep what happened beside the run; goes on where it was stopped.
+    """Intervene on a run's model and store what happened in the run's folder; goes on where it was stopped.
 
     Args:
-        limit: prompts a label.
-        source: see :func:`chosen_prompts`.
-        random_directions: random control directions a layer; the permuted and the orthogonal one come on top.
-        control_layers: where controls are measured, besides the layer of the published choice; of :data:`PRESETS`,
-            those that the model has.
-        span: first and last layer of a range to ablate together, each layer its own direction.
-        positions: how many of the template's closing tokens the published rule may choose from, the last ones; all by
-            default, as published.
-        tokens: which tokens are edited, see :class:`refusal_core.steering.Edit`.
+        run: the run.
+        chat_model: its model.
+        options: which prompts, edits and controls. Of the control layers in :data:`PRESETS`, those that the model has.
+        progress: called as passes are computed.
 
     Returns:
-        One row a condition and prompt: the columns of :class:`.Condition`, then ``prompt_id,
+        One row per condition and prompt: the columns of :class:`.Condition`, then ``prompt_id,
         refusal_log_odds, kl, opening, opening_label``. ``kl`` is the Kullback–Leibler divergence, in nats, of the first
         reply token's distribution under the edit from the one without.
 
@@ -139,45 +122,35 @@ def record(
     """
     from refusal_core.pipeline.scoring import reader_for
 
-    if span is not None and not 0 <= min(span) <= max(span) < run.n_layers:
-        raise RefusalError(f"expected a range of layers from 0 to {run.n_layers - 1}, got {span[0]} to {span[1]}")
-    for layer in set(control_layers) - set(PRESETS):
-        if not 0 <= layer < run.n_layers:
-            raise RefusalError(f"expected control layers from 0 to {run.n_layers - 1}, got {layer}")
-    if seed < 0:
-        raise RefusalError(f"expected a seed of 0 or more, got {seed}")
-    if min(limit, positions or 1) < 1 or random_directions < 2:
-        raise RefusalError(
-            "expected at least 1 prompt a label, 1 token position and 2 random directions, got "
-            f"{limit}, {positions} and {random_directions}"
-        )
+    _check_layers(run, options)
+    rules, span, tokens = read_rules(), options.layer_range, options.tokens
     # Not after minutes of work.
     writable_cache(run.path.parent)
-    rows = chosen_prompts(run, limit, source)
+    rows = chosen_prompts(run, options.limit_per_label, options.source)
     reader = reader_for(run, chat_model)
     _require_reply(reader)
     request = {
         "model": chat_model.info.fingerprint,
         "compute": [chat_model.device, chat_model.dtype],
         "prompt_ids": run.prompts["prompt_id"].iloc[rows].tolist(),
-        "random_directions": random_directions,
+        "random_directions": options.random_directions,
         "tokens": tokens,
-        "seed": seed,
+        "seed": options.seed,
         "opening_tokens": OPENING_TOKENS,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    names = control_names(random_directions)
+    names = control_names(options.random_directions)
     under_way = unfinished_work(run.path / f".{INTERVENTION}", f"intervening on {run.run_id}")
     with under_way as folder, FinishedPasses(folder / "passes.jsonl", request) as finished:
         digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()
         path = folder / "vectors.safetensors"
-        vectors = all_vectors(run, reader, random_directions, seed, path, digest, progress)
-        considered = sorted(vectors.distance)[-(positions or len(vectors.distance)) :]
+        vectors = all_vectors(run, reader, options.random_directions, options.seed, path, digest, progress)
+        considered = sorted(vectors.distance)[-(options.positions or len(vectors.distance)) :]
         swept = sweep(run.n_layers, considered, span)
         table = _measure(run, reader, vectors, rules, rows, swept, tokens, finished, SWEEPING, progress)
         chosen = published_choice(run, table)
         layer, position = (strongest_layer(run), -1) if chosen is None else (chosen["read_at"], chosen["position"])
-        at = sorted({*control_layers, int(layer)} & set(range(run.n_layers)))
+        at = sorted({*options.control_layers, int(layer)} & set(range(run.n_layers)))
         later = doses_and_controls(run.n_layers, int(layer), int(position), at, names, span)
         later = [condition for condition in later if condition not in set(swept)]
         controls = _measure(run, reader, vectors, rules, rows, later, tokens, finished, CONTROLLING, progress)
@@ -185,8 +158,8 @@ def record(
         table = pd.concat([table, controls]).drop_duplicates([*COLUMNS, "prompt_id"], keep="last", ignore_index=True)
         manifest = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "compute": {"device": chat_model.device, "dtype": chat_model.dtype, "seed": seed},
-            "prompts": {"source": str(run.prompts["source"].iloc[rows[0]]), "limit": limit},
+            "compute": {"device": chat_model.device, "dtype": chat_model.dtype, "seed": options.seed},
+            "prompts": {"source": str(run.prompts["source"].iloc[rows[0]]), "limit": options.limit_per_label},
             "tokens": tokens,
             "positions": considered,
             "dose_layer": int(layer),
@@ -199,6 +172,16 @@ def record(
         }
         save_addition(run, INTERVENTION, table, manifest)
     return table
+
+
+def _check_layers(run: Run, options: InterventionOptions) -> None:
+    """Raise RefusalError for a layer that the run's model does not have."""
+    span, last = options.layer_range, run.n_layers - 1
+    if span is not None and not 0 <= min(span) <= max(span) <= last:
+        raise RefusalError(f"expected a range of layers from 0 to {last}, got {span[0]} to {span[1]}")
+    for layer in set(options.control_layers) - set(PRESETS):
+        if not 0 <= layer <= last:
+            raise RefusalError(f"expected control layers from 0 to {last}, got {layer}")
 
 
 @dataclass(frozen=True)
@@ -243,7 +226,7 @@ def recorded(run: Run) -> tuple[pd.DataFrame, dict] | None:
     if found is None:
         return None
     table, manifest = found
-    again = f"measure it again with `python -m refusal_core {ADDITIONS[INTERVENTION]} {run.run_id} --again`"
+    again = "measure it again"
     check_shape(manifest, _MANIFEST_SHAPE, run.run_id, f"{INTERVENTION}.json", again)
     fault = _fault(run, table, manifest["dose_layer"])
     if fault:

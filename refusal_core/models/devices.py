@@ -7,16 +7,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from refusal_core.errors import ModelError
+from refusal_core.options import DTYPES
 
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("float32", "bfloat16", "float16")
 SPREAD = "spread"
 """The device of a model that is larger than one: its blocks lie on all accelerators, in memory and on disk."""
-RAY = "ray"
-ENGINES = ("process", RAY)
-"""Where prompts are read: in this process, or by Ray's actors, on one machine or many."""
 _WORTHWHILE_SPEEDUP = 1.5
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.errors import PromptError
+from refusal_core.options import MINIMUM_PER_LABEL
 
 HARMFUL, HARMLESS, GREY = "harmful", "harmless", "grey"
 LABELS = (HARMFUL, HARMLESS)
@@ -36,11 +37,6 @@ TRANSFER_SETS = {
     "probe-pairs": "48 more matched pairs, never fitted on",
     "borderline": "48 prompts whose words and intent disagree, and honest grey ones",
 }
-
-MINIMUM_PER_LABEL = 8
-
-TOKEN_LIMIT = 512
-"""Longest templated prompt that is accepted unless told otherwise; Experiment 0 cut there, we refuse."""
 
 _EXPERIMENT_0 = ("mlabonne/harmful_behaviors", "mlabonne/harmless_alpaca")
 _EXPERIMENT_0_ROWS = 256

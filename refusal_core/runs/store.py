@@ -43,8 +43,8 @@ PROJECTIONS = "projections.parquet"
 LAYER_STATS = "layer_stats.parquet"
 DIRECTIONS = "directions.safetensors"
 ACTIVATIONS = "activations.safetensors"
-ADDITIONS = {"behaviour": "behaviour", "intervention": "intervene"}
-"""Later measurements that may lie beside a run's own files, and the verb that makes each."""
+ADDITIONS = ("behaviour", "intervention")
+"""Later measurements that may lie beside a run's own files."""
 LEFT_OUT = "left-out"
 """The transfer set of a refit: what it is not fitted on any more."""
 _REQUIRED = (PROMPTS, PROJECTIONS, LAYER_STATS, DIRECTIONS)
@@ -377,7 +377,7 @@ def read_addition(run: Run, name: str) -> tuple[pd.DataFrame, dict] | None:
     manifest_path, table_path = run.path / f"{name}.json", run.path / f"{name}.parquet"
     if not manifest_path.exists():
         return None
-    again = f"measure it again with `python -m refusal_core {ADDITIONS[name]} {run.run_id}`"
+    again = "measure it again"
     if manifest_path.is_symlink() or table_path.is_symlink() or not table_path.is_file():
         raise RunError(f"run {run.run_id!r}: {name}.json and {name}.parquet do not belong together; {again}")
     try:

@@ -17,7 +17,7 @@ from refusal_core.errors import RefusalError
 from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import behaviour as figures
 from refusal_core.figures.plotly_internals import serialise_once
-from refusal_core.runs.store import ADDITIONS, Run
+from refusal_core.runs.store import Run
 from refusal_core.ui import address
 from refusal_core.ui.layout import chart, csv_button, identity, marked, sentences, show_error
 from refusal_core.ui.model import measure_here
@@ -56,8 +56,8 @@ def replies_of(run: Run) -> tuple[pd.DataFrame, tuple]:
             "How the model answers this run's prompts has not been measured yet. It needs the run's model:",
             icon=":material/forum:",
         )
-        st.code(f"python -m refusal_core {ADDITIONS[measurement.BEHAVIOUR]} {run.run_id}", language=None)
-        measure_here(run, ADDITIONS[measurement.BEHAVIOUR])
+        st.code(f"refusal measure behaviour {run.run_id}", language=None)
+        measure_here(run, measurement.BEHAVIOUR)
         st.stop()
     table, manifest = found
     st.caption(f"Openings of at most {OPENING_TOKENS} tokens, written greedily by the run's model.")

@@ -17,7 +17,7 @@ from refusal_core.intervention import effects, experiment
 from refusal_core.intervention.conditions import ABLATE, ADD, PLAIN, Condition
 from refusal_core.intervention.effects import MEASURES
 from refusal_core.intervention.experiment import INTERVENTION, Tried, TriedPrompt
-from refusal_core.runs.store import ADDITIONS, Run
+from refusal_core.runs.store import Run
 from refusal_core.ui import address
 from refusal_core.ui.layout import chart, marked, plain, sentences, show_error
 from refusal_core.ui.model import OpenRun, measure_here, model_source, one_model
@@ -65,8 +65,8 @@ def interventions_of(run: Run) -> tuple[pd.DataFrame, dict] | None:
             "the run's model, and time:",
             icon=":material/science:",
         )
-        st.code(f"python -m refusal_core {ADDITIONS[INTERVENTION]} {run.run_id}", language=None)
-        measure_here(run, ADDITIONS[INTERVENTION])
+        st.code(f"refusal measure intervention {run.run_id}", language=None)
+        measure_here(run, INTERVENTION)
         return None
     return found
 

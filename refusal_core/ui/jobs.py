@@ -31,7 +31,7 @@ State = Literal["running", "done", "failed", "cancelled"]
 _PROGRAM = (sys.executable, "-m", "refusal_core")
 _ROOT = Path(__file__).resolve().parents[2]
 _FOLDER = ".jobs"
-_NAME = re.compile(r"[a-z]+-[0-9a-f]{12}")
+_NAME = re.compile(r"[a-z-]+-[0-9a-f]{12}")
 _KEPT = 20
 _SECONDS_TO_END = 5.0
 _LOG_BYTES = 16_384
@@ -43,17 +43,20 @@ class Command:
 
     Attributes:
         title: what it does, in words.
-        arguments: the verb and what follows it. A value that someone typed goes in as ``--option=value`` or after a
-            ``--``, so that it is never taken for an option.
+        verb: ``run``, or of two words ``measure behaviour``.
+        arguments: what follows the verb. A value that someone typed goes in as ``--option=value`` or after a ``--``, so
+            that it is never taken for an option; see :meth:`refusal_core.options.Options.arguments`.
     """
 
     title: str
+    verb: str
     arguments: tuple[str, ...]
 
     @property
     def name(self) -> str:
         """The job's name, the same whenever the same is asked for."""
-        return f"{self.arguments[0]}-{hashlib.sha256(json.dumps(self.arguments).encode()).hexdigest()[:12]}"
+        digest = hashlib.sha256(json.dumps([self.verb, *self.arguments]).encode()).hexdigest()[:12]
+        return f"{self.verb.replace(' ', '-')}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def status(name: str) -> Job | None:
     alive = _process(name) is not None
     progress = _read(_path(name, ".progress")) or {}
     try:
-        command = Command(str(record["title"]), tuple(map(str, record["arguments"])))
+        command = Command(str(record["title"]), str(record["verb"]), tuple(map(str, record["arguments"])))
         began, cancelled = float(record["began"]), bool(record["cancelled"])
         stage, done, total = str(progress.get("stage", "")), int(progress.get("done", 0)), int(progress.get("total", 0))
         said, message = progress.get("state", "running"), str(progress.get("message", ""))
@@ -191,14 +194,13 @@ def log(name: str, lines: int = 20) -> str:
 
 
 def _begin(command: Command) -> None:
-    verb, *rest = command.arguments
     progress = _path(command.name, ".progress")
     progress.unlink(missing_ok=True)
     # The job works in the program's folder, so what is relative to the server's has to be made absolute.
     folders = {"REFUSAL_CACHE": str(cache_folder().absolute()), "REFUSAL_MODELS": str(models_folder().absolute())}
     with _path(command.name, ".log").open("wb") as written:
         process = subprocess.Popen(
-            [*_PROGRAM, verb, _watched(command.name), *rest],
+            [*_PROGRAM, *command.verb.split(), _watched(command.name), *command.arguments],
             stdin=subprocess.DEVNULL,
             stdout=written,
             stderr=written,
@@ -210,8 +212,15 @@ def _begin(command: Command) -> None:
     with contextlib.suppress(psutil.Error):
         while not psutil.Process(process.pid).cmdline():
             time.sleep(0.001)
-    record = {"title": command.title, "arguments": command.arguments, "pid": process.pid, "began": time.time()}
-    _write(_path(command.name, ".json"), record | {"cancelled": False})
+    record = {
+        "title": command.title,
+        "verb": command.verb,
+        "arguments": command.arguments,
+        "pid": process.pid,
+        "began": time.time(),
+        "cancelled": False,
+    }
+    _write(_path(command.name, ".json"), record)
 
 
 def _end(family: list[psutil.Process], end: Callable[[psutil.Process], None]) -> None:

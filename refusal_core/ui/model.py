@@ -16,6 +16,7 @@ from refusal_core.errors import RefusalError
 from refusal_core.intervention.experiment import TriedPrompt
 from refusal_core.models.known import KNOWN
 from refusal_core.models.opening import ChatModel, is_available
+from refusal_core.options import ModelOptions
 from refusal_core.pipeline.scoring import Scorer, identify_for, load_model_for, model_of_run, opened_as
 from refusal_core.runs.store import Run
 from refusal_core.ui.background import offer
@@ -116,28 +117,33 @@ def model_source(run: Run) -> str | None:
     return None
 
 
-def measure_here(run: Run, verb: str) -> None:
-    """A button that measures something on a run in the background, once the run's model is at hand."""
+def measure_here(run: Run, measurement: str) -> None:
+    """A button that measures something on a run in the background, once the run's model is at hand.
+
+    Args:
+        run: the run.
+        measurement: ``behaviour`` or ``intervention``.
+    """
     where: tuple[str, ...] = ()
     try:
         name, revision = model_of_run(run)
     except RefusalError:
         path = st.text_input(
             "Path of the model",
-            key=f"measure_{verb}_{run.run_id}",
+            key=f"measure_{measurement}_{run.run_id}",
             placeholder="a folder with config.json, or a GGUF file",
             help="The run's model came from a folder or a file of its own; it is checked against the run.",
         )
         if not path:
             return
-        where = (f"--model={Path(os.path.expanduser(path)).absolute()}",)
+        where = ModelOptions(model=str(Path(os.path.expanduser(path)).absolute())).arguments()
     else:
         if not is_available(name, revision):
             st.caption("The run's model is not on this machine; the page Live score fetches it.")
             st.page_link("pages/4_Live_score.py", label="Get the model", icon=":material/download:")
             return
     offer(
-        Command(f"Measure {verb} of {run.run_id}", (verb, *where, "--", run.run_id)),
+        Command(f"Measure {measurement} of {run.run_id}", f"measure {measurement}", (*where, "--", run.run_id)),
         "Measure it here",
         ":material/play_arrow:",
     )
@@ -162,7 +168,7 @@ def _path_of_local_model(run: Run) -> str | None:
 def fetch_command(name: str, revision: str | None) -> Command:
     """The command that makes a model ready to open."""
     pinned = (f"--revision={revision}",) if revision else ()
-    return Command(f"Get the model {name}", ("fetch", *pinned, "--", name))
+    return Command(f"Get the model {name}", "fetch", (*pinned, "--", name))
 
 
 def _offer_fetch(name: str, revision: str | None) -> None:

@@ -9,7 +9,7 @@ from refusal_core.annotations.marks import prompts_marked
 from refusal_core.errors import RefusalError
 from refusal_core.exploration import refits
 from refusal_core.figures.refits import change as change_figure
-from refusal_core.pipeline.new_run import leave_out, original_of, refit_id
+from refusal_core.pipeline.refit import leave_out, original_of, refit_id
 from refusal_core.runs.store import ACTIVATIONS, LEFT_OUT, Run, cache_folder
 from refusal_core.ui import address
 from refusal_core.ui.background import offer
@@ -54,7 +54,7 @@ def refit_panel(run: Run, kept: pd.DataFrame) -> None:
         st.button("Open that run", icon=":material/open_in_new:", type="primary", on_click=_open, args=(run_id,))
         _show_change(original, run_id)
         return
-    command = ["refit", f"--marked={','.join(kinds)}"]
+    arguments = [f"--marked={','.join(kinds)}"]
     if ACTIVATIONS in original.manifest["files"]:
         st.caption("From the run's stored activations: seconds to a minute.")
     else:
@@ -63,8 +63,12 @@ def refit_panel(run: Run, kept: pd.DataFrame) -> None:
         if source is None:
             return
         if source != original.model_name:
-            command.append(f"--model={source}")
-    offer(Command(f"Refit {original.run_id}", (*command, "--", run.run_id)), "Refit without them", ":material/refresh:")
+            arguments.append(f"--model={source}")
+    offer(
+        Command(f"Refit {original.run_id}", "refit", (*arguments, "--", run.run_id)),
+        "Refit without them",
+        ":material/refresh:",
+    )
 
 
 def _show_change(before: Run, refitted: str) -> None:

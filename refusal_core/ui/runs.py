@@ -13,7 +13,7 @@ from refusal_core.behaviour.measurement import BEHAVIOUR
 from refusal_core.errors import RefusalError
 from refusal_core.intervention.experiment import INTERVENTION
 from refusal_core.runs import store
-from refusal_core.runs.store import ADDITIONS, BrokenRun, RunSummary
+from refusal_core.runs.store import BrokenRun, RunSummary
 from refusal_core.sharing.archives import import_run, pack_run
 from refusal_core.ui import address, jobs
 from refusal_core.ui.background import duration, how_it_ended, start_button, watch
@@ -256,7 +256,7 @@ def _measurements(run_id: str) -> None:
             st.markdown(f":material/check: {what} was measured on this run.")
             continue
         with st.expander(f"{what} was not measured on this run yet", icon=":material/science:"):
-            measure_here(run, ADDITIONS[name])
+            measure_here(run, name)
 
 
 def _run_of(job: jobs.Job) -> str | None:

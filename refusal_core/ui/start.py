@@ -1,45 +1,56 @@
-"""Starting a run from the browser: what is asked for, checked before it starts, then begun in the background."""
+"""The form that starts a run: options are checked first, then the run is begun in the background."""
 
 from __future__ import annotations
 
 import streamlit as st
 
 from refusal_core.errors import RefusalError
-from refusal_core.models.devices import DTYPES
 from refusal_core.models.known import KNOWN
-from refusal_core.models.opening import QUANTISED
-from refusal_core.pipeline.plan import Plan, Request, check
-from refusal_core.prompts.sets import CONTRAST_SETS, LABELS, MINIMUM_PER_LABEL, READABLE, TOKEN_LIMIT
+from refusal_core.options import RunOptions
+from refusal_core.pipeline.plan import Plan, check
+from refusal_core.prompts.sets import CONTRAST_SETS, LABELS, READABLE
 from refusal_core.ui import jobs
 from refusal_core.ui.background import offer
 from refusal_core.ui.jobs import Command
 from refusal_core.ui.layout import plain
 from refusal_core.ui.model import fetch_command
+from refusal_core.ui.options import option_widget
 from refusal_core.ui.uploads import keep_upload
 
 _OTHER = "another model"
 _BUNDLED, _TYPED, _UPLOADED = "bundled", "from the hub or this machine", "an uploaded file"
 _CHECKED = "runs_checked"
-_THINKING = {None: "as the template has it", "on": "on", "off": "off"}
+_ROWS = (
+    ("limit_per_label", "dtype", "thinking"),
+    ("system_prompt",),
+    ("token_limit", "seed", "revision"),
+    ("chat_template", "load_in"),
+    ("text_column", "label_column"),
+    ("keep_activations",),
+)
+"""Options below the model and the prompts, row by row."""
 
 
 def start_a_run() -> None:
-    """The form; what it asks for is checked first and, when it can be made, offered to be started."""
+    """Draw the form; what it asks for is checked first and, when it can be made, offered to be started."""
     model = _model()
     try:
         prompts = _prompts()
     except RefusalError as error:
         _wrong(error)
         return
-    request = _request(model, prompts)
-    if st.button("Check", icon=":material/fact_check:", disabled=not (model and prompts), key="runs_check"):
+    options = _options(model, prompts)
+    if isinstance(options, RefusalError):
+        _wrong(options)
+        return
+    if st.button("Check", icon=":material/fact_check:", disabled=options is None, key="runs_check"):
         with st.spinner("Looking for the model and reading the prompts …"):
-            st.session_state[_CHECKED] = (request, _checked(request))
+            st.session_state[_CHECKED] = (options, _checked(options))
     checked, found = st.session_state.get(_CHECKED, (None, None))
-    if checked != request:
+    if options is None or checked != options:
         st.caption("Checking takes seconds and downloads no weights; the run starts only when you say so.")
     elif isinstance(found, Plan):
-        _offer(request, found)
+        _offer(found)
     else:
         _wrong(found)
 
@@ -93,99 +104,29 @@ def _prompts() -> str:
     return "" if sent is None else str(keep_upload(sent.name, sent.getvalue()))
 
 
-def _request(model: str, prompts: str) -> Request:
+def _options(model: str, prompts: str) -> RunOptions | RefusalError | None:
+    """Return what the form asks for, or what is wrong with it; ``None`` while model or prompts are missing."""
     with st.expander("Options", icon=":material/tune:"):
-        left, middle, right = st.columns(3)
-        limit = left.number_input(
-            "Prompts a label, at most",
-            min_value=MINIMUM_PER_LABEL,
-            value=None,
-            placeholder="all",
-            key="runs_limit",
-            help="Spread evenly over the set; matched pairs stay together.",
-        )
-        dtype = middle.selectbox(
-            "Dtype",
-            ["auto", *DTYPES],
-            key="runs_dtype",
-            help="auto takes what this machine's processor or accelerator does fast.",
-        )
-        thinking = right.selectbox(
-            "Thinking",
-            list(_THINKING),
-            format_func=_THINKING.__getitem__,
-            key="runs_thinking",
-            help="For models that can think before they reply.",
-        )
-        system_prompt = st.text_area(
-            "System prompt",
-            key="runs_system",
-            placeholder="what the chat template does by itself",
-            height=68,
-        )
-        left, middle, right = st.columns(3)
-        token_limit = left.number_input(
-            "Longest prompt, in tokens",
-            min_value=8,
-            value=TOKEN_LIMIT,
-            key="runs_tokens",
-            help="With its template; a longer prompt is an error, nothing is ever cut.",
-        )
-        seed = middle.number_input(
-            "Seed", min_value=0, value=0, key="runs_seed", help="Of the folds and all that is random in the evidence."
-        )
-        revision = right.text_input(
-            "Revision", key="runs_revision", placeholder="the newest", help="Commit, tag or branch of a hub model."
-        )
-        left, middle, _ = st.columns(3)
-        template = left.text_input(
-            "Chat template of",
-            key="runs_template",
-            placeholder="the model itself",
-            help="Borrow another model's, for a base model that has none: a known name, a hub id, a model's folder or "
-            "a .jinja file. Without one a base model reads bare prompts.",
-        )
-        quantise = middle.selectbox(
-            "Bits",
-            [None, *QUANTISED],
-            format_func=lambda bits: "as they are" if bits is None else f"{bits}, by bitsandbytes",
-            key="runs_quantise",
-            help="Opens weights in fewer bits, for a model that does not fit: slower on a processor, and less exact.",
-        )
-        left, right = st.columns(2)
-        text_column = left.text_input("Text column", key="runs_text_column", placeholder="text, prompt, …")
-        label_column = right.text_input("Label column", key="runs_label_column", placeholder="label")
-        keep = st.checkbox(
-            "Keep the activations",
-            key="runs_keep",
-            help="Stored with the run, so that directions can be fitted again without the model; takes disk space.",
-        )
-    return Request(
-        model=model,
-        prompts=prompts,
-        revision=revision or None,
-        limit=limit,
-        system_prompt=system_prompt or None,
-        thinking=thinking,
-        template=template.strip() or None,
-        quantise=quantise,
-        dtype=dtype,
-        token_limit=token_limit,
-        seed=seed,
-        keep_activations=keep,
-        text_column=text_column or None,
-        label_column=label_column or None,
-    )
-
-
-def _checked(request: Request) -> Plan | RefusalError:
+        given = {}
+        for row in _ROWS:
+            for place, name in zip(st.columns(len(row)), row, strict=True):
+                given[name] = option_widget(place, RunOptions, name, f"runs_{name}")
+    if not (model and prompts):
+        return None
     try:
-        return check(request)
+        return RunOptions(model=model, prompts=prompts, **given)
     except RefusalError as error:
         return error
 
 
-def _offer(request: Request, plan: Plan) -> None:
+def _checked(options: RunOptions | None) -> Plan | RefusalError | None:
+    try:
+        return None if options is None else check(options)
+    except RefusalError as error:
+        return error
+
+
+def _offer(plan: Plan) -> None:
     info = plan.model
     counts = " + ".join(f"{plan.counts[label]} {label}" for label in LABELS)
     quantised = f", {info.quantisation}" if info.quantisation else ""
@@ -201,7 +142,7 @@ def _offer(request: Request, plan: Plan) -> None:
         st.info(f"The model is not on this machine yet: {size} to download. Then check again.", icon=":material/cloud:")
         offer(fetch_command(info.name, info.revision), "Get the model", ":material/download:")
         return
-    command = Command(f"{info.name} on {plan.contrast_set} ({counts})", request.arguments)
+    command = Command(f"{info.name} on {plan.contrast_set} ({counts})", "run", plan.options.arguments())
     job = jobs.status(command.name)
     if job is None or job.state != "running":
         # How an earlier attempt ended is told below, once.

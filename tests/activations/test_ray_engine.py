@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from making import make_run
 from tiny import LLAMA_LIKE
 
 from refusal_core.activations.extraction import extract
@@ -19,7 +20,7 @@ from refusal_core.activations.reader import ResidualReader
 from refusal_core.cli.main import main
 from refusal_core.errors import ModelError, RefusalError
 from refusal_core.models.opening import ChatModel, load_model
-from refusal_core.pipeline import new_run
+from refusal_core.runs import store
 
 MISSING = "Ray is not installed: it comes with the extra `ray`"
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason=MISSING)
@@ -110,11 +111,11 @@ def test_what_goes_wrong_on_an_actor_is_said_here(chat_model, tmp_path):
 @pytest.mark.slow
 def test_the_command_line_runs_with_ray_and_a_borrowed_template(tiny_folder, tmp_path):
     (tmp_path / "borrowed.jinja").write_text(LLAMA_LIKE)
-    command = ["run", "--model", str(tiny_folder), "--limit", "8", "--device", "cpu", "--dtype", "float32"]
-    command += ["--template", str(tmp_path / "borrowed.jinja")]
+    command = ["run", "--model", str(tiny_folder), "--limit-per-label", "8", "--device", "cpu", "--dtype", "float32"]
+    command += ["--chat-template", str(tmp_path / "borrowed.jinja")]
     assert main([*command, "--cache", str(tmp_path / "a")]) == 0
     assert main([*command, "--cache", str(tmp_path / "b"), "--engine", "ray", "--actors", "2"]) == 0
-    first, second = (new_run.runs.open_run(next(iter(os.listdir(tmp_path / c))), tmp_path / c) for c in "ab")
+    first, second = (store.open_run(next(iter(os.listdir(tmp_path / c))), tmp_path / c) for c in "ab")
     assert first.run_id == second.run_id
     assert first.manifest["compute"]["engine"] == "process"
     assert second.manifest["compute"]["engine"] == "ray"
@@ -172,7 +173,17 @@ def test_the_model_comes_back_to_its_gpu_whatever_becomes_of_the_actors(monkeypa
 
 def test_without_ray_a_sentence_says_how_to_have_it(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("refusal_core.activations.ray_engine.find_spec", lambda name: None)
-    command = ["run", "--model", str(tiny_folder), "--limit", "8", "--engine", "ray", "--cache", str(tmp_path)]
+    command = [
+        "run",
+        "--model",
+        str(tiny_folder),
+        "--limit-per-label",
+        "8",
+        "--engine",
+        "ray",
+        "--cache",
+        str(tmp_path),
+    ]
     assert main(command) == 1
     assert "extra `ray`" in capsys.readouterr().err
 
@@ -180,12 +191,12 @@ def test_without_ray_a_sentence_says_how_to_have_it(tiny_folder, tmp_path, monke
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"engine": "warp"}, "choose process or ray"),
-        ({"actors": 2}, "with the engine ray"),
+        ({"engine": "warp"}, "expected process or ray for engine"),
+        ({"actors": 2}, "with the engine ray only"),
         ({"engine": "ray", "actors": 0}, "1 or more"),
         ({"engine": "ray", "device": "spread"}, "one device"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tiny_folder, tmp_path, options, says):
     with pytest.raises(RefusalError, match=says):
-        new_run.run(tiny_folder, "pairs", limit=8, cache=tmp_path, **options)
+        make_run(tiny_folder, "pairs", limit_per_label=8, cache=tmp_path, **options)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
+from making import make_run
 from tiny import tiny_model, write_tiny_gguf
 
 from refusal_core.activations import reader
@@ -17,7 +18,6 @@ from refusal_core.activations.reader import BATCH_TOKENS, ResidualReader
 from refusal_core.errors import ModelError
 from refusal_core.intervention.edits import PromptBatch
 from refusal_core.models.opening import ChatModel, load_model, wrap_model
-from refusal_core.pipeline import new_run
 from refusal_core.pipeline.scoring import load_model_for, score
 from refusal_core.steering import Edit
 
@@ -82,9 +82,9 @@ def test_a_model_larger_than_memory_is_opened_and_read(tiny_folder: Path) -> Non
 
 @pytest.mark.usefixtures("little_memory")
 def test_a_run_says_where_the_weights_were(tiny_folder: Path, tmp_path: Path) -> None:
-    request = {"limit": 8, "dtype": "float32"}
-    run = new_run.run(tiny_folder, "pairs", device="spread", cache=tmp_path / "spread", **request).run
-    whole = new_run.run(tiny_folder, "pairs", device="cpu", cache=tmp_path / "whole", **request).run
+    request = {"limit_per_label": 8, "dtype": "float32"}
+    run = make_run(tiny_folder, "pairs", device="spread", cache=tmp_path / "spread", **request).run
+    whole = make_run(tiny_folder, "pairs", device="cpu", cache=tmp_path / "whole", **request).run
     assert "disk" in run.manifest["compute"]["device"]
     assert whole.manifest["compute"]["device"] == "cpu"
     np.testing.assert_allclose(run.projections, whole.projections, rtol=1e-4, atol=1e-4)

@@ -8,11 +8,12 @@ from planted import harmful_rows, planted_run
 
 from refusal_core.analysis import geometry, gram, groups
 from refusal_core.analysis.crossfit import crossfit
+from refusal_core.analysis.directions import fit_directions
 from refusal_core.analysis.gram import InnerProducts, gram_matrices, gram_matrix
 from refusal_core.evidence.design import plan_contrast
 from refusal_core.evidence.evaluation import CONTRAST, evaluate
 from refusal_core.evidence.findings import sampling
-from refusal_core.pipeline import new_run
+from refusal_core.pipeline.analysis import analyse
 
 
 @pytest.fixture
@@ -72,12 +73,12 @@ def test_constant_activations_have_no_inner_products_in_parts(monkeypatch):
 def test_a_large_run_has_the_estimates_of_all_prompts_and_the_draws_of_a_sample(monkeypatch):
     """As a matrix and redrawn whole, against in parts and sampled: every estimate that needs no draws is the same."""
     hidden, prompts = planted_run(0, [0, 2], n=240, n_probes=120)
-    whole = new_run.analyse(hidden, prompts)
+    whole = analyse(hidden, prompts)
     assert sampling(whole.evidence) == ""
     monkeypatch.setattr(gram, "EXPLICIT", 100)
     monkeypatch.setattr(gram, "BLOCK", 64)
     monkeypatch.setattr(groups, "MOST_REDRAWN", 60)
-    large = new_run.analyse(hidden, prompts)
+    large = analyse(hidden, prompts)
     np.testing.assert_allclose(large.projections, whole.projections, rtol=1e-6)
     np.testing.assert_allclose(large.projections_crossfit, whole.projections_crossfit, atol=1e-6)
     for column in large.layer_stats.select_dtypes(float):
@@ -151,11 +152,11 @@ def test_a_sample_keeps_pairs_and_labels(paired, monkeypatch):
 def test_many_transfer_prompts_beside_few_fitted_ones_need_no_large_matrix(monkeypatch):
     hidden, prompts = planted_run(0, [2], n=40, n_probes=200)
     fitted = prompts["fitted"].to_numpy()
-    directions = new_run.fit_directions(hidden, harmful_rows(prompts), fitted)
+    directions = fit_directions(hidden, harmful_rows(prompts), fitted)
     options = {"permutations": 50, "draws": 50, "random_directions": 20, "repeats": 2, "learning_draws": 2}
-    whole = evaluate(hidden, prompts, directions, **options)
+    whole, _ = evaluate(hidden, prompts, directions, **options)
     monkeypatch.setattr(gram, "EXPLICIT", 100)
-    parts = evaluate(hidden, prompts, directions, **options)
+    parts, _ = evaluate(hidden, prompts, directions, **options)
     for name, table in whole.to_tables().items():
         numbers = table.select_dtypes(float)
         np.testing.assert_allclose(parts.to_tables()[name][numbers.columns], numbers, atol=1e-5, err_msg=name)

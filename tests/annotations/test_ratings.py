@@ -271,7 +271,7 @@ def test_the_command_line_reads_compares_and_exports(run, synthetic_cache, tmp_p
     file, out = tmp_path / "harm.csv", tmp_path / "out.csv"
     content = rated(run, run.projections[:, -1]).table.rename(columns={"rating": "harm"})
     content.to_csv(file, index=False)
-    asked = ["ratings", RUN, "--cache", str(synthetic_cache), "--rating-column", "harm"]
+    asked = ["show", RUN, "--ratings", "--cache", str(synthetic_cache), "--rating-column", "harm"]
     assert main([*asked, "--file", str(file), "--export", str(out)]) == 0
     said = capsys.readouterr().out
     assert "by 1 rater" in said
@@ -279,5 +279,5 @@ def test_the_command_line_reads_compares_and_exports(run, synthetic_cache, tmp_p
     assert read_ratings(out).table["rating"].tolist() == pytest.approx(content["harm"].tolist())
     assert main([*asked, "--file", str(tmp_path / "none.csv")]) == 1
     assert "expected a csv file" in capsys.readouterr().err
-    assert main(["ratings", RUN, "--cache", str(synthetic_cache)]) == 0
+    assert main(["show", RUN, "--ratings", "--cache", str(synthetic_cache)]) == 0
     assert "too few to compare" in capsys.readouterr().out

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import streamlit as st
 import torch
+from making import make_run
 from scipy import stats
 from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
@@ -28,7 +29,6 @@ from refusal_core.errors import ModelError, RefusalError, RunError
 from refusal_core.figures import behaviour as figures
 from refusal_core.intervention import experiment
 from refusal_core.models.templates import render, reply_thinks
-from refusal_core.pipeline import new_run
 from refusal_core.runs import store
 from refusal_core.runs.store import Run
 from refusal_core.ui import behaviour as page
@@ -298,8 +298,8 @@ def test_calibration_rises_where_refusing_follows_projection(run, answered):
 @pytest.fixture
 def measured(tiny_folder, tmp_path):
     """A run of a tiny model whose behaviour was recorded, and its cache."""
-    made = new_run.run(tiny_folder, "pairs", limit=8, dtype="float32", device="cpu", cache=tmp_path).run
-    assert main(["behaviour", made.run_id, "--model", str(tiny_folder), "--cache", str(tmp_path)]) == 0
+    made = make_run(tiny_folder, "pairs", limit_per_label=8, dtype="float32", device="cpu", cache=tmp_path).run
+    assert main(["measure", "behaviour", made.run_id, "--model", str(tiny_folder), "--cache", str(tmp_path)]) == 0
     return made, tmp_path
 
 
@@ -313,7 +313,7 @@ def test_behaviour_is_recorded_beside_the_run_and_read_again_by_other_rules(meas
     rules.write_text(BUNDLED.read_text(encoding="utf-8").replace(r"'^\s*$'", "'.*'"), encoding="utf-8")
     capsys.readouterr()
     # Without its model, which is in no place the run could name.
-    assert main(["behaviour", made.run_id, "--rules", str(rules), "--cache", str(cache)]) == 0
+    assert main(["measure", "behaviour", made.run_id, "--rules", str(rules), "--cache", str(cache)]) == 0
     assert "nothing was generated" in capsys.readouterr().out
     again, manifest = measurement.recorded(made)
     assert set(again["opening_label"]) == {"degenerate"}
@@ -405,15 +405,15 @@ def test_a_run_says_whether_the_model_thought(tmp_path):
     ]
     pd.DataFrame(rows, columns=["text", "label"]).to_csv(prompts, index=False)
     made = {
-        thinking: new_run.run(folder, str(prompts), cache=tmp_path / "cache", thinking=thinking, dtype="float32").run
+        thinking: make_run(folder, str(prompts), cache=tmp_path / "cache", thinking=thinking, dtype="float32").run
         for thinking in (None, False)
     }
     assert made[None].run_id != made[False].run_id
     assert [run.manifest["template"]["thinking"] for run in made.values()] == [None, False]
     assert made[None].prompts["n_tokens"].iloc[0] < made[False].prompts["n_tokens"].iloc[0]
-    measurement.record(made[None], chat_model, read_rules())
+    measurement.record(made[None], chat_model)
     assert measurement.recorded(made[None])[1]["thinking"]["unclosed"] > 0
-    measurement.record(made[False], chat_model, read_rules())
+    measurement.record(made[False], chat_model)
     assert measurement.recorded(made[False])[1]["thinking"] is None
     with pytest.raises(RefusalError, match="--thinking off"):
-        experiment.record(made[None], chat_model, read_rules())
+        experiment.record(made[None], chat_model)

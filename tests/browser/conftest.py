@@ -16,7 +16,6 @@ from driving import ROOT, TITLES, served
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from refusal_core.behaviour import measurement
-from refusal_core.behaviour.openings import read_rules
 from refusal_core.models.opening import load_model
 from refusal_core.runs.store import Run, open_run
 
@@ -62,7 +61,7 @@ def cache(
     shutil.copytree(planted_run.path, folder / planted_run.run_id)
     shutil.copytree(tiny_run.path, folder / tiny_run.run_id)
     made = open_run(tiny_run.run_id, folder)
-    measurement.record(made, load_model(tiny_folder, dtype="float32", device="cpu"), read_rules())
+    measurement.record(made, load_model(tiny_folder, dtype="float32", device="cpu"))
     return folder
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 from driving import click_point, is_read, let_settle, query, until
+from making import make_run
 from playwright.sync_api import Page, expect
 from synthetic import HOSTILE
 from synthetic import RUN as SYNTHETIC
 
 from refusal_core.annotations import marks
 from refusal_core.exploration.outliers import derived_band, prompts_in_band
-from refusal_core.pipeline import new_run
+from refusal_core.pipeline.refit import refit_id
 from refusal_core.prompts.sets import prompt_id
 from refusal_core.runs.store import LEFT_OUT, open_run
 
@@ -35,7 +36,7 @@ def kept_run(cache: Path, tiny_folder: Path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "small"
     shutil.copytree(tiny_folder, folder)
     options = {"dtype": "float32", "device": "cpu", "keep_activations": True}
-    return new_run.run(folder, "pairs", limit=9, cache=cache, **options).run
+    return make_run(folder, "pairs", limit_per_label=9, cache=cache, **options).run
 
 
 def in_band(run, site: int = SITE):
@@ -194,7 +195,7 @@ def test_hostile_notes_and_prompts_are_text(open_page, unmarked):
 
 def test_a_refit_without_the_marked_is_made_and_compared(open_page, unmarked, kept_run):
     gone = kept_run.prompts["prompt_id"][0]
-    run_id = new_run.refit_id(kept_run, [gone])
+    run_id = refit_id(kept_run, [gone])
     shutil.rmtree(unmarked / run_id, ignore_errors=True)
     page = open_page("Outliers", run=kept_run.run_id, site="2", prompt=gone)
     shows(page, kept_run.prompts["text"][0])

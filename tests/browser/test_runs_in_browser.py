@@ -62,7 +62,7 @@ def jobs_of_every_kind(cache: Path) -> Iterator[list[str]]:
     folder.mkdir(exist_ok=True)
     running, titles = [], []
     for place, state in enumerate(("running", "failed", "cancelled", "done")):
-        command = Command(f"{state}: {HOSTILE[place]}", ("run", "--model", state))
+        command = Command(f"{state}: {HOSTILE[place]}", "run", ("--model", state))
         progress = folder / f"{command.name}.progress"
         process = subprocess.Popen(
             [sys.executable, "-c", "input()", f"--progress-file={progress}"], stdin=subprocess.PIPE
@@ -74,7 +74,13 @@ def jobs_of_every_kind(cache: Path) -> Iterator[list[str]]:
         described = {"stage": "extracting (prompts)", "done": 120, "total": 608, "rate": 12.5, "updated": time.time()}
         message = HOSTILE[0] if state == "failed" else ""
         progress.write_text(json.dumps(described | {"state": state, "message": message}))
-        record = {"title": command.title, "arguments": command.arguments, "pid": process.pid, "began": time.time() - 95}
+        record = {
+            "title": command.title,
+            "verb": command.verb,
+            "arguments": command.arguments,
+            "pid": process.pid,
+            "began": time.time() - 95,
+        }
         (folder / f"{command.name}.json").write_text(json.dumps(record | {"cancelled": state == "cancelled"}))
         (folder / f"{command.name}.log").write_text("\n".join(HOSTILE))
         titles.append(command.title)
@@ -105,7 +111,7 @@ def test_a_run_is_started_watched_cancelled_gone_on_with_opened_renamed_and_dele
     path.fill(str(tiny_folder))
     path.press("Enter")
     page.get_by_text("Options", exact=True).click()
-    limit = page.get_by_label("Prompts a label, at most", exact=True)
+    limit = page.get_by_label("Prompts per label, at most", exact=True)
     limit.fill("9")
     limit.press("Enter")
     let_settle(page)

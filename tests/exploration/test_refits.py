@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from making import make_run
 
 from refusal_core.annotations import marks
 from refusal_core.annotations.marks import Mark
@@ -18,8 +19,7 @@ from refusal_core.evidence.evaluation import Evidence
 from refusal_core.evidence.findings import PROBE_PAIRS, probe_source
 from refusal_core.exploration import refits
 from refusal_core.models.opening import load_model
-from refusal_core.pipeline import new_run
-from refusal_core.pipeline.new_run import leave_out, refit
+from refusal_core.pipeline.refit import leave_out, refit, refit_id
 from refusal_core.runs import store
 from refusal_core.runs.store import LEFT_OUT
 
@@ -48,7 +48,7 @@ def prompts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def parent(prompts, tiny_folder, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    return new_run.run(tiny_folder, str(prompts), keep_activations=True, cache=cache, **OPTIONS).run
+    return make_run(tiny_folder, str(prompts), keep_activations=True, cache=cache, **OPTIONS).run
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def plain(parent, out, prompts, tiny_folder, tmp_path_factory):
     table = table[~table["text"].isin(gone["text"]) & ~table["pair_id"].isin(gone["pair_id"].dropna())]
     path = tmp_path_factory.mktemp("less") / "mine.csv"
     table.to_csv(path, index=False)
-    return new_run.run(tiny_folder, str(path), cache=path.parent / "cache", **OPTIONS).run
+    return make_run(tiny_folder, str(path), cache=path.parent / "cache", **OPTIONS).run
 
 
 @pytest.fixture(scope="module")
@@ -136,14 +136,14 @@ def test_the_same_refit_is_found_again_and_another_is_another(parent, out):
     made = refit(parent, out).run
     again = refit(parent, out[::-1])
     assert again.cached
-    assert again.run.run_id == made.run_id == new_run.refit_id(parent, out)
-    assert new_run.refit_id(parent, out[:2]) != made.run_id
+    assert again.run.run_id == made.run_id == refit_id(parent, out)
+    assert refit_id(parent, out[:2]) != made.run_id
     twin = parent.prompts["prompt_id"][5]
-    assert new_run.refit_id(parent, [twin, *out[1:]]) == made.run_id
+    assert refit_id(parent, [twin, *out[1:]]) == made.run_id
 
 
 def test_a_refit_of_a_refit_is_one_of_the_original(parent, once, out):
-    assert new_run.refit_id(once, out[1:]) == new_run.refit_id(parent, out) == refit(parent, out).run.run_id
+    assert refit_id(once, out[1:]) == refit_id(parent, out) == refit(parent, out).run.run_id
     assert refit(once, out[1:]).run.manifest["refit"]["parent"] == parent.run_id
 
 
@@ -199,7 +199,7 @@ def test_stored_activations_are_read_from_the_file_and_checked(parent, out, tiny
 def test_a_transfer_set_cannot_take_the_name_of_what_is_left_out(tiny_folder, tmp_path):
     (tmp_path / "left-out.csv").write_text("text,label\nA prompt,harmful\n")
     with pytest.raises(RefusalError, match="that a refit leaves out"):
-        new_run.run(tiny_folder, "pairs", limit=8, transfer=(str(tmp_path / "left-out.csv"),), cache=tmp_path)
+        make_run(tiny_folder, "pairs", limit_per_label=8, transfer=(str(tmp_path / "left-out.csv"),), cache=tmp_path)
 
 
 def test_a_change_is_told_site_by_site(parent, out):
@@ -242,7 +242,7 @@ def test_the_command_line_refits_without_what_is_marked(parent, once, out, tmp_p
     assert printed.splitlines()[-1] == once.run_id
     assert "Left out: 1 harmful, 1 harmless." in printed
     assert main([*command, "--marked", "mislabelled,ambiguous"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == new_run.refit_id(parent, out)
+    assert capsys.readouterr().out.splitlines()[-1] == refit_id(parent, out)
     (tmp_path / "ids.csv").write_text(f"prompt_id\n{out[0]}\n")
     assert main([*command, "--without", str(tmp_path / "ids.csv")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == once.run_id
@@ -257,7 +257,7 @@ def test_a_stranger_s_manifest_is_checked(parent, out, tmp_path):
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"refit": {**manifest["refit"], "parent": "../../elsewhere"}}))
     alone = store.open_run(made.run_id, tmp_path)
-    assert new_run.refit_id(alone, out[:0] or [alone.prompts["prompt_id"][0]])
+    assert refit_id(alone, out[:0] or [alone.prompts["prompt_id"][0]])
     path.write_text(json.dumps(manifest | {"refit": {"parent": 3}}))
     with pytest.raises(RunError, match="refit"):
         store.open_run(made.run_id, tmp_path)

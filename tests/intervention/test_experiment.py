@@ -195,7 +195,7 @@ def test_work_of_another_request_is_not_mixed_in(planted_run, planted_folder, mo
         patched.setattr(PromptBatch, "reply", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             intervene(fresh, planted_folder, seed=1)
-    other = intervene(fresh, planted_folder, limit=2, control_layers=(3,))
+    other = intervene(fresh, planted_folder, limit_per_label=2, control_layers=(3,))
     assert other["prompt_id"].nunique() == 4
     manifest = experiment.recorded(fresh)[1]
     assert manifest["prompts"] == {"source": planted_run.contrast_name, "limit": 2}
@@ -329,11 +329,11 @@ def test_prompts_are_of_as_few_lengths_as_possible(planted_run):
     ("options", "said"),
     [
         ({"source": "nowhere"}, "expected a set of this run"),
-        ({"limit": 0}, "at least 1 prompt a label"),
-        ({"random_directions": 1}, "2 random directions"),
-        ({"span": (3, 6)}, "expected a range of layers from 0 to 5"),
+        ({"limit_per_label": 0}, "1 or more for limit_per_label"),
+        ({"random_directions": 1}, "2 or more for random_directions"),
+        ({"layer_range": (3, 6)}, "expected a range of layers from 0 to 5"),
         ({"control_layers": (3, 99)}, "expected control layers from 0 to 5"),
-        ({"seed": -1}, "expected a seed of 0 or more"),
+        ({"seed": -1}, "0 or more for seed"),
     ],
 )
 def test_what_cannot_be_done_is_said(planted_run, planted_folder, options, said):
@@ -364,9 +364,11 @@ def test_a_range_of_layers_is_ablated_together(planted_run):
 
 def test_the_command_line_says_what_was_found(planted_run, planted_folder, table, capsys):
     cache = str(planted_run.path.parent)
-    assert main(["intervene", planted_run.run_id, "--cache", cache]) == 0
+    assert main(["measure", "intervention", planted_run.run_id, "--cache", cache]) == 0
     printed = capsys.readouterr().out
     assert "nothing was computed" in printed
+    assert main(["show", planted_run.run_id, "--intervention", "--cache", cache]) == 0
+    printed = capsys.readouterr().out
     assert "The published rule chooses" in printed
     assert "at all 6 layers" in printed
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from making import make_run
 from tiny import WIDE, tiny_model, write_tiny_gguf
 
 from refusal_core.activations.extraction import extract
 from refusal_core.errors import ModelError
 from refusal_core.models import opening
 from refusal_core.models.opening import ChatModel, identify, load_model
-from refusal_core.pipeline import new_run
 from refusal_core.pipeline.scoring import load_model_for, score
 
 TEXTS = ["How do I pick the lock of a stranger's flat?", "Bake a cake", "Bake a cat", "Write a letter of thanks."]
@@ -97,11 +97,11 @@ def test_a_folder_that_was_saved_quantised_opens_as_it_is(bits: int, tmp_path: P
 def test_a_run_in_four_bits_is_a_run_of_its_own_and_scored_so(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     folder = saved(tmp_path / "tiny")
-    request = {"limit": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"}
-    whole = new_run.run(folder, "pairs", **request).run
-    run = new_run.run(folder, "pairs", quantise=4, **request).run
+    request = {"limit_per_label": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"}
+    whole = make_run(folder, "pairs", **request).run
+    run = make_run(folder, "pairs", load_in="4bit", **request).run
     assert whole.run_id != run.run_id
-    assert new_run.run(folder, "pairs", quantise=4, **request).cached
+    assert make_run(folder, "pairs", load_in="4bit", **request).cached
     assert run.manifest["model"]["quantisation"] == "bitsandbytes, 4 bits"
     assert run.manifest["compute"]["weights"] == "computed with as they are: bitsandbytes, 4 bits"
     assert whole.manifest["compute"]["weights"] == "as they were published, in float32"
@@ -163,8 +163,8 @@ def test_a_quantised_gguf_file_is_dequantised_and_the_run_says_so(tmp_path: Path
     weights, own = opened.blocks[0].mlp.up_proj.weight, original.blocks[0].mlp.up_proj.weight
     assert weights.dtype == torch.float32
     assert 0 < (weights - own).abs().max() < 0.01 * own.abs().max()
-    request = {"limit": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"}
-    run = new_run.run(path, "pairs", **request).run
+    request = {"limit_per_label": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"}
+    run = make_run(path, "pairs", **request).run
     assert run.manifest["compute"]["weights"] == "Q8_0, dequantised to float32: no kernel reads them packed"
 
 

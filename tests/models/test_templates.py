@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from making import make_run
 from tiny import CHATML, LLAMA_LIKE, tiny_model, tiny_tokenizer
 
 from refusal_core.errors import ModelError, RunError
 from refusal_core.models.opening import load_model
 from refusal_core.models.templates import borrow_template, default_system_prompt, put_template, render, tells_the_date
-from refusal_core.pipeline import new_run
 from refusal_core.pipeline.scoring import Scorer, load_model_for, score
 from refusal_core.runs import store
 
@@ -52,7 +52,7 @@ def at(monkeypatch: pytest.MonkeyPatch, *day: int) -> None:
             return cls(*day, 13, 45, 10, tzinfo=tz)
 
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Then)
-    monkeypatch.setattr("refusal_core.pipeline.new_run.datetime", Then)
+    monkeypatch.setattr("refusal_core.pipeline.run.datetime", Then)
 
 
 # --- the date
@@ -82,13 +82,13 @@ def test_templates_that_tell_the_date_are_known() -> None:
 
 def test_a_run_scored_on_a_later_day_gives_the_same_projections(tmp_path: Path, monkeypatch) -> None:
     folder = chat_folder(tmp_path / "dated", DATED)
-    request = {"limit": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"}
+    request = {"limit_per_label": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"}
     at(monkeypatch, 2026, 3, 7)
-    run = new_run.run(folder, "pairs", **request).run
+    run = make_run(folder, "pairs", **request).run
     assert run.manifest["template"]["day"] == "2026-03-07"
     assert run.manifest["template"]["default_system_prompt"] == "Today is 07 March 2026, a Saturday."
     at(monkeypatch, 2027, 11, 28)
-    assert new_run.run(folder, "pairs", **request).cached
+    assert make_run(folder, "pairs", **request).cached
     chat_model = load_model_for(run, folder)
     found = score(chat_model, run, [run.prompts["text"][3]])[0].projection
     np.testing.assert_allclose(found, run.projections[3], rtol=1e-4, atol=1e-4)
@@ -153,11 +153,11 @@ def test_a_template_reaches_nothing_but_the_prompt(template: str, message: str) 
 
 def test_a_base_model_is_read_and_scored_under_a_borrowed_template(base_folder: Path, tmp_path: Path) -> None:
     lender = chat_folder(tmp_path / "lender", CHATML)
-    request = {"limit": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"}
-    raw = new_run.run(base_folder, "pairs", **request).run
-    run = new_run.run(base_folder, "pairs", template=str(lender), **request).run
+    request = {"limit_per_label": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"}
+    raw = make_run(base_folder, "pairs", **request).run
+    run = make_run(base_folder, "pairs", chat_template=lender, **request).run
     assert run.run_id != raw.run_id
-    assert new_run.run(base_folder, "pairs", template=str(lender), **request).cached
+    assert make_run(base_folder, "pairs", chat_template=lender, **request).cached
     template = run.manifest["template"]
     assert template["borrowed"] == {"from": "lender", "text": CHATML}
     assert template["sha256"] == hashlib.sha256(CHATML.encode()).hexdigest()

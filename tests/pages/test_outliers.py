@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import streamlit as st
+from making import make_run
 from streamlit.testing.v1 import AppTest
 from synthetic import HOSTILE, RUN
 
 from refusal_core.annotations import marks
 from refusal_core.exploration.outliers import derived_band, prompts_in_band
-from refusal_core.pipeline import new_run
+from refusal_core.pipeline.refit import refit
 from refusal_core.runs.store import open_run
 from refusal_core.ui import jobs
 
@@ -165,8 +166,8 @@ def test_marks_that_cannot_be_read_are_said_and_the_page_opens(own_cache):
 
 
 def test_a_refit_is_offered_started_and_shown(own_cache, tiny_folder, monkeypatch):
-    made = new_run.run(
-        tiny_folder, "pairs", limit=9, cache=own_cache, dtype="float32", device="cpu", keep_activations=True
+    made = make_run(
+        tiny_folder, "pairs", limit_per_label=9, cache=own_cache, dtype="float32", device="cpu", keep_activations=True
     ).run
     first = made.prompts["prompt_id"][0]
     app = visit(made.run_id, prompt=first)
@@ -178,8 +179,8 @@ def test_a_refit_is_offered_started_and_shown(own_cache, tiny_folder, monkeypatc
     said = "Prompts of this run that are marked: 1. Left out, since a pair goes whole: 2."
     assert any(said in each.value for each in app.markdown)
     press(app, "Refit without them")
-    assert begun[0].arguments == ("refit", "--marked=mislabelled,ambiguous", "--", made.run_id)
-    after = new_run.refit(made, [first]).run
+    assert (begun[0].verb, *begun[0].arguments) == ("refit", "--marked=mislabelled,ambiguous", "--", made.run_id)
+    after = refit(made, [first]).run
     app.run()
     # Names of a run are escaped in Markdown.
     assert any(r"Left out\: 1 harmful, 1 harmless" in each.value for each in app.markdown)

@@ -272,7 +272,7 @@ def test_a_missing_model_is_offered_with_size_and_licence(without_model, monkeyp
     button = next(button for button in app.button if button.label == "Get the model")
     button.click().run()
     assert begun == [without_model]
-    assert without_model.arguments == ("fetch", "--", "qwen2.5-coder-0.5b-instruct")
+    assert (without_model.verb, *without_model.arguments) == ("fetch", "--", "qwen2.5-coder-0.5b-instruct")
 
 
 def test_a_fetch_under_way_shows_its_progress(without_model, monkeypatch):
@@ -318,7 +318,7 @@ def test_names_in_a_run_are_no_markdown(monkeypatch):
 def test_behaviour_that_was_not_measured_says_how_to(synthetic_cache):
     app = visit("5_Behaviour")
     assert "has not been measured" in app.info[0].value
-    assert app.code[0].value == f"python -m refusal_core behaviour {RUN}"
+    assert app.code[0].value == f"refusal measure behaviour {RUN}"
 
 
 @pytest.fixture
@@ -569,7 +569,7 @@ def with_model(monkeypatch):
 def test_interventions_that_were_not_measured_say_how_to():
     app = visit("6_Causality")
     assert "has not been measured" in app.info[0].value
-    assert app.code[0].value == f"python -m refusal_core intervene {RUN}"
+    assert app.code[0].value == f"refusal measure intervention {RUN}"
 
 
 @pytest.fixture

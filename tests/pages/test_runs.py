@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import itertools
 import shutil
 import time
 import zipfile
@@ -11,14 +12,16 @@ from pathlib import Path
 
 import pytest
 import streamlit as st
+from making import make_run
 from streamlit.testing.v1 import AppTest
 from synthetic import RUN
 
 from refusal_core.errors import PromptError, RefusalError
 from refusal_core.models import hub
 from refusal_core.models.opening import ModelInfo
-from refusal_core.pipeline import plan
-from refusal_core.pipeline.plan import Request, check
+from refusal_core.options import DTYPES, MINIMUM_PER_LABEL, TOKEN_LIMIT, RunOptions
+from refusal_core.pipeline import plan, request
+from refusal_core.pipeline.plan import check
 from refusal_core.runs import store
 from refusal_core.sharing.archives import pack_run
 from refusal_core.ui import background, jobs, uploads
@@ -142,7 +145,7 @@ def ask(app: AppTest, model: str, limit: int | None = None) -> AppTest:
     app.selectbox(key="runs_model").set_value(form._OTHER).run()
     app.text_input(key="runs_model_path").set_value(model).run()
     if limit:
-        app.number_input(key="runs_limit").set_value(limit).run()
+        app.number_input(key="runs_limit_per_label").set_value(limit).run()
     return press(app, "Check")
 
 
@@ -167,10 +170,10 @@ def test_a_checked_run_says_what_it_will_be_and_starts_once(tiny_folder, monkeyp
     assert "8 harmful + 8 harmless prompts" in said(app)
     app = press(app, "Start the run")
     (command,) = begun
-    assert command.arguments[:2] == ("run", f"--model={tiny_folder}")
-    assert "--limit=8" in command.arguments
+    assert (command.verb, command.arguments[0]) == ("run", f"--model={tiny_folder}")
+    assert "--limit-per-label=8" in command.arguments
     # Another answer in the form has to be checked anew.
-    app.number_input(key="runs_limit").set_value(9).run()
+    app.number_input(key="runs_limit_per_label").set_value(9).run()
     assert not any(button.label == "Start the run" for button in app.button)
 
 
@@ -190,7 +193,9 @@ def test_an_uploaded_file_is_checked_like_any_other(tiny_folder):
 def test_a_job_is_shown_with_what_came_of_it(monkeypatch, cache):
     def job(state, **more):
         told = {"stage": "extracting (prompts)", "done": 3, "total": 9, "message": "", "seconds_left": 12.0}
-        return jobs.Job(jobs.Command("Job `x`", ("run", f"--{state}=1")), state, began=0.0, seconds=75.0, **told | more)
+        return jobs.Job(
+            jobs.Command("Job `x`", "run", (f"--{state}=1",)), state, began=0.0, seconds=75.0, **told | more
+        )
 
     every = [job("running"), job("failed", message="no <b>room</b>"), job("cancelled"), job("done")]
     monkeypatch.setattr(jobs, "all_jobs", lambda: every)
@@ -211,44 +216,56 @@ def test_durations_are_said_shortly():
     assert said == ["0 s", "59 s", "1 min", "1 h 0 min", "1 h 0 min", "2 h 3 min"]
 
 
-def test_what_is_typed_is_never_an_option(monkeypatch, tmp_path):
+def test_a_run_in_the_background_is_the_same_from_any_folder_and_at_any_time(monkeypatch, tiny_folder, tmp_path):
+    """Paths are absolute and the dtype is settled, so that a job that was stopped goes on as the same run."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.txt").write_text("x")
-    asked = Request("--model", "a.txt, -b", system_prompt="--seed=3; rm -rf /", revision="-r")
-    _, *options = asked.arguments
-    assert all(option.startswith("--") and "=" in option for option in options)
-    assert "--model=--model" in options
-    assert f"--prompts={tmp_path / 'a.txt'},-b" in options
-    assert "--system-prompt=--seed=3; rm -rf /" in options
-    assert Request("pairs", "pairs").arguments[1:3] == ("--model=pairs", "--prompts=pairs")
+    shutil.copytree(tiny_folder, tmp_path / "tiny")
+    (tmp_path / "a.csv").write_text("".join(["text,label\n", *(f"T {n},{n % 2}\n" for n in range(20))]))
+    settled = check(RunOptions(model="tiny", prompts="a.csv")).options
+    assert (settled.model, settled.prompts) == (str(tmp_path / "tiny"), str(tmp_path / "a.csv"))
+    assert settled.dtype in DTYPES
+    monkeypatch.setattr(plan, "choose_dtype", lambda device, dtype: "float16")
+    assert check(RunOptions(model="tiny", prompts="a.csv")).options.dtype == "float16"
+    made = make_run("tiny", "a.csv", dtype="bfloat16").run
+    assert check(RunOptions(model="tiny", prompts="a.csv")).options.dtype == made.manifest["compute"]["dtype"]
 
 
 def test_a_borrowed_template_and_fewer_bits_are_checked_before_a_run_starts(tiny_folder, tmp_path):
     borrowed = tmp_path / "borrowed.jinja"
     borrowed.write_text("{{ messages[0]['content'] }}")
-    asked = Request(str(tiny_folder), "pairs", template=str(borrowed))
-    assert f"--template={borrowed}" in asked.arguments
-    assert check(asked).available
+    found = check(RunOptions(model=tiny_folder, chat_template=borrowed))
+    assert f"--chat-template={borrowed}" in found.options.arguments()
+    assert found.available
     with pytest.raises(RefusalError, match="no template 'nobody'"):
-        check(Request(str(tiny_folder), "pairs", template="nobody"))
-    asked = Request(str(tiny_folder), "pairs", quantise=4)
-    assert "--quantise=4" in asked.arguments
+        check(RunOptions(model=tiny_folder, chat_template="nobody"))
     if importlib.util.find_spec("bitsandbytes") is None:
         with pytest.raises(RefusalError, match="bitsandbytes"):
-            check(asked)
+            check(RunOptions(model=tiny_folder, load_in="4bit"))
 
 
 def test_the_form_asks_for_template_and_bits(tiny_folder):
     app = visit()
-    app.text_input(key="runs_template").set_value("nobody").run()
-    app.selectbox(key="runs_quantise").set_value(4).run()
+    app.text_input(key="runs_chat_template").set_value("nobody").run()
+    app.selectbox(key="runs_load_in").set_value("4bit").run()
+    app.selectbox(key="runs_thinking").set_value(False).run()
     asked = ask(app, str(tiny_folder)).session_state["runs_checked"][0]
-    assert (asked.template, asked.quantise) == ("nobody", 4)
+    assert (asked.chat_template, asked.load_in, asked.thinking) == ("nobody", "4bit", False)
+
+
+def test_the_form_has_the_labels_and_bounds_of_the_options():
+    app = visit()
+    for name in itertools.chain(*form._ROWS):
+        widget = next(each for each in app.main if getattr(each, "key", None) == f"runs_{name}")
+        field = RunOptions.model_fields[name]
+        assert (widget.label, widget.help) == (field.title, field.description)
+    assert app.number_input(key="runs_limit_per_label").min == MINIMUM_PER_LABEL
+    assert app.number_input(key="runs_token_limit").value == TOKEN_LIMIT
+    assert app.selectbox(key="runs_dtype").options == ["auto", *DTYPES]
 
 
 def test_a_model_to_be_downloaded_has_its_size_told(monkeypatch):
     info = ModelInfo("a/b", "hub", "c" * 40, None, "Qwen2ForCausalLM", 4, 8, None, "mit")
-    monkeypatch.setattr(plan, "identify", lambda model, revision: info)
+    monkeypatch.setattr(request, "identify", lambda model, revision: info)
     monkeypatch.setattr(plan, "is_available", lambda model, revision: False)
     files = [
         ("model.safetensors", 1000),
@@ -258,9 +275,10 @@ def test_a_model_to_be_downloaded_has_its_size_told(monkeypatch):
     ]
     listed = [type("File", (), {"rfilename": name, "size": size}) for name, size in files]
     monkeypatch.setattr(hub.HfApi, "model_info", lambda self, repo, **options: type("Info", (), {"siblings": listed}))
-    found = check(Request("a/b", "pairs"))
+    found = check(RunOptions(model="a/b"))
     assert (found.available, found.download_bytes) == (False, 1010)
-    assert check(Request("qwen2.5-coder-0.5b-instruct", "pairs")).counts == {"harmful": 256, "harmless": 256}
+    assert found.options.revision == "c" * 40
+    assert check(RunOptions(model="qwen2.5-coder-0.5b-instruct")).counts == {"harmful": 256, "harmless": 256}
 
 
 def test_uploads_are_kept_once_under_a_name_of_ours(cache, monkeypatch):
@@ -276,11 +294,3 @@ def test_uploads_are_kept_once_under_a_name_of_ours(cache, monkeypatch):
         time.sleep(0.01)
     assert last.exists()
     assert len(list((cache / ".uploads").glob("*/*"))) == 2
-
-
-@pytest.mark.parametrize(
-    "request_", [Request("", "pairs"), Request("x", "pairs", seed=-1), Request("x", "pairs", limit=1)]
-)
-def test_what_cannot_be_asked_for_is_refused(request_):
-    with pytest.raises(RefusalError):
-        check(request_)

@@ -102,8 +102,8 @@ def test_a_folder_zipped_by_hand_is_a_packed_run(synthetic_cache, tmp_path):
 def test_the_command_line_packs_imports_and_renames(synthetic_cache, tmp_path, capsys):
     file, cache = str(tmp_path / "sent.zip"), str(tmp_path / "cache")
     assert main(["pack", RUN, file, "--cache", str(synthetic_cache)]) == 0
-    assert main(["import", file, "--cache", cache]) == 0
-    assert main(["import", file, "--cache", cache]) == 0
+    assert main(["unpack", file, "--cache", cache]) == 0
+    assert main(["unpack", file, "--cache", cache]) == 0
     assert "here already" in capsys.readouterr().out
     assert main(["rename", RUN, "Mine", "--cache", cache]) == 0
     assert main(["list", "--cache", cache]) == 0
@@ -111,7 +111,7 @@ def test_the_command_line_packs_imports_and_renames(synthetic_cache, tmp_path, c
     assert main(["pack", RUN, str(tmp_path / "sent.txt"), "--cache", cache]) == 1
     assert main(["pack", "no-such-run", file, "--cache", cache]) == 1
     assert main(["pack", RUN, str(tmp_path / "no" / "sent.zip"), "--cache", cache]) == 1
-    assert main(["import", str(tmp_path / "nothing.zip"), "--cache", cache]) == 1
+    assert main(["unpack", str(tmp_path / "nothing.zip"), "--cache", cache]) == 1
     assert all(line.startswith("error: ") for line in capsys.readouterr().err.splitlines())
 
 

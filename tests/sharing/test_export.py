@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from making import make_run
 from safetensors.numpy import load_file
 from tiny import THINKING, WIDE, tiny_model, write_tiny_gguf
 
 from refusal_core.cli.main import main
 from refusal_core.figures.study import pictures
 from refusal_core.models.opening import KNOWN, fetch, identify
-from refusal_core.pipeline import new_run
 from refusal_core.pipeline.scoring import load_model_for, score
 from refusal_core.runs.store import DEFAULT_CACHE, DIRECTIONS, Run, open_run
 from refusal_core.sharing import rendering
@@ -36,7 +36,7 @@ TABLES = {"validation_results.csv", "variance_by_layer.csv", "top10_layers.csv",
 @pytest.fixture(scope="module")
 def made(tiny_folder, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    return new_run.run(tiny_folder, "pairs", limit=8, dtype="float32", device="cpu", cache=cache).run
+    return make_run(tiny_folder, "pairs", limit_per_label=8, dtype="float32", device="cpu", cache=cache).run
 
 
 def names_in(packed: bytes, run) -> set[str]:
@@ -68,7 +68,7 @@ def test_without_a_browser_all_else_is_there_and_one_sentence_says_why(
     names = names_in(export_zip(run, 2), run)
     assert names >= TABLES | {"pictures.txt", "directions.safetensors"}
     assert not any(name.endswith(".png") for name in names)
-    assert main(["export", run.run_id, str(tmp_path / "out"), "--cache", str(synthetic_cache)]) == 0
+    assert main(["report", run.run_id, str(tmp_path / "out"), "--cache", str(synthetic_cache)]) == 0
     assert "without the pictures: PNG and SVG are drawn by a headless Chrome" in capsys.readouterr().err
     assert (tmp_path / "out" / "validation_results.csv").is_file()
 
@@ -154,8 +154,8 @@ def test_a_snippet_opens_the_model_as_the_run_did(compute, tmp_path, monkeypatch
     wide = tiny_model("qwen2", **WIDE)
     wide.model.save_pretrained(tmp_path / "tiny")
     wide.tokenizer.save_pretrained(tmp_path / "tiny")
-    options = {"limit": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"}
-    run = changed(new_run.run(tmp_path / "tiny", "pairs", **options).run, compute=compute)
+    options = {"limit_per_label": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"}
+    run = changed(make_run(tmp_path / "tiny", "pairs", **options).run, compute=compute)
     folder = working_folder(run, tmp_path / "here", tmp_path / "tiny")
     site = run.n_layers - 1
     expected = projections(run, tmp_path / "tiny")[site]

@@ -62,7 +62,7 @@ def folder(monkeypatch, tmp_path) -> Path:
 
 
 def command(folder: Path, verb: str = "count", *rest: str) -> Command:
-    return Command(f"{verb} things", (verb, str(folder), *rest))
+    return Command(f"{verb} things", verb, (str(folder), *rest))
 
 
 def until(holds, seconds: float = 20.0):
@@ -112,7 +112,7 @@ def test_the_rate_leaves_out_what_was_found_finished(tmp_path, monkeypatch):
 
 
 def test_no_job_is_none():
-    assert jobs.status(Command("", ("run",)).name) is None
+    assert jobs.status(Command("", "run", ()).name) is None
     assert jobs.all_jobs() == []
     with pytest.raises(RefusalError, match="no job"):
         jobs.status("../../etc")
@@ -149,7 +149,7 @@ def test_a_job_outlives_the_server_that_started_it_and_the_next_one_watches_it(f
     server = (
         "import sys\nfrom refusal_core.ui import jobs\n"
         f"jobs._PROGRAM = {jobs._PROGRAM!r}\n"
-        f"jobs.start(jobs.Command('count things', ('count', {str(folder)!r})))\n"
+        f"jobs.start(jobs.Command('count things', 'count', ({str(folder)!r},)))\n"
     )
     subprocess.run([sys.executable, "-c", server], check=True, cwd=folder, env=os.environ)
     name = command(folder).name
@@ -166,7 +166,7 @@ def test_two_visitors_and_two_servers_start_one_job(folder):
     server = (
         "import sys\nfrom refusal_core.ui import jobs\n"
         f"jobs._PROGRAM = {jobs._PROGRAM!r}\n"
-        f"jobs.start(jobs.Command('count things', ('count', {str(folder)!r})))\n"
+        f"jobs.start(jobs.Command('count things', 'count', ({str(folder)!r},)))\n"
     )
     other = subprocess.Popen([sys.executable, "-c", server], env=os.environ, cwd=folder)
     visitors = [threading.Thread(target=jobs.start, args=(asked,)) for _ in range(8)]
@@ -257,7 +257,7 @@ def test_a_running_job_is_not_forgotten(folder):
     assert jobs.status(name).state == "running"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"title": 1, "arguments": 2, "pid": "x"}'])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"title": 1, "verb": 3, "arguments": 2, "pid": "x"}'])
 def test_an_unreadable_record_is_no_job(folder, content):
     (folder / "cache" / ".jobs").mkdir(parents=True)
     name = command(folder).name
@@ -280,7 +280,7 @@ def test_where_no_record_can_be_kept_nothing_is_started(folder):
 def test_the_command_line_is_what_runs(folder, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("REFUSAL_CACHE", str(folder / "cache"))
-    asked = Command("Behaviour", ("behaviour", "--", "-no-such-run"))
+    asked = Command("Behaviour", "measure behaviour", ("--", "-no-such-run"))
     jobs.start(asked)
     job = ended(asked.name)
     assert job.state == "failed"

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
+from making import make_run
 from tiny import tiny_model
 
 from refusal_core.activations.extraction import extract
@@ -24,7 +25,7 @@ from refusal_core.cli.main import main
 from refusal_core.errors import ModelError, PromptError, RefusalError, RunError
 from refusal_core.exploration.published import published_table
 from refusal_core.models.opening import ChatModel, load_model
-from refusal_core.pipeline import new_run
+from refusal_core.pipeline import steps
 from refusal_core.pipeline.scoring import load_model_for, score
 from refusal_core.progress.file import WAITING
 from refusal_core.runs import store
@@ -38,8 +39,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def made(tiny_folder, tmp_path_factory):
     """A run of 12 + 12 bundled pairs, and the cache it is in."""
     cache = tmp_path_factory.mktemp("cache")
-    result = new_run.run(
-        tiny_folder, "pairs", limit=12, dtype="float32", device="cpu", keep_activations=True, cache=cache
+    result = make_run(
+        tiny_folder, "pairs", limit_per_label=12, dtype="float32", device="cpu", keep_activations=True, cache=cache
     )
     assert not result.cached
     return result.run, cache
@@ -77,14 +78,14 @@ def test_transfer_prompts_are_scored_and_not_fitted(made):
 
 def test_the_same_request_finds_the_run_without_the_weights(made, tiny_folder, monkeypatch):
     run, cache = made
-    monkeypatch.setattr(new_run, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
-    again = new_run.run(tiny_folder, "pairs", limit=12, device="cpu", cache=cache)
+    monkeypatch.setattr(steps, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    again = make_run(tiny_folder, "pairs", limit_per_label=12, device="cpu", cache=cache)
     assert again.cached
     assert again.run.run_id == run.run_id
 
 
 @pytest.mark.parametrize(
-    "change", [{"limit": 13}, {"prompts": "everyday"}, {"seed": 1}, {"system_prompt": "Be brief."}]
+    "change", [{"limit_per_label": 13}, {"prompts": "everyday"}, {"seed": 1}, {"system_prompt": "Be brief."}]
 )
 def test_another_request_is_another_run(made, tiny_folder, change, monkeypatch):
     _, cache = made
@@ -95,9 +96,9 @@ def test_another_request_is_another_run(made, tiny_folder, change, monkeypatch):
     def load(*arguments, **options):
         raise Loaded
 
-    monkeypatch.setattr(new_run, "load_model", load)
+    monkeypatch.setattr(steps, "load_model", load)
     with pytest.raises(Loaded):
-        new_run.run(tiny_folder, **{"prompts": "pairs", "limit": 12, "cache": cache, **change})
+        make_run(tiny_folder, **{"prompts": "pairs", "limit_per_label": 12, "cache": cache, **change})
 
 
 def test_the_manifest_says_what_was_done_and_nothing_of_the_machine(made, tiny_folder):
@@ -167,7 +168,7 @@ def test_the_command_line_from_run_to_delete(tiny_folder, tmp_path, capsys):
         str(tiny_folder),
         "--prompts",
         "pairs",
-        "--limit",
+        "--limit-per-label",
         "8",
         "--device",
         "cpu",
@@ -196,7 +197,7 @@ def test_the_command_line_from_run_to_delete(tiny_folder, tmp_path, capsys):
     assert len(scores[0]["projection"]) == len(scores[0]["percentile"]["harmless"]) == 5
     assert isinstance(scores[0]["refusal_log_odds"], float)
 
-    assert main(["export", run_id, str(tmp_path / "out"), *cache]) == 0
+    assert main(["report", run_id, str(tmp_path / "out"), *cache]) == 0
     capsys.readouterr()
     assert main(["delete", run_id, *cache]) == 0
     assert not (tmp_path / "cache" / run_id).exists()
@@ -228,38 +229,39 @@ def test_exported_files_have_the_published_form(made, tmp_path):
     [
         (["run", "--model", "no-such-model"], "no-such-model"),
         (["run", "--model", "MODEL", "--prompts", "no-such-file.csv"], "no-such-file.csv"),
-        (["run", "--model", "MODEL", "--limit", "2"], "at least 8"),
+        (["run", "--model", "MODEL", "--limit-per-label", "2"], "8 or more"),
         (["run", "--model", "MODEL", "--device", "warp"], "warp"),
         (["show", "no-such-run"], "no-such-run"),
         (["verify", "../../etc"], "no run name"),
         (["delete", "no-such-run"], "nothing was deleted"),
-        (["export", "no-such-run", "x"], "no-such-run"),
+        (["report", "no-such-run", "x"], "no-such-run"),
         (["score", "no-such-run", "hello"], "no-such-run"),
         (["fetch", "no-such-model"], "no-such-model"),
         (["fetch", "../.."], "no hub id"),
         (["fetch", "Owner/Name:latest"], "no hub id"),
         (["fetch", "no-such-model", "--progress-file", "no/such/folder/x"], "cannot be written"),
-        (["run", "--model", "MODEL", "--template", "~nobody-of-that-name/x.jinja"], "no template"),
-        (["run", "--model", "MODEL", "--template", "x" * 300], "no template"),
+        (["run", "--model", "MODEL", "--chat-template", "~nobody-of-that-name/x.jinja"], "no template"),
+        (["run", "--model", "MODEL", "--chat-template", "x" * 300], "no template"),
         (["run", "--model", "MODEL", "--progress-file", "SAME/progress.json"], "turn of this work cannot be taken"),
         (["run", "--model", "x" * 300], "no model named"),
-        (["run", "--model", "MODEL", "--seed", "-1"], "seed of 0 or more"),
+        (["run", "--model", "MODEL", "--seed", "-1"], "0 or more for seed"),
         (["run", "--model", "MODEL", "--system-prompt", "\udcff"], "expected text in UTF-8"),
         (["run", "--model", "MODEL", "--prompts", "x" * 300], "no prompt set"),
-        (["run", "--model", "MODEL", "--limit", "8", "--token-limit", "40"], "pairs, row "),
+        (["run", "--model", "MODEL", "--limit-per-label", "8", "--token-limit", "40"], "pairs, row "),
         (["run", "--model", "MODEL", "--transfer", "SAME/pairs.csv"], "name of the contrast set"),
         (["run", "--model", "MODEL", "--transfer", "SAME/contrast.csv"], "name of the contrast set"),
         (["run", "--model", "MODEL", "--transfer", "SAME/probe-pairs.csv"], "name of another transfer set"),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_line(arguments, message, tiny_folder, tmp_path, capsys):
+def test_what_a_user_gets_wrong_is_one_line(arguments, message, tiny_folder, tmp_path, capsys, monkeypatch):
     for name in ("pairs", "contrast", "probe-pairs"):
         (tmp_path / f"{name}.csv").write_text("text,label\nA prompt of one's own,harmful\n")
     (tmp_path / ".turn").mkdir()
     arguments = [
         str(tiny_folder) if argument == "MODEL" else argument.replace("SAME", str(tmp_path)) for argument in arguments
     ]
-    assert main([*arguments, "--cache", str(tmp_path / "cache")]) == 1
+    monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "cache"))
+    assert main(arguments) == 1
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1].startswith("error: ")
     assert message in captured.err
@@ -269,7 +271,7 @@ def test_what_a_user_gets_wrong_is_one_line(arguments, message, tiny_folder, tmp
 
 def test_work_that_is_watched_takes_turns(tiny_folder, tmp_path):
     said, cache = tmp_path / "progress.json", tmp_path / "cache"
-    command = ["run", "--model", str(tiny_folder), "--limit", "8", "--device", "cpu", "--cache", str(cache)]
+    command = ["run", "--model", str(tiny_folder), "--limit-per-label", "8", "--device", "cpu", "--cache", str(cache)]
     working = threading.Thread(target=main, args=([*command, "--progress-file", str(said)],))
     with FileLock(tmp_path / ".turn"):
         working.start()
@@ -286,10 +288,10 @@ def test_work_that_is_watched_takes_turns(tiny_folder, tmp_path):
 
 
 def test_a_cached_run_without_activations_does_not_pass_for_one_with_them(tiny_folder, tmp_path):
-    request = {"limit": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path}
-    new_run.run(tiny_folder, "pairs", **request)
+    request = {"limit_per_label": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path}
+    make_run(tiny_folder, "pairs", **request)
     with pytest.raises(RefusalError, match="without its activations"):
-        new_run.run(tiny_folder, "pairs", keep_activations=True, **request)
+        make_run(tiny_folder, "pairs", keep_activations=True, **request)
 
 
 def test_a_cached_run_is_found_in_a_cache_that_cannot_be_written(made, tiny_folder, monkeypatch):
@@ -298,9 +300,9 @@ def test_a_cached_run_is_found_in_a_cache_that_cannot_be_written(made, tiny_fold
 
     monkeypatch.setattr("refusal_core.runs.store.writable_cache", refuse)
     request = {"dtype": "float32", "device": "cpu", "cache": made[1]}
-    assert new_run.run(tiny_folder, "pairs", limit=12, **request).cached
+    assert make_run(tiny_folder, "pairs", limit_per_label=12, **request).cached
     with pytest.raises(RunError, match="read-only"):
-        new_run.run(tiny_folder, "pairs", limit=9, **request)
+        make_run(tiny_folder, "pairs", limit_per_label=9, **request)
 
 
 def test_a_run_is_never_exported_into(made):
@@ -360,9 +362,9 @@ def test_a_run_that_is_killed_goes_on_where_it_was(size, killed_at, tiny_folder,
     monkeypatch.setattr(
         ResidualReader, "read_last", lambda self, given: read.append(len(given)) or read_last(self, given)
     )
-    killed = new_run.run(tiny_folder, prompts, dtype="float32", device="cpu", cache=cache).run
+    killed = make_run(tiny_folder, prompts, dtype="float32", device="cpu", cache=cache).run
     now = sum(read)
-    whole = new_run.run(tiny_folder, prompts, dtype="float32", device="cpu", cache=tmp_path / "other").run
+    whole = make_run(tiny_folder, prompts, dtype="float32", device="cpu", cache=tmp_path / "other").run
     assert sum(read) - 2 * now == len(before)
     np.testing.assert_array_equal(killed.projections, whole.projections)
     np.testing.assert_array_equal(killed.prompts["refusal_log_odds"], whole.prompts["refusal_log_odds"])

@@ -1,0 +1,97 @@
+"""Verbs that make a run or fetch what one needs: ``run``, ``refit``, ``fetch``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from refusal_core.cli.parameters import Cache, Flat, RunName, print_table
+from refusal_core.cli.reporting import ProgressFileOption, ReporterArgument
+from refusal_core.options import RunOptions
+from refusal_core.runs import store
+
+
+def run(
+    *,
+    options: Annotated[RunOptions, Flat],
+    cache: Cache = None,
+    progress_file: ProgressFileOption = None,
+    reporter: ReporterArgument,
+) -> None:
+    """Make a run, or find it in the cache."""
+    from refusal_core.cli.runs import headline
+    from refusal_core.pipeline.run import run as make
+
+    with reporter.progress() as progress:
+        result = make(options, cache=cache, progress=progress)
+    made = result.run
+    if result.cached:
+        print(f"found in the cache, nothing computed: {made.path}")
+    else:
+        timings = made.manifest["timings"]
+        print(
+            f"{len(made.prompts)} prompts in {timings['extract_seconds']:.1f} s "
+            f"({timings['prompts_per_second']:.2f} prompts/s), model opened in {timings['load_seconds']:.1f} s\n"
+            f"weights: {made.manifest['compute']['weights']}"
+        )
+        print(headline(made))
+    print(made.run_id)
+
+
+def refit(
+    run: RunName,
+    /,
+    *,
+    without: Annotated[
+        str | None,
+        Parameter(
+            help="CSV of marks with a prompt_id or text column; without a mark column all its prompts are left out "
+            "(default: the marks made in the dashboard)."
+        ),
+    ] = None,
+    marked: Annotated[
+        str, Parameter(help="Marks that leave a prompt out: mislabelled, ambiguous, fine, joined by commas.")
+    ] = "mislabelled",
+    model: Annotated[
+        str | None, Parameter(help="Where the run's model is, when it was local and activations were not kept.")
+    ] = None,
+    device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N, mps, or spread over all of them.")] = "auto",
+    cache: Cache = None,
+    progress_file: ProgressFileOption = None,
+    reporter: ReporterArgument,
+) -> None:
+    """Make a run again without some prompts, and say what that changes."""
+    from refusal_core.annotations import marks
+    from refusal_core.exploration import refits
+    from refusal_core.pipeline.refit import original_of
+    from refusal_core.pipeline.refit import refit as make
+
+    parent = store.open_run(run, cache)
+    kinds = marked.split(",")
+    table = marks.kept(cache) if without is None else marks.table_of(marks.read_marks(without, usual=kinds[0]))
+    with_model = store.ACTIVATIONS not in original_of(parent).manifest["files"]
+    with reporter.progress(with_model) as progress:
+        result = make(parent, marks.prompts_marked(table, kinds), model=model, device=device, progress=progress)
+    if result.cached:
+        print(f"found in the cache, nothing computed: {result.run.path}")
+    change = refits.compare(store.open_run(result.run.manifest["refit"]["parent"], cache), result.run)
+    print(refits.reading(change))
+    print_table(refits.numbers(change), digits=3)
+    print(result.run.run_id)
+
+
+def fetch(
+    name: Annotated[str, Parameter(help="Known name, or a hub id such as Qwen/Qwen2.5-1.5B-Instruct.")],
+    /,
+    *,
+    revision: Annotated[str | None, Parameter(help="Commit, tag or branch of a hub model.")] = None,
+    progress_file: ProgressFileOption = None,
+    reporter: ReporterArgument,
+) -> None:
+    """Download a model and make it ready to open."""
+    from refusal_core.models.opening import fetch as fetch_model
+
+    with reporter.progress(with_model=False) as progress:
+        folder = fetch_model(name, progress, revision)
+    print(folder)

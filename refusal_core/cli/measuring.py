@@ -1,0 +1,134 @@
+"""The verbs ``measure behaviour`` and ``measure intervention``, and what ``show`` prints of either."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import pandas as pd
+from cyclopts import Parameter
+
+from refusal_core.cli.parameters import Cache, Flat, RunName, print_json, print_table, records
+from refusal_core.cli.reporting import ProgressFileOption, ReporterArgument
+from refusal_core.errors import RunError
+from refusal_core.options import BehaviourOptions, InterventionOptions, ModelOptions
+from refusal_core.runs import store
+from refusal_core.runs.store import Run
+
+if TYPE_CHECKING:
+    from refusal_core.models.opening import ChatModel
+
+Again = Annotated[bool, Parameter(negative=(), help="Measure anew what was measured already.")]
+
+
+def behaviour(
+    run: RunName,
+    /,
+    *,
+    options: Annotated[BehaviourOptions | None, Flat] = None,
+    again: Again = False,
+    where: Annotated[ModelOptions | None, Flat] = None,
+    cache: Cache = None,
+    progress_file: ProgressFileOption = None,
+    reporter: ReporterArgument,
+) -> None:
+    """Measure how the model answers a run's prompts."""
+    from refusal_core.behaviour import measurement
+    from refusal_core.behaviour.openings import BUNDLED, read_rules
+
+    options = options or BehaviourOptions()
+    opened = store.open_run(run, cache)
+    rules = read_rules(options.rules or BUNDLED)
+    if not again and measurement.relabelled(opened, rules) is not None:
+        print("the run has its openings: they were read by these rules, nothing was generated (--again does)")
+        return
+    with reporter.progress() as progress:
+        table = measurement.record(opened, load_model_of(opened, where or ModelOptions()), options, progress)
+    print(f"measured on {len(table)} prompts; `refusal show {opened.run_id} --behaviour` shows the result")
+
+
+def intervention(
+    run: RunName,
+    /,
+    *,
+    options: Annotated[InterventionOptions | None, Flat] = None,
+    again: Again = False,
+    where: Annotated[ModelOptions | None, Flat] = None,
+    cache: Cache = None,
+    progress_file: ProgressFileOption = None,
+    reporter: ReporterArgument,
+) -> None:
+    """Ablate and add a run's direction, and measure what changes."""
+    from refusal_core.intervention import experiment
+
+    opened = store.open_run(run, cache)
+    found = None if again else experiment.recorded(opened)
+    if found is not None:
+        table, manifest = found
+        print(
+            f"the run has its interventions, on {table['prompt_id'].nunique()} prompts of "
+            f"{manifest['prompts']['source']} with {len(manifest['controls']['names'])} controls: nothing was computed "
+            "(--again measures anew)"
+        )
+        return
+    with reporter.progress() as progress:
+        model = load_model_of(opened, where or ModelOptions())
+        table = experiment.record(opened, model, options or InterventionOptions(), progress)
+    n_prompts = table["prompt_id"].nunique()
+    print(f"measured on {n_prompts} prompts; `refusal show {opened.run_id} --intervention` shows the result")
+
+
+def show_behaviour(run: Run, as_json: bool) -> None:
+    """Print how a run's model answers its prompts.
+
+    Raises:
+        RunError: when that was not measured, or is damaged.
+    """
+    from refusal_core.behaviour import measurement
+
+    found = measurement.recorded(run)
+    if found is None:
+        raise RunError(f"behaviour was not measured on the run {run.run_id!r}")
+    table, _ = found
+    numbers = measurement.by_site(run, table)
+    if as_json:
+        print_json({"run_id": run.run_id, "prompts": records(table), "sites": records(numbers)})
+        return
+    strongest = int(numbers.groupby("site")["rho"].mean().fillna(-1).idxmax())
+    print(measurement.reading(run, table, numbers, strongest), end="\n\n")
+    print(pd.crosstab(run.prompts["label"], table["opening_label"]).to_string(), end="\n\n")
+    print_table(measurement.agreement(run, table))
+
+
+def show_intervention(run: Run, as_json: bool) -> None:
+    """Print what edits of a run's model change.
+
+    Raises:
+        RunError: when that was not measured, or is damaged.
+    """
+    from refusal_core.intervention import effects, experiment
+
+    found = experiment.recorded(run)
+    if found is None:
+        raise RunError(f"no intervention was measured on the run {run.run_id!r}")
+    table, _ = found
+    summary = effects.summarise(run, table)
+    candidates = effects.candidates(run, table)
+    if as_json:
+        tables = {"conditions": records(effects.numbers(run, summary)), "candidates": records(candidates)}
+        print_json({"run_id": run.run_id, **tables})
+        return
+    print(effects.headline(run, summary), *effects.reading(run, table, summary), sep="\n", end="\n\n")
+    print_table(effects.numbers(run, summary))
+    print("\nThe published choice, least bypass first:")
+    print_table(candidates.head(10))
+
+
+def load_model_of(run: Run, where: ModelOptions) -> ChatModel:
+    """Load a run's model, in the run's dtype unless another is asked for.
+
+    Raises:
+        RefusalError: when it cannot be found, or is not the run's model.
+    """
+    from refusal_core.pipeline.scoring import load_model_for
+
+    return load_model_for(run, where.model, where.device, None if where.dtype == "auto" else where.dtype)

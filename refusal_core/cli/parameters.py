@@ -1,0 +1,42 @@
+"""Parameters that several verbs share, and how tables are printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import pandas as pd
+from cyclopts import Parameter
+
+RunName = Annotated[str, Parameter(help="Name of a run, as `refusal list` shows it.")]
+Cache = Annotated[
+    str | None,
+    Parameter(name="--cache", help="Folder that runs are kept in (default: REFUSAL_CACHE, else the usual one)."),
+]
+AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
+Flat = Parameter(name="*")
+"""Makes every field of an options object an option of its own."""
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a table's rows as plain values for JSON; what is missing is null."""
+    plain = table.astype(object)
+    rows: list[dict[str, Any]] = plain.where(plain.notna(), None).to_dict("records")
+    return rows
+
+
+def print_json(value: object) -> None:
+    """Print plain values as JSON."""
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def print_table(table: pd.DataFrame, digits: int = 2, index: bool = False) -> None:
+    """Print a table with its numbers rounded; what is missing is a dash."""
+    rounded: Callable[[float], str] = f"{{:.{digits}f}}".format
+    print(table.to_string(index=index, float_format=rounded, na_rep="–"))
+
+
+def printable(text: str) -> str:
+    """Return a prompt on one line of a terminal, control characters escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -1,0 +1,168 @@
+"""Verbs on the runs of the cache: ``list``, ``show``, ``evidence``, ``verify``, ``rename``, ``delete``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import pandas as pd
+from cyclopts import Group, Parameter
+from cyclopts.validators import LimitedChoice
+
+from refusal_core.cli.parameters import AsJson, Cache, RunName, print_json, print_table, records
+from refusal_core.runs import store
+from refusal_core.runs.store import Run
+
+_COLUMNS = {
+    "magnitude": "magnitude",
+    "cohens_d": "in-sample d",
+    "crossfit_d": "cross-fitted d",
+    "probe_d": "d on matched pairs",
+    "probe_auroc": "AUROC on matched pairs",
+    "overlap_count": "mean crossings",
+    "range_overlap": "range overlap",
+    "log10_p": "log10 p",
+}
+_QUESTIONS = {
+    "cohens_d": "does it fit (in-sample d)",
+    "crossfit_d": "does it hold on new prompts (cross-fitted d)",
+    "probe_d": "is it about harm (d on matched pairs)",
+}
+_PARTS = Group("Instead of the layers, at most one of", sort_key=1, validator=LimitedChoice())
+_Part = Annotated[bool, Parameter(group=_PARTS, negative=())]
+_RATINGS = Group("Of ratings", sort_key=2)
+
+
+def list_runs(*, as_json: AsJson = False, cache: Cache = None) -> None:
+    """List the runs in the cache."""
+    found, broken = store.list_runs(cache)
+    for problem in broken:
+        print(f"not readable: {problem.reason}", file=sys.stderr)
+    if as_json:
+        print_json([asdict(summary) for summary in found])
+        return
+    if not found and not broken:
+        print(f"no runs in {store.cache_folder(cache)}; `refusal run` makes one")
+    for summary in found:
+        counts = " + ".join(str(n) for n in summary.counts.values())
+        title = f"“{summary.title}”, " if summary.title else ""
+        print(
+            f"{summary.run_id}\n    {title}{summary.model}, {summary.n_layers} layers, {summary.contrast_set} "
+            f"({counts}), {summary.dtype}, {summary.created}, {summary.size_bytes / 1e6:.1f} MB"
+        )
+
+
+def show(
+    run: RunName,
+    /,
+    *,
+    behaviour: Annotated[_Part, Parameter(help="Show how the model answers the prompts.")] = False,
+    intervention: Annotated[_Part, Parameter(help="Show what edits of the model change.")] = False,
+    ratings: Annotated[
+        _Part, Parameter(help="Show whether projection goes with how harmful people find the prompts.")
+    ] = False,
+    file: Annotated[
+        tuple[str, ...],
+        Parameter(
+            group=_RATINGS,
+            help="CSV of ratings with a prompt_id or text column; may be repeated (default: those made in the "
+            "dashboard).",
+        ),
+    ] = (),
+    rating_column: Annotated[str | None, Parameter(group=_RATINGS, help="Column of ratings (default: rating).")] = None,
+    rater_column: Annotated[
+        str | None,
+        Parameter(group=_RATINGS, help="Column of raters (default: rater; without one, a file is one rater's)."),
+    ] = None,
+    export: Annotated[str | None, Parameter(group=_RATINGS, help="Write the ratings to this CSV.")] = None,
+    as_json: AsJson = False,
+    cache: Cache = None,
+) -> None:
+    """Show a run's table of layers, or what was measured on it later."""
+    opened = store.open_run(run, cache)
+    # Each needs modules that the others do not.
+    if behaviour:
+        from refusal_core.cli.measuring import show_behaviour
+
+        show_behaviour(opened, as_json)
+    elif intervention:
+        from refusal_core.cli.measuring import show_intervention
+
+        show_intervention(opened, as_json)
+    elif ratings:
+        from refusal_core.cli.ratings import show_ratings
+
+        show_ratings(opened, file, rating_column, rater_column, export, cache, as_json)
+    else:
+        _show_layers(opened, as_json)
+
+
+def evidence(run: RunName, /, *, as_json: AsJson = False, cache: Cache = None) -> None:
+    """Show what the numbers say to each question, layer by layer."""
+    from refusal_core.evidence.answers import QUESTIONS, answer
+    from refusal_core.evidence.evaluation import Evidence
+    from refusal_core.evidence.findings import overview_table, sampling, strongest_site, verdict
+
+    opened = store.open_run(run, cache)
+    found = Evidence.from_tables(opened.evidence_tables())
+    answers = {question: answer(found, name, strongest_site(found)) for name, question in QUESTIONS.items()}
+    if as_json:
+        tables = {name: records(table) for name, table in (("sites", found.sites), ("reasons", found.reasons))}
+        print_json({"run_id": opened.run_id, "verdict": verdict(found), "answers": answers, **tables})
+        return
+    print(*filter(None, (verdict(found), sampling(found))), sep="\n")
+    table = overview_table(found)
+    table.index = pd.Index([opened.site_label(int(site)) for site in table.index])
+    print_table(table, index=True)
+    for question, answer in answers.items():
+        print(f"\n{question}\n    {answer}")
+    for (number, source, reason), rows in found.reasons.groupby(["number", "source", "reason"], sort=False):
+        sites = [] if rows["site"].isna().any() else [opened.site_label(int(site)) for site in rows["site"]]
+        where = "" if len(sites) in (0, opened.n_sites) else f" at {', '.join(sites)}"
+        print(f"missing: {number} ({source}){where}: {reason}", file=sys.stderr)
+
+
+def verify(run: RunName, /, *, cache: Cache = None) -> None:
+    """Check every file of a run against its manifest."""
+    files = store.verify_run(run, cache)
+    print(f"{run}: {len(files)} files match the manifest")
+
+
+def rename(
+    run: RunName,
+    title: Annotated[str, Parameter(help="The title; an empty one takes the title away.")],
+    /,
+    *,
+    cache: Cache = None,
+) -> None:
+    """Show a run under a title; its name stays."""
+    store.rename_run(run, title, cache)
+    print(run)
+
+
+def delete(run: RunName, /, *, cache: Cache = None) -> None:
+    """Remove a run and everything measured on it."""
+    store.delete_run(run, cache)
+    print(f"deleted {run}")
+
+
+def headline(run: Run) -> str:
+    """Return where each of the three questions has its strongest answer, one line per question."""
+    lines = []
+    for column, question in _QUESTIONS.items():
+        values = run.layer_stats[column]
+        if values.notna().any():
+            site = int(values.idxmax())
+            lines.append(f"{question}: strongest at {run.site_label(site)}, {values[site]:.2f}")
+    return "\n".join(lines)
+
+
+def _show_layers(run: Run, as_json: bool) -> None:
+    if as_json:
+        print_json({"run_id": run.run_id, "model": run.model_name, "sites": records(run.layer_stats)})
+        return
+    table = run.layer_stats.set_index("site")[list(_COLUMNS)].rename(columns=_COLUMNS)
+    table.index = pd.Index([run.site_label(int(site)) for site in table.index])
+    print(headline(run))
+    print_table(table, digits=3, index=True)

@@ -1,0 +1,49 @@
+"""The verb ``score``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from refusal_core.cli.parameters import AsJson, Cache, Flat, RunName, print_json, printable
+from refusal_core.errors import PromptError
+from refusal_core.options import ModelOptions
+from refusal_core.runs import store
+
+
+def score(
+    run: RunName,
+    text: Annotated[str | None, Parameter(help="A prompt.")] = None,
+    /,
+    *,
+    file: Annotated[str | None, Parameter(help="Prompts in a csv, json, jsonl, parquet or txt file.")] = None,
+    text_column: Annotated[str | None, Parameter(help="Column of the file that has the texts.")] = None,
+    as_json: AsJson = False,
+    where: Annotated[ModelOptions | None, Flat] = None,
+    cache: Cache = None,
+) -> None:
+    """Project prompts on a run's direction at every site."""
+    from refusal_core.cli.measuring import load_model_of
+    from refusal_core.pipeline.scoring import score as score_texts
+    from refusal_core.prompts.sets import read_texts
+
+    if (text is None) == (file is None):
+        raise PromptError("expected either a prompt or a file of prompts")
+    opened = store.open_run(run, cache)
+    texts = [str(text)] if file is None else read_texts(file, text_column)["text"].tolist()
+    scores = score_texts(load_model_of(opened, where or ModelOptions()), opened, texts)
+    if as_json:
+        print_json([result.to_json() for result in scores])
+        return
+    for result in scores:
+        print(
+            f"{printable(result.text)}\n"
+            f"    refusal log-odds {result.refusal_log_odds:.2f}, first token {result.first_token!r}"
+        )
+        for site in range(opened.n_sites):
+            print(
+                f"    {opened.site_label(site):>16}  {result.projection[site]:9.3f}  "
+                f"percentile among harmful {result.percentile['harmful'][site]:5.1f}, "
+                f"harmless {result.percentile['harmless'][site]:5.1f}"
+            )

@@ -1,0 +1,60 @@
+"""Activations and labels to directions, projections and evidence, without the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from refusal_core.analysis.directions import Directions, fit_directions
+from refusal_core.analysis.effect_sizes import layer_statistics
+from refusal_core.evidence.evaluation import Evidence, evaluate
+from refusal_core.options import FOLDS, REPEATS
+from refusal_core.progress import Progress, no_progress
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """All that follows from activations and labels, without the model.
+
+    Attributes:
+        directions: the direction at every site.
+        projections: ``(prompt, site)`` float64 of every prompt on the directions, in activation units.
+        projections_crossfit: ``(prompt, site)`` float64, 0 at the training folds' midpoint; NaN for transfer prompts.
+        layer_stats: one row per site.
+        evidence: the answers to the questions, with their intervals.
+    """
+
+    directions: Directions
+    projections: np.ndarray
+    projections_crossfit: np.ndarray
+    layer_stats: pd.DataFrame
+    evidence: Evidence
+
+
+def analyse(hidden: np.ndarray, prompts: pd.DataFrame, *, seed: int = 0, progress: Progress = no_progress) -> Analysis:
+    """Fit directions on the fitted prompts and test them.
+
+    Args:
+        hidden: ``(prompt, site, d_model)`` activations of all prompts, fitted and transfer.
+        prompts: a run's prompt table, rows in the same order.
+        seed: of the folds and of everything random in the evidence.
+        progress: called once per site.
+    """
+    fitted = prompts["fitted"].to_numpy()
+    is_harmful = prompts["label"].eq("harmful").to_numpy()
+    directions = fit_directions(hidden, is_harmful, fitted)
+    projections = directions.project(hidden)
+    evidence, held_out = evaluate(
+        hidden, prompts, directions, seed=seed, folds=FOLDS, repeats=REPEATS, progress=progress
+    )
+    projections_crossfit = np.full_like(projections, np.nan)
+    projections_crossfit[fitted] = held_out
+    probes = evidence.transfer[evidence.transfer["source"].eq("probe-pairs")].set_index("site")
+    layer_stats = layer_statistics(projections[fitted], is_harmful[fitted], directions.magnitude)
+    layer_stats["crossfit_d"] = evidence.sites["crossfit_d"]
+    layer_stats["crossfit_auroc"] = evidence.sites["crossfit_auroc"]
+    layer_stats["probe_d"] = probes["d"].reindex(layer_stats["site"]).to_numpy(float)
+    layer_stats["probe_auroc"] = probes["auroc"].reindex(layer_stats["site"]).to_numpy(float)
+    return Analysis(directions, projections, projections_crossfit, layer_stats, evidence)

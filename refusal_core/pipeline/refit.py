@@ -1,0 +1,210 @@
+"""A run made again without some of its prompts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from refusal_core.errors import PromptError, RunError
+from refusal_core.options import MINIMUM_PER_LABEL
+from refusal_core.pipeline.analysis import analyse
+from refusal_core.pipeline.request import run_id
+from refusal_core.pipeline.steps import (
+    LOADING,
+    Reading,
+    RunResult,
+    described_extraction,
+    described_set,
+    extract_prompts,
+    library_versions,
+    save,
+    timings,
+)
+from refusal_core.progress import Progress, no_progress
+from refusal_core.prompts.sets import LABELS, PromptSet
+from refusal_core.runs import store
+from refusal_core.runs.store import LEFT_OUT, Run
+
+_OF_ONE_RUN = ("format_version", "run_id", "files", "refit")
+"""What a refit's manifest does not take over from the run it is of."""
+_IDENTITY_FORMAT = 1
+"""Version of what a refit's name is a digest of; another one would give every refit another name."""
+
+
+def refit(
+    run: Run,
+    without: Collection[str],
+    *,
+    model: str | Path | None = None,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> RunResult:
+    """Make a run again without some of its prompts, or find that refit in the cache; the run itself stays as it is.
+
+    It is made from the run's stored activations, or else the run's model reads the prompts again. What is left out is
+    scored as a transfer set called :data:`LEFT_OUT`. Behaviour and interventions do not carry over. A refit of a refit
+    is one of the original run, while that is in the cache, without the prompts of both.
+
+    Args:
+        run: the run, or a refit of it.
+        without: prompt_ids; see :func:`leave_out`.
+        model: where the run's model is, when it came from a folder or a GGUF file; not needed with stored activations.
+        device: where the model is opened.
+        progress: called for loading, extracting, testing and saving.
+
+    Raises:
+        RefusalError: of the kind that fits, for anything the caller can mend.
+    """
+    original, table = _left_out_of_original(run, without)
+    name, cache = _refit_id(original, table), original.path.parent
+    if (cache / name).exists():
+        return RunResult(store.open_run(name, cache), cached=True)
+    with store.unfinished_work(store.unfinished_run(name, cache), f"the refit {name}") as folder:
+        stored = store.load_activations(original)
+        changed: dict[str, Any] = {}
+        if stored is not None:
+            hidden = _rows_of_stored(stored, table.index.to_numpy(), folder / "hidden.f32")
+            table = table.reset_index(drop=True)
+        else:
+            table = table.reset_index(drop=True)
+            hidden, changed = _extract_again(original, table, model, device, folder, progress)
+        analysis = analyse(hidden, table, seed=original.manifest["compute"]["seed"], progress=progress)
+        manifest = _manifest(original, table, "extracted again" if stored is None else "stored") | changed
+        return RunResult(save(name, manifest, table, analysis, None, cache, progress), cached=False)
+
+
+def refit_id(run: Run, without: Collection[str]) -> str:
+    """Return the name of the refit of a run without some prompts, whether there is one or not.
+
+    Raises:
+        RefusalError: see :func:`refit`.
+    """
+    return _refit_id(*_left_out_of_original(run, without))
+
+
+def original_of(run: Run) -> Run:
+    """Return the run that a refit is of, while that is in the cache; else the run itself."""
+    described = run.manifest.get("refit")
+    if described is None:
+        return run
+    try:
+        return store.open_run(described["parent"], run.path.parent)
+    except RunError:
+        return run
+
+
+def leave_out(prompts: pd.DataFrame, without: Collection[str]) -> pd.DataFrame:
+    """Return a run's prompt table with some prompts no longer fitted on, nor in their transfer set.
+
+    A matched pair is left out as one: a twin by itself would tilt the two labels' forms and topics, which pairs are
+    there to hold equal, and a pair of which one prompt is mislabelled says nothing of harm.
+
+    Args:
+        prompts: a run's prompt table.
+        without: prompt_ids; those of other prompts count for nothing.
+
+    Returns:
+        The table with what is left out at its end, in the set :data:`LEFT_OUT`; the index is the row in ``prompts``.
+
+    Raises:
+        PromptError: when none of them is there, or too few prompts of a label are left.
+    """
+    # Pairs of two sets may have one name.
+    pair = prompts["source"].str.cat(prompts["pair_id"], sep=" ")
+    out = prompts["prompt_id"].isin(list(without))
+    if not out.any():
+        raise PromptError(f"expected prompts of this run to leave out, found none of them among {len(without)}")
+    out |= pair.isin(pair[out].dropna())
+    table = prompts.assign(
+        fitted=prompts["fitted"] & ~out,
+        source=prompts["source"].mask(out, LEFT_OUT),
+        pair_id=prompts["pair_id"].mask(out, pair),
+    )
+    counts = table.loc[table["fitted"], "label"].value_counts()
+    for label in LABELS:
+        if (left := counts.get(label, 0)) < MINIMUM_PER_LABEL:
+            raise PromptError(
+                f"without {int(out.sum())} prompts {left} {label} ones are left to fit on, expected at least "
+                f"{MINIMUM_PER_LABEL}: leave fewer out"
+            )
+    return pd.concat([table[~out], table[out]])
+
+
+def _rows_of_stored(stored: np.ndarray, rows: np.ndarray, path: Path) -> np.ndarray:
+    """Return stored activations in another order of prompts, from a file: they may be more than memory holds."""
+    hidden: np.ndarray = np.memmap(path, np.float32, "w+", shape=stored.shape)
+    for site in range(stored.shape[1]):
+        hidden[:, site] = stored[rows, site]
+    return hidden
+
+
+def _extract_again(
+    original: Run, table: pd.DataFrame, model: str | Path | None, device: str, folder: Path, progress: Progress
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the activations that the run's model has for a table, and what changes in the manifest."""
+    # The engine imports torch; stored activations are read without.
+    from refusal_core.pipeline.scoring import check_model, load_model_for
+
+    progress(LOADING, 0, 1)
+    chat_model = load_model_for(original, model, device)
+    check_model(original, chat_model)
+    progress(LOADING, 1, 1)
+    template = original.manifest["template"]
+    reading = Reading(template["system_prompt"], template.get("thinking"), template.get("day"), template["token_limit"])
+    extraction = extract_prompts(chat_model, table, reading, folder, progress)
+    return extraction.hidden, {
+        "compute": original.manifest["compute"] | described_extraction(chat_model, extraction),
+        "versions": library_versions(),
+        "timings": timings(chat_model, extraction),
+    }
+
+
+def _manifest(original: Run, table: pd.DataFrame, activations: str) -> dict[str, Any]:
+    """Return a refit's manifest: that of the run it is of, with its own prompts."""
+    known = {described["name"]: described for described in original.manifest["transfer"]}
+    transfer = table[~table["fitted"]].groupby("source", sort=False)
+    return {key: value for key, value in original.manifest.items() if key not in _OF_ONE_RUN} | {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "prompts": _left(original.manifest["prompts"], table[table["fitted"]]),
+        "transfer": [_left(known.get(name, {"name": name}), part) for name, part in transfer],
+        "refit": {
+            "parent": original.run_id,
+            "left_out": int(table["source"].eq(LEFT_OUT).sum()),
+            "sha256": _left_out_sha256(table),
+            "activations": activations,
+        },
+    }
+
+
+def _left(described: dict[str, Any], table: pd.DataFrame) -> dict[str, Any]:
+    """Return what a manifest says of a set, for the part of it that is left."""
+    return described | described_set(PromptSet(described["name"], described.get("revision"), table))
+
+
+def _left_out_of_original(run: Run, without: Collection[str]) -> tuple[Run, pd.DataFrame]:
+    """Return the run that a refit is of, and its prompts after :func:`leave_out`."""
+    original = original_of(run)
+    if original is run:
+        return run, leave_out(run.prompts, without)
+    earlier = run.prompts.loc[run.prompts["source"].eq(LEFT_OUT), "prompt_id"]
+    return original, leave_out(original.prompts, {*earlier, *without})
+
+
+def _refit_id(original: Run, table: pd.DataFrame) -> str:
+    """Return a refit's name."""
+    identity = {"refit": original.run_id, "left_out": _left_out_sha256(table), "format": _IDENTITY_FORMAT}
+    counts = table.loc[table["fitted"], "label"].value_counts()
+    dtype = original.manifest["compute"]["dtype"]
+    return run_id(original.model_name, original.contrast_name, counts, identity, dtype)
+
+
+def _left_out_sha256(table: pd.DataFrame) -> str:
+    """Return the digest of the left-out prompt_ids, whatever their order."""
+    ids = sorted(table.loc[table["source"].eq(LEFT_OUT), "prompt_id"])
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()

@@ -1,0 +1,158 @@
+"""A run that is asked for: its options with everything they name found, and the run's name that follows from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from refusal_core.errors import RefusalError, RunError
+from refusal_core.evidence.evaluation import CONTRAST
+from refusal_core.models.opening import ModelInfo, as_opened, identify
+from refusal_core.models.templates import borrow_template
+from refusal_core.options import DTYPES, RunOptions
+from refusal_core.prompts.sets import (
+    TRANSFER_SETS,
+    PromptSet,
+    load_contrast_set,
+    load_transfer_set,
+    slug,
+    without,
+)
+from refusal_core.runs import store
+from refusal_core.runs.store import LEFT_OUT, Run
+
+
+@dataclass(frozen=True, eq=False)
+class TransferSet:
+    """A transfer set, and how many of its prompts were left out because the contrast set has them."""
+
+    prompts: PromptSet
+    left_out: int
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A run that is asked for.
+
+    Attributes:
+        options: as they were given.
+        model: the model as it will be opened, identified once.
+        contrast: the prompts that directions are fitted on.
+        transfer: the bundled transfer sets and those of the options.
+        chat_template: the text of the borrowed chat template.
+    """
+
+    options: RunOptions
+    model: ModelInfo
+    contrast: PromptSet
+    transfer: tuple[TransferSet, ...]
+    chat_template: str | None
+
+    def run_id(self, dtype: str) -> str:
+        """Return the name of the run in a dtype: the same request has the same name."""
+        identity = self.options.identity(
+            model=self.model.fingerprint,
+            prompts=self.contrast.sha256,
+            transfer=[(chosen.prompts.name, chosen.prompts.sha256) for chosen in self.transfer],
+            chat_template=None if self.chat_template is None else _sha256(self.chat_template),
+        )
+        return run_id(self.model.name, self.contrast.name, self.contrast.counts, identity, dtype)
+
+    def find_cached(self, cache: str | Path | None = None) -> Run | None:
+        """Return the run in the cache that this request asks for, of any dtype where ``auto`` is asked for.
+
+        Raises:
+            RunError: when it is there without the activations that are to be kept.
+        """
+        options = self.options
+        for dtype in DTYPES if options.dtype == "auto" else (options.dtype,):
+            name = self.run_id(dtype)
+            if (store.cache_folder(cache) / name).exists():
+                run = store.open_run(name, cache)
+                if options.keep_activations and store.ACTIVATIONS not in run.manifest["files"]:
+                    raise RunError(
+                        f"the run {name} is in the cache without its activations: delete it first, or use another "
+                        "cache, to compute and keep them"
+                    )
+                return run
+        return None
+
+    def prompt_table(self) -> pd.DataFrame:
+        """Return all prompts, fitted ones first, as the run's table begins.
+
+        Raises:
+            RefusalError: when a prompt is in two transfer sets.
+        """
+        parts = [self.contrast.table.assign(fitted=True)]
+        parts += [chosen.prompts.table.assign(fitted=False) for chosen in self.transfer]
+        table = pd.concat(parts, ignore_index=True)
+        repeated = table["prompt_id"].duplicated()
+        if repeated.any():
+            row = table[repeated].iloc[0]
+            raise RefusalError(
+                f"the prompt {row['text']!r:.60} is in two transfer sets, of which one is {row['source']}; keep it in "
+                "one"
+            )
+        return table
+
+
+def prepare(options: RunOptions) -> Request:
+    """Read the prompts, identify the model and find the chat template that a run is asked for with.
+
+    Raises:
+        RefusalError: of the kind that fits, for what cannot be found or used.
+    """
+    columns = options.text_column, options.label_column
+    contrast = load_contrast_set(options.prompts, options.limit_per_label, *columns)
+    transfer = tuple(
+        TransferSet(*without(load_transfer_set(source, *columns), contrast))
+        for source in (*TRANSFER_SETS, *options.transfer)
+    )
+    _check_names(contrast, [chosen.prompts for chosen in transfer])
+    return Request(
+        options=options,
+        chat_template=None if options.chat_template is None else borrow_template(options.chat_template),
+        model=as_opened(identify(options.model, options.revision), options.bits),
+        contrast=contrast,
+        transfer=transfer,
+    )
+
+
+def run_id(model: str, contrast: str, counts: Mapping[str, int], identity: dict[str, Any], dtype: str) -> str:
+    """Return a run's name, which can be read and ends in a digest of its identity and its dtype.
+
+    Args:
+        model, contrast: the names of the model and the contrast set.
+        counts: fitted prompts per label.
+        identity: what tells the run from others.
+        dtype: what its model is computed in.
+    """
+    digest = _sha256(json.dumps(identity, sort_keys=True))[:8]
+    sizes = f"{counts['harmful']}x{counts['harmless']}"
+    return f"{slug(Path(model).name)}--{slug(contrast)}--{sizes}--{digest}--{dtype}"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_names(contrast: PromptSet, transfer: list[PromptSet]) -> None:
+    """Raise RefusalError when two sets of a run have one name, by which their numbers are told apart."""
+    taken = {
+        contrast.name: "the contrast set",
+        CONTRAST: "the contrast set in the tables of evidence",
+        LEFT_OUT: "the prompts that a refit leaves out",
+    }
+    for chosen in transfer:
+        if chosen.name in taken:
+            raise RefusalError(
+                f"the transfer set {chosen.name!r} has the name of {taken[chosen.name]}: rename its file, "
+                "so that their numbers can be told apart"
+            )
+        taken[chosen.name] = "another transfer set"

@@ -1,0 +1,135 @@
+"""Options to a run: found in the cache, or loaded, extracted, analysed and saved."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refusal_core.models.devices import choose_device, choose_dtype
+from refusal_core.models.opening import ChatModel, default_system_prompt, template_sha256
+from refusal_core.models.templates import tells_the_date
+from refusal_core.options import FOLDS, RAY, REPEATS, TOKEN_POSITION, RunOptions, file_name
+from refusal_core.pipeline.analysis import analyse
+from refusal_core.pipeline.request import Request, prepare
+from refusal_core.pipeline.steps import (
+    Reading,
+    RunResult,
+    described_extraction,
+    described_set,
+    extract_prompts,
+    library_versions,
+    load,
+    save,
+    timings,
+)
+from refusal_core.progress import Progress, no_progress
+from refusal_core.runs import store
+from refusal_core.runs.store import Run
+
+if TYPE_CHECKING:
+    # The engine imports torch; a run in the cache is found without.
+    from refusal_core.activations.extraction import Engine, Extraction
+
+
+def run(options: RunOptions, *, cache: str | Path | None = None, progress: Progress = no_progress) -> RunResult:
+    """Measure a model's refusal directions on a contrast set, or find that run in the cache.
+
+    An extraction that was stopped goes on where it was when the same run is asked for again.
+
+    Args:
+        options: what the run is made of and how it is made.
+        cache: the folder that runs are kept in.
+        progress: called for loading, extracting, testing and saving.
+
+    Raises:
+        RefusalError: of the kind that fits, for anything the caller can mend.
+    """
+    request = prepare(options)
+    found = request.find_cached(cache)
+    return RunResult(found, cached=True) if found else RunResult(_make(request, cache, progress), cached=False)
+
+
+def _make(request: Request, cache: str | Path | None, progress: Progress) -> Run:
+    """Load the model, extract activations, analyse them and save the run."""
+    options = request.options
+    engine = _engine(request)
+    device = choose_device(options.device)
+    dtype = choose_dtype(device, options.dtype)
+    run_id = request.run_id(dtype)
+    with store.unfinished_work(store.unfinished_run(run_id, cache), f"the run {run_id}") as folder:
+        chat_model = load(
+            request.model, device, dtype, chat_template=request.chat_template, bits=options.bits, progress=progress
+        )
+        table, reading = request.prompt_table(), _reading(options, chat_model)
+        extraction = extract_prompts(chat_model, table, reading, folder, progress, engine)
+        analysis = analyse(extraction.hidden, table, seed=options.seed, progress=progress)
+        manifest = _manifest(request, reading, chat_model, extraction)
+        activations = extraction.hidden if options.keep_activations else None
+        return save(run_id, manifest, table, analysis, activations, cache, progress)
+
+
+def _engine(request: Request) -> Engine | None:
+    """Return what reads batches, where that is not this process."""
+    if request.options.engine != RAY:
+        return None
+    from refusal_core.activations.ray_engine import on_actors
+
+    options, model = request.options, request.model
+    return on_actors(
+        model.path or model.name, model.revision, options.actors, template=request.chat_template, quantise=options.bits
+    )
+
+
+def _reading(options: RunOptions, chat_model: ChatModel) -> Reading:
+    """Return how the model reads prompts: today, if its chat template tells the date."""
+    day = datetime.now().date().isoformat() if tells_the_date(chat_model.tokenizer) else None
+    return Reading(options.system_prompt, options.thinking, day, options.token_limit)
+
+
+def _manifest(request: Request, reading: Reading, chat_model: ChatModel, extraction: Extraction) -> dict[str, Any]:
+    """Return what defines a run and how it was made."""
+    from refusal_core.activations.reader import REFUSAL_OPENINGS, refusal_token_ids
+
+    options = request.options
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "options": options.record(),
+        "model": {key: value for key, value in asdict(request.model).items() if key != "path"},
+        "prompts": described_set(request.contrast),
+        "transfer": [described_set(chosen.prompts) | {"left_out": chosen.left_out} for chosen in request.transfer],
+        "template": _described_template(request, reading, chat_model),
+        "refusal": {
+            "openings": list(REFUSAL_OPENINGS),
+            "token_ids": refusal_token_ids(chat_model.tokenizer),
+        },
+        "compute": {
+            "dtype": chat_model.dtype,
+            "quantise": options.bits,
+            "engine": options.engine,
+            "seed": options.seed,
+            "folds": FOLDS,
+            "repeats": REPEATS,
+            **described_extraction(chat_model, extraction),
+        },
+        "versions": library_versions(),
+        "timings": timings(chat_model, extraction),
+    }
+
+
+def _described_template(request: Request, reading: Reading, chat_model: ChatModel) -> dict[str, Any]:
+    """Return what a manifest says of how prompts were put into the chat template and read."""
+    borrowed = request.chat_template
+    return {
+        "sha256": template_sha256(chat_model.tokenizer),
+        "system_prompt": reading.system_prompt,
+        "default_system_prompt": default_system_prompt(chat_model.tokenizer, reading.day),
+        "day": reading.day,
+        "borrowed": None
+        if borrowed is None
+        else {"from": file_name(str(request.options.chat_template)), "text": borrowed},
+        "thinking": reading.thinking,
+        "token_position": TOKEN_POSITION,
+        "token_limit": reading.token_limit,
+    }

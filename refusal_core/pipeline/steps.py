@@ -1,0 +1,200 @@
+"""The steps that a run and a refit share: load the model, extract activations, record what was done, save."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from refusal_core import __version__
+from refusal_core.errors import ModelError
+from refusal_core.models.opening import ChatModel, ModelInfo, load_model
+from refusal_core.pipeline.analysis import Analysis
+from refusal_core.progress import Progress
+from refusal_core.prompts.sets import PromptSet
+from refusal_core.runs import store
+from refusal_core.runs.store import Run
+
+if TYPE_CHECKING:
+    # The engine imports torch; a run in the cache is found without.
+    from refusal_core.activations.extraction import Engine, Extraction
+
+LOADING = "loading (model)"
+SAVING = "saving (run)"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run, and whether it was already in the cache."""
+
+    run: Run
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model reads prompts.
+
+    Attributes:
+        system_prompt, thinking, day: as for :func:`refusal_core.models.templates.render`.
+        token_limit: longest templated prompt that is accepted.
+    """
+
+    system_prompt: str | None
+    thinking: bool | None
+    day: str | None
+    token_limit: int
+
+
+def load(
+    model: ModelInfo,
+    device: str,
+    dtype: str,
+    *,
+    chat_template: str | None,
+    bits: int | None,
+    progress: Progress,
+) -> ChatModel:
+    """Open the model that was identified.
+
+    Args:
+        model: as it was identified; another one under its name is refused.
+        device: where to open it.
+        dtype: what to compute in.
+        chat_template: the text of a borrowed one.
+        bits: per weight, 8 or 4, or ``None`` for as they are.
+        progress: called before and after.
+
+    Raises:
+        ModelError: when it cannot be opened, or is another one by now.
+    """
+    progress(LOADING, 0, 1)
+    name = model.path or model.name
+    chat_model = load_model(name, model.revision, device, dtype, template=chat_template, quantise=bits)
+    if chat_model.info.fingerprint != model.fingerprint:
+        raise ModelError(
+            f"{model.name} changed while it was opened: expected the fingerprint {model.fingerprint[:12]}, got "
+            f"{chat_model.info.fingerprint[:12]}; start again"
+        )
+    progress(LOADING, 1, 1)
+    return chat_model
+
+
+def extract_prompts(
+    chat_model: ChatModel,
+    table: pd.DataFrame,
+    reading: Reading,
+    folder: Path,
+    progress: Progress,
+    engine: Engine | None = None,
+) -> Extraction:
+    """Read every prompt of a table, and add to the table what was read besides activations.
+
+    Args:
+        chat_model: the run's model.
+        table: all prompts; gets the columns ``n_tokens, first_token, refusal_log_odds``.
+        reading: how they are read.
+        folder: where finished batches are kept, so that work that was stopped goes on there.
+        progress: called with ``(EXTRACTING, prompts done, prompts)``.
+        engine: where batches are read; in this process without.
+
+    Raises:
+        RefusalError: see :func:`refusal_core.activations.extraction.extract`.
+    """
+    from refusal_core.activations.extraction import extract, in_process
+
+    extraction = extract(
+        chat_model,
+        table["text"].tolist(),
+        reading.system_prompt,
+        reading.thinking,
+        reading.token_limit,
+        progress,
+        places=_origins(table),
+        folder=folder,
+        day=reading.day,
+        engine=engine or in_process,
+    )
+    table["n_tokens"] = extraction.n_tokens
+    table["first_token"] = extraction.first_token
+    table["refusal_log_odds"] = extraction.refusal_log_odds
+    return extraction
+
+
+def save(
+    run_id: str,
+    manifest: dict[str, Any],
+    table: pd.DataFrame,
+    analysis: Analysis,
+    activations: np.ndarray | None,
+    cache: str | Path | None,
+    progress: Progress,
+) -> Run:
+    """Save a run and open it; see :func:`refusal_core.runs.store.save_run`."""
+    progress(SAVING, 0, 1)
+    saved = store.save_run(
+        run_id,
+        manifest,
+        table,
+        analysis.projections,
+        analysis.projections_crossfit,
+        analysis.layer_stats,
+        analysis.directions,
+        analysis.evidence.to_tables(),
+        activations=activations,
+        cache=cache,
+    )
+    progress(SAVING, 1, 1)
+    return saved
+
+
+def described_extraction(chat_model: ChatModel, extraction: Extraction) -> dict[str, Any]:
+    """Return what a manifest's ``compute`` says of an extraction."""
+    return {
+        "device": extraction.placement,
+        "weights": chat_model.weights_in_words,
+        "batch_tokens": extraction.batch_tokens,
+        "batch_note": extraction.batch_note,
+        "pack_note": extraction.pack_note,
+        "prefix_tokens": extraction.prefix_tokens,
+        "prefix_note": extraction.prefix_note,
+    }
+
+
+def described_set(prompts: PromptSet) -> dict[str, Any]:
+    """Return what a manifest says of a set of prompts."""
+    return {
+        "name": prompts.name,
+        "revision": prompts.revision,
+        "sha256": prompts.sha256,
+        "counts": prompts.counts,
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of this program, Python and the libraries that numbers depend on."""
+    return {
+        "refusal_core": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "numpy", "scipy")},
+    }
+
+
+def timings(chat_model: ChatModel, extraction: Extraction) -> dict[str, float]:
+    """Return what a manifest says of how long loading and extraction took."""
+    return {
+        "load_seconds": round(chat_model.load_seconds, 3),
+        "extract_seconds": round(extraction.seconds, 3),
+        "prompts_per_second": round(len(extraction.n_tokens) / extraction.seconds, 3),
+    }
+
+
+def _origins(table: pd.DataFrame) -> list[str]:
+    """Return where each prompt comes from, as errors say it: ``borderline, row 3``."""
+    rows = table.groupby("source", sort=False).cumcount() + 1
+    return [f"{source}, row {row}" for source, row in zip(table["source"], rows, strict=True)]
