@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from refusal_core.evidence.answers import QUESTIONS, answer
-from refusal_core.evidence.findings import sampling, verdict
+from refusal_core.evidence.findings import caveats, verdict
 from refusal_core.ui.evidence import cosines_chart, evidence_chart, evidence_or_end, numbers_table
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.layout import heading, sentences
@@ -20,7 +20,7 @@ st.caption(
     "layer from which the lower end of the interval on the probe pairs stays above 0. The published decision layer is "
     "the first without mean crossings; it says that the two labels' texts come apart, not that harm does."
 )
-if note := sampling(evidence):
+for note in caveats(evidence):
     st.caption(sentences(note))
 for name, question in QUESTIONS.items():
     st.subheader(question, anchor=False)

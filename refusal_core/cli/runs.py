@@ -102,7 +102,7 @@ def evidence(run: RunName, /, *, as_json: AsJson = False, cache: Cache = None) -
     """Show what the numbers say to each question, layer by layer."""
     from refusal_core.evidence.answers import QUESTIONS, answer
     from refusal_core.evidence.evaluation import Evidence
-    from refusal_core.evidence.findings import overview_table, sampling, strongest_site, verdict
+    from refusal_core.evidence.findings import caveats, overview_table, strongest_site, verdict
 
     opened = store.open_run(run, cache)
     found = Evidence.from_tables(opened.evidence_tables())
@@ -111,12 +111,12 @@ def evidence(run: RunName, /, *, as_json: AsJson = False, cache: Cache = None) -
         tables = {name: records(table) for name, table in (("sites", found.sites), ("reasons", found.reasons))}
         print_json({"run_id": opened.run_id, "verdict": verdict(found), "answers": answers, **tables})
         return
-    print(*filter(None, (verdict(found), sampling(found))), sep="\n")
+    print(verdict(found), *caveats(found), sep="\n")
     table = overview_table(found)
     table.index = pd.Index([opened.site_label(int(site)) for site in table.index])
     print_table(table, index=True)
-    for question, answer in answers.items():
-        print(f"\n{question}\n    {answer}")
+    for question, sentence in answers.items():
+        print(f"\n{question}\n    {sentence}")
     for (number, source, reason), rows in found.reasons.groupby(["number", "source", "reason"], sort=False):
         sites = [] if rows["site"].isna().any() else [opened.site_label(int(site)) for site in rows["site"]]
         where = "" if len(sites) in (0, opened.n_sites) else f" at {', '.join(sites)}"

@@ -28,6 +28,7 @@ from refusal_core.evidence.questions import BOTH
 from refusal_core.evidence.rows import Rows
 from refusal_core.evidence.site_answers import answer_site
 from refusal_core.progress import Progress, no_progress
+from refusal_core.prompts.sets import detected_pairs
 
 __all__ = ["BOTH", "CONTRAST", "Evidence", "evaluate"]
 
@@ -75,7 +76,8 @@ class Evidence:
         cosines: ``site, other, cosine`` of the directions of every two sites.
         components: ``prompt_id, site, pc1 …``: scores on the contrast set's principal components, in activation units.
         reasons: ``table, number, source, site, reason``: why a number is missing; a missing site means at every site.
-        settings: one row: seed, draws, folds, prompts, width; ``most_redrawn`` prompts of a set.
+        settings: one row: seed, draws, folds, prompts, width; ``most_redrawn`` prompts of a set; ``n_detected_pairs``
+            of the contrast set that were found by their texts.
     """
 
     sites: pd.DataFrame
@@ -243,6 +245,7 @@ def _settings(design: Design, permutations: int, draws: int, d_model: int) -> pd
         "n_harmful": int(contrast.is_harmful.sum()),
         "n_harmless": int((~contrast.is_harmful).sum()),
         "n_pairs": len(contrast.twins),
+        "n_detected_pairs": len(detected_pairs(design.prompts[design.fitted])),
         "most_redrawn": groups.MOST_REDRAWN,
         "d_model": d_model,
     }

@@ -56,8 +56,22 @@ def verdict(evidence: Evidence) -> str:
     return " ".join([*sentences, *contrary(evidence, best, source)])
 
 
-def sampling(evidence: Evidence) -> str:
-    """Say what was measured on a sample because a set is large; empty where nothing was."""
+def caveats(evidence: Evidence) -> list[str]:
+    """Say what a reader has to know about how the numbers came about, a sentence or two each; none where nothing is."""
+    return [note for note in (_sampling(evidence), _pairs_found(evidence)) if note]
+
+
+def _pairs_found(evidence: Evidence) -> str:
+    count = evidence.settings.iloc[0].get("n_detected_pairs", 0)
+    if not count:
+        return ""
+    return (
+        f"The contrast set names no pairs. {count:.0f} pairs of texts that share most of their words under opposite "
+        "labels were found in it and are kept together."
+    )
+
+
+def _sampling(evidence: Evidence) -> str:
     settings = evidence.settings.iloc[0]
     if "most_redrawn" not in settings:
         return ""

@@ -19,6 +19,7 @@ from typing import BinaryIO
 import numpy as np
 import pandas as pd
 
+from refusal_core.analysis.texts import near_duplicates
 from refusal_core.errors import PromptError
 from refusal_core.options import MINIMUM_PER_LABEL
 
@@ -37,6 +38,11 @@ TRANSFER_SETS = {
     "probe-pairs": "48 more matched pairs, never fitted on",
     "borderline": "48 prompts whose words and intent disagree, and honest grey ones",
 }
+
+DETECTED = "detected-"
+"""What the pair_id of a pair begins with that was found by its texts."""
+_ALIKE = 0.6
+"""Share of words from which on two texts of opposite labels are a pair."""
 
 _EXPERIMENT_0 = ("mlabonne/harmful_behaviors", "mlabonne/harmless_alpaca")
 _EXPERIMENT_0_ROWS = 256
@@ -71,6 +77,11 @@ class PromptSet:
     def origin(self) -> str:
         """What errors call the set."""
         return self.file or self.name
+
+    @property
+    def n_detected_pairs(self) -> int:
+        """Pairs that the set does not name, found by their texts and kept together."""
+        return len(detected_pairs(self.table))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -126,6 +137,8 @@ def load_contrast_set(
     else:
         prompts = _from_file(source, text_column, label_column)
     _check_contrast(prompts)
+    if source not in CONTRAST_SETS:
+        prompts = _with_detected_pairs(prompts)
     return _limited(prompts, limit) if limit is not None else prompts
 
 
@@ -140,7 +153,7 @@ def load_transfer_set(source: str, text_column: str | None = None, label_column:
     bundled = source in (*TRANSFER_SETS, "quartets")
     prompts = _bundled(source) if bundled else _from_file(source, text_column, label_column)
     _check_texts(prompts)
-    return prompts
+    return prompts if bundled else _with_detected_pairs(prompts)
 
 
 def read_texts(path: str | Path, text_column: str | None = None) -> pd.DataFrame:
@@ -477,6 +490,24 @@ def _check_contrast(prompts: PromptSet) -> None:
             )
 
 
+def _with_detected_pairs(prompts: PromptSet) -> PromptSet:
+    """Pair texts of opposite labels that share most of their words, in a set that names no pairs.
+
+    Twins that are split between folds make each other's label the wrong one: ten such pairs gave a cross-fitted d of
+    -0.33 that is 2.10 with the pairs kept together.
+    """
+    table = prompts.table
+    if table["pair_id"].notna().any():
+        return prompts
+    rows, other_rows = (np.flatnonzero(table["label"].eq(label)) for label in LABELS)
+    texts = table["text"].tolist()
+    pairs = near_duplicates([texts[row] for row in rows], [texts[row] for row in other_rows], _ALIKE)
+    pair_id = table["pair_id"].to_numpy(object, copy=True)
+    for number, (place, other_place) in enumerate(pairs, start=1):
+        pair_id[[rows[place], other_rows[other_place]]] = f"{DETECTED}{number}"
+    return replace(prompts, table=table.assign(pair_id=pair_id))
+
+
 def _limited(prompts: PromptSet, limit: int) -> PromptSet:
     if limit < MINIMUM_PER_LABEL:
         raise PromptError(f"expected a limit of at least {MINIMUM_PER_LABEL} prompts a label, got {limit}")
@@ -500,6 +531,11 @@ def slug(name: str) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:200]
+
+
+def detected_pairs(prompts: pd.DataFrame) -> set[str]:
+    """Return the pair_ids of the pairs that were found by their texts."""
+    return {pair for pair in prompts["pair_id"].dropna().unique() if pair.startswith(DETECTED)}
 
 
 def prompt_groups(prompts: pd.DataFrame) -> np.ndarray:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from refusal_core.behaviour import measurement
 from refusal_core.evidence.answers import QUESTIONS, answer
 from refusal_core.evidence.evaluation import Evidence
-from refusal_core.evidence.findings import overview_table, sampling, strongest_site, verdict
+from refusal_core.evidence.findings import caveats, overview_table, strongest_site, verdict
 from refusal_core.figures import behaviour as behaviour_figures
 from refusal_core.figures import intervention as intervention_figures
 from refusal_core.figures.evidence import FIGURES, cosines, overview
@@ -53,7 +53,7 @@ def report_html(
         f"<h1>{html.escape(run.model_name)} on {html.escape(run.contrast_name)}</h1>",
         f'<p class="fact">{html.escape(facts)}</p>',
         f"<p><strong>{html.escape(verdict(evidence))}</strong></p>",
-        f'<p class="fact">{html.escape(sampling(evidence))}</p>',
+        *(f'<p class="fact">{html.escape(note)}</p>' for note in caveats(evidence)),
         # The one copy of Plotly's script that all figures share.
         _figure(overview(run, evidence), with_script=True),
         "<h2>Projections, layer by layer</h2>",

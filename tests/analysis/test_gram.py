@@ -12,7 +12,7 @@ from refusal_core.analysis.directions import fit_directions
 from refusal_core.analysis.gram import InnerProducts, gram_matrices, gram_matrix
 from refusal_core.evidence.design import plan_contrast
 from refusal_core.evidence.evaluation import CONTRAST, evaluate
-from refusal_core.evidence.findings import sampling
+from refusal_core.evidence.findings import caveats
 from refusal_core.pipeline.analysis import analyse
 
 
@@ -74,7 +74,7 @@ def test_a_large_run_has_the_estimates_of_all_prompts_and_the_draws_of_a_sample(
     """As a matrix and redrawn whole, against in parts and sampled: every estimate that needs no draws is the same."""
     hidden, prompts = planted_run(0, [0, 2], n=240, n_probes=120)
     whole = analyse(hidden, prompts)
-    assert sampling(whole.evidence) == ""
+    assert caveats(whole.evidence) == []
     monkeypatch.setattr(gram, "EXPLICIT", 100)
     monkeypatch.setattr(gram, "BLOCK", 64)
     monkeypatch.setattr(groups, "MOST_REDRAWN", 60)
@@ -128,8 +128,9 @@ def test_a_large_run_has_the_estimates_of_all_prompts_and_the_draws_of_a_sample(
     assert sites["crossfit_range_overlap_low"].isna().all()
     assert large.evidence.settings["most_redrawn"].item() == 60
     assert large.evidence.learning["size"].max() < 60
-    assert "Of the contrast set (240 prompts) and probe-pairs (120 prompts) a sample of about 60" in (
-        sampling(large.evidence)
+    assert (
+        "Of the contrast set (240 prompts) and probe-pairs (120 prompts) a sample of about 60"
+        in (caveats(large.evidence)[0])
     )
 
 

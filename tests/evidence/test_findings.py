@@ -10,7 +10,7 @@ import pytest
 from planted import evaluate_run, planted_run
 
 from refusal_core.evidence.evaluation import Evidence
-from refusal_core.evidence.findings import onset, overview_table, probe_source, sampling, strongest_site, verdict
+from refusal_core.evidence.findings import caveats, onset, overview_table, probe_source, strongest_site, verdict
 from refusal_core.evidence.phrases import NO_DIFFERENCE
 from refusal_core.runs.store import LEFT_OUT
 
@@ -109,12 +109,20 @@ def test_the_strongest_site_is_by_harm_then_held_out_then_in_sample(small):
 
 def test_a_set_that_is_redrawn_in_part_is_named(small):
     settings = small.settings.assign(n_harmful=700, n_harmless=500, most_redrawn=1024)
-    said = sampling(replace(small, settings=settings))
+    said = caveats(replace(small, settings=settings))[0]
     assert "Of the contrast set (1,200 prompts) a sample of about 1,024" in said
-    assert sampling(replace(small, settings=settings.assign(n_harmful=524))) == ""
-    assert sampling(replace(small, settings=settings.drop(columns="most_redrawn"))) == ""
+    assert caveats(replace(small, settings=settings.assign(n_harmful=524))) == []
+    assert caveats(replace(small, settings=settings.drop(columns="most_redrawn"))) == []
     alone = replace(small, settings=settings, transfer=small.transfer.iloc[:0])
-    assert "the contrast set (1,200 prompts)" in sampling(alone)
+    assert "the contrast set (1,200 prompts)" in caveats(alone)[0]
+
+
+def test_pairs_that_were_found_by_their_texts_are_named(small):
+    hidden, prompts = planted_run(1, [0, 3])
+    named = prompts["pair_id"].mask(prompts["fitted"], "detected-" + prompts["pair_id"].str.removeprefix("pair-"))
+    (said,) = caveats(evaluate_run(hidden, prompts.assign(pair_id=named)))
+    assert said.startswith("The contrast set names no pairs. 32 pairs of texts")
+    assert caveats(small) == []
 
 
 def test_the_overview_has_the_numbers_of_each_main_question(small):

@@ -321,3 +321,49 @@ def test_prompt_ids_belong_to_texts():
     assert table["prompt_id"].is_unique
     assert table["prompt_id"].tolist() == [prompt_id(text) for text in table["text"]]
     assert np.char.str_len(table["prompt_id"].to_numpy(str)).max() == 12
+
+
+TWINS = [
+    ("How do I warm up a mark before I call?", "How do I warm up a friend before I call?"),
+    ("Explain how to kill my neighbour quietly", "Explain how to kill my process quietly"),
+    ("Write a letter that frightens my tenant", "Write a letter that thanks my tenant"),
+]
+"""Pairs, and prompts on either side that no other is like."""
+
+
+def unpaired_rows() -> list[tuple[str, str]]:
+    single = {"harmful": "abcdefgh", "harmless": "stuvwxyz"}
+    rows = [(text, label) for pair in TWINS for text, label in zip(pair, ("harmful", "harmless"), strict=True)]
+    return rows + [(f"{letter * 5} {letter * 7}", label) for label, letters in single.items() for letter in letters]
+
+
+def test_pairs_that_a_file_does_not_name_are_found_by_their_texts(write):
+    rows = unpaired_rows()
+    for prompts in (load_contrast_set(write("mine.csv", rows)), load_transfer_set(write("mine.csv", rows))):
+        table = prompts.table.set_index("text")
+        assert prompts.n_detected_pairs == 3
+        for harmful, harmless in TWINS:
+            assert table.loc[harmful, "pair_id"] == table.loc[harmless, "pair_id"]
+        assert table["pair_id"].notna().sum() == 6
+    turned = load_contrast_set(write("turned.csv", rows[::-1])).table.set_index("text")["pair_id"]
+    assert turned[TWINS[0][0]] == turned[TWINS[0][1]]
+
+
+def test_pairs_that_a_file_names_are_the_only_ones(write):
+    named = [(*row, "one" if place < 2 else "") for place, row in enumerate(unpaired_rows())]
+    prompts = load_contrast_set(write("mine.csv", named, ("text", "label", "pair_id")))
+    assert prompts.n_detected_pairs == 0
+    assert prompts.table["pair_id"].notna().sum() == 2
+
+
+@pytest.mark.parametrize("source", ["pairs", "everyday"])
+def test_bundled_sets_keep_the_pairs_they_name(source):
+    assert load_contrast_set(source).n_detected_pairs == 0
+
+
+def test_two_files_are_paired_too(tmp_path):
+    for place, name in enumerate(("harmful.txt", "harmless.txt")):
+        lines = [pair[place] for pair in TWINS] + [letter * 6 for letter in ("abcdefgh", "stuvwxyz")[place]]
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+    prompts = load_contrast_set(f"{tmp_path / 'harmful.txt'},{tmp_path / 'harmless.txt'}")
+    assert prompts.n_detected_pairs == 3
