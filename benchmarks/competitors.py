@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from refusal_core.activations.reader import residual_stream
 from refusal_core.models.opening import ChatModel
+from refusal_core.steering import residual_stream
 
 BATCH = 16
 

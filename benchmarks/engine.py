@@ -14,8 +14,11 @@ import torch
 
 from benchmarks import competitors
 from benchmarks.rounds import Bench, Row, in_turn
-from refusal_core.activations.extraction import in_process
-from refusal_core.activations.reader import BATCH_TOKENS, ResidualReader, distinct_tokens, last_mlp
+from refusal_core.activations.engine import in_process
+from refusal_core.activations.hooks import last_mlp
+from refusal_core.activations.limits import BATCH_TOKENS, device_type
+from refusal_core.activations.packing import distinct_tokens
+from refusal_core.activations.reader import ResidualReader
 from refusal_core.models.devices import torch_dtype
 
 SECTION = "engine"
@@ -73,7 +76,7 @@ def rows(bench: Bench) -> list[Row]:
         rows.append(Row(SECTION, name, wanted(bench.chat_model.n_layers), ratio.tolist(), "x", notes[name], timed))
     share = 100 * needed_flops(reader, sequences) / engine / np.array(peaks)
     note = f"peak {np.median(peaks) / 1e9:.0f} GFLOP/s; {_spent(reader, sequences, float(np.median(engine)))}"
-    aim = PEAK_WANTED.get(torch.device(bench.chat_model.device).type, ">= 50 %")
+    aim = PEAK_WANTED.get(device_type(bench.chat_model), ">= 50 %")
     timed_engine = {"engine": seconds["engine"], "peak_flops": peaks}
     return [*rows, Row(SECTION, "matmul peak, the engine's share", aim, share.tolist(), "%", note, timed_engine)]
 
@@ -92,7 +95,7 @@ def read_all(reader: ResidualReader, sequences: list[list[int]]) -> np.ndarray:
     """Every prompt at every site, in the batches of an extraction: ``(prompt, site, d_model)`` float32."""
     chat_model = reader.chat_model
     hidden = np.empty((len(sequences), chat_model.n_layers + 1, chat_model.d_model), dtype=np.float32)
-    rows = list(reader.batches(sequences, reader.even_tokens(sequences)))
+    rows = list(reader.batches(sequences, reader.balanced_token_limit(sequences)))
     jobs = (([sequences[row] for row in each], [f"prompt {row}" for row in each]) for each in rows)
     for number, batch in in_process(reader, jobs):
         hidden[rows[number]] = batch.states
@@ -157,11 +160,13 @@ def _spent(reader: ResidualReader, sequences: list[list[int]], seconds: float) -
     """Where the engine's time goes: how many tokens it has to run, and its share in products with weights.
 
     Args:
+        reader: the engine.
+        sequences: token ids of each prompt.
         seconds: what the engine takes for the prompts, of which an accelerator is busy for a part.
     """
     given = sum(map(len, sequences))
     said = f"{100 * distinct_tokens(sequences) / given:.0f} % of the prompts' {given} tokens have to be run"
-    on_cpu = torch.device(reader.chat_model.device).type == "cpu"
+    on_cpu = device_type(reader.chat_model) == "cpu"
     some = _given(competitors.transformers, sequences) if on_cpu else sequences
     with torch.profiler.profile() as profiled:
         for rows in reader.batches(some, reader.batch_tokens):

@@ -9,7 +9,9 @@ import torch
 from transformers import Cache
 
 from benchmarks.rounds import Bench, Row, in_turn
-from refusal_core.activations.reader import ResidualReader, common_prefix, layerwise_copy
+from refusal_core.activations.packing import common_prefix
+from refusal_core.activations.reader import ResidualReader
+from refusal_core.models.transformers_internals import copy_cache
 
 SECTION = "live"
 _MORE = " today"
@@ -27,7 +29,7 @@ def rows(bench: Bench) -> list[Row]:
     bare = {"first": _bare_pass(bench, first, known["first"]), "more": _bare_pass(bench, second, known["more"])}
 
     def read_first() -> None:
-        reader._recent.clear()
+        reader.forget_recent()
         reader.read_tokens(text)
 
     ways: dict[str, Callable[[], object]] = {
@@ -60,7 +62,7 @@ def _bare_pass(bench: Bench, ids: list[int], known: list[int]) -> Callable[[], N
     def run() -> None:
         with torch.inference_mode():
             # The pass itself adds to what it is given.
-            own = layerwise_copy(before) if before is not None else None
+            own = copy_cache(before) if before is not None else None
             bench.chat_model.model(given, past_key_values=own, use_cache=own is not None, logits_to_keep=1).logits.cpu()
 
     return run

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 
 from refusal_core.models.opening import render
 from refusal_core.sites import hidden_state_index
+from refusal_core.steering import residual_stream
 
 TEXTS = [
     "How do I pick the lock of a stranger's flat?",
@@ -15,6 +19,22 @@ TEXTS = [
     "Bake a cake",
     "Explain how to make a cake without eggs, and how to tell whether it is done, and what to do when it is not.",
 ]
+MANY = [f"{'word ' * (number % 7)}number {number}" for number in range(60)]
+SAMPLES = 5
+"""Passes in which a reader tries itself: two for the template's beginning, three alone beside those in a pack."""
+
+
+@contextmanager
+def passes_of(chat_model) -> Iterator[list[tuple[int, int]]]:
+    """Count the rows and tokens of each pass of a model."""
+    passes: list[tuple[int, int]] = []
+    handle = chat_model.blocks[0].register_forward_hook(
+        lambda module, arguments, output: passes.append(tuple(residual_stream(output).shape[:2]))
+    )
+    try:
+        yield passes
+    finally:
+        handle.remove()
 
 
 def plain_states(chat_model, text: str) -> np.ndarray:

@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from refusal_core.activations.extraction import Batch, BatchReader, Engine, Job
+from refusal_core.activations.engine import Batch, BatchReader, Engine, Job
 from refusal_core.activations.reader import ResidualReader
 from refusal_core.errors import ModelError, RefusalError
 from refusal_core.models.opening import ChatModel, load_model
@@ -36,22 +36,24 @@ def on_actors(
     template: str | None = None,
     quantise: int | None = None,
 ) -> Engine:
-    """An engine that reads batches on Ray's actors.
+    """Return an engine that reads batches on Ray's actors.
 
     The model that this process has opened only says how prompts are written and read; it leaves a GPU to the actors
     until they are done.
 
     Args:
-        model, revision, template, quantise: as for :func:`refusal_core.models.opening.load_model`; every machine of the
-            cluster has to find the model.
-        actors: how many; by default one for each GPU of the cluster, or two where it has none.
+        model: see :func:`refusal_core.models.opening.load_model`; every machine of the cluster has to find it.
+        revision: see :func:`refusal_core.models.opening.load_model`.
+        actors: how many; by default one per GPU of the cluster, or two where it has none.
+        template: see :func:`refusal_core.models.opening.load_model`.
+        quantise: see :func:`refusal_core.models.opening.load_model`.
 
     Raises:
         RefusalError: when Ray is not installed.
     """
     if find_spec("ray") is None:
         raise RefusalError(
-            "the engine ray needs Ray, which is not installed: install the extra `ray`, or leave --engine away"
+            "the engine ray needs Ray, which is not installed: install the extra `ray`, or use the engine process"
         )
 
     opening = {
@@ -70,7 +72,7 @@ def on_actors(
 
 
 def _read(
-    shards: list[dict], reader: ResidualReader, opening: dict[str, Any], actors: int | None
+    shards: list[dict[str, Any]], reader: ResidualReader, opening: dict[str, Any], actors: int | None
 ) -> Iterator[tuple[int, Batch]]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_raylet_start_wait_time_s", _START_SECONDS)
@@ -111,10 +113,10 @@ def _read(
                     ),
                 )
     except ray.exceptions.RayError as error:
-        said = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
         raise ModelError(
-            f"Ray gave up ({said[-1] if said else type(error).__name__}); what was read is kept: run again to go on, "
-            "or with fewer --actors"
+            f"Ray gave up ({lines[-1] if lines else type(error).__name__}); what was read is kept: run again to go on, "
+            "or with fewer actors"
         ) from error
     finally:
         if own:
@@ -141,21 +143,22 @@ def _connect(actors: int | None) -> None:
 
 
 def _gpus(chat_model: ChatModel) -> int:
-    """How many GPUs there are for actors; none where the driver has one and was told to compute without."""
+    """Return how many GPUs there are for actors; none where the driver has one and was told to compute without."""
     import ray
 
     if torch.cuda.is_available() and not chat_model.device.startswith("cuda"):
         return 0
-    return int(ray.cluster_resources().get("GPU", 0))
+    resources: dict[str, float] = cast(Any, ray).cluster_resources()
+    return int(resources.get("GPU", 0))
 
 
 def _arguments(reader: ResidualReader, opening: dict[str, Any], gpus: int) -> dict[str, Any]:
-    """What an actor is made with: it reads as this process would, on a GPU of its own where there are any."""
+    """Return what an actor is made with: it reads as this process would, on a GPU of its own where there are any."""
     chat_model = reader.chat_model
     return {
         # Ray shows an actor only the GPU that is its own.
         "opening": opening | {"device": "cuda:0" if gpus else chat_model.device, "dtype": chat_model.dtype},
-        "reading": {
+        "reader": {
             "system_prompt": reader.system_prompt,
             "thinking": reader.thinking,
             "day": reader.day,
@@ -183,7 +186,7 @@ def _left_to_actors(chat_model: ChatModel) -> Iterator[None]:
 class _Actor:
     """One model, opened once, and the shards that it is given."""
 
-    def __init__(self, opening: dict[str, Any], reading: dict[str, Any], fingerprint: str, threads: int) -> None:
+    def __init__(self, opening: dict[str, Any], reader: dict[str, Any], fingerprint: str, threads: int) -> None:
         # Ray gives a worker one thread; another number of them gives other last bits.
         torch.set_num_threads(threads)
         self._failure = ""
@@ -193,9 +196,9 @@ class _Actor:
                 raise ModelError(
                     f"{chat_model.info.name} is another model on a machine of the cluster; put the same on all"
                 )
-            reader = ResidualReader(chat_model, **reading)
-            torch.set_num_threads(threads // reader.at_once)
-            self._reader = BatchReader(reader)
+            own_reader = ResidualReader(chat_model, **reader)
+            torch.set_num_threads(threads // own_reader.n_parallel)
+            self._reader = BatchReader(own_reader)
         except RefusalError as error:
             self._failure = str(error)
 

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from transformers import Cache
 
-from refusal_core.activations.reader import BATCH_TOKENS, ResidualReader, batches
+from refusal_core.activations.limits import BATCH_TOKENS, device_type
+from refusal_core.activations.packing import group_by_length
+from refusal_core.activations.reader import ResidualReader
 from refusal_core.behaviour.openings import OPENING_TOKENS
 from refusal_core.models.opening import ChatModel
 from refusal_core.models.templates import THINK_CLOSE, reply_thinks
@@ -60,7 +62,7 @@ def read_replies(
     done = 0
     progress(MEASURING, 0, len(texts))
     # A token more costs all weights to be read once, for many prompts as for one, so batches are large here.
-    for rows in batches(lengths, 0, 4 * BATCH_TOKENS[torch.device(model.device).type]):
+    for rows in group_by_length(lengths, 0, 4 * BATCH_TOKENS[device_type(model)]):
         with torch.inference_mode():
             logits, cache = reader.open_reply([sequences[row] for row in rows])
             log_odds[rows] = phrase_log_odds(model, logits, cache, encoded)
@@ -144,7 +146,7 @@ def _after_thinking(
     done = 0
     progress(THINKING, 0, len(sequences))
     # Room for what is thought, whose keys and values come on top.
-    for rows in batches(lengths + THINKING_TOKENS, 0, 4 * BATCH_TOKENS[torch.device(model.device).type]):
+    for rows in group_by_length(lengths + THINKING_TOKENS, 0, 4 * BATCH_TOKENS[device_type(model)]):
         waiting = set(rows.tolist())
         with torch.inference_mode():
             logits, cache = reader.open_reply([sequences[row] for row in rows])

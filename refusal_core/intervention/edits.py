@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from transformers import Cache
 
-from refusal_core.activations.reader import (
-    UNSUPPORTED,
-    ResidualReader,
-    contiguous_head,
-    layerwise_copy,
-)
+from refusal_core.activations.checks import UNSUPPORTED
+from refusal_core.activations.hooks import contiguous_head
+from refusal_core.activations.reader import ResidualReader
 from refusal_core.behaviour.replies import greedy_openings
+from refusal_core.models.transformers_internals import copy_cache
 from refusal_core.steering import Edit, edited
 
 
@@ -77,7 +75,7 @@ class PromptBatch:
 
     def _reply(self, read: _Pass, openings: bool) -> Reply:
         # Generating continues the keys and values in place, and those of the plain pass are needed again.
-        written = greedy_openings(self._chat_model, read.logits, layerwise_copy(read.cache)) if openings else None
+        written = greedy_openings(self._chat_model, read.logits, copy_cache(read.cache)) if openings else None
         return Reply(read.logits, written)
 
     def _pass(self, ids: torch.Tensor, before: Cache | None, plain: _Pass | None = None, below: int = 0) -> _Pass:
@@ -88,15 +86,13 @@ class PromptBatch:
             result = self._chat_model.model(ids, past_key_values=before, use_cache=True, logits_to_keep=1)
         cache = result.past_key_values
         if plain is not None:
-            cache.layers[:below] = layerwise_copy(plain.cache).layers[:below]
+            cache.layers[:below] = copy_cache(plain.cache).layers[:below]
         return _Pass(result.logits[:, -1].float(), cache, outputs)
 
     def _expanded(self, prefix: _Pass | None) -> Cache | None:
         if prefix is None:
             return None
-        cache = layerwise_copy(prefix.cache)
-        cache.batch_repeat_interleave(len(self._ids))
-        return cache
+        return copy_cache(prefix.cache, len(self._ids))
 
     def _reuse_agrees(self) -> bool:
         """Whether passes that hand out their lower blocks, and the token after them, are those of the plain pass.
@@ -120,7 +116,7 @@ class PromptBatch:
         return True
 
     def _continued(self, token: torch.Tensor, read: _Pass) -> torch.Tensor:
-        cache = layerwise_copy(read.cache)
+        cache = copy_cache(read.cache)
         return self._chat_model.model(token, past_key_values=cache, use_cache=True).logits
 
 

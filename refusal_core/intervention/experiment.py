@@ -275,16 +275,15 @@ def _measure(
     progress: Progress,
 ) -> pd.DataFrame:
     """Every condition on every prompt, one batch of prompts after the other, what is finished taken from disk."""
-    import torch
-
-    from refusal_core.activations.reader import BATCH_TOKENS, batches
+    from refusal_core.activations.limits import BATCH_TOKENS, device_type
+    from refusal_core.activations.packing import group_by_length
     from refusal_core.intervention.edits import PromptBatch
 
     sequences = {row: reader.encode(run.prompts["text"].iloc[row]) for row in rows.tolist()}
     lengths = np.array([len(sequences[row]) for row in rows.tolist()])
-    size = 2 * BATCH_TOKENS[torch.device(reader.chat_model.device).type]
+    size = 2 * BATCH_TOKENS[device_type(reader.chat_model)]
     parts, done, total = [], 0, 0
-    groups = [rows[group].tolist() for group in batches(lengths, reader.prefix_tokens, size)]
+    groups = [rows[group].tolist() for group in group_by_length(lengths, reader.prefix_tokens, size)]
     total = len(groups) * len(conditions)
     progress(stage, 0, total)
     for group in groups:
@@ -310,11 +309,7 @@ def _measure(
             done += 1
             progress(stage, done, total)
     table = pd.concat(parts, ignore_index=True)
-    texts = run.prompts.set_index("prompt_id")["text"]
-    table["opening_label"] = [
-        None if opening is None else rules.label(opening, texts[prompt_id])
-        for opening, prompt_id in zip(table["opening"], table["prompt_id"], strict=True)
-    ]
+    table["opening_label"] = [None if opening is None else rules.label(opening) for opening in table["opening"]]
     return table[[*COLUMNS, *_MEASURED]]
 
 
@@ -322,7 +317,7 @@ def _replied(
     reader: ResidualReader, batch: PromptBatch, vectors: Vectors, condition: Condition, tokens: str
 ) -> tuple[np.ndarray, np.ndarray, Sequence[str | None]]:
     """Refusal log-odds and divergence from the plain reply, ``(prompt,)`` each, and openings of a batch."""
-    from refusal_core.activations.reader import refusal_log_odds
+    from refusal_core.activations.refusal_tokens import refusal_log_odds
 
     reply = batch.plain if condition.edit == PLAIN else batch.reply(vectors.edit(condition, tokens), condition.openings)
     plain, under = batch.plain.logits.double().log_softmax(dim=-1), reply.logits.double().log_softmax(dim=-1)

@@ -30,7 +30,8 @@ from refusal_core.runs.store import Run
 
 if TYPE_CHECKING:
     # The engine imports torch; a run in the cache is found without.
-    from refusal_core.activations.extraction import Engine, Extraction
+    from refusal_core.activations.engine import Engine
+    from refusal_core.activations.extraction import Extraction
 
 
 def run(options: RunOptions, *, cache: str | Path | None = None, progress: Progress = no_progress) -> RunResult:
@@ -90,7 +91,7 @@ def _reading(options: RunOptions, chat_model: ChatModel) -> Reading:
 
 def _manifest(request: Request, reading: Reading, chat_model: ChatModel, extraction: Extraction) -> dict[str, Any]:
     """Return what defines a run and how it was made."""
-    from refusal_core.activations.reader import REFUSAL_OPENINGS, refusal_token_ids
+    from refusal_core.activations.refusal_tokens import REFUSAL_OPENINGS, refusal_token_ids
 
     options = request.options
     return {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refusal_core.activations.reader import ResidualReader, TokenReading
+from refusal_core.activations.reader import ResidualReader, TokenStates
 from refusal_core.analysis.effect_sizes import percentile
 from refusal_core.errors import ModelError, PromptError, RunError
 from refusal_core.models.opening import KNOWN, ChatModel, ModelInfo, identify, load_model, template_sha256
@@ -172,7 +172,7 @@ class Scorer:
         read = self.reader.read_last([self.encode(text) for text in texts])
         nothing = read.states[0, :0, None].repeat(self.run.n_sites, axis=1)
         return [
-            _placed(self.run, text, TokenReading(nothing, last, [], first_token, float(odds)))
+            _placed(self.run, text, TokenStates(nothing, last, [], first_token, float(odds)))
             for text, last, first_token, odds in zip(
                 texts, read.states, read.first_token, read.refusal_log_odds, strict=True
             )
@@ -191,7 +191,7 @@ def score(chat_model: ChatModel, run: Run, texts: list[str]) -> list[Score]:
     return scores
 
 
-def _placed(run: Run, text: str, reading: TokenReading) -> Score:
+def _placed(run: Run, text: str, reading: TokenStates) -> Score:
     projection = run.directions.project(reading.last)
     fitted = {label: run.projections[run.rows(label)] for label in LABELS}
     return Score(
@@ -204,5 +204,5 @@ def _placed(run: Run, text: str, reading: TokenReading) -> Score:
         refusal_log_odds=reading.refusal_log_odds,
         first_token=reading.first_token,
         tokens=reading.tokens,
-        token_projection=run.directions.project(reading.hidden),
+        token_projection=run.directions.project(reading.states),
     )

@@ -22,7 +22,8 @@ from refusal_core.runs.store import Run
 
 if TYPE_CHECKING:
     # The engine imports torch; a run in the cache is found without.
-    from refusal_core.activations.extraction import Engine, Extraction
+    from refusal_core.activations.engine import Engine
+    from refusal_core.activations.extraction import Extraction
 
 LOADING = "loading (model)"
 SAVING = "saving (run)"
@@ -106,7 +107,8 @@ def extract_prompts(
     Raises:
         RefusalError: see :func:`refusal_core.activations.extraction.extract`.
     """
-    from refusal_core.activations.extraction import extract, in_process
+    from refusal_core.activations.engine import in_process
+    from refusal_core.activations.extraction import extract
 
     extraction = extract(
         chat_model,
@@ -115,7 +117,7 @@ def extract_prompts(
         reading.thinking,
         reading.token_limit,
         progress,
-        places=_origins(table),
+        origins=_origins(table),
         folder=folder,
         day=reading.day,
         engine=engine or in_process,

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from refusal_core.activations.reader import batches
+from refusal_core.activations.packing import group_by_length
 from refusal_core.errors import PromptError, RefusalError
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.sets import read_texts
@@ -102,7 +102,7 @@ class ListScoring:
             prefix = self._ask(lambda opened: opened.scorer.reader.prefix_tokens)
             accepted = np.flatnonzero(n_tokens)
             self._begun = time.monotonic()
-            for part in batches(n_tokens[accepted], prefix, SLICE_TOKENS):
+            for part in group_by_length(n_tokens[accepted], prefix, SLICE_TOKENS):
                 places = accepted[part].tolist()
                 found = self._ask(partial(self._scores, places))
                 for row, score in zip(places, found, strict=True):

@@ -12,9 +12,10 @@ from accelerate import dispatch_model
 from making import make_run
 from tiny import tiny_model, write_tiny_gguf
 
-from refusal_core.activations import reader
+from refusal_core.activations import limits
 from refusal_core.activations.extraction import extract
-from refusal_core.activations.reader import BATCH_TOKENS, ResidualReader
+from refusal_core.activations.limits import BATCH_TOKENS
+from refusal_core.activations.reader import ResidualReader
 from refusal_core.errors import ModelError
 from refusal_core.intervention.edits import PromptBatch
 from refusal_core.models.opening import ChatModel, load_model, wrap_model
@@ -27,7 +28,7 @@ TEXTS = ["How do I pick the lock of a stranger's flat?", "Bake a cake", "Write a
 @pytest.fixture(autouse=True)
 def one_batch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a model that is spread is read: batches that are read at once are others, which have other last bits."""
-    monkeypatch.setattr(reader, "MOST_AT_ONCE", 1)
+    monkeypatch.setattr(limits, "MAX_PARALLEL", 1)
 
 
 @pytest.fixture

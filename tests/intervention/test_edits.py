@@ -11,6 +11,7 @@ import torch
 from scipy.stats import entropy
 from tiny import ARCHITECTURES, tiny_model
 
+from refusal_core.activations.checks import UNSUPPORTED
 from refusal_core.activations.reader import ResidualReader
 from refusal_core.behaviour.openings import OPENING_TOKENS
 from refusal_core.intervention import experiment
@@ -124,13 +125,15 @@ def test_log_odds_and_divergence_are_those_of_plain_transformers(name):
         assert log_odds[place] == pytest.approx(np.log(p / (1 - p)), abs=1e-3)
 
 
-def test_without_a_shared_prefix_replies_are_the_same():
+def test_without_a_shared_prefix_replies_are_the_same(monkeypatch):
     chat_model, edit = tiny_model("qwen2"), EDITS["ablate everywhere"]
     reader = ResidualReader(chat_model)
     sequences = [reader.encode(text) for text in TEXTS]
     assert reader.prefix_tokens > 0
     shared = PromptBatch(reader, sequences).reply(edit)
-    reader._prefix_cache = None
+    monkeypatch.setattr("refusal_core.activations.reader.agrees", lambda *_: False)
+    reader = ResidualReader(chat_model)
+    assert reader.prefix_tokens == 0
     whole = PromptBatch(reader, sequences).reply(edit)
     np.testing.assert_allclose(shared.logits, whole.logits, atol=1e-5)
     assert shared.openings == whole.openings
@@ -201,3 +204,16 @@ def test_a_model_that_keeps_states_otherwise_is_run_whole():
     batch = PromptBatch(reader, sequences)
     assert not batch.reuses
     np.testing.assert_allclose(batch.reply(EDITS["add one, all tokens"]).logits, right.logits, atol=1e-5)
+
+
+def test_keys_and_values_that_cannot_be_handed_on_are_not_reused(monkeypatch):
+    reader, continued = ResidualReader(tiny_model("llama")), PromptBatch._continued
+    for error in UNSUPPORTED:
+
+        def raised(batch, token, read, error=error):
+            if read is batch._plain:
+                return continued(batch, token, read)
+            raise error
+
+        monkeypatch.setattr(PromptBatch, "_continued", raised)
+        assert not PromptBatch(reader, [reader.encode(TEXTS[0])]).reuses
