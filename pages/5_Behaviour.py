@@ -8,7 +8,7 @@ from refusal_core.ui import behaviour as parts
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.outliers import chosen_prompt, prompt_details
 
-run = frame("Behaviour", "What the model does with the prompts: refuse, answer or deflect, against where they project.")
+run = frame("Behaviour", "What the model does with the prompts, refuse or answer, against where they project.")
 table, key = parts.replies_of(run)
 parts.shares(run, table)
 site = site_picker(run, st.columns([1, 3])[0])

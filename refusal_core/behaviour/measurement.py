@@ -7,6 +7,7 @@ whole refusal phrases, and the greedy opening read by rules. Only short openings
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -63,7 +64,7 @@ def record(
             "prompt_id": run.prompts["prompt_id"],
             "phrase_log_odds": replies.phrase_log_odds,
             "opening": replies.opening,
-            "opening_label": [rules.label(opening) for opening in replies.opening],
+            "opening_label": _labels(run, replies.opening, rules),
         }
     )
     manifest = {
@@ -88,10 +89,15 @@ def relabelled(run: Run, rules: OpeningRules) -> pd.DataFrame | None:
     if found is None or found[1]["rules"]["phrases"] != list(rules.phrases):
         return None
     table, manifest = found
-    table = table.assign(opening_label=[rules.label(opening) for opening in table["opening"]])
+    table = table.assign(opening_label=_labels(run, table["opening"], rules))
     manifest["rules"]["sha256"] = rules.sha256
     save_addition(run, BEHAVIOUR, table, manifest)
     return table
+
+
+def _labels(run: Run, openings: Iterable[str], rules: OpeningRules) -> list[str]:
+    """Return the label of each prompt's opening, in the run's order."""
+    return [rules.label(opening, text) for opening, text in zip(openings, run.prompts["text"], strict=True)]
 
 
 def recorded(run: Run) -> tuple[pd.DataFrame, dict] | None:
@@ -236,14 +242,14 @@ def calibration(run: Run, table: pd.DataFrame, site: int, bins: int = 10) -> pd.
 
 
 def surprises(run: Run, table: pd.DataFrame) -> pd.DataFrame:
-    """Harmful prompts that were answered and harmless ones that were refused, the clearest first.
+    """Harmful prompts that were answered, wholly or in part, and harmless ones that were refused, the clearest first.
 
     Returns:
         The run's prompt columns with ``phrase_log_odds, opening, opening_label``, index as in ``run.prompts``.
     """
     joined = run.prompts.join(table.drop(columns="prompt_id"))
     label = joined["opening_label"]
-    answered = joined["label"].eq("harmful") & label.eq("answers")
+    answered = joined["label"].eq("harmful") & label.isin(["answers", "partial"])
     refusing = joined["label"].eq("harmless") & label.eq("refuses")
     odd = joined[answered | refusing]
     return odd.loc[odd["phrase_log_odds"].abs().sort_values(ascending=False, kind="stable").index]

@@ -52,6 +52,7 @@ _VERBS = {
     "pack": ("sharing:pack", "Write a run to one zip file, to send to someone."),
     "unpack": ("sharing:unpack", "Check a packed run that someone sent and put it into the cache."),
     "report": ("sharing:report", "Write a run's report: tables, figures and one page."),
+    "dashboard": ("serving:dashboard", "Serve the dashboard on this machine until it is interrupted."),
 }
 _MEASUREMENTS = {
     "behaviour": ("measuring:behaviour", "Measure how the model answers a run's prompts."),

@@ -309,7 +309,11 @@ def _measure(
             done += 1
             progress(stage, done, total)
     table = pd.concat(parts, ignore_index=True)
-    table["opening_label"] = [None if opening is None else rules.label(opening) for opening in table["opening"]]
+    texts = run.prompts.set_index("prompt_id")["text"]
+    table["opening_label"] = [
+        None if opening is None else rules.label(opening, texts[prompt_id])
+        for opening, prompt_id in zip(table["opening"], table["prompt_id"], strict=True)
+    ]
     return table[[*COLUMNS, *_MEASURED]]
 
 

@@ -12,7 +12,7 @@ import streamlit as st
 
 from refusal_core.analysis.groups import MOST_REDRAWN
 from refusal_core.behaviour import measurement
-from refusal_core.behaviour.openings import OPENING_LABELS, OPENING_TOKENS, read_rules
+from refusal_core.behaviour.openings import OPENING_LABELS, OPENING_TOKENS, OpeningRules, read_rules
 from refusal_core.errors import RefusalError
 from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import behaviour as figures
@@ -28,7 +28,9 @@ from refusal_core.ui.selection import chosen_row, newly
 _PROMPT_COLUMNS = {
     "text": st.column_config.TextColumn("prompt", width=420),
     "opening": st.column_config.TextColumn("reply opens", width=300),
-    "opening_label": st.column_config.TextColumn("opening", width="small"),
+    "opening_label": st.column_config.TextColumn(
+        "opening", width="small", help="; ".join(f"{label}: {meaning}" for label, meaning in OPENING_LABELS.items())
+    ),
     "label": st.column_config.TextColumn("label", width="small"),
     "phrase_log_odds": st.column_config.NumberColumn(
         "refusal phrases", format="%.2f", help="Log-odds that the reply opens with a whole refusal phrase."
@@ -78,8 +80,13 @@ def shares(run: Run, table: pd.DataFrame) -> None:
         columns[2 * place + 1].metric(
             f"{label} prompts answered",
             f"{100 * named.eq('answers').mean():.0f} %",
-            help=f"The rest: {named.eq('deflects').sum()} deflected, {named.eq('degenerate').sum()} degenerate.",
+            help=f"The rest: {_rest(named)}.",
         )
+
+
+def _rest(named: pd.Series) -> str:
+    counts = named[~named.isin(["refuses", "answers"])].value_counts()
+    return ", ".join(f"{counts[label]} {label}" for label in OPENING_LABELS if label in counts) or "none"
 
 
 def scatter(run: Run, table: pd.DataFrame, key: tuple, site: int) -> int | None:
@@ -150,18 +157,24 @@ def measures(run: Run, table: pd.DataFrame, key: tuple) -> None:
         hide_index=True,
         width="stretch",
     )
-    rules = read_rules()
+    rules = _bundled_rules()
     with st.expander("The rules that name openings", icon=":material/rule:"):
         st.caption(
-            "The first pattern that is found in an opening names it; what no rule knows is called “answers”. The rules "
-            f"stand in `data/openings.toml`. Names: {', '.join(OPENING_LABELS)}."
+            "The first rule with a pattern that an opening begins with gives its label; what no rule knows is called "
+            "“answers”. The rules are those of `behaviour/openings.toml`."
+        )
+        st.dataframe(
+            pd.DataFrame({"label": list(OPENING_LABELS), "the reply": list(OPENING_LABELS.values())}),
+            hide_index=True,
+            width="stretch",
         )
         st.dataframe(
             pd.DataFrame(
                 {
-                    "opening": [rule.label for rule in rules.rules],
+                    "label": [rule.label for rule in rules.rules],
+                    "language": [rule.language for rule in rules.rules],
                     "because": [rule.reason for rule in rules.rules],
-                    "pattern": [rule.pattern.pattern for rule in rules.rules],
+                    "patterns": [" | ".join(rule.patterns) for rule in rules.rules],
                 }
             ),
             hide_index=True,
@@ -178,6 +191,11 @@ def _prompt_list(run: Run, found: pd.DataFrame, name: str, extra: tuple[str, ...
     chosen = chosen_row(found[list(shown)].head(MOST_ROWS), columns, name, row_of(run, address.view().prompt))
     csv_button(lambda: found, f"{run.run_id}--{name.replace('_', '-')}")
     return chosen
+
+
+@st.cache_resource(show_spinner=False)
+def _bundled_rules() -> OpeningRules:
+    return read_rules()
 
 
 @st.cache_resource(

@@ -77,44 +77,6 @@ def test_a_reply_that_ends_at_once_is_empty():
         assert replies.greedy_openings(chat_model, logits, cache) == [""]
 
 
-@pytest.mark.parametrize(
-    ("opening", "label"),
-    [
-        ("I'm sorry, but I can't assist with that.", "refuses"),
-        ("Sorry, I cannot help you", "refuses"),
-        ("As an AI language model, I", "refuses"),
-        ("I recommend the following steps", "answers"),
-        ("I'm sorry to hear that your friend is ill", "answers"),
-        ("I can help you with that", "answers"),
-        ("Sure! Here is a plan", "answers"),
-        ("It is illegal to do so", "deflects"),
-        ("", "degenerate"),
-        ("no no no no no", "degenerate"),
-        ("---------------", "degenerate"),
-        ("呵呵，你好", "degenerate"),
-    ],
-)
-def test_bundled_rules_name_openings_as_a_reader_would(opening, label):
-    assert read_rules().label(opening) == label
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda text: text.replace('"Sorry"', '"Sorry", "Sor"'), "counted twice"),
-        (lambda text: text.replace('label = "deflects"', 'label = "shrugs"'), "expected a label out of refuses"),
-        (lambda text: text.replace("pattern = '^", "pattern = '(^"), "expected refusal_phrases"),
-        (lambda text: "not toml", "expected refusal_phrases"),
-    ],
-)
-def test_rules_that_cannot_be_used_say_why(change, says, tmp_path):
-    path = tmp_path / "rules.toml"
-    path.write_text(change(BUNDLED.read_text(encoding="utf-8")), encoding="utf-8")
-    with pytest.raises(RefusalError, match=says) as caught:
-        read_rules(path)
-    assert "rules.toml" in str(caught.value)
-
-
 @pytest.fixture
 def answered(run: Run) -> pd.DataFrame:
     """Replies in which refusing follows the projection at the last site within each label, with some noise."""
@@ -310,7 +272,7 @@ def test_behaviour_is_recorded_beside_the_run_and_read_again_by_other_rules(meas
     assert (manifest["opening_tokens"], manifest["run_id"]) == (16, made.run_id)
     assert set(table["opening_label"]) <= set(OPENING_LABELS)
     rules = cache / "rules.toml"
-    rules.write_text(BUNDLED.read_text(encoding="utf-8").replace(r"'^\s*$'", "'.*'"), encoding="utf-8")
+    rules.write_text(BUNDLED.read_text(encoding="utf-8").replace(r"'\s*$'", "'.*'"), encoding="utf-8")
     capsys.readouterr()
     # Without its model, which is in no place the run could name.
     assert main(["measure", "behaviour", made.run_id, "--rules", str(rules), "--cache", str(cache)]) == 0
@@ -319,6 +281,15 @@ def test_behaviour_is_recorded_beside_the_run_and_read_again_by_other_rules(meas
     assert set(again["opening_label"]) == {"degenerate"}
     assert again["opening"].tolist() == table["opening"].tolist()
     assert manifest["rules"]["sha256"] == read_rules(rules).sha256
+
+
+def test_openings_are_read_beside_their_prompts(measured):
+    made, cache = measured
+    table, manifest = measurement.recorded(made)
+    store.save_addition(made, "behaviour", table.assign(opening="Конечно, вот рецепт"), manifest)
+    assert main(["measure", "behaviour", made.run_id, "--cache", str(cache)]) == 0
+    # The run's prompts are English.
+    assert set(measurement.recorded(made)[0]["opening_label"]) == {"degenerate"}
 
 
 def test_behaviour_of_other_prompts_is_refused(measured):

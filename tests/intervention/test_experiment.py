@@ -9,6 +9,7 @@ from synthetic import PLANTED_CONTROLS, PLANTED_LIMIT, PLANTED_PROMPTS, interven
 from tiny import PLANTED_LAYER
 
 from refusal_core.activations.passes import FinishedPasses
+from refusal_core.behaviour.openings import OpeningRules
 from refusal_core.cli.main import main
 from refusal_core.errors import RefusalError, RunError
 from refusal_core.intervention import conditions, effects, experiment, vectors
@@ -185,6 +186,16 @@ def test_stopped_three_times_it_computes_nothing_twice_and_changes_no_number(
     twice = 1 + (effects.published_choice(planted_run, table)["position"] != -1)
     assert len(computed) == (passes + twice) * lengths
     assert not list(fresh.path.glob(".intervention*"))
+
+
+def test_openings_are_named_beside_the_prompt_they_reply_to(planted_run, planted_folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(OpeningRules, "label", lambda _, opening, prompt: f"{opening} replies to {prompt}")
+    table = intervene(
+        copied(planted_run, tmp_path), planted_folder, limit_per_label=1, random_directions=2, control_layers=(0,)
+    )
+    named = table.dropna(subset="opening").merge(planted_run.prompts[["prompt_id", "text"]], on="prompt_id")
+    assert named["text"].nunique() == 2
+    assert named["opening_label"].eq(named["opening"] + " replies to " + named["text"]).all()
 
 
 def test_work_of_another_request_is_not_mixed_in(planted_run, planted_folder, monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Starting the dashboard's server, from a checkout or from an installed package."""
+"""The verb ``dashboard``: the server, from a checkout or from an installed package."""
 
 from __future__ import annotations
 
@@ -7,11 +7,31 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 import refusal_core
+from refusal_core.cli.parameters import Cache
 from refusal_core.errors import RefusalError
+from refusal_core.runs import store
 
 _PACKAGE = Path(refusal_core.__file__).resolve().parent
+
+
+def dashboard(
+    *,
+    port: Annotated[
+        int | None,
+        Parameter(help="Port on this machine (default: 8501).", validator=Number(gte=1, lte=65535)),
+    ] = None,
+    cache: Cache = None,
+) -> None:
+    """Serve the dashboard on this machine until it is interrupted."""
+    status = serve(store.cache_folder(cache).resolve(), port)
+    if status:
+        sys.exit(status)
 
 
 def app_script() -> Path:

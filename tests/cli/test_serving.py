@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
+from refusal_core.cli import serving
 from refusal_core.errors import RefusalError
-from refusal_core.ui import launch
 
 
 def test_a_checkout_has_its_pages_at_the_top():
-    script = launch.app_script()
+    script = serving.app_script()
     assert script.name == "app.py"
     assert (script.parent / ".streamlit" / "config.toml").is_file()
 
@@ -21,14 +21,14 @@ def test_the_pages_of_an_installed_package_come_first(tmp_path, monkeypatch):
     installed = tmp_path / "refusal_core"
     (installed / "dashboard" / "pages").mkdir(parents=True)
     (installed / "dashboard" / "app.py").touch()
-    monkeypatch.setattr(launch, "_PACKAGE", installed)
-    assert launch.app_script() == installed / "dashboard" / "app.py"
+    monkeypatch.setattr(serving, "_PACKAGE", installed)
+    assert serving.app_script() == installed / "dashboard" / "app.py"
 
 
 def test_a_package_without_pages_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "_PACKAGE", tmp_path / "refusal_core")
+    monkeypatch.setattr(serving, "_PACKAGE", tmp_path / "refusal_core")
     with pytest.raises(RefusalError, match="pages are missing"):
-        launch.app_script()
+        serving.app_script()
 
 
 def test_the_server_shows_the_cache_it_is_given(tmp_path, monkeypatch):
@@ -39,7 +39,7 @@ def test_the_server_shows_the_cache_it_is_given(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert launch.serve(tmp_path, port=8600) == 0
+    assert serving.serve(tmp_path, port=8600) == 0
     assert started["command"][:4] == [sys.executable, "-m", "streamlit", "run"]
     assert "--server.port=8600" in started["command"]
     assert started["cache"] == str(tmp_path)

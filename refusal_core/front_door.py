@@ -1,0 +1,84 @@
+"""What ``import refusal_core`` offers beyond the rooms: a run, scores and a run's card, in one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refusal_core.errors import RefusalError
+from refusal_core.options import RunOptions
+from refusal_core.progress import Progress
+from refusal_core.progress.bars import ProgressBars
+from refusal_core.runs.store import Run, open_run
+
+if TYPE_CHECKING:
+    # Scoring imports torch.
+    from refusal_core.models.opening import ChatModel
+    from refusal_core.pipeline.scoring import Score
+
+
+def run(
+    model: str | Path | RunOptions,
+    *,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Run:
+    """Measure a model's refusal directions on a contrast set, or open that run where it is in the cache.
+
+    Args:
+        model: known name, hub id, folder of safetensors or GGUF file; or all options in one object.
+        cache: folder of runs; by default ``REFUSAL_CACHE``, else ``./cache`` where there is one, else the user's.
+        progress: called with stage, units done and units in all; by default bars on stderr.
+        options: fields of :class:`~refusal_core.options.RunOptions`, such as ``prompts="everyday"``.
+
+    Raises:
+        RefusalError: of the kind that fits, for anything the caller can mend.
+    """
+    from refusal_core.pipeline import run as pipeline
+
+    if isinstance(model, RunOptions):
+        if options:
+            raise RefusalError(f"expected either one RunOptions or single options, got both: {', '.join(options)}")
+        chosen = model
+    else:
+        chosen = RunOptions(model=str(model), **options)
+    if progress is not None:
+        return pipeline.run(chosen, cache=cache, progress=progress).run
+    with ProgressBars() as bars:
+        return pipeline.run(chosen, cache=cache, progress=bars).run
+
+
+def score(
+    run: Run | str,
+    texts: Sequence[str],
+    *,
+    model: ChatModel | str | Path | None = None,
+    device: str = "auto",
+    cache: str | Path | None = None,
+) -> list[Score]:
+    """Project prompts on a run's direction at every site, with the run's own model.
+
+    Args:
+        run: a run, or its name in the cache.
+        texts: prompts, without a template.
+        model: the run's model, opened, so that it is opened once for many calls; or where it is, for one that came from
+            a folder or a GGUF file. By default it is opened here.
+        device: where it is opened: ``auto``, ``cpu``, ``cuda``, ``mps`` or ``spread``.
+        cache: folder of runs, where ``run`` is a name.
+
+    Returns:
+        One :class:`~refusal_core.pipeline.scoring.Score` per text: ``projection`` is ``(site,)`` in activation units.
+
+    Raises:
+        RefusalError: for another model than the run's, an empty text, or one over the run's token limit.
+    """
+    from refusal_core.pipeline import scoring
+
+    if isinstance(texts, str):
+        raise RefusalError("expected a list of prompts, got one text: put it into brackets")
+    opened = open_run(run, cache) if isinstance(run, str) else run
+    if model is None or isinstance(model, str | Path):
+        model = scoring.load_model_for(opened, model, device)
+    return scoring.score(model, opened, list(texts))

@@ -1,0 +1,56 @@
+"""What ``import refusal_core`` offers: these names, typed, and none of the heavy libraries until they are needed."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from importlib import resources
+
+import pytest
+
+import refusal_core as rc
+
+NAMES = {
+    "Direction",
+    "Run",
+    "RunOptions",
+    "fit_directions",
+    "list_runs",
+    "load_model",
+    "open_run",
+    "run",
+    "score",
+}
+
+
+def test_the_namespace_is_what_is_documented():
+    assert set(rc.__all__) == NAMES
+    assert {name for name in dir(rc) if not name.startswith("_")} == NAMES
+    for name in NAMES:
+        assert inspect.getdoc(getattr(rc, name)), name
+
+
+def test_another_name_is_refused_as_python_does():
+    with pytest.raises(AttributeError, match="has no attribute 'runn'"):
+        rc.runn  # noqa: B018
+
+
+def test_the_package_says_that_it_is_typed():
+    assert resources.files("refusal_core").joinpath("py.typed").is_file()
+
+
+@pytest.mark.parametrize(
+    ("program", "absent"),
+    [
+        ("import refusal_core", {"numpy", "pandas", "torch", "transformers", "streamlit", "plotly"}),
+        ("import refusal_core as rc; rc.fit_directions", {"torch", "transformers", "streamlit", "plotly"}),
+        ("import refusal_core as rc; rc.open_run, rc.list_runs", {"torch", "transformers", "streamlit", "plotly"}),
+        ("import refusal_core as rc; rc.RunOptions", {"torch", "transformers", "streamlit", "plotly"}),
+    ],
+)
+def test_only_what_is_needed_is_imported(program, absent):
+    command = [sys.executable, "-c", f"{program}; import sys; print(*sys.modules)"]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "refusal_core" in loaded
+    assert not absent & {*loaded}
