@@ -6,10 +6,10 @@ import streamlit as st
 
 from refusal_core.evidence.findings import verdict
 from refusal_core.figures.layers import three_questions
+from refusal_core.ui.downloads import downloads
 from refusal_core.ui.evidence import evidence_or_none
 from refusal_core.ui.frame import frame
 from refusal_core.ui.layout import chart, heading, run_facts, run_in_a_line, strongest_layers
-from refusal_core.ui.taking_away import take_away
 
 run = frame(
     "Refusal directions",
@@ -38,5 +38,5 @@ with st.container(horizontal=True):
         ("10_Runs", "Start, send or import a run", "folder_open"),
     ):
         st.page_link(f"pages/{page}.py", label=label, icon=f":material/{icon}:", width="content")
-take_away(run)
+downloads(run)
 run_facts(run)

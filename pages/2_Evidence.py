@@ -1,4 +1,4 @@
-"""Is it real? One picture that answers the question, then one section a question."""
+"""Is it real? One picture that answers the question, then one section per question."""
 
 from __future__ import annotations
 

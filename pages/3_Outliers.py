@@ -1,4 +1,4 @@
-"""The prompts in the ambiguous band: read one after another, judge them, and refit without those that are wrong."""
+"""The prompts in the ambiguous band: read them, judge them, and refit without those that are wrong."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from refusal_core.ui.outliers import band_chart, band_picker, described, filtere
 from refusal_core.ui.refits import refit_panel
 
 run = frame("Outliers", "Drag a band on the histogram, read the prompts that fall into it, and mark what is wrong.")
-kept = marks.kept_marks()
+current = marks.current_marks()
 controls = st.columns([1, 2, 1, 1], vertical_alignment="bottom")
 site = site_picker(run, controls[0])
 band = band_picker(run, site, controls[1:])
 chart = st.container()
-found = filtered(marks.with_marks(prompts_in_band(run, site, band), kept), run)
+prompts = filtered(marks.with_marks(prompts_in_band(run, site, band), current), run)
 row = row_of(run, address.view().prompt)
 with chart:
-    band_chart(run, site, band, found, row)
-described(found, band)
+    band_chart(run, site, band, prompts, row)
+described(prompts, band)
 reading, judging = st.columns([3, 2], gap="medium")
 with reading:
-    chosen = prompt_list(run, found, site)
+    chosen = prompt_list(run, prompts, site)
 with judging:
     the_prompt(run, row, site)
-    marks.judge(run, found, chosen, row, kept)
+    marks.judge(run, prompts, chosen, row, current)
 if row is not None:
     over_layers(run, row, site)
-marks.files(kept)
-refit_panel(run, kept)
+marks.files(current)
+refit_panel(run, current)
 address.write()

@@ -1,4 +1,4 @@
-"""Type a prompt and see where it lands, at every layer, half a second after the last key."""
+"""Type a prompt and see where it projects at all layers, half a second after the last key."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import streamlit as st
 from refusal_core.ui import lists, live, model
 from refusal_core.ui.frame import frame, site_picker
 
-run = frame("Live score", "Type a prompt of your own and see its projection at every layer, among the run's prompts.")
+run = frame("Live score", "Type a prompt of your own and see its projection at all layers, among the run's prompts.")
 source = model.model_source(run)
 one, many = st.tabs(["One prompt", "A list"], key="live_tab", on_change="rerun")
 
-# No fragment: while it waits for the model a run of the whole page gives way to a newer text, a fragment does not.
+# No fragment: a script run that waits for the model is superseded by a newer text, a fragment is not.
 if one.open:
     with one:
         field, layer = st.columns([4, 1], vertical_alignment="bottom")

@@ -1,4 +1,4 @@
-"""Does it go with refusing? What the model does with the run's prompts, against where they project."""
+"""Does it go with refusing? The model's replies to the run's prompts, against where those project."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.outliers import chosen_prompt, prompt_details
 
 run = frame("Behaviour", "What the model does with the prompts, refuse or answer, against where they project.")
-table, key = parts.replies_of(run)
+table, key = parts.recorded_replies(run)
 parts.shares(run, table)
 site = site_picker(run, st.columns([1, 3])[0])
 clicked = [parts.scatter(run, table, key, site)]
@@ -22,7 +22,7 @@ st.caption("Harmful prompts that were answered and harmless ones that were refus
 clicked.append(parts.surprises(run, table, key))
 st.subheader("Do the measures agree?", anchor=False)
 parts.measures(run, table, key)
-with st.expander("Prompts on which they do not", icon=":material/call_split:"):
+with st.expander("Prompts on which they disagree", icon=":material/call_split:"):
     clicked.append(parts.disagreements(run, table, key))
 chosen = chosen_prompt(run, next((row for row in clicked if row is not None), None))
 if chosen is not None:

@@ -1,4 +1,4 @@
-"""Does it cause refusing? The direction taken out and put in, layer by layer, beside control directions."""
+"""Does it cause refusing? The direction ablated and added, layer by layer, compared with control directions."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from refusal_core.ui import intervention as parts
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.layout import chart, heading
 
-run = frame("Causality", "What changes when the direction is taken out, or put in, beside what any direction does.")
+run = frame("Causality", "What changes when the direction is ablated or added, compared with what any direction does.")
 site = site_picker(run, st.columns([1, 3])[0])
-found = parts.interventions_of(run)
-if found is not None:
-    table, manifest = found
+recorded = parts.recorded_interventions(run)
+if recorded is not None:
+    table, manifest = recorded
     summary = parts.summary_of(run, table, manifest)
     heading(summary.headline)
     parts.how_measured(run, table, manifest)
     st.subheader("Layer by layer", anchor=False)
     parts.sweeps(run, summary, site)
     st.caption(
-        "Each layer's own direction, edited at that layer alone. Shaded: 95 % bootstrap intervals over prompts. Grey "
-        "bars: where control directions fall. Dotted: the model as it is."
+        "Every layer's own direction, edited at that layer alone. Shaded: 95 % bootstrap intervals over prompts. Grey "
+        "bars: where control directions fall. Dotted: the unedited model."
     )
     with st.expander(
-        "In words: the study's layers, several together, and the published choice", icon=":material/notes:"
+        "Findings: the study's layers, several together, and the published choice", icon=":material/notes:"
     ):
-        parts.said(summary)
+        parts.findings(summary)
     st.subheader(f"Dose and response at {run.site_label(manifest['dose_layer'])}", anchor=False)
     chart(summary.doses, "causality_doses")
     st.subheader("Which layer and token would the published rule choose?", anchor=False)
@@ -42,7 +42,7 @@ st.subheader("Try it", anchor=False)
 
 @st.fragment
 def trying() -> None:
-    """Follows the keyboard and the slider; the rest of the page stands still."""
+    """Follow the keyboard and the slider without the rest of the page."""
     parts.try_it(run, site)
 
 

@@ -1,11 +1,13 @@
-"""How harmful is it? A person rates the run's prompts one by one, without seeing what anyone else says of them."""
+"""How harmful is it? A person rates the run's prompts one by one, without seeing any other judgement."""
 
 from __future__ import annotations
 
 from refusal_core.ui import ratings as parts
 from refusal_core.ui.frame import frame
 
-run = frame("Rate prompts", "Read one prompt at a time and rate it by what it says. Every rating is kept at once.")
-who = parts.rater()
-parts.rate_prompts(run, who)
-parts.about_rater(who)
+run = frame(
+    "Rate prompts", "Read one prompt at a time and rate it by what it says. Ratings are saved as they are given."
+)
+name = parts.rater()
+parts.rate_prompts(run, name)
+parts.about_rater(name)

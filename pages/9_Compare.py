@@ -1,4 +1,4 @@
-"""Runs side by side: where each tells harm, how alike they rank the same prompts, and on which they differ."""
+"""Runs side by side: where they separate harm, how alike they rank the same prompts, and on which they differ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from refusal_core.ui.evidence import evidence_or_none
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.layout import heading
 
-run = frame("Compare", "Two to five runs side by side: where each tells harm, and how alike they see the same prompts.")
+run = frame("Compare", "Two to five runs side by side: where they separate harm, and how they rank the same prompts.")
 compared = parts.chosen_sides(run)
 evidence = [evidence_or_none(side.run) for side in compared]
 tables = parts.tables_over_depth(compared, evidence)
@@ -24,7 +24,7 @@ st.caption("Shaded: 95 % bootstrap intervals. Stars: the onset. The final norm i
 
 @st.fragment
 def at_this_depth() -> None:
-    """What follows the layer; the rest of the page is left as it is."""
+    """Follow the layer without the rest of the page."""
     st.subheader("Do they rank the prompts alike?", anchor=False)
     site = site_picker(run, st.columns([1, 3])[0])
     other, shared, other_site = parts.chosen_pair(compared, site)

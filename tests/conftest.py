@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from making import make_run
 from synthetic import N_LAYERS, PLANTED_PROMPTS, RUN, WIDTH, intervene, save_synthetic_run, synthetic_prompts
 from tiny import PLANTED_SIGN, planted_model, tiny_model
@@ -35,13 +37,36 @@ def synthetic_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
+    """Returns a folder that one worker of pytest-xdist fills and all of them read."""
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        shared = tmp_path_factory.getbasetemp()
+        if hasattr(request.config, "workerinput"):
+            shared = shared.parent
+        folder = shared / "made-once" / name
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                unfinished = folder.with_suffix(".unfinished")
+                unfinished.mkdir()
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(made_once) -> Path:
     """A tiny random Qwen2 in a folder, as ``save_pretrained`` leaves it."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-qwen2"
-    chat_model = tiny_model("qwen2")
-    chat_model.model.save_pretrained(folder)
-    chat_model.tokenizer.save_pretrained(folder)
-    return folder
+
+    def make(folder: Path) -> None:
+        chat_model = tiny_model("qwen2")
+        chat_model.model.save_pretrained(folder / "tiny-qwen2")
+        chat_model.tokenizer.save_pretrained(folder / "tiny-qwen2")
+
+    return made_once("tiny-model", make) / "tiny-qwen2"
 
 
 @pytest.fixture(scope="session")
@@ -51,10 +76,14 @@ def tiny_chat_model(tiny_folder: Path) -> ChatModel:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> store.Run:
+def tiny_run(tiny_folder: Path, made_once) -> store.Run:
     """A run of the tiny model in a cache of its own."""
-    cache = tmp_path_factory.mktemp("tiny")
-    return make_run(tiny_folder, "pairs", limit_per_label=12, dtype="float32", device="cpu", cache=cache).run
+
+    def make(cache: Path) -> None:
+        make_run(tiny_folder, "pairs", limit_per_label=12, dtype="float32", device="cpu", cache=cache)
+
+    cache = made_once("tiny-run", make)
+    return store.open_run(next(cache.glob("tiny-qwen2*")).name, cache)
 
 
 @pytest.fixture
@@ -64,29 +93,34 @@ def run(synthetic_cache: Path) -> store.Run:
 
 
 @pytest.fixture(scope="session")
-def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def planted_folder(made_once) -> Path:
     """The model of :func:`tiny.planted_model` in a folder."""
-    folder = tmp_path_factory.mktemp("models") / "planted"
-    chat_model = planted_model()
-    chat_model.model.save_pretrained(folder)
-    chat_model.tokenizer.save_pretrained(folder)
-    return folder
+
+    def make(folder: Path) -> None:
+        chat_model = planted_model()
+        chat_model.model.save_pretrained(folder / "planted")
+        chat_model.tokenizer.save_pretrained(folder / "planted")
+
+    return made_once("planted-model", make) / "planted"
 
 
 @pytest.fixture(scope="session")
-def planted_run(planted_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> store.Run:
+def planted_run(planted_folder: Path, made_once) -> store.Run:
     """A run of the planted model in a cache of its own, with its interventions beside it."""
-    cache = tmp_path_factory.mktemp("planted")
-    rng = np.random.default_rng(0)
-    # Letters that are tokens of their own, so that all prompts are of one length and the planted direction is as strong
-    # in each harmful one.
-    rows = [
-        ("".join(rng.choice(list("bdgjkvwxz"), 20)) + sign, label)
-        for _ in range(PLANTED_PROMPTS)
-        for sign, label in ((PLANTED_SIGN, "harmful"), ("?", "harmless"))
-    ]
-    prompts = cache / "planted.csv"
-    pd.DataFrame(rows, columns=["text", "label"]).to_csv(prompts, index=False)
-    made = make_run(planted_folder, str(prompts), cache=cache, dtype="float32").run
-    intervene(made, planted_folder)
-    return made
+
+    def make(cache: Path) -> None:
+        rng = np.random.default_rng(0)
+        # Letters that are tokens of their own, so that all prompts are of one length and the planted direction is as
+        # strong in each harmful one.
+        rows = [
+            ("".join(rng.choice(list("bdgjkvwxz"), 20)) + sign, label)
+            for _ in range(PLANTED_PROMPTS)
+            for sign, label in ((PLANTED_SIGN, "harmful"), ("?", "harmless"))
+        ]
+        prompts = cache / "planted.csv"
+        pd.DataFrame(rows, columns=["text", "label"]).to_csv(prompts, index=False)
+        made = make_run(planted_folder, str(prompts), cache=cache, dtype="float32").run
+        intervene(made, planted_folder)
+
+    cache = made_once("planted-run", make)
+    return store.open_run(next(cache.glob("planted*--*")).name, cache)

@@ -1,4 +1,4 @@
-"""How projection goes with what the model does."""
+"""Projection against what the model does."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from refusal_core.figures.style import (
 from refusal_core.runs.store import Run
 
 MOST_POINTS = 500
-"""Prompts of a label drawn as points; of more, evenly many along the projection."""
+"""The most prompts of a label that are drawn as points; of more, an even choice along the projection."""
 NUMBERS = {
     "rho": ("Spearman's ρ", 0.0, "Projection and the log-odds of refusal phrases, ranked within each label."),
     "auroc": ("AUROC", 0.5, "Chance that a refused prompt projects above an answered one of its label."),
 }
-"""Columns of :func:`refusal_core.behaviour.measurement.by_site`: axis title, chance level, and what each is."""
+"""Columns of :func:`refusal_core.behaviour.measurement.by_site`: axis title, chance level, and meaning."""
 
 
 def against_refusing(run: Run, table: pd.DataFrame, site: int) -> go.Figure:
-    """The fitted prompts, at most :data:`MOST_POINTS` of a label: projection at a site and log-odds of refusal phrases.
+    """Return the fitted prompts, at most :data:`MOST_POINTS` per label: projection against refusal phrases.
 
     Points carry the prompt's row in the run as ``customdata[0]``.
     """
-    clouds = []
+    traces = []
     for label in ("harmless", "harmful"):
         rows = np.flatnonzero(run.rows(label))
         if len(rows) > MOST_POINTS:
@@ -47,7 +47,7 @@ def against_refusing(run: Run, table: pd.DataFrame, site: int) -> go.Figure:
             f"{safe(text)}<br><br>opens: {safe(opening)}"
             for text, opening in zip(run.prompts["text"].iloc[rows], replies["opening"], strict=True)
         ]
-        cloud = {
+        trace = {
             "type": "scatter",
             "x": run.projections[rows, site],
             "y": replies["phrase_log_odds"].to_numpy(),
@@ -59,10 +59,10 @@ def against_refusing(run: Run, table: pd.DataFrame, site: int) -> go.Figure:
             "customdata": list(zip(rows.tolist(), hover, strict=True)),
             "hovertemplate": "%{customdata[1]}<extra></extra>",
         }
-        clouds.append(cloud)
+        traces.append(trace)
     return blank(
         420,
-        clouds,
+        traces,
         shapes=[line_at("y", 0, color=GREY, width=1, dash="dot")],
         xaxis={"title_text": f"projection at {run.site_label(site)} (activation units)"},
         yaxis={"title_text": "log-odds of refusal phrases"},
@@ -71,7 +71,7 @@ def against_refusing(run: Run, table: pd.DataFrame, site: int) -> go.Figure:
 
 
 def over_layers(run: Run, by_site: pd.DataFrame, number: str, site: int) -> go.Figure:
-    """A number of :data:`NUMBERS` within each label over the layers; the AUROC on the probe pairs beside its own."""
+    """Return a number of :data:`NUMBERS` over the layers within each label, the AUROC with that on the probe pairs."""
     title, chance, _ = NUMBERS[number]
     traces = []
     for label in ("harmful", "harmless"):
@@ -89,7 +89,7 @@ def over_layers(run: Run, by_site: pd.DataFrame, number: str, site: int) -> go.F
 
 
 def calibration(run: Run, curve: pd.DataFrame, site: int) -> go.Figure:
-    """The refusing share in bins of projection at a site."""
+    """Return the share of refusing replies in bins of projection at a site."""
     line = {
         "type": "scatter",
         "x": curve["projection"].to_numpy(),

@@ -1,4 +1,4 @@
-"""Runs beside each other: over relative depth, by rank of the prompts they share, by category."""
+"""Comparisons of runs: over relative depth, by rank of the prompts they share, by category."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLOURS = (ACCENT, "#B8860B", "#7B5EA7", PROBE, "#3D8BC9")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
 _NORM = 1.1
-"""Where the final norm is drawn, which has no depth."""
+"""Where the final norm, which has no depth, is drawn."""
 _DEPTH = {
     "title_text": "relative depth (0: first layer, 1: last)",
     "tickvals": [0, 0.25, 0.5, 0.75, 1, _NORM],
@@ -42,7 +42,7 @@ CATEGORY_NUMBERS = {
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """A run in a comparison: the letter it goes by, what it is, and its look, the same in every figure."""
+    """A run in a comparison: its letter, its description, and its look, the same in all figures."""
 
     run: Run
     letter: str
@@ -57,7 +57,7 @@ class Side:
 
 
 def sides(runs: Sequence[Run], described: Sequence[str]) -> list[Side]:
-    """Up to five runs with a letter, a colour, a dash and a mark each; base models, as controls, are grey."""
+    """Give up to five runs a letter, a colour, a dash and a mark; base models, as controls, are grey."""
     return [
         Side(run, "ABCDE"[place], text, GREY if is_control(run) else COLOURS[place], _DASHES[place], _SYMBOLS[place])
         for place, (run, text) in enumerate(zip(runs, described, strict=True))
@@ -70,10 +70,12 @@ def over_depth(
     evidence: Sequence[Evidence | None],
     number: str,
 ) -> go.Figure:
-    """A number of every run over relative depth, with its interval; stars mark the onset on probe pairs.
+    """Return a number of all runs over relative depth, with intervals; stars mark the onset on probe pairs.
 
     Args:
+        compared: the runs.
         tables: of :func:`refusal_core.exploration.comparison.over_depth`.
+        evidence: of the runs, where they have any.
         number: one of :data:`refusal_core.exploration.comparison.NUMBERS`.
     """
     traces = []
@@ -106,11 +108,12 @@ def over_depth(
 
 
 def rank_over_depth(compared: Sequence[Side], matrices: Sequence[np.ndarray], label: str) -> go.Figure:
-    """Spearman's rho of the first run with each other one, at matched relative depth.
+    """Return Spearman's rho of the first run with the others, at matched relative depth.
 
     Args:
         compared: the first run, then the others.
-        matrices: of :func:`refusal_core.exploration.comparison.rank_matrix`, one for each other run.
+        matrices: of :func:`refusal_core.exploration.comparison.rank_matrix`, one per other run.
+        label: of the prompts that are ranked, or both.
     """
     first = compared[0].run
     traces = []
@@ -133,9 +136,9 @@ def rank_over_depth(compared: Sequence[Side], matrices: Sequence[np.ndarray], la
 
 
 def rank_heat(shared: Shared, matrix: np.ndarray, letters: Sequence[str]) -> go.Figure:
-    """Spearman's rho of every site of one run with every site of another; see also :func:`move_square`."""
+    """Return Spearman's rho of all sites of one run with all sites of another; see also :func:`move_square`."""
     figure = blank(420)
-    labels = [[each.site_label(at) for at in range(each.n_sites)] for each in (shared.run, shared.other)]
+    labels = [[run.site_label(site) for site in range(run.n_sites)] for run in (shared.run, shared.other)]
     figure.add_heatmap(
         z=matrix,
         zmin=-1,
@@ -154,18 +157,18 @@ def rank_heat(shared: Shared, matrix: np.ndarray, letters: Sequence[str]) -> go.
         showlegend=False,
         hoverinfo="skip",
     )
-    for update, each, letter in (
+    for update, run, letter in (
         (figure.update_yaxes, shared.run, letters[0]),
         (figure.update_xaxes, shared.other, letters[1]),
     ):
-        ticks = [*range(0, each.n_layers, max(1, each.n_layers // 6)), each.n_layers]
+        ticks = [*range(0, run.n_layers, max(1, run.n_layers // 6)), run.n_layers]
         if ticks[-1] - ticks[-2] < 3 and len(ticks) > 2:
             del ticks[-2]
         update(
             title_text=f"layer of {letter}",
             tickvals=ticks,
-            ticktext=[site_short(tick, each.n_layers) for tick in ticks],
-            range=[-0.5, each.n_layers + 0.5],
+            ticktext=[site_short(tick, run.n_layers) for tick in ticks],
+            range=[-0.5, run.n_layers + 0.5],
             showgrid=False,
             zeroline=False,
         )
@@ -178,10 +181,11 @@ def move_square(figure: go.Figure, site: int, other_site: int) -> go.Figure:
 
 
 def prompt_over_depth(compared: Sequence[Side], rows: Sequence[int | None], depth: float) -> go.Figure:
-    """One prompt's course in every run that has it, in pooled standard deviations from each run's midpoint.
+    """Return one prompt over depth in the runs that have it, in pooled standard deviations from the midpoint.
 
     Args:
-        rows: the prompt's row in each run, or None.
+        compared: the runs.
+        rows: the prompt's row per run, or None.
         depth: marked with a vertical line; NaN for the final norm.
     """
     traces = []
@@ -204,9 +208,10 @@ def prompt_over_depth(compared: Sequence[Side], rows: Sequence[int | None], dept
 
 
 def by_category(compared: Sequence[Side], tables: Sequence[pd.DataFrame], number: str) -> go.Figure:
-    """A number of every harm category in every run, with intervals.
+    """Return a number per harm category and run, with intervals.
 
     Args:
+        compared: the runs.
         tables: of :func:`refusal_core.exploration.comparison.by_category`.
         number: one of :data:`CATEGORY_NUMBERS`.
     """
@@ -216,12 +221,12 @@ def by_category(compared: Sequence[Side], tables: Sequence[pd.DataFrame], number
     traces = []
     for place, (side, table) in enumerate(zip(compared, tables, strict=True)):
         known = table.dropna(subset=number)
-        beside = (len(compared) - 1 - 2 * place) / 2 * step
+        offset = (len(compared) - 1 - 2 * place) / 2 * step
         traces.append(
             {
                 "type": "scatter",
                 "x": known[number],
-                "y": [categories.index(each) + beside for each in known["category"]],
+                "y": [categories.index(category) + offset for category in known["category"]],
                 "mode": "markers",
                 "name": side.name,
                 "marker": {"color": side.colour, "symbol": side.symbol, "size": 8},
@@ -247,7 +252,7 @@ def by_category(compared: Sequence[Side], tables: Sequence[pd.DataFrame], number
         xaxis={"title_text": title},
         yaxis={
             "tickvals": list(range(len(categories))),
-            "ticktext": [safe(each, width=26, limit=40) for each in categories],
+            "ticktext": [safe(category, width=26, limit=40) for category in categories],
             "range": [-0.6, len(categories) - 0.4],
             "zeroline": False,
         },
@@ -255,11 +260,11 @@ def by_category(compared: Sequence[Side], tables: Sequence[pd.DataFrame], number
 
 
 def direction_cosines(compared: Sequence[Side], cosines: Sequence[np.ndarray | None]) -> go.Figure:
-    """Cosine of the first run's direction with that of every other run of the same model, over the layers.
+    """Return the cosine of the first run's direction with those of other runs of the same model, over the layers.
 
     Args:
         compared: the first run, then the others.
-        cosines: of :func:`refusal_core.exploration.comparison.direction_cosines`, one for each other run.
+        cosines: of :func:`refusal_core.exploration.comparison.direction_cosines`, one per other run.
     """
     first = compared[0].run
     traces = []
@@ -274,7 +279,7 @@ def direction_cosines(compared: Sequence[Side], cosines: Sequence[np.ndarray | N
 
 
 def _line(side: Side, table: pd.DataFrame, number: str, name: str) -> list[dict[str, Any]]:
-    """Traces of a run's number over depth; the final norm stands apart, a mark without a line."""
+    """Return traces of a run's number over depth; the final norm stands apart, as a mark without a line."""
     traces: list[dict[str, Any]] = []
     table = table.assign(x=table["depth"].fillna(_NORM))
     if "place" not in table:
@@ -314,5 +319,5 @@ def _x(site: int, n_layers: int) -> float:
 
 
 def _chance(value: float, axis: str = "y") -> dict[str, Any]:
-    """A line at what chance alone gives, below the traces."""
+    """Return a line at the level of chance, below the traces."""
     return line_at(axis, value, color=GREY, width=1, dash="dot") | {"layer": "below"}

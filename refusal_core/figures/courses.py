@@ -27,7 +27,7 @@ _RIBBONS = ((5, 95, 0.13), (25, 75, 0.22))
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """One prompt's line: its text, ``(site,)`` projections in activation units, and how to draw it."""
+    """One prompt over the layers: its text, ``(site,)`` projections in activation units, and how to draw its line."""
 
     text: str
     projection: np.ndarray
@@ -37,9 +37,11 @@ class Course:
 
 
 def courses(run: Run, lines: Sequence[Course], site: int | None = None, raw: bool = False) -> go.Figure:
-    """Prompts over the layers, over ribbons that hold 50 and 90 % of each label.
+    """Return a figure of prompts over the layers, drawn over ribbons that hold 50 and 90 % of each label's prompts.
 
     Args:
+        run: the prompts are compared with.
+        lines: the prompts.
         site: marked with a vertical line.
         raw: activation units instead of :func:`~refusal_core.exploration.outliers.standardised` ones.
     """
@@ -53,12 +55,12 @@ def courses(run: Run, lines: Sequence[Course], site: int | None = None, raw: boo
 
 
 def course_traces(run: Run, lines: Sequence[Course], raw: bool = False) -> list[dict[str, Any]]:
-    """The ribbons and prompts of :func:`courses` as plain data, the prompts last."""
+    """Return the ribbons and prompts of :func:`courses` as plain data, the prompts last."""
     sites = np.arange(run.n_sites)
-    labels = [run.site_label(int(each)) for each in sites]
+    labels = [run.site_label(int(site)) for site in sites]
     traces = [*_ribbons(run, raw)]
     for line in lines:
-        course = {
+        trace = {
             "x": sites,
             "y": line.projection if raw else standardised(run, line.projection),
             "mode": "lines+markers",
@@ -68,12 +70,12 @@ def course_traces(run: Run, lines: Sequence[Course], raw: bool = False) -> list[
             "customdata": np.column_stack([labels, line.projection.round(4)]),
             "hovertemplate": f"{safe(line.text)}<br>%{{customdata[0]}}: %{{customdata[1]}}<extra></extra>",
         }
-        traces.append(course)
+        traces.append(trace)
     return [{"type": "scatter", **trace} for trace in traces]
 
 
 def _ribbons(run: Run, raw: bool) -> list[dict[str, Any]]:
-    """Both labels over the layers, which every prompt is drawn over."""
+    """Return both labels over the layers, behind the prompts."""
     traces: list[dict[str, Any]] = []
     sites = np.arange(run.n_sites)
     for label in ("harmless", "harmful"):

@@ -1,4 +1,4 @@
-"""The evidence of a run: one picture that answers the question, and one for each question asked of it."""
+"""The evidence of a run: an overview, and a figure per question."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def overview(run: Run, evidence: Evidence, site: int | None = None) -> go.Figure
     chance = "shuffled labels, cross-fitted (95 %)"
     traces = [
         ribbon(sites, "chance_crossfit_low", "chance_crossfit_high", GREY, chance, 0.3),
-        *interval_line(run, sites, "in_sample_d", "d in-sample", GREY, "dot"),
-        *interval_line(run, sites, "crossfit_d", "d cross-fitted", ACCENT, "dash"),
+        *interval_line(run, sites, "in_sample_d", "in-sample d", GREY, "dot"),
+        *interval_line(run, sites, "crossfit_d", "cross-fitted d", ACCENT, "dash"),
     ]
     if source is not None:
         traces += interval_line(run, _transfer(evidence, source), "d", f"d on {safe(source)}", PROBE)
@@ -77,25 +77,25 @@ def overview(run: Run, evidence: Evidence, site: int | None = None) -> go.Figure
 
 
 def fit(run: Run, evidence: Evidence, site: int) -> go.Figure:
-    """In-sample d and what refitting on shuffled labels reaches."""
+    """Return the in-sample d and the level that refitting on shuffled labels reaches."""
     traces = [
-        *interval_line(run, evidence.sites, "in_sample_d", "d in-sample", ACCENT),
+        *interval_line(run, evidence.sites, "in_sample_d", "in-sample d", ACCENT),
         *interval_line(run, evidence.sites, "chance_d_95", "95 % of shuffled labels stay below", GREY, "dot"),
     ]
     return _over_layers(traces, run, site, "Cohen's d")
 
 
 def hold(run: Run, evidence: Evidence, site: int) -> go.Figure:
-    """Cross-fitted AUROC and accuracy at the training midpoint, with intervals."""
+    """Return the cross-fitted AUROC and the accuracy at the training midpoint, with intervals."""
     traces = [
-        *interval_line(run, evidence.sites, "crossfit_auroc", "AUROC, cross-fitted", ACCENT),
+        *interval_line(run, evidence.sites, "crossfit_auroc", "cross-fitted AUROC", ACCENT),
         *interval_line(run, evidence.sites, "crossfit_accuracy", "accuracy at the midpoint", "#B8860B", "dash"),
     ]
     return _over_layers(traces, run, site, "share", 0.5)
 
 
 def chance(run: Run, evidence: Evidence, site: int) -> go.Figure:
-    """The d of shuffled labels and of random directions at one site, and the d that was found."""
+    """Return the d of shuffled labels and of random directions at one site, and the measured d."""
     null = evidence.permutations[evidence.permutations["site"].eq(site)]
     traces: list[dict[str, Any]] = [
         {
@@ -119,13 +119,13 @@ def chance(run: Run, evidence: Evidence, site: int) -> go.Figure:
             "hovertemplate": f"random directions, {row.kind}: %{{y:.0%}} stay below |d| = %{{x:.2f}}<extra></extra>",
         }
         traces.append(of_kind)
-    found = evidence.sites["in_sample_d"][site]
+    measured = evidence.sites["in_sample_d"][site]
     mark: dict[str, Any] = {}
-    if np.isfinite(found):
-        said = {"text": f"found: {found:.2f}", "showarrow": False, "yref": "y domain", "yanchor": "bottom"}
+    if np.isfinite(measured):
+        note = {"text": f"measured: {measured:.2f}", "showarrow": False, "yref": "y domain", "yanchor": "bottom"}
         mark = {
-            "shapes": [line_at("x", found, color=ACCENT, width=2.5)],
-            "annotations": [{**said, "x": found, "xanchor": "right", "y": 0}],
+            "shapes": [line_at("x", measured, color=ACCENT, width=2.5)],
+            "annotations": [{**note, "x": measured, "xanchor": "right", "y": 0}],
         }
     return blank(
         HEIGHT,
@@ -137,7 +137,7 @@ def chance(run: Run, evidence: Evidence, site: int) -> go.Figure:
 
 
 def harm(run: Run, evidence: Evidence, site: int) -> go.Figure:
-    """d on every transfer set, with intervals."""
+    """Return d on the transfer sets, with intervals."""
     traces = [
         trace
         for source, colour, dash in zip(
@@ -149,7 +149,7 @@ def harm(run: Run, evidence: Evidence, site: int) -> go.Figure:
 
 
 def simpler(run: Run, evidence: Evidence, site: int) -> go.Figure:
-    """AUROC of text-only baselines beside the direction's own at one site."""
+    """Return the AUROC of text-only baselines and of the direction at one site."""
     bars = []
     named = {CONTRAST: "contrast set, held out"}
     for source, colour in zip(
@@ -188,7 +188,7 @@ def simpler(run: Run, evidence: Evidence, site: int) -> go.Figure:
 
 
 def refusing(run: Run, evidence: Evidence, site: int) -> go.Figure:
-    """Spearman's rho of projection and refusal log-odds within each label, with intervals."""
+    """Return Spearman's rho of projection and refusal log-odds within each label, with intervals."""
     of_contrast = evidence.refusal[evidence.refusal["source"].eq(CONTRAST)]
     traces = []
     for label in ("harmful", "harmless"):
@@ -200,7 +200,7 @@ def refusing(run: Run, evidence: Evidence, site: int) -> go.Figure:
 
 
 def space(run: Run, evidence: Evidence, site: int) -> go.Figure:
-    """The contrast set's prompts on the first two principal components of one site."""
+    """Return the contrast set's prompts on the first two principal components of one site."""
     points = []
     scores = evidence.components[evidence.components["site"].eq(site)].merge(
         run.prompts[["prompt_id", "label", "text", "fitted"]], on="prompt_id"
@@ -228,7 +228,7 @@ def space(run: Run, evidence: Evidence, site: int) -> go.Figure:
 
 
 def cosines(run: Run, evidence: Evidence) -> go.Figure:
-    """Cosine of the directions of every two sites."""
+    """Return the cosine of the directions of any two sites."""
     table = evidence.cosines.pivot(index="site", columns="other", values="cosine")
     heat = {
         "type": "heatmap",
@@ -244,7 +244,7 @@ def cosines(run: Run, evidence: Evidence) -> go.Figure:
 
 
 def enough(run: Run, evidence: Evidence, site: int) -> go.Figure:
-    """Held-out d, and cosine to the full direction, of directions fitted on fewer prompts, at one site."""
+    """Return held-out d and cosine to the full direction for directions fitted on fewer prompts, at one site."""
     table = evidence.learning[evidence.learning["site"].eq(site)]
     traces = []
     for number, name, colour, dash in (
@@ -272,7 +272,7 @@ OVER_LAYERS: dict[str, Callable[[Run, Evidence, int], go.Figure]] = {
     "harm": harm,
     "refusing": refusing,
 }
-"""The figures that are the same at every site but for its mark, which is their last shape."""
+"""The figures that differ between sites in their mark alone, which is their last shape."""
 
 FIGURES: dict[str, Callable[[Run, Evidence, int], go.Figure]] = {
     "fit": fit,
@@ -284,7 +284,7 @@ FIGURES: dict[str, Callable[[Run, Evidence, int], go.Figure]] = {
     "space": space,
     "enough": enough,
 }
-"""A figure for each question, by the names of :data:`refusal_core.evidence.findings.QUESTIONS`."""
+"""A figure per question, by the names of :data:`refusal_core.evidence.findings.QUESTIONS`."""
 
 _SOURCE_COLOURS = (PROBE, "#B8860B", *LINE_COLOURS)
 _SOURCE_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash")
@@ -298,7 +298,7 @@ def _transfer(evidence: Evidence, source: str) -> pd.DataFrame:
 def _over_layers(
     traces: list[dict[str, Any]], run: Run, site: int, title: str, chance: float | None = None
 ) -> go.Figure:
-    """A figure over the layers with its mark, and a line at what chance alone gives."""
+    """Return a figure over the layers with its mark, and a line at the level of chance."""
     by_chance = [] if chance is None else [line_at("y", chance, color=GREY, width=1, dash="dot")]
     return blank(
         HEIGHT,

@@ -18,11 +18,14 @@ BINS = 50
 def histogram(
     run: Run, site: int, band: tuple[float, float] | None = None, placed: Sequence[Course] = (), height: int = 300
 ) -> go.Figure:
-    """Counts of both labels' fitted prompts at a site.
+    """Return counts of both labels' fitted prompts at a site.
 
     Args:
+        run: whose prompts are counted.
+        site: where they project.
         band: shaded interval of projections; the figure then lets a new one be dragged.
-        placed: prompts marked with a vertical line where they fall.
+        placed: prompts marked with a vertical line at their projection.
+        height: of the figure, in pixels.
     """
     values = run.projections[run.rows(), site]
     ends = [values.min(), values.max(), *(line.projection[site] for line in placed)]

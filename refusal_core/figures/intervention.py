@@ -1,4 +1,4 @@
-"""What interventions do: over the layers and by dose, controls beside the found direction."""
+"""Effects of interventions: over the layers and by dose, compared with control directions."""
 
 from __future__ import annotations
 
@@ -32,19 +32,23 @@ SWEEPS = {
     "induce": (ADD, "harmless", "change", "Induce: added once, harmless prompts"),
     "damage": (ABLATE, "harmless", "kl", "Damage: ablated, harmless prompts"),
 }
-"""The three sweeps over the layers: edit, whose prompts, the measure that is shown first, and title."""
+"""The three sweeps over the layers: edit, label of the prompts, default measure, and title."""
 
 
-def over_layers(run: Run, table: pd.DataFrame, sweep: str, measure: str | None = None, site: int | None = None):
-    """A measure under a sweep of single layers, each layer its own direction, with the controls' band where measured.
+def over_layers(
+    run: Run, table: pd.DataFrame, sweep: str, measure: str | None = None, site: int | None = None
+) -> go.Figure:
+    """Return a measure under edits of single layers, with each layer's own direction and the band of the controls.
 
     Args:
+        run: names the layers.
         table: of :func:`refusal_core.intervention.effects.summarise`.
         sweep: one of :data:`SWEEPS`.
-        measure: one of :data:`refusal_core.intervention.effects.MEASURES`; the sweep's own without.
+        measure: one of :data:`refusal_core.intervention.effects.MEASURES`; by default the sweep's own.
+        site: marked with a vertical line.
     """
-    edit, label, usual, _ = SWEEPS[sweep]
-    measure = measure or usual
+    edit, label, default, _ = SWEEPS[sweep]
+    measure = measure or default
     swept = effects.over_layers(table, edit, label)
     traces = [
         _controls(swept, measure),
@@ -58,7 +62,7 @@ def over_layers(run: Run, table: pd.DataFrame, sweep: str, measure: str | None =
 
 
 def doses(run: Run, table: pd.DataFrame, layer: int, position: int, measure: str = "log_odds") -> go.Figure:
-    """A measure of both labels' prompts by how much of the direction is added at one layer."""
+    """Return a measure of both labels' prompts by how much of the direction is added at one layer."""
     traces = []
     for label in ("harmful", "harmless"):
         colour = LABEL_COLOUR[label]
@@ -87,7 +91,7 @@ def doses(run: Run, table: pd.DataFrame, layer: int, position: int, measure: str
 
 
 def choice(run: Run, candidates: pd.DataFrame, chosen: pd.Series | None) -> go.Figure:
-    """Every candidate of the published rule: bypass over the layers, one line a token position."""
+    """Return all candidates of the published rule: bypass over the layers, a line per token position."""
     traces = []
     # The first colour is that of the ring around the chosen one.
     looks = cycle(zip(LINE_COLOURS[1:], ("solid", "dash", "dot", "dashdot", "longdash"), strict=True))
@@ -129,7 +133,7 @@ def choice(run: Run, candidates: pd.DataFrame, chosen: pd.Series | None) -> go.F
 def _controls(
     table: pd.DataFrame, measure: str, name: str = "controls, 95 % band", colour: str = GREY
 ) -> dict[str, Any]:
-    """A bar from end to end of the controls' band at every ``site`` that has one."""
+    """Return bars over the band of the controls, at the sites where it was measured."""
     known = table[table["direction"].eq(FOUND)].dropna(subset=[f"{measure}_band_low", f"{measure}_band_high"])
     ends = [
         (row["site"], end)

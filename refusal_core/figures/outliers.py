@@ -14,7 +14,7 @@ from refusal_core.figures.style import GREY, LABEL_COLOUR, LABEL_SYMBOL, blank, 
 from refusal_core.runs.store import Run
 
 MOST_POINTS = 400
-"""Prompts drawn as points; of more, evenly many along the projection."""
+"""The most prompts that are drawn as points; of more, an even choice along the projection."""
 _LANES = {"harmless": 0.0, "harmful": 1.0, "grey": 2.0}
 
 

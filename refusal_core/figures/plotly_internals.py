@@ -14,7 +14,7 @@ def serialise_once(figure: go.Figure) -> go.Figure:
 
     They may no longer change; its layout may.
     """
-    ready = figure.to_dict()
+    ready: dict[str, Any] = figure.to_dict()
 
     def to_dict() -> dict[str, Any]:
         return ready | {"layout": layout_of(figure)}

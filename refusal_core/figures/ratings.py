@@ -1,4 +1,4 @@
-"""How projection goes with how harmful people find a prompt."""
+"""Projection against how harmful people find a prompt."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ _GROUPS = {
 
 
 def over_layers(run: Run, by_site: pd.DataFrame, site: int) -> go.Figure:
-    """Spearman's rho of projection and rating over the layers, a line each group that has one.
+    """Return Spearman's rho of projection and rating over the layers, a line per group of prompts.
 
     Args:
+        run: names the layers.
         by_site: of :func:`refusal_core.annotations.ratings.by_site`.
+        site: marked with a vertical line.
     """
     traces = []
     for group, (name, colour, dash) in _GROUPS.items():
@@ -49,14 +51,16 @@ def over_layers(run: Run, by_site: pd.DataFrame, site: int) -> go.Figure:
 
 
 def against_rating(run: Run, rated: pd.DataFrame, site: int) -> go.Figure:
-    """Every rated prompt: its projection at a site against its mean rating; transfer prompts are drawn open.
+    """Return the rated prompts, projection at a site against mean rating; transfer prompts are drawn open.
 
     Points carry the prompt's row in the run as ``customdata[0]``.
 
     Args:
+        run: names the site.
         rated: of :func:`refusal_core.annotations.ratings.disagreements` at this site.
+        site: where the prompts project.
     """
-    clouds = []
+    traces = []
     for fitted, kind in ((True, ""), (False, ", transfer")):
         for label in ("harmless", "grey", "harmful"):
             table = rated[rated["label"].eq(label) & rated["fitted"].eq(fitted)]
@@ -66,7 +70,7 @@ def against_rating(run: Run, rated: pd.DataFrame, site: int) -> go.Figure:
                 f"{safe(text)}<br><br>rated {rating:.3g} by {n}"
                 for text, rating, n in zip(table["text"], table["rating"], table["n_raters"], strict=True)
             ]
-            cloud = {
+            trace = {
                 "type": "scatter",
                 "x": table["projection"].to_numpy(),
                 "y": table["rating"].to_numpy(),
@@ -83,10 +87,10 @@ def against_rating(run: Run, rated: pd.DataFrame, site: int) -> go.Figure:
                 "customdata": list(zip(table.index.tolist(), hover, strict=True)),
                 "hovertemplate": "%{customdata[1]}<extra></extra>",
             }
-            clouds.append(cloud)
+            traces.append(trace)
     return blank(
         420,
-        clouds,
+        traces,
         xaxis={"title_text": f"projection at {run.site_label(site)} (activation units)"},
         yaxis={"title_text": "mean rating"},
         clickmode="event+select",

@@ -1,4 +1,4 @@
-"""A run beside its refit, over the layers."""
+"""A run compared with its refit, over the layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from refusal_core.figures.style import GREY, blank, site_axis
 
 
 def change(shown: Change) -> go.Figure:
-    """Cohen's d by each of the three questions before and after, and below them how far the directions turned."""
+    """Return the three effect sizes before and after the refit, and below them the cosine of the two directions."""
     figure = blank(460)
     names = [shown.before.site_label(int(site)) for site in shown.table["site"]]
     for measure, (question, colour, *_) in QUESTIONS.items():

@@ -1,4 +1,4 @@
-"""The pictures of Experiment 0, of any run: its three figures and its histogram of each layer."""
+"""The pictures of Experiment 0, of any run: its three figures and its histogram per layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HISTOGRAMS = "layer_distributions"
 
 
 def direction_analysis(run: Run) -> go.Figure:
-    """The study's first figure: separation, effect size, and both together, over the layers."""
+    """Return the study's first figure: magnitude, effect size, and both together, over the layers."""
     parts = {"separation": separation(run), "Cohen's d": three_questions(run), "share of maximum": together(run)}
     figure = make_subplots(1, 3, subplot_titles=list(parts), horizontal_spacing=0.07)
     dress(figure, 400)
@@ -32,7 +32,7 @@ def direction_analysis(run: Run) -> go.Figure:
 
 
 def pictures(run: Run) -> dict[str, tuple[go.Figure, str | None]]:
-    """File name without its ending to figure, and the frame of it to draw, under the study's names.
+    """Return the figures by file name without its ending, with the frame to draw, under the study's names.
 
     The study counts the final norm as its last layer and never read the last block's output; that one's histogram is
     named ``…_before_norm``.

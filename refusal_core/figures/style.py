@@ -1,4 +1,4 @@
-"""The look all figures share: two label colours that colour-blind readers can tell apart, marks beside them."""
+"""The look all figures share: two label colours that colour-blind readers can tell apart, with marks and dashes."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ LINE_COLOURS = ("#2A9D83", "#CC79A7", "#B8860B", "#3D8BC9", "#7B5EA7", "#8C5A2B"
 
 
 def translucent(colour: str, alpha: float) -> str:
-    """A ``#rrggbb`` colour with an opacity."""
+    """Return a ``#rrggbb`` colour with an opacity."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
 
 
 def bars_of(label: str) -> dict[str, object]:
-    """The look of a label's histogram bars, which keep it under a selection too: told apart by pattern and colour.
+    """Return the look of a label's histogram bars, which keep their pattern and colour under a selection.
 
     A bar's ``x`` is the lower edge of its bin, its ``hovertext`` the upper.
     """
@@ -73,13 +73,13 @@ def bars_of(label: str) -> dict[str, object]:
 
 
 def blank(height: int, traces: Sequence[dict[str, Any]] = (), **layout: Any) -> go.Figure:
-    """A figure in the shared look, empty or with its traces; given whole it is made in a fraction of the time."""
+    """Return a figure in the shared look, empty or with its traces; with all of them at once it is made much faster."""
     axes = {name: {**_AXIS, **layout.pop(name, {})} for name in ("xaxis", "yaxis")}
     return go.Figure(list(traces), {**_look(height), **axes, **layout})
 
 
 def line_at(axis: str, value: float, **line: Any) -> dict[str, Any]:
-    """A shape across a figure at a value of its ``x`` or ``y`` axis."""
+    """Return a shape across a figure at a value of its ``x`` or ``y`` axis."""
     across = "y" if axis == "x" else "x"
     ends = {f"{axis}0": value, f"{axis}1": value, f"{across}0": 0, f"{across}1": 1}
     return {"type": "line", "xref": "x", "yref": "y", f"{across}ref": f"{across} domain", **ends, "line": line}
@@ -89,7 +89,7 @@ def dress(figure: go.Figure, height: int, **layout: object) -> go.Figure:
     """Give a figure of several panels the shared look; text and grid colours are left to the page's theme."""
     there = layout_of(figure)
     axes = {name: {**_AXIS, **axis} for name, axis in there.items() if name.startswith(("xaxis", "yaxis"))}
-    # As one layout: that takes a tenth of the time of updates to the one there is.
+    # Replacing the layout takes a tenth of the time of updating it.
     figure.layout = {**there, **_look(height), **axes, **layout}
     return figure
 
@@ -116,7 +116,7 @@ def _look(height: int) -> dict[str, object]:
 
 
 def page_look(dark: bool) -> dict[str, Any]:
-    """What the dashboard's theme gives a figure on a page, as layout for a figure that leaves it."""
+    """Return the look of the dashboard's theme as layout, for a figure that is saved as a file."""
     background, text, muted, grid = _PAGE[dark]
     axis = {
         "gridcolor": grid,
@@ -141,7 +141,7 @@ def page_look(dark: bool) -> dict[str, Any]:
 
 
 def site_axis(run: Run) -> dict[str, Any]:
-    """The axis of a figure over the layers: layer numbers, then ``norm``."""
+    """Return the axis of a figure over the layers: layer numbers, then ``norm``."""
     ticks = [*range(0, run.n_layers, max(1, run.n_layers // 7)), run.n_layers]
     if ticks[-1] - ticks[-2] < 2 and len(ticks) > 2:
         del ticks[-2]
@@ -155,7 +155,7 @@ def site_axis(run: Run) -> dict[str, Any]:
 
 
 def site_mark(site: int | None) -> list[dict[str, Any]]:
-    """The shapes that mark a site in a figure over the layers: a vertical line; none for None."""
+    """Return the vertical line that marks a site in a figure over the layers, as shapes; none for None."""
     return [] if site is None else [line_at("x", site, color=ACCENT, width=1.5, dash="dot")]
 
 
@@ -175,7 +175,17 @@ def interval_line(
     dash: str = "solid",
     axis: str = "y",
 ) -> list[dict[str, Any]]:
-    """Traces of a number of a table with ``site`` over the layers, over its interval where the table has one."""
+    """Return traces of a column over the layers, drawn over its interval where the table has one.
+
+    Args:
+        run: names the layers.
+        table: has ``site`` and the column.
+        number: the column.
+        name: in the legend.
+        colour: of line and interval.
+        dash: of the line.
+        axis: the y axis they belong to.
+    """
     traces = []
     if f"{number}_low" in table:
         traces.append(ribbon(table, f"{number}_low", f"{number}_high", colour, "", 0.15, axis))
@@ -204,7 +214,18 @@ def ribbon(
     axis: str = "y",
     x: str = "site",
 ) -> dict[str, Any]:
-    """A trace of the area between two columns; ``name`` puts it into the legend."""
+    """Return a trace of the area between two columns.
+
+    Args:
+        table: has the columns.
+        low: the column of the lower ends.
+        high: the column of the upper ends.
+        colour: of the area.
+        name: puts it into the legend, unless empty.
+        alpha: its opacity.
+        axis: the y axis it belongs to.
+        x: the column along which it runs.
+    """
     known = table[[x, low, high]].to_numpy(float)
     along, lower, upper = known[np.isfinite(known).all(axis=1)].T
     return {
@@ -224,7 +245,7 @@ def ribbon(
 
 @lru_cache(maxsize=8192)
 def safe(text: str, width: int = 60, limit: int = 240) -> str:
-    """A prompt for hover text, where Plotly reads HTML: escaped, wrapped at ``width`` characters, cut at a limit."""
+    """Return a prompt for hover text, where Plotly reads HTML: escaped, wrapped at ``width``, cut at ``limit``."""
     one_line = " ".join(text.split())
     shown = one_line if len(one_line) <= limit else one_line[: limit - 1] + "…"
     escaped = "<br>".join(html.escape(line) for line in textwrap.wrap(shown, width)) or "(blank)"

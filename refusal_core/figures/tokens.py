@@ -22,7 +22,7 @@ COLOURS_END = 4.0
 def token_heatmap(
     run: Run, tokens: Sequence[str], token_projection: np.ndarray, projection: np.ndarray, site: int | None = None
 ) -> go.Figure:
-    """Each token of a prompt as a row, each site as a column, in a figure as tall as the prompt is long.
+    """Return a heat map of a prompt: a row per token, a column per site, as tall as the prompt is long.
 
     The last row is the last token of the template, where directions are read. Colours are
     :func:`.outliers.standardised`, so that layers compare, and the same for every prompt, so that prompts
@@ -30,6 +30,8 @@ def token_heatmap(
     rest blank.
 
     Args:
+        run: the prompt is compared with.
+        tokens: of the prompt.
         token_projection: ``(token, site)`` in activation units.
         projection: ``(site,)`` at the last token of the template.
         site: marked with a frame.
@@ -41,7 +43,7 @@ def token_heatmap(
     customdata = np.empty((*raw.shape, 3), dtype=object)
     customdata[..., 0] = [[f"{value:.4g}" for value in row] for row in raw]
     customdata[..., 1] = np.array(names, dtype=object)[:, None]
-    customdata[..., 2] = [run.site_label(each) for each in range(run.n_sites)]
+    customdata[..., 2] = [run.site_label(site) for site in range(run.n_sites)]
     figure = blank(_MARGINS["t"] + _MARGINS["b"] + ROW_HEIGHT * len(names))
     figure.update_layout(margin=_MARGINS)
     figure.add_heatmap(
@@ -95,6 +97,6 @@ def token_heatmap(
 
 
 def _shown(token: str) -> str:
-    """A token as a label: blanks and line ends are what many tokens differ in."""
+    """Return a token as a label that shows blanks and line ends, in which many tokens differ."""
     marked = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
     return safe(marked, width=_LABEL_LENGTH + 1, limit=_LABEL_LENGTH)

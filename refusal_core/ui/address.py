@@ -1,4 +1,4 @@
-"""The view a visitor has: run, site, band and chosen prompt, kept across pages and in the address.
+"""What a visitor looks at: run, site, band and chosen prompt, kept across pages and in the address.
 
 The view lives in session state under one key of its own, because Streamlit forgets a widget's value with the widget.
 It is read from the address when a visit begins and when the browser goes back or forward, and written there whenever it
@@ -20,7 +20,7 @@ from refusal_core.ui.streamlit_internals import came_by_history, component
 
 _VIEW = "view"
 _WORDS = ("run", "versus", "prompts", "find", "axes", "units", "published", "among", "measure")
-_LISTS = ("beside", "sets", "labels", "categories", "replies", "marked", "panels", "over", "followed")
+_LISTS = ("others", "sets", "labels", "categories", "replies", "marked", "panels", "over", "followed")
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 
 _TEXT, _TEXT_READ = "text", "address_text_read"
@@ -33,10 +33,13 @@ class View:
     """What is looked at; ``None`` where nothing was chosen.
 
     Attributes:
+        run: its id.
+        site: ``0 … n_layers``.
         band: in activation units, lower end first.
-        beside: runs compared with ``run``, and ``versus`` the one of them that is looked at prompt by prompt, on those
+        prompt: id of the chosen prompt.
+        others: runs compared with ``run``, and ``versus`` the one of them that is compared prompt by prompt, on those
             of ``prompts``.
-        find: looked for in the prompts' texts; ``sets``, ``labels``, ``categories``, ``replies`` and ``marked`` are
+        find: searched for in the prompts' texts; ``sets``, ``labels``, ``categories``, ``replies`` and ``marked`` are
             what the list of prompts is narrowed to.
         panels: of the Layers page, with their ``axes``, the transfer sets drawn ``over`` them, the prompts ``followed``
             in them, and whether the ``published`` curves are there.
@@ -49,7 +52,7 @@ class View:
     site: int | None = None
     band: tuple[float, float] | None = None
     prompt: str | None = None
-    beside: tuple[str, ...] | None = None
+    others: tuple[str, ...] | None = None
     versus: str | None = None
     prompts: str | None = None
     find: str | None = None
@@ -69,14 +72,15 @@ class View:
 
 
 def view() -> View:
-    """The visitor's view, read from the address on the first script run of a visit."""
+    """Return the visitor's view, read from the address on the first script run of a visit."""
     if _VIEW not in st.session_state:
         st.session_state[_VIEW] = _parsed(st.query_params.to_dict())
-    return st.session_state[_VIEW]
+    current: View = st.session_state[_VIEW]
+    return current
 
 
 def follow() -> None:
-    """Where the browser went back or forward, take the view of the address it came to; none is kept as it is."""
+    """Take the view of the address where the browser went back or forward to one that names a view."""
     came_to = _parsed(st.query_params.to_dict())
     if came_by_history() and came_to != View():
         st.session_state[_VIEW] = came_to
@@ -87,6 +91,11 @@ def follow() -> None:
 def change(**parts: Any) -> None:
     """Change parts of the view; the address follows when the page is drawn."""
     st.session_state[_VIEW] = replace(view(), **parts)
+
+
+def open_run(run_id: str | None) -> None:
+    """Choose another run; site, band, prompt and search are of the run before, whose scales and prompts differ."""
+    change(run=run_id, site=None, band=None, prompt=None, find=None)
 
 
 def write() -> None:
@@ -100,7 +109,7 @@ def write() -> None:
     named |= {name: getattr(shown, name) for name in _WORDS}
     for name in _LISTS:
         chosen = getattr(shown, name)
-        named[name] = None if chosen is None else ",".join(quote(each, safe=" ") for each in chosen)
+        named[name] = None if chosen is None else ",".join(quote(value, safe=" ") for value in chosen)
     others = {name: value for name, value in st.query_params.to_dict().items() if name not in named}
     address = others | {name: value for name, value in named.items() if value is not None}
     if st.query_params.to_dict() != address:
@@ -108,7 +117,7 @@ def write() -> None:
 
 
 def linked_text() -> str | None:
-    """The prompt to type that the address names: when a visit begins, and when the browser goes back or forward."""
+    """Return the typed prompt that the address names, when a visit begins and on Back and Forward."""
     begins = not st.session_state.setdefault(_TEXT_READ, False)
     st.session_state[_TEXT_READ] = True
     return st.query_params.get(_TEXT) if begins or came_by_history() else None
@@ -130,20 +139,20 @@ def fill(key: str, value: Any) -> str:
 
 
 def fill_once(key: str, value: Any) -> str:
-    """Fill a widget that holds a part of the view itself: when first drawn, and when the view was read anew."""
+    """Fill a widget that holds a part of the view itself, when it is first drawn and on Back and Forward."""
     if key not in st.session_state or came_by_history():
         st.session_state[key] = value
     return key
 
 
 def one_of(options: Sequence[str], part: str) -> str:
-    """The option that a part of the view names, or the first where it names none of them."""
+    """Return the option that a part of the view names, or the first where it names none of them."""
     named = getattr(view(), part)
     return named if named in options else options[0]
 
 
 def _parsed(address: dict[str, str]) -> View:
-    """The view an address describes; what is malformed is ignored."""
+    """Return the view an address describes; what is malformed is ignored."""
     site, prompt = address.get("site", ""), address.get("prompt", "")
     band = re.fullmatch(rf"({_NUMBER})\.\.({_NUMBER})", address.get("band", ""))
     ends = sorted((float(band[1]), float(band[2]))) if band else None

@@ -1,4 +1,4 @@
-"""Long work as a page shows it: a button that starts it and, while it runs, its progress, its log and a way to stop."""
+"""Long work on a page: a button that starts it and, while it runs, its progress, its log and a button to cancel it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from refusal_core.errors import RefusalError
 from refusal_core.progress.file import WAITING
 from refusal_core.ui import jobs
 from refusal_core.ui.jobs import Command, Job
-from refusal_core.ui.layout import plain, show_error
+from refusal_core.ui.layout import show_error
+from refusal_core.ui.markdown import plain
 
 _MINUTE, _HOUR = 60, 3600
 
 
 def offer(command: Command, label: str, icon: str = ":material/play_arrow:") -> None:
-    """A button that starts a command; in its place how that is going, and on failure why, with another try.
+    """Show a button that starts a command, or the command's progress while it runs.
 
-    The page is drawn anew when the command ends, so a caller shows this only while what the command makes is missing.
+    The page is drawn again when the command ends, so a caller shows this only while the command's product is missing.
+
+    Args:
+        command: what is started.
+        label: of the button.
+        icon: of the button.
     """
     job = jobs.status(command.name)
     if job is not None and job.state == "running":
@@ -24,12 +30,12 @@ def offer(command: Command, label: str, icon: str = ":material/play_arrow:") -> 
         return
     if job is not None and job.state != "done":
         how_it_ended(job)
-    again = {"failed": "Try again", "cancelled": "Go on"}.get(job.state if job else "", label)
+    again = {"failed": "Try again", "cancelled": "Continue"}.get(job.state if job else "", label)
     start_button(command, again, icon)
 
 
 def start_button(command: Command, label: str, icon: str, place: str = "here") -> None:
-    """A button that starts a command; ``place`` tells those of one page apart."""
+    """Show a button that starts a command; ``place`` distinguishes the buttons of one page."""
     if st.button(label, icon=icon, type="primary", key=f"start_{place}_{command.name}"):
         try:
             jobs.start(command)
@@ -40,38 +46,40 @@ def start_button(command: Command, label: str, icon: str, place: str = "here") -
 
 
 def how_it_ended(job: Job) -> None:
-    """What there is to say of a job that is not running."""
+    """Show why a job failed, or that it was cancelled."""
     if job.state == "failed":
         show_error("The last attempt failed.", job.message)
         _log(job)
     elif job.state == "cancelled":
-        st.info("Stopped. What it keeps of its work stays: started again, it goes on there.", icon=":material/pause:")
+        st.info("Stopped. Finished work is saved: started again, it continues there.", icon=":material/pause:")
 
 
 @st.fragment(run_every=1.0)
 def watch(job: Job, place: str = "here") -> None:
-    """A running job: a bar with stage, count and time left, its log, and a button that stops it.
+    """Show a running job: a bar with stage, count and time left, its log, and a button that cancels it.
 
-    ``place`` tells those of one page apart.
+    Args:
+        job: to watch.
+        place: distinguishes the jobs of one page.
     """
     now = jobs.status(job.name)
     if now is None or now.state != "running":
         st.rerun()
         return
-    st.progress(min(now.done / now.total, 1.0) if now.total else 0.0, text=plain(in_words(now)))
+    st.progress(min(now.done / now.total, 1.0) if now.total else 0.0, text=plain(describe(now)))
     st.button(
         "Cancel",
         icon=":material/stop_circle:",
         key=f"cancel_{place}_{now.name}",
         on_click=jobs.cancel,
         args=(now.name,),
-        help="Stops the process. What it keeps of its work stays: started again, it goes on there.",
+        help="Stops the process. Finished work is saved: started again, it continues there.",
     )
     _log(now)
 
 
-def in_words(job: Job) -> str:
-    """Where a job is: ``extracting: 120 of 608 prompts · running for 40 s · about 2 min left of this stage``."""
+def describe(job: Job) -> str:
+    """Describe a job's progress, as in ``extracting: 120 of 608 prompts · running for 40 s``."""
     stage, _, unit = (job.stage or "starting").rstrip(")").partition(" (")
     if not job.total:
         where = f"{stage} …"
@@ -86,7 +94,7 @@ def in_words(job: Job) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``40 s``, ``2 min``, ``1 h 5 min``."""
+    """Return a duration as ``40 s``, ``2 min`` or ``1 h 5 min``."""
     if seconds < _MINUTE:
         return f"{seconds:.0f} s"
     hours, rest = divmod(round(seconds / _MINUTE) * _MINUTE, _HOUR)

@@ -19,11 +19,15 @@ from refusal_core.figures import behaviour as figures
 from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.runs.store import Run
 from refusal_core.ui import address
+from refusal_core.ui.glossary import meaning_of, name_of
 from refusal_core.ui.layout import chart, csv_button, identity, marked, sentences, show_error
 from refusal_core.ui.model import measure_here
-from refusal_core.ui.numbers import in_words
+from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.outliers import MOST_ROWS
 from refusal_core.ui.selection import chosen_row, newly
+
+Key = tuple[str, int, str]
+"""A run, when it was made, and its behaviour: what cached results depend on."""
 
 _PROMPT_COLUMNS = {
     "text": st.column_config.TextColumn("prompt", width=420),
@@ -43,31 +47,28 @@ _PROMPT_COLUMNS = {
 }
 
 
-def replies_of(run: Run) -> tuple[pd.DataFrame, tuple]:
-    """The run's recorded behaviour, and what tells it from all other: a key for what is cached.
-
-    The page ends here, saying what to do, when there is none.
-    """
+def recorded_replies(run: Run) -> tuple[pd.DataFrame, Key]:
+    """Return the run's recorded behaviour and a key for caching; without any the page ends with how to measure it."""
     try:
-        found = measurement.recorded(run)
+        recorded = measurement.recorded(run)
     except RefusalError as error:
-        show_error("The behaviour kept with this run cannot be used.", error)
+        show_error("The behaviour measured on this run cannot be used.", error)
         st.stop()
-    if found is None:
+    if recorded is None:
         st.info(
-            "How the model answers this run's prompts has not been measured yet. It needs the run's model:",
+            "How the model answers this run's prompts has not been measured yet. It needs the run's model.",
             icon=":material/forum:",
         )
         st.code(f"refusal measure behaviour {run.run_id}", language=None)
         measure_here(run, measurement.BEHAVIOUR)
         st.stop()
-    table, manifest = found
+    table, manifest = recorded
     st.caption(f"Openings of at most {OPENING_TOKENS} tokens, written greedily by the run's model.")
     return table, (*identity(run), manifest["sha256"])
 
 
 def shares(run: Run, table: pd.DataFrame) -> None:
-    """How often each label is refused, by the opening rules."""
+    """Show how often prompts of a label are refused and answered, by the opening rules."""
     columns = st.columns(4)
     for place, label in enumerate(("harmful", "harmless")):
         rows = run.rows(label)
@@ -89,26 +90,26 @@ def _rest(named: pd.Series) -> str:
     return ", ".join(f"{counts[label]} {label}" for label in OPENING_LABELS if label in counts) or "none"
 
 
-def scatter(run: Run, table: pd.DataFrame, key: tuple, site: int) -> int | None:
-    """The cloud of prompts; returns the row of a point that was just clicked."""
+def scatter(run: Run, table: pd.DataFrame, key: Key, site: int) -> int | None:
+    """Show the scatter plot of prompts; return the row of a point that was just clicked."""
     event = chart(
         _at_layer(key, site, figures.against_refusing, run, table),
         f"behaviour_scatter_{run.run_id}_{site}",
         on_select="rerun",
         selection_mode="points",
     )
-    drawn = "Each point is a prompt; above the dotted line a refusal phrase is likelier than not. Click one to read it."
+    caption = "Points are prompts; above the dotted line a refusal phrase is likelier than not. Click one to read it."
     counts = run.prompts["label"][run.rows()].value_counts()
     if counts.max() > figures.MOST_POINTS:
-        drawn += f" Of {counts.sum()} prompts {counts.clip(upper=figures.MOST_POINTS).sum()} are drawn as points."
-    st.caption(drawn)
+        caption += f" Of {counts.sum()} prompts {counts.clip(upper=figures.MOST_POINTS).sum()} are drawn as points."
+    st.caption(caption)
     points = event["selection"]["points"]
     return newly("behaviour_scatter", int(points[0]["customdata"][0]) if points else None)
 
 
-def over_layers(run: Run, table: pd.DataFrame, key: tuple, site: int) -> None:
-    """Correlation and AUROC over the layers, within each label."""
-    numbers = _kept(key, measurement.by_site, run, table)
+def over_layers(run: Run, table: pd.DataFrame, key: Key, site: int) -> None:
+    """Show correlation and AUROC over the layers, within either label."""
+    numbers = _cached(key, measurement.by_site, run, table)
     st.markdown(sentences(measurement.reading(run, table, numbers, site)))
     for column, (number, (_, _, explained)) in zip(st.columns(2), figures.NUMBERS.items(), strict=True):
         with column:
@@ -122,36 +123,36 @@ def over_layers(run: Run, table: pd.DataFrame, key: tuple, site: int) -> None:
         )
     here = numbers[numbers["site"].eq(site)]
     with st.expander("The numbers", icon=":material/table_rows:"):
-        in_words(here.drop(columns="site"))
+        numbers_table(here.drop(columns="site"))
 
 
-def calibration(run: Run, table: pd.DataFrame, key: tuple, site: int) -> None:
-    """How often prompts are refused, by how far along the direction they lie."""
+def calibration(run: Run, table: pd.DataFrame, key: Key, site: int) -> None:
+    """Show how often prompts are refused, by their projection."""
     chart(_at_layer(key, site, _curve, run, table), "behaviour_calibration")
     st.caption(
-        "Prompts of both labels in ten groups of one size by projection, and how many of each group were refused."
+        "Prompts of both labels in ten groups of equal size by projection, and the share of a group that was refused."
     )
 
 
-def surprises(run: Run, table: pd.DataFrame, key: tuple) -> int | None:
-    """The prompts whose reply is not their label's; returns the row of the run that was just chosen."""
-    return _prompt_list(run, _kept(key, measurement.surprises, run, table), "behaviour_surprises")
+def surprises(run: Run, table: pd.DataFrame, key: Key) -> int | None:
+    """List prompts whose reply does not fit their label; return the row of the run that was just chosen."""
+    return _prompt_list(run, _cached(key, measurement.surprises, run, table), "behaviour_surprises")
 
 
-def disagreements(run: Run, table: pd.DataFrame, key: tuple) -> int | None:
-    """The prompts on which the measures differ; returns the row of the run that was just chosen."""
-    found = _kept(key, measurement.disagreements, run, table)
-    return _prompt_list(run, found, "behaviour_disagreements", ("refusal_log_odds",))
+def disagreements(run: Run, table: pd.DataFrame, key: Key) -> int | None:
+    """List prompts on which the measures differ; return the row of the run that was just chosen."""
+    prompts = _cached(key, measurement.disagreements, run, table)
+    return _prompt_list(run, prompts, "behaviour_disagreements", ("refusal_log_odds",))
 
 
-def measures(run: Run, table: pd.DataFrame, key: tuple) -> None:
-    """How far the three measures agree, and the rules that openings are named by."""
+def measures(run: Run, table: pd.DataFrame, key: Key) -> None:
+    """Show how far the three measures agree, and the rules that name openings."""
     st.dataframe(
-        _kept(key, measurement.agreement, run, table).assign(same=lambda found: 100 * found["same"]),
+        _cached(key, measurement.agreement, run, table).assign(same=lambda rates: 100 * rates["same"]),
         column_config={
             "first": st.column_config.TextColumn("measure"),
             "second": st.column_config.TextColumn("and"),
-            "kappa": st.column_config.NumberColumn("Cohen's kappa", format="%.2f", help="1: always, 0: as by chance."),
+            "kappa": st.column_config.NumberColumn(name_of("kappa"), format="%.2f", help=meaning_of("kappa")),
             "same": st.column_config.NumberColumn("same verdict", format="%.0f %%"),
         },
         hide_index=True,
@@ -160,8 +161,8 @@ def measures(run: Run, table: pd.DataFrame, key: tuple) -> None:
     rules = _bundled_rules()
     with st.expander("The rules that name openings", icon=":material/rule:"):
         st.caption(
-            "The first rule with a pattern that an opening begins with gives its label; what no rule knows is called "
-            "“answers”. The rules are those of `behaviour/openings.toml`."
+            "The first rule with a pattern that an opening begins with gives its label; one without any is called "
+            "“answers”. The rules are in `behaviour/openings.toml`."
         )
         st.dataframe(
             pd.DataFrame({"label": list(OPENING_LABELS), "the reply": list(OPENING_LABELS.values())}),
@@ -183,13 +184,13 @@ def measures(run: Run, table: pd.DataFrame, key: tuple) -> None:
         st.text("Refusal phrases: " + " · ".join(rules.phrases))
 
 
-def _prompt_list(run: Run, found: pd.DataFrame, name: str, extra: tuple[str, ...] = ()) -> int | None:
-    if len(found) > MOST_ROWS:
-        st.caption(f"The first {MOST_ROWS} of {len(found)} are listed; the csv has all.")
+def _prompt_list(run: Run, prompts: pd.DataFrame, name: str, extra: tuple[str, ...] = ()) -> int | None:
+    if len(prompts) > MOST_ROWS:
+        st.caption(f"The first {MOST_ROWS} of {len(prompts)} are listed; the csv has all.")
     shown = ("text", "label", "opening", "opening_label", "phrase_log_odds", *extra, "category", "source")
     columns = {column: _PROMPT_COLUMNS[column] for column in shown}
-    chosen = chosen_row(found[list(shown)].head(MOST_ROWS), columns, name, row_of(run, address.view().prompt))
-    csv_button(lambda: found, f"{run.run_id}--{name.replace('_', '-')}")
+    chosen = chosen_row(prompts[list(shown)].head(MOST_ROWS), columns, name, row_of(run, address.view().prompt))
+    csv_button(lambda: prompts, f"{run.run_id}--{name.replace('_', '-')}")
     return chosen
 
 
@@ -201,13 +202,13 @@ def _bundled_rules() -> OpeningRules:
 @st.cache_resource(
     max_entries=16,
     show_spinner="Comparing replies with projections …",
-    hash_funcs={FunctionType: lambda made: made.__name__},
+    hash_funcs={FunctionType: lambda compute: compute.__name__},
 )
-def _kept(
-    key: tuple, made: Callable[[Run, pd.DataFrame], pd.DataFrame], _run: Run, _table: pd.DataFrame
+def _cached(
+    key: Key, compute: Callable[[Run, pd.DataFrame], pd.DataFrame], _run: Run, _table: pd.DataFrame
 ) -> pd.DataFrame:
-    """What a function of :mod:`.measurement` makes of the replies, which is the same at every site."""
-    return made(_run, _table)
+    """Return what a function of :mod:`.measurement` computes from the replies, which is the same at all sites."""
+    return compute(_run, _table)
 
 
 @st.cache_resource(
@@ -216,7 +217,7 @@ def _kept(
     hash_funcs={FunctionType: lambda draw: draw.__name__},
 )
 def _at_layer(
-    key: tuple, site: int, draw: Callable[[Run, pd.DataFrame, int], go.Figure], _run: Run, _table: pd.DataFrame
+    key: Key, site: int, draw: Callable[[Run, pd.DataFrame, int], go.Figure], _run: Run, _table: pd.DataFrame
 ) -> go.Figure:
     return serialise_once(draw(_run, _table, site))
 

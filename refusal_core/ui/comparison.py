@@ -19,44 +19,48 @@ from refusal_core.runs.store import Run
 from refusal_core.sites import relative_depth
 from refusal_core.ui import address
 from refusal_core.ui.frame import described_runs, listed, shared_run
-from refusal_core.ui.layout import COLUMN_HELP, chart, csv_button, identity, own_figure, plain, sentences, show_error
-from refusal_core.ui.numbers import in_words
+from refusal_core.ui.glossary import meaning_of, name_of
+from refusal_core.ui.layout import chart, csv_button, identity, own_figure, sentences, show_error
+from refusal_core.ui.markdown import plain
+from refusal_core.ui.numbers import number_key, numbers_table
 from refusal_core.ui.selection import chosen_row
 
 FITTED = "fitted in both"
-_USUALLY_BESIDE = 2
+Key = tuple[tuple[str, int, str], ...]
+"""Runs, when they were made, and their names on screen: what cached results depend on."""
+_BY_DEFAULT = 2
 _MOST_LISTED = 1000
 _INTERVAL = " In brackets the 95 % bootstrap interval, where the run has evidence."
 
 
 def chosen_sides(run: Run) -> list[Side]:
-    """The run and those beside it; the page ends here, saying what to do, when there is none to compare with."""
+    """Return the run and those it is compared with; without any the page ends with how to make one."""
     described = described_runs()
     others = [run_id for run_id in described if run_id != run.run_id]
     if not others:
         st.info(
             "There is one run in the cache, and a comparison takes two: another model on the same prompts, the base "
-            "model as a control, or the same model on other prompts. Make one, then reload this page:",
+            "model as a control, or the same model on other prompts. The page Runs starts one.",
             icon=":material/compare:",
         )
-        st.code("python -m refusal_core run --model MODEL", language=None)
+        st.page_link("pages/10_Runs.py", label="Start a run", icon=":material/play_arrow:")
         st.stop()
-    if address.view().beside is None:
-        address.change(beside=_usual(run, others))
-    chosen = [run_id for run_id in address.view().beside or () if run_id in others][: MOST_RUNS - 1]
+    if address.view().others is None:
+        address.change(others=_default_others(run, others))
+    chosen = [run_id for run_id in address.view().others or () if run_id in others][: MOST_RUNS - 1]
     st.multiselect(
-        "Beside it",
+        "Compare with",
         others,
         format_func=described.__getitem__,
         max_selections=MOST_RUNS - 1,
-        key=address.fill("compare_beside", chosen),
-        on_change=lambda: address.change(beside=tuple(st.session_state["compare_beside"])),
+        key=address.fill("compare_others", chosen),
+        on_change=lambda: address.change(others=tuple(st.session_state["compare_others"])),
         placeholder="Choose up to four runs",
         help="The run in the sidebar is A; these are B, C, D and E. Layers are matched by relative depth.",
     )
     address.write()
     if not chosen:
-        st.info("Choose at least one run to put beside this one.", icon=":material/compare:")
+        st.info("Choose at least one run to compare with.", icon=":material/compare:")
         st.stop()
     runs = [run]
     for run_id in chosen:
@@ -66,16 +70,16 @@ def chosen_sides(run: Run) -> list[Side]:
             show_error("One of the runs cannot be opened; the others are shown.", error)
     if len(runs) == 1:
         st.stop()
-    return figures.sides(runs, [described[each.run_id] for each in runs])
+    return figures.sides(runs, [described[side.run_id] for side in runs])
 
 
 def tables_over_depth(compared: list[Side], evidence: list[Evidence | None]) -> list[pd.DataFrame]:
-    """Each run's :func:`~refusal_core.exploration.comparison.over_depth`."""
+    """Return :func:`~refusal_core.exploration.comparison.over_depth` of the runs."""
     return [_table(identity(side.run), side.run, found) for side, found in zip(compared, evidence, strict=True)]
 
 
 def controls(compared: list[Side], evidence: list[Evidence | None]) -> None:
-    """What a base model beside the others means, and which runs lack evidence."""
+    """Explain base models among the runs, and name runs without evidence."""
     letters = [side.letter for side in compared if comparison.is_control(side.run)]
     if letters:
         of = "is of a base model" if len(letters) == 1 else "are of base models"
@@ -87,18 +91,20 @@ def controls(compared: list[Side], evidence: list[Evidence | None]) -> None:
         )
     bare = [side.letter for side, found in zip(compared, evidence, strict=True) if found is None]
     if bare:
-        st.caption(f"Without intervals and onset: {', '.join(bare)}, no evidence is kept with it.")
+        st.caption(f"Without intervals and onset: {', '.join(bare)}, which has no evidence.")
 
 
 def overview(compared: list[Side], evidence: list[Evidence | None], tables: list[pd.DataFrame]) -> None:
-    """The runs as rows: the three effect sizes at their highest, and the onset."""
+    """Show the runs as rows: the three effect sizes at their highest, and the onset."""
     st.dataframe(
         _rows(_identities(compared), compared, evidence, tables),
         column_config={
             "run": st.column_config.TextColumn("run", width="small"),
             "of": st.column_config.TextColumn("contrast set · model"),
             **{
-                number: st.column_config.TextColumn(f"highest {name}", help=COLUMN_HELP[number] + _INTERVAL)
+                number: st.column_config.TextColumn(
+                    f"highest {name}", help=f"{meaning_of(number_key(number))}{_INTERVAL}"
+                )
                 for number, name in NUMBERS.items()
             },
             "onset": st.column_config.TextColumn(
@@ -113,17 +119,17 @@ def overview(compared: list[Side], evidence: list[Evidence | None], tables: list
 
 
 def over_depth(compared: list[Side], evidence: list[Evidence | None], tables: list[pd.DataFrame]) -> None:
-    """The four numbers over relative depth."""
+    """Show the four numbers over relative depth."""
     places = st.columns(2)
     for place, number in enumerate(NUMBERS):
         with places[place % 2]:
-            st.caption(COLUMN_HELP[number])
+            st.caption(meaning_of(number_key(number)) or "")
             figure = _over_depth(_identities(compared), number, compared, tables, evidence)
             chart(figure, f"compare_{number}")
 
 
 def chosen_pair(compared: list[Side], site: int) -> tuple[Side, Shared, int]:
-    """Which other run is looked at prompt by prompt, on which prompts, and its site."""
+    """Return the other run that is compared prompt by prompt, the shared prompts, and its site."""
     first, others = compared[0], compared[1:]
     by_id = {side.run.run_id: side for side in others}
     which, what = st.columns([1, 1])
@@ -136,7 +142,7 @@ def chosen_pair(compared: list[Side], site: int) -> tuple[Side, Shared, int]:
         key=address.fill("compare_versus", address.view().versus),
         required=True,
         on_change=lambda: address.change(versus=st.session_state["compare_versus"]),
-        help="The run whose prompts are looked at beside A's below.",
+        help="The run that is compared with A prompt by prompt.",
     )
     other = by_id[address.view().versus or ""]
     sources, left = _joinable(identity(first.run), identity(other.run), first.run, other.run)
@@ -161,7 +167,7 @@ def chosen_pair(compared: list[Side], site: int) -> tuple[Side, Shared, int]:
 
 
 def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int, other_site: int) -> None:
-    """Rank correlations in words, as a table, over depth and layer against layer."""
+    """Show rank correlations in words, as a table, over depth and layer against layer."""
     first = compared[0]
     pair = identity(first.run), identity(other.run)
     numbers = _correlations(*pair, shared.source, site, other_site, shared)
@@ -210,7 +216,7 @@ def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int,
 
 
 def disagreement_table(first: Side, other: Side, shared: Shared, site: int, other_site: int) -> None:
-    """The shared prompts, the most disputed first; a chosen row becomes the page's prompt."""
+    """List the shared prompts, the most disputed first; a chosen row becomes the page's prompt."""
     found = comparison.disagreements(shared, site, other_site)
     if found.empty:
         st.info("There is no shared prompt to disagree on.", icon=":material/join_inner:")
@@ -250,18 +256,18 @@ def disagreement_table(first: Side, other: Side, shared: Shared, site: int, othe
 
 
 def chosen_prompt(compared: list[Side], site: int) -> None:
-    """The chosen prompt in full, with its course in every run that has it."""
+    """Show the chosen prompt in full, and over the layers of the runs that have it."""
     rows = [row_of(side.run, address.view().prompt) for side in compared]
     known = [(side, row) for side, row in zip(compared, rows, strict=True) if row is not None]
     if not known:
-        st.caption("Choose a row to see its prompt over the layers of every run.")
+        st.caption("Choose a row to see its prompt over the layers of the runs.")
         return
     side, row = known[0]
     prompt = side.run.prompts.loc[row]
     st.subheader("The chosen prompt", anchor=False)
     st.caption(plain(f"{prompt['label']} · {prompt['source']}"))
     st.code(prompt["text"], language=None, wrap_lines=True)
-    lacking = [each.letter for each, row in zip(compared, rows, strict=True) if row is None]
+    lacking = [side.letter for side, row in zip(compared, rows, strict=True) if row is None]
     if lacking:
         st.caption(f"Not among the prompts of {', '.join(lacking)}.")
     chart(figures.prompt_over_depth(compared, rows, relative_depth(site, compared[0].run.n_layers)), "compare_courses")
@@ -269,7 +275,7 @@ def chosen_prompt(compared: list[Side], site: int) -> None:
 
 
 def by_category(compared: list[Side], site: int, source: str | None) -> None:
-    """The harm categories in every run."""
+    """Show the harm categories in the runs."""
     tables = [
         _by_category(identity(side.run), source, comparison.matched(compared[0].run, site, side.run), side.run)
         for side in compared
@@ -284,7 +290,10 @@ def by_category(compared: list[Side], site: int, source: str | None) -> None:
                 "mean",
                 "How far along the direction a category's harmful prompts lie; 0 is halfway between the labels.",
             ),
-            ("auroc", "How well harmful prompts are told from harmless ones of the same category; 0.5 is chance."),
+            (
+                "auroc",
+                "Chance that a harmful prompt projects above a harmless one of the same category; 0.5 is chance.",
+            ),
         )
     ):
         with places[place]:
@@ -295,11 +304,11 @@ def by_category(compared: list[Side], site: int, source: str | None) -> None:
                 st.info("No category has three prompts of each label.", icon=":material/category:")
     with st.expander("The numbers", icon=":material/table_rows:"):
         numbers = [table.assign(run=side.letter) for side, table in zip(compared, tables, strict=True)]
-        in_words(pd.concat(numbers).set_index("run").reset_index())
+        numbers_table(pd.concat(numbers).set_index("run").reset_index())
 
 
 def direction_cosines(compared: list[Side]) -> None:
-    """How alike the directions of runs of the same model are."""
+    """Show the cosines of the directions of runs of the same model."""
     figure = _direction_cosines(_identities(compared), compared)
     if figure is None:
         st.info(
@@ -315,18 +324,18 @@ def direction_cosines(compared: list[Side]) -> None:
     )
 
 
-def _usual(run: Run, others: list[str]) -> tuple[str, ...]:
-    """Up to two runs that share the most with one: its contrast set, then its model."""
+def _default_others(run: Run, others: list[str]) -> tuple[str, ...]:
+    """Return up to two runs that share the most with one: its contrast set, then its model."""
     summaries = {summary.run_id: summary for summary in listed()[0]}
 
     def shares(run_id: str) -> tuple[bool, bool]:
         return summaries[run_id].contrast_set == run.contrast_name, summaries[run_id].model == run.model_name
 
-    return tuple(sorted(others, key=shares, reverse=True)[:_USUALLY_BESIDE])
+    return tuple(sorted(others, key=shares, reverse=True)[:_BY_DEFAULT])
 
 
 def _most_shared(run: Run, other: Run, options: list[str]) -> str:
-    """Prompts that have both labels in both runs, where there are any."""
+    """Return prompts that have both labels in both runs, where there are any."""
     for option in options:
         source = None if option == FITTED else option
         shared = _shared(identity(run), identity(other), source, run, other)
@@ -346,8 +355,8 @@ def _at_best(run: Run, table: pd.DataFrame, number: str) -> str:
 
 def _correlation_table(table: pd.DataFrame) -> None:
     numbers = {
-        "rho": ("Spearman's ρ", "Rank correlation of the two runs' projections; 1: the same order, 0: none."),
-        "tau": ("Kendall's τ-b", "Pairs of prompts that both runs put in the same order less those that they do not."),
+        "rho": ("Spearman's ρ", meaning_of("rho")),
+        "tau": (name_of("tau"), meaning_of("tau")),
     }
     shown = table[["kind", "where", "label", "n"]].copy()
     for number, (name, _) in numbers.items():
@@ -365,8 +374,8 @@ def _correlation_table(table: pd.DataFrame) -> None:
             "label": st.column_config.TextColumn("labels", width="small"),
             "n": st.column_config.NumberColumn("prompts", width="small"),
             **{
-                name: st.column_config.TextColumn(name, help=f"{said} In brackets the 95 % bootstrap interval.")
-                for name, said in numbers.values()
+                name: st.column_config.TextColumn(name, help=f"{meaning} In brackets the 95 % bootstrap interval.")
+                for name, meaning in numbers.values()
             },
         },
         hide_index=True,
@@ -374,8 +383,8 @@ def _correlation_table(table: pd.DataFrame) -> None:
     )
 
 
-def _identities(compared: list[Side]) -> tuple:
-    """What tells these runs, as they are called on screen, from every other choice: a key for what is cached."""
+def _identities(compared: list[Side]) -> Key:
+    """Return a key for caching: the runs, when they were made, and what they are called on screen."""
     return tuple((*identity(side.run), side.described) for side in compared)
 
 
@@ -386,7 +395,7 @@ def _table(run: tuple[str, int], _run: Run, _evidence: Evidence | None) -> pd.Da
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _rows(
-    runs: tuple, _compared: list[Side], _evidence: list[Evidence | None], _tables: list[pd.DataFrame]
+    runs: Key, _compared: list[Side], _evidence: list[Evidence | None], _tables: list[pd.DataFrame]
 ) -> pd.DataFrame:
     rows = []
     for side, found, table in zip(_compared, _evidence, _tables, strict=True):
@@ -399,7 +408,7 @@ def _rows(
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def _joinable(run: tuple[str, int], other: tuple[str, int], _run: Run, _other: Run) -> tuple[list[str], int]:
-    """The transfer sets that both have, and how many shared prompts are left out."""
+    """Return the transfer sets that both have, and how many shared prompts are left out."""
     return comparison.shared_sources(_run, _other), comparison.left_out(_run, _other)
 
 
@@ -417,13 +426,13 @@ def _matrix(
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _over_depth(
-    runs: tuple, number: str, _compared: list[Side], _tables: list[pd.DataFrame], _evidence: list[Evidence | None]
+    runs: Key, number: str, _compared: list[Side], _tables: list[pd.DataFrame], _evidence: list[Evidence | None]
 ) -> go.Figure:
     return serialise_once(figures.over_depth(_compared, _tables, _evidence, number))
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _rank_over_depth(runs: tuple, source: str | None, label: str, _compared: list[Side]) -> go.Figure:
+def _rank_over_depth(runs: Key, source: str | None, label: str, _compared: list[Side]) -> go.Figure:
     first, *others = (side.run for side in _compared)
     pairs = [(identity(first), identity(other)) for other in others]
     everyone = [_shared(*pair, source, first, other) for pair, other in zip(pairs, others, strict=True)]
@@ -432,11 +441,11 @@ def _rank_over_depth(runs: tuple, source: str | None, label: str, _compared: lis
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _direction_cosines(runs: tuple, _compared: list[Side]) -> go.Figure | None:
+def _direction_cosines(runs: Key, _compared: list[Side]) -> go.Figure | None:
     """None where no other run is of the first one's model."""
     first, *others = (side.run for side in _compared)
     cosines = [comparison.direction_cosines(first, other) for other in others]
-    known = any(each is not None for each in cosines)
+    known = any(cosine is not None for cosine in cosines)
     return serialise_once(figures.direction_cosines(_compared, cosines)) if known else None
 
 

@@ -11,8 +11,8 @@ from refusal_core.evidence.evaluation import Evidence
 from refusal_core.figures.evidence import FIGURES, OVER_LAYERS, cosines
 from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.runs.store import Run
+from refusal_core.ui import numbers
 from refusal_core.ui.layout import chart, identity, marked, show_error
-from refusal_core.ui.numbers import in_words
 
 _TABLES = {
     "fit": ("sites", ["in_sample_d", "in_sample_auroc", "mean_crossings"]),
@@ -30,7 +30,7 @@ _TABLES = {
 
 
 def evidence_of(run: Run) -> Evidence:
-    """The run's evidence, read once for all visitors.
+    """Return the run's evidence, read once for all visitors.
 
     Raises:
         RunError: when the run has none, or it cannot be read.
@@ -39,7 +39,7 @@ def evidence_of(run: Run) -> Evidence:
 
 
 def evidence_or_none(run: Run) -> Evidence | None:
-    """The run's evidence, or None where it has none that can be read."""
+    """Return the run's evidence, or None where it has none that can be read."""
     try:
         return evidence_of(run)
     except RunError:
@@ -47,7 +47,7 @@ def evidence_or_none(run: Run) -> Evidence | None:
 
 
 def evidence_or_end(run: Run) -> Evidence:
-    """The run's evidence; the page ends here, saying why, when it cannot be read."""
+    """Return the run's evidence; the page ends with the reason when it cannot be read."""
     try:
         return evidence_of(run)
     except RunError as error:
@@ -56,7 +56,7 @@ def evidence_or_end(run: Run) -> Evidence:
 
 
 def evidence_chart(run: Run, evidence: Evidence, name: str, site: int) -> None:
-    """The figure of a question, or the overview."""
+    """Show the figure of a question, or the overview."""
     key = f"evidence_{name}"
     if name in OVER_LAYERS:
         figure = marked(run, key, site, lambda site: OVER_LAYERS[name](run, evidence, site))
@@ -66,12 +66,12 @@ def evidence_chart(run: Run, evidence: Evidence, name: str, site: int) -> None:
 
 
 def cosines_chart(run: Run, evidence: Evidence) -> None:
-    """The directions of every two sites, which no choice changes."""
+    """Show the cosines of the directions of any two sites."""
     chart(_cosines(*identity(run), run, evidence), "evidence_cosines")
 
 
 def numbers_table(evidence: Evidence, question: str, site: int) -> None:
-    """The numbers behind a question at one site and the reasons for those that are missing, read when unfolded."""
+    """Show the numbers behind a question at one site and the reasons for missing ones, once unfolded."""
     with st.expander(
         "The numbers", icon=":material/table_rows:", key=f"evidence_numbers_{question}", on_change="rerun"
     ) as numbers:
@@ -87,7 +87,7 @@ def _numbers(evidence: Evidence, question: str, site: int) -> None:
     if wanted:
         columns = [column for number in wanted for column in (number, f"{number}_low", f"{number}_high")]
         table = table[[column for column in columns if column in table]]
-    in_words(table.drop(columns="site", errors="ignore"))
+    numbers.numbers_table(table.drop(columns="site", errors="ignore"))
     reasons = evidence.reasons
     here = reasons["site"].isna() | reasons["site"].eq(site).fillna(False).astype(bool)
     for missing in reasons[here & reasons["table"].eq(table_name)].itertuples():

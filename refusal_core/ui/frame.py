@@ -1,7 +1,8 @@
-"""The frame around every page: title, run picker, and the run itself, opened once for all visitors."""
+"""The frame of a page: navigation, title, run picker, and the run itself, opened once for all visitors."""
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import streamlit as st
@@ -14,26 +15,35 @@ from refusal_core.ui.accessibility import make_accessible
 from refusal_core.ui.layout import show_error
 
 _ICON = Path(__file__).with_name("icon.png")
-_SIDEBAR_PIXELS = 320
-"""Wide enough for what runs are called."""
+_SIDEBAR_PIXELS = 232
+_HOME = ("app.py", "Home", "home")
+_NAVIGATION = {
+    "Look": (
+        ("pages/1_Layers.py", "Layers", "layers"),
+        ("pages/3_Outliers.py", "Outliers", "find_in_page"),
+        ("pages/4_Live_score.py", "Live score", "edit_note"),
+    ),
+    "Test": (
+        ("pages/2_Evidence.py", "Evidence", "fact_check"),
+        ("pages/5_Behaviour.py", "Behaviour", "forum"),
+        ("pages/6_Causality.py", "Causality", "science"),
+    ),
+    "People": (
+        ("pages/7_Ratings.py", "Ratings", "reviews"),
+        ("pages/8_Rate.py", "Rate prompts", "rate_review"),
+    ),
+    "Runs": (
+        ("pages/10_Runs.py", "Runs", "folder_open"),
+        ("pages/9_Compare.py", "Compare", "compare"),
+    ),
+}
+_GLOSSARY = ("pages/11_Glossary.py", "Glossary", "menu_book")
+PAGES = (_HOME, *chain.from_iterable(_NAVIGATION.values()), _GLOSSARY)
+"""File, name and icon of every page."""
 
-PAGES = (
-    ("app.py", "Home", "home"),
-    ("pages/1_Layers.py", "Layers", "layers"),
-    ("pages/2_Evidence.py", "Evidence", "fact_check"),
-    ("pages/3_Outliers.py", "Outliers", "find_in_page"),
-    ("pages/5_Behaviour.py", "Behaviour", "forum"),
-    ("pages/6_Causality.py", "Causality", "science"),
-    ("pages/7_Ratings.py", "Ratings", "reviews"),
-    ("pages/8_Rate.py", "Rate prompts", "rate_review"),
-    ("pages/4_Live_score.py", "Live score", "edit_note"),
-    ("pages/9_Compare.py", "Compare", "compare"),
-    ("pages/10_Runs.py", "Runs", "folder_open"),
-)
 
-
-def head(title: str, line: str) -> None:
-    """Begin a page that needs no run.
+def head(title: str, line: str) -> DeltaGenerator:
+    """Begin a page: its navigation, title and purpose; return the place for what it shows at the right of its title.
 
     Args:
         title: the page's name.
@@ -45,25 +55,41 @@ def head(title: str, line: str) -> None:
         layout="wide",
         initial_sidebar_state=_SIDEBAR_PIXELS,
     )
-    for page, label, icon in PAGES:
-        st.sidebar.page_link(page, label=label, icon=f":material/{icon}:")
-    st.sidebar.space("small")
+    with st.sidebar:
+        _page_link(*_HOME)
+        for group, pages in _NAVIGATION.items():
+            st.caption(group)
+            for page in pages:
+                _page_link(*page)
+        st.space("small")
+        _page_link(*_GLOSSARY)
     make_accessible()
-    st.title(title, anchor=False)
-    st.caption(line)
+    left, right = st.columns([3, 2], gap="medium", vertical_alignment="center")
+    left.title(title, anchor=False)
+    left.caption(line)
+    return right
+
+
+def _page_link(page: str, label: str, icon: str) -> None:
+    st.page_link(page, label=label, icon=f":material/{icon}:")
 
 
 def listed() -> tuple[list[RunSummary], list[BrokenRun]]:
-    """The runs of the cache and what is broken in it; read again when a run comes, goes or is renamed."""
+    """Return the runs of the cache and its broken folders; read again when a run is added, removed or renamed."""
     return _listed(_cache_state())
 
 
 def frame(title: str, line: str) -> Run:
-    """Begin a page and return the chosen run; the page ends here when there is none to show. See :func:`head`."""
-    head(title, line)
+    """Begin a page and return the chosen run; without a run to show the page ends.
+
+    Args:
+        title: the page's name.
+        line: one sentence that says what the page is for.
+    """
+    place = head(title, line)
     address.follow()
     summaries, broken = listed()
-    run_id = _picked(summaries, broken)
+    run_id = _picked(summaries, broken, place)
     try:
         run = shared_run(run_id)
     except RunError as error:
@@ -75,20 +101,20 @@ def frame(title: str, line: str) -> Run:
 
 
 def shared_run(run_id: str) -> Run:
-    """A run from the cache, opened once and shared by all visitors; opened anew when its manifest changes."""
+    """Return a run of the cache, opened once for all visitors and again when its manifest changes."""
     folder = cache_folder() / run_id
     manifest = folder / MANIFEST
     return _opened(run_id, str(cache_folder()), manifest.stat().st_mtime_ns if manifest.is_file() else 0)
 
 
 def described_runs() -> dict[str, str]:
-    """What every run of the cache that can be opened is called on screen, by its id."""
+    """Return the names on screen of the runs that can be opened, by run id."""
     summaries, _ = _listed(_cache_state())
     return {summary.run_id: described(summary, summaries) for summary in summaries}
 
 
 def site_picker(run: Run, container: DeltaGenerator) -> int:
-    """A field for the site, shared by all pages; returns the site."""
+    """Show a field for the site, which all pages share, and return the site."""
     container.number_input(
         "Layer",
         min_value=0,
@@ -106,12 +132,12 @@ def _opened(run_id: str, cache: str, changed: int) -> Run:
 
 
 @st.cache_data(max_entries=4, show_spinner="Looking for runs …")
-def _listed(state: tuple) -> tuple[list[RunSummary], list[BrokenRun]]:
+def _listed(state: tuple[object, ...]) -> tuple[list[RunSummary], list[BrokenRun]]:
     return list_runs()
 
 
-def _cache_state() -> tuple:
-    """What changes when a run comes or goes: the manifests and when they were written."""
+def _cache_state() -> tuple[object, ...]:
+    """Return what changes when a run is added or removed: the manifests and when they were written."""
     folder = cache_folder()
     return (
         str(folder),
@@ -124,16 +150,12 @@ def _modified(path: Path) -> int:
     return path.stat().st_mtime_ns if path.is_file() else 0
 
 
-def _picked(summaries: list[RunSummary], broken: list[BrokenRun]) -> str:
+def _picked(summaries: list[RunSummary], broken: list[BrokenRun], place: DeltaGenerator) -> str:
     for problem in broken:
         st.sidebar.warning("A folder of the cache is not a run that can be opened:", icon=":material/warning:")
         st.sidebar.text(problem.reason)
     if not summaries:
-        st.info(
-            f"There are no runs in {cache_folder()} yet. Start one on the page Runs, or with "
-            "`python -m refusal_core run --model MODEL`.",
-            icon=":material/folder_open:",
-        )
+        st.info("There are no runs yet. The page Runs starts one.", icon=":material/folder_open:")
         st.page_link("pages/10_Runs.py", label="Start a run", icon=":material/play_arrow:")
         st.stop()
     by_id = {summary.run_id: summary for summary in summaries}
@@ -141,36 +163,59 @@ def _picked(summaries: list[RunSummary], broken: list[BrokenRun]) -> str:
     if chosen not in by_id:
         if chosen is not None:
             st.warning("The run in this address is not in the cache here; showing another.", icon=":material/warning:")
-        address.change(run=_most_telling(summaries))
-    return st.sidebar.selectbox(
-        "Run",
-        list(by_id),
-        format_func=lambda run_id: described(by_id[run_id], summaries),
-        key=address.fill("run_field", address.view().run),
-        # Another run has other scales, prompts and layers.
-        on_change=lambda: address.change(run=st.session_state["run_field"], site=None, band=None, prompt=None),
-        help="One model on one contrast set. The page Runs makes more.",
+        address.change(run=default_run(summaries))
+    return str(
+        place.selectbox(
+            "Run",
+            list(by_id),
+            format_func=lambda run_id: described(by_id[run_id], summaries),
+            key=address.fill("run_field", address.view().run),
+            on_change=lambda: address.open_run(st.session_state["run_field"]),
+            help="One model on one contrast set. The page Runs makes more.",
+        )
     )
 
 
-def _most_telling(summaries: list[RunSummary]) -> str:
-    """The run a first-time visitor sees: matched pairs before other sets, more layers before fewer."""
+def default_run(summaries: list[RunSummary]) -> str:
+    """Return the run that a first visit shows: matched pairs before other sets, more layers before fewer."""
     best = max(summaries, key=lambda summary: (summary.contrast_set == "pairs", summary.n_layers, summary.run_id))
     return best.run_id
 
 
 def described(summary: RunSummary, summaries: list[RunSummary]) -> str:
-    """A run as it is called on screen: its title, else its contrast set and model, with more where that is shared."""
+    """Return a run's name on screen: its title, else its contrast set and model, and what distinguishes it from others.
+
+    Args:
+        summary: of the run.
+        summaries: of all runs.
+    """
     if summary.title:
         return summary.title
     name = f"{summary.contrast_set} · {summary.model.rsplit('/', 1)[-1]}"
     alike = [other for other in summaries if (other.model, other.contrast_set) == (summary.model, summary.contrast_set)]
+    distinctions = [_distinctions(other) for other in alike]
+    differing = [
+        mine
+        for mine, all_of in zip(_distinctions(summary), zip(*distinctions, strict=True), strict=True)
+        if len(set(all_of)) > 1
+    ]
+    # The digest differs between any two runs: it is needed only where nothing that people understand does.
+    return " · ".join([name, *(differing[:-1] if _tells_apart(distinctions) else differing)])
+
+
+def _distinctions(summary: RunSummary) -> tuple[str, ...]:
+    """Return what may distinguish a run from others of its model and contrast set, the digest last."""
     counts = "+".join(str(count) for count in summary.counts.values())
-    return name if len(alike) == 1 else f"{name} · {counts} · {summary.run_id.split('--')[-2]} · {summary.dtype}"
+    return counts, summary.dtype, summary.created[:10], summary.run_id.split("--")[-2]
+
+
+def _tells_apart(distinctions: list[tuple[str, ...]]) -> bool:
+    """Return whether no two runs share everything but the digest."""
+    return len({values[:-1] for values in distinctions}) == len(distinctions)
 
 
 def _keep_site_inside(run: Run) -> None:
-    """Where the view has no site of this run, take the one that tells matched pairs best."""
+    """Choose the run's best site where the view has none."""
     site = address.view().site
     if site is not None and 0 <= site <= run.n_layers:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -19,65 +20,66 @@ from refusal_core.intervention.effects import MEASURES
 from refusal_core.intervention.experiment import INTERVENTION, Tried, TriedPrompt
 from refusal_core.runs.store import Run
 from refusal_core.ui import address
-from refusal_core.ui.layout import chart, marked, plain, sentences, show_error
+from refusal_core.ui.layout import chart, marked, sentences, show_error
+from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import OpenRun, measure_here, model_source, one_model
-from refusal_core.ui.numbers import in_words
+from refusal_core.ui.numbers import numbers_table
 
 _MOST_READ = 4
-"""Prompts kept as they were read, for visitors who move a slider."""
+"""The most prompts whose activations stay in memory, for visitors who move a slider."""
 
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """What recorded interventions say, the same at every site.
+    """What recorded interventions say, the same at all sites.
 
     Attributes:
         sha256: of the record.
-        effects: means, intervals and bands of every condition.
+        effects: means, intervals and bands per condition.
         headline: in two sentences.
-        reading: a sentence for each question of the study.
-        numbers: the found direction's conditions as a table.
+        findings: a sentence per question of the study.
+        numbers: the conditions of the fitted direction as a table.
         candidates: what the published rule chooses from.
-        choice: those, and the one it chooses.
-        doses: what adding more or less does, at the layer where that was measured.
+        choice: figure of the candidates and the one that is chosen.
+        doses: figure of what adding more or less does, at the layer where that was measured.
     """
 
     sha256: str
     effects: pd.DataFrame
     headline: str
-    reading: list[str]
+    findings: list[str]
     numbers: pd.DataFrame
     candidates: pd.DataFrame
     choice: go.Figure
     doses: go.Figure
 
 
-def interventions_of(run: Run) -> tuple[pd.DataFrame, dict] | None:
-    """The run's recorded interventions and their manifest; ``None``, having said what to do, when there are none."""
+def recorded_interventions(run: Run) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+    """Return the run's recorded interventions and their manifest; ``None`` after showing how to measure them."""
     try:
-        found = experiment.recorded(run)
+        recorded = experiment.recorded(run)
     except RefusalError as error:
-        show_error("The interventions kept with this run cannot be used.", error)
+        show_error("The interventions measured on this run cannot be used.", error)
         return None
-    if found is None:
+    if recorded is None:
         st.info(
-            "What happens to refusing when the direction is taken out has not been measured on this run yet. It needs "
-            "the run's model, and time:",
+            "What ablating the direction does to refusing has not been measured on this run yet. It needs the run's "
+            "model, and time.",
             icon=":material/science:",
         )
         st.code(f"refusal measure intervention {run.run_id}", language=None)
         measure_here(run, INTERVENTION)
         return None
-    return found
+    return recorded
 
 
-def summary_of(run: Run, table: pd.DataFrame, manifest: dict) -> Summary:
-    """What the run's interventions say."""
+def summary_of(run: Run, table: pd.DataFrame, manifest: dict[str, Any]) -> Summary:
+    """Return what the run's interventions say."""
     return _summarised(run.run_id, str(manifest["sha256"]), run, table, manifest)
 
 
-def how_measured(run: Run, table: pd.DataFrame, manifest: dict) -> None:
-    """On what, and beside which controls."""
+def how_measured(run: Run, table: pd.DataFrame, manifest: dict[str, Any]) -> None:
+    """Show which prompts were edited, and compared with which controls."""
     labels = run.prompts.set_index("prompt_id").loc[table["prompt_id"].unique(), "label"].value_counts()
     layers = ", ".join(str(layer) for layer in manifest["controls"]["layers"])
     source = manifest["prompts"]["source"]
@@ -91,14 +93,14 @@ def how_measured(run: Run, table: pd.DataFrame, manifest: dict) -> None:
     )
 
 
-def said(summary: Summary) -> None:
-    """The reading, a line each."""
-    st.markdown("\n".join(f"- {sentences(line)}" for line in summary.reading))
+def findings(summary: Summary) -> None:
+    """Show a line per question."""
+    st.markdown("\n".join(f"- {sentences(line)}" for line in summary.findings))
 
 
 def sweeps(run: Run, summary: Summary, site: int) -> None:
-    """The three sweeps over the layers, in a measure that can be chosen."""
-    names = {"": "as each is usually read"} | {name: MEASURES[name] for name in MEASURES if name != "log_odds"}
+    """Show the three sweeps over the layers, in a measure that can be chosen."""
+    names = {"": "Default measure"} | {name: MEASURES[name] for name in MEASURES if name != "log_odds"}
     measure = st.selectbox(
         "Measure",
         list(names),
@@ -111,14 +113,14 @@ def sweeps(run: Run, summary: Summary, site: int) -> None:
             st.markdown(f"##### {title}")
             draw = partial(figures.over_layers, run, summary.effects, sweep, measure or None)
             name = ("causality", sweep, measure, summary.sha256)
-            # At the final norm nothing is edited.
+            # Nothing is edited at the final norm.
             chart(marked(run, name, site, draw) if site < run.n_layers else draw(None), f"causality_{sweep}")
 
 
 def choice(summary: Summary) -> None:
-    """What the published rule chooses, and the table it was chosen from."""
+    """Show what the published rule chooses, and its candidates."""
     chart(summary.choice, "causality_choice")
-    with st.expander("The table it was chosen from", icon=":material/table_rows:"):
+    with st.expander("The candidates in numbers", icon=":material/table_rows:"):
         st.dataframe(
             summary.candidates,
             column_config={
@@ -135,12 +137,12 @@ def choice(summary: Summary) -> None:
 
 
 def numbers(summary: Summary) -> None:
-    """Every condition of the found direction, with intervals, controls and verdict."""
-    in_words(summary.numbers)
+    """Show the conditions of the fitted direction, with intervals, controls and verdict."""
+    numbers_table(summary.numbers)
 
 
 def try_it(run: Run, site: int) -> None:
-    """Type a prompt, choose an edit, and see what the model would begin to say."""
+    """Show a field for a prompt, an edit to choose, and how the reply would open."""
     source = model_source(run)
     layer = min(site, run.n_layers - 1)
     text = st.text_input(
@@ -184,19 +186,19 @@ def try_it(run: Run, site: int) -> None:
     except RefusalError as error:
         show_error("The run's model cannot be used.", error)
         return
-    for column, title, found in zip(st.columns(2), ("as it is", "under the edit"), (before, after), strict=True):
-        change = None if found is before else f"{after.refusal_log_odds - before.refusal_log_odds:+.2f}"
-        column.metric(f"refusal log-odds, {title}", f"{found.refusal_log_odds:.2f}", delta=change, delta_color="off")
+    for column, title, reply in zip(st.columns(2), ("unedited", "edited"), (before, after), strict=True):
+        change = None if reply is before else f"{after.refusal_log_odds - before.refusal_log_odds:+.2f}"
+        column.metric(f"refusal log-odds, {title}", f"{reply.refusal_log_odds:.2f}", delta=change, delta_color="off")
         column.caption("The reply opens:")
         with column.container(border=True):
-            st.text(found.opening or "(nothing)")
+            st.text(reply.opening or "(nothing)")
     st.caption(
         f"The next token's distribution diverges by {after.kl:.3f} nats. Openings of at most {OPENING_TOKENS} tokens."
     )
 
 
 def _tried(run: Run, source: str, text: str, condition: Condition, tokens: str) -> tuple[Tried, Tried]:
-    """The prompt without and under the edit; a prompt that was tried already is not read again."""
+    """Return the prompt without and under the edit; the prompt's activations are reused."""
 
     def question(opened: OpenRun) -> tuple[Tried, Tried]:
         if text not in opened.read:
@@ -214,15 +216,15 @@ def _tried(run: Run, source: str, text: str, condition: Condition, tokens: str) 
 
 
 @st.cache_resource(max_entries=8, show_spinner="Comparing with the controls …")
-def _summarised(run_id: str, sha256: str, _run: Run, _table: pd.DataFrame, _manifest: dict) -> Summary:
-    found, candidates = effects.summarise(_run, _table), effects.candidates(_run, _table)
+def _summarised(run_id: str, sha256: str, _run: Run, _table: pd.DataFrame, _manifest: dict[str, Any]) -> Summary:
+    summary, candidates = effects.summarise(_run, _table), effects.candidates(_run, _table)
     return Summary(
         sha256=sha256,
-        effects=found,
-        headline=effects.headline(_run, found),
-        reading=effects.reading(_run, _table, found),
-        numbers=effects.numbers(_run, found),
+        effects=summary,
+        headline=effects.headline(_run, summary),
+        findings=effects.reading(_run, _table, summary),
+        numbers=effects.numbers(_run, summary),
         candidates=candidates,
         choice=serialise_once(figures.choice(_run, candidates, effects.published_choice(_run, _table))),
-        doses=serialise_once(figures.doses(_run, found, _manifest["dose_layer"], _manifest["dose_position"])),
+        doses=serialise_once(figures.doses(_run, summary, _manifest["dose_layer"], _manifest["dose_position"])),
     )

@@ -1,4 +1,4 @@
-"""What the Layers page keeps and draws: linked panels that the browser moves, and what follows them."""
+"""The parts of the Layers page: linked panels that the browser moves, and what follows them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.runs.store import Run
 from refusal_core.ui import address
 from refusal_core.ui.frame import site_picker
-from refusal_core.ui.layout import chart, csv_button, identity, layer_numbers, marked, plain
+from refusal_core.ui.layout import chart, csv_button, identity, layer_numbers, marked
+from refusal_core.ui.markdown import plain
 from refusal_core.ui.scrubbing import keep_together
 from refusal_core.ui.selection import newly
 

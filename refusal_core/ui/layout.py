@@ -1,9 +1,9 @@
-"""Pieces that several pages lay out."""
+"""Pieces that several pages share."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -16,46 +16,32 @@ from refusal_core.figures.style import move_mark
 from refusal_core.runs.store import MANIFEST, Run, run_titles
 from refusal_core.sharing.rendering import MIME, browser_found, image, page
 from refusal_core.ui import address
+from refusal_core.ui.glossary import glossary_link, link_terms, meaning_of
+from refusal_core.ui.markdown import typeset
+from refusal_core.ui.numbers import number_key
 
 _OWN = "own_figures"
 _CHART_CONFIG = {"displaylogo": False, "displayModeBar": False}
 
-COLUMN_HELP = {
-    "magnitude": "Norm of the mean difference, in activation units.",
-    "cohens_d": "Cohen's d of the prompts the direction was fitted on: mean difference over pooled standard deviation.",
-    "crossfit_d": "Cohen's d of held-out prompts: ten folds, matched pairs never split, mean over five repeats.",
-    "crossfit_auroc": "Chance that a held-out harmful prompt projects above a held-out harmless one.",
-    "probe_d": "Cohen's d of the 48 probe pairs, on which no direction is ever fitted.",
-    "probe_auroc": "Chance that a harmful probe prompt projects above a harmless one; 0.5 is chance.",
-    "hedges_g": "Cohen's d with the correction for small samples.",
-    "auroc": "In-sample chance that a harmful prompt projects above a harmless one.",
-    "log10_p": "Base-10 logarithm of the t-test's p-value; small by construction, as the direction was fitted here.",
-    "t_statistic": "Student's t of the in-sample projections.",
-    "overlap_count": "The report's overlap count: harmful below the harmless mean, harmless above the harmful mean.",
-    "range_overlap": "Prompts of either label inside the other label's range: what overlap means to most readers.",
-    "harmful_mean": "Mean projection of the harmful prompts, in activation units.",
-    "harmless_mean": "Mean projection of the harmless prompts, in activation units.",
-    "harmful_std": "Standard deviation (ddof 0) of the harmful projections.",
-    "harmless_std": "Standard deviation (ddof 0) of the harmless projections.",
-}
-_COLUMN_NAMES = {
-    "magnitude": "separation",
-    "cohens_d": "d in-sample",
-    "crossfit_d": "d cross-fitted",
-    "crossfit_auroc": "AUROC cross-fitted",
-    "probe_d": "d probe pairs",
-    "probe_auroc": "AUROC probe pairs",
-    "hedges_g": "Hedges' g",
-    "auroc": "AUROC in-sample",
-    "log10_p": "log10 p",
-    "t_statistic": "t",
-    "overlap_count": "mean crossings",
-    "range_overlap": "range overlap",
-    "harmful_mean": "harmful mean",
-    "harmless_mean": "harmless mean",
-    "harmful_std": "harmful std",
-    "harmless_std": "harmless std",
-}
+_LAYER_NUMBERS = (
+    "magnitude",
+    "cohens_d",
+    "crossfit_d",
+    "crossfit_auroc",
+    "probe_d",
+    "probe_auroc",
+    "hedges_g",
+    "auroc",
+    "log10_p",
+    "t_statistic",
+    "overlap_count",
+    "range_overlap",
+    "harmful_mean",
+    "harmless_mean",
+    "harmful_std",
+    "harmless_std",
+)
+"""Columns of the layers' statistics that a page lists, in this order."""
 
 
 def chart(
@@ -64,11 +50,12 @@ def chart(
     saved: Callable[[], go.Figure] | None = None,
     **options: Any,
 ) -> Any:
-    """A figure over the whole width, in the page's theme, with a menu below that saves it.
+    """Show a figure over the full width, in the page's theme, with a menu below that saves it.
 
     Args:
-        key: also in the name of the saved file.
-        saved: draws what is saved instead, when it is asked for.
+        figure: to show.
+        key: of the figure, also in the name of the saved file.
+        saved: draws the figure that is saved, where that is another one.
         options: of ``st.plotly_chart``.
     """
     with st.container(gap=None):
@@ -78,7 +65,7 @@ def chart(
 
 
 def _save_menu(saved: Callable[[], go.Figure], key: str) -> None:
-    """PNG, SVG and HTML of a figure; nothing is drawn before one of them is asked for."""
+    """Offer PNG, SVG and HTML of a figure; nothing is drawn before one of them is asked for."""
     dark = st.context.theme.type == "dark"
     drawable = _drawable()
     files: dict[str, Callable[[], bytes]] = {
@@ -94,7 +81,7 @@ def _save_menu(saved: Callable[[], go.Figure], key: str) -> None:
             st.download_button(
                 f"Save as {kind.upper()}",
                 contents,
-                file_name=f"{_named(key)}.{kind}",
+                file_name=f"{_file_name(key)}.{kind}",
                 mime=MIME[kind],
                 on_click="ignore",
                 disabled=kind != "html" and not drawable,
@@ -109,10 +96,10 @@ def _save_menu(saved: Callable[[], go.Figure], key: str) -> None:
 
 
 def csv_button(table: Callable[[], pd.DataFrame], file_name: str, label: str = "Download as csv") -> None:
-    """A table as a csv file, which is made when it is asked for."""
+    """Offer a table as a csv file, which is made when it is asked for."""
     st.download_button(
         label,
-        # Half a surrogate in a prompt is no text that a file can have.
+        # A file cannot hold the lone surrogates that a prompt may have.
         lambda: table().to_csv(index=False).encode("utf-8", "replace"),
         file_name=f"{file_name}.csv",
         mime="text/csv",
@@ -122,8 +109,8 @@ def csv_button(table: Callable[[], pd.DataFrame], file_name: str, label: str = "
     )
 
 
-def _named(key: str) -> str:
-    """A figure's name as a file: after the run that is looked at; the layer stands in the figure, which may move."""
+def _file_name(key: str) -> str:
+    """Return the name of a saved figure: the run and the figure; the layer is in the figure itself, which may move."""
     return re.sub(r"[^\w.-]+", "-", "--".join(part for part in (address.view().run, key) if part))
 
 
@@ -133,7 +120,7 @@ def _drawable() -> bool:
 
 
 def raw_units() -> bool:
-    """A switch between activation units and a scale on which layers compare; returns whether it is the former."""
+    """Show a switch between activation units and a scale on which layers compare; return whether the former is on."""
     return st.toggle(
         "Activation units",
         key=address.fill("raw_units", address.view().units == "raw"),
@@ -143,17 +130,19 @@ def raw_units() -> bool:
 
 
 def identity(run: Run) -> tuple[str, int]:
-    """What tells a run from every other, one that was made again under its name included: a key for what is cached."""
+    """Return a key for caching: the run's id and when it was made, since it may be made again under its name."""
     manifest = run.path / MANIFEST
-    # A run may be deleted while it is looked at.
+    # A run may be deleted while a page shows it.
     return run.run_id, manifest.stat().st_mtime_ns if manifest.is_file() else 0
 
 
 def own_figure(run: Run, name: Hashable, draw: Callable[[], go.Figure]) -> go.Figure:
-    """The visitor's own figure, to be changed in place; a new one takes fifty times as long.
+    """Return the visitor's own figure, to be changed in place: drawing a new one takes fifty times as long.
 
     Args:
-        name: tells the figure from the others of the run.
+        run: that the figure shows.
+        name: distinguishes the figures of a run.
+        draw: makes the figure.
     """
     of, figures = st.session_state.get(_OWN, (None, {}))
     if of != identity(run):
@@ -161,32 +150,25 @@ def own_figure(run: Run, name: Hashable, draw: Callable[[], go.Figure]) -> go.Fi
         st.session_state[_OWN] = identity(run), figures
     if name not in figures:
         figures[name] = draw()
-    return figures[name]
+    figure: go.Figure = figures[name]
+    return figure
 
 
 def marked(run: Run, name: Hashable, site: int, draw: Callable[[int], go.Figure]) -> go.Figure:
-    """The visitor's own figure over the layers, its mark moved to the site.
+    """Return the visitor's own figure over the layers, its mark moved to the site.
 
     Args:
+        run: that the figure shows.
         name: as for :func:`own_figure`.
-        draw: makes it for a site; nothing but the mark may depend on that.
+        site: that is marked.
+        draw: makes the figure for a site; only the mark may depend on that.
     """
     return move_mark(own_figure(run, name, lambda: serialise_once(draw(site))), site)
 
 
-def plain(text: str) -> str:
-    """A text that names things of a run, which are untrusted, as Markdown that shows it letter by letter."""
-    # No backslash keeps an address or a mail address from being made a link; a word joiner inside, which shows nothing,
-    # does.
-    unlinked = re.sub(r"(?i)(?<=https:)(?=//)|(?<=http:)(?=//)|(?<=www)(?=\.)|(?=@)", "\u2060", text)
-    # Nor does one keep Streamlit from setting arrows, signs and dashes, or a number or dash from beginning a list.
-    unset = re.sub(r"(?<=[<>!~-])(?=[=>-])|(?<=^[-+])", "\u2060", re.sub(r"^(\d+)(?=[.)])", "\\1\u2060", unlinked))
-    return re.sub(r"([\\`*_\[\]<>$:#|~!&])", r"\\\1", unset)
-
-
 def sentences(text: str) -> str:
-    """What numbers say in words, as Markdown: a minus is set as one, and no number is parted from its percent sign."""
-    return plain(re.sub(r"(?<![\w.])-(?=\d)", "\u2212", re.sub(r"(?<=\d) (?=%)", "\u00a0", text)))
+    """Return a sentence about numbers as Markdown in which terms of the glossary are links to it."""
+    return link_terms(typeset(text))
 
 
 def show_error(what: str, reason: object, severe: bool = True) -> None:
@@ -205,17 +187,17 @@ def show_error(what: str, reason: object, severe: bool = True) -> None:
 
 
 def heading(text: str) -> None:
-    """What numbers say in words, set large."""
-    st.markdown(f"#### {sentences(text)}")
+    """Show a sentence about numbers in large letters."""
+    st.markdown(f"#### {typeset(text)}")
 
 
 def strongest_layers(run: Run) -> None:
-    """The strongest layer by each of the three questions, side by side."""
+    """Show the highest value of the three effect sizes, with its layer."""
     for container, column in zip(st.columns(3), QUESTIONS, strict=True):
         values = run.layer_stats[column]
         question, *_ = QUESTIONS[column][0].partition("?")
         if values.isna().all():
-            container.metric(f"{question.capitalize()}?", "–", help=COLUMN_HELP[column])
+            container.metric(f"{question.capitalize()}?", "–", help=meaning_of(number_key(column)))
             continue
         site = int(values.idxmax())
         container.metric(
@@ -224,38 +206,39 @@ def strongest_layers(run: Run) -> None:
             delta=run.site_label(site),
             delta_color="off",
             delta_arrow="off",
-            help=COLUMN_HELP[column],
+            help=meaning_of(number_key(column)),
         )
 
 
 def layer_numbers(run: Run, site: int) -> None:
-    """The site's row of statistics, each number with what it means on hover."""
+    """Show the site's statistics, with their meaning on hover."""
     row = run.layer_stats.loc[site]
     columns = st.columns(4)
-    for place, (column, name) in enumerate(_COLUMN_NAMES.items()):
-        value = row[column]
-        counts = column in ("overlap_count", "range_overlap")
-        shown = "–" if pd.isna(value) else f"{value:.0f}" if counts else f"{value:.3g}"
-        columns[4 * place // len(_COLUMN_NAMES)].markdown(f"{name} **{shown}**", help=COLUMN_HELP[column])
+    for place, column in enumerate(_LAYER_NUMBERS):
+        key, value = number_key(column), row[column]
+        shown = (
+            "–" if pd.isna(value) else f"{value:.0f}" if run.layer_stats[column].dtype.kind in "iu" else f"{value:.3g}"
+        )
+        columns[4 * place // len(_LAYER_NUMBERS)].markdown(f"{glossary_link(key)} **{shown}**")
 
 
 def run_in_a_line(run: Run) -> str:
-    """The model and the contrast set, as a line of text."""
+    """Return the model and the contrast set as a line of text."""
     model, prompts = run.manifest["model"], run.manifest["prompts"]
     counts = " + ".join(f"{count} {label}" for label, count in prompts["counts"].items())
     return f"{model['name']}, {model['n_layers']} layers × {model['d_model']}, on {prompts['name']}: {counts} prompts"
 
 
-def _template_in_words(template: dict) -> str:
+def _describe_template(template: Mapping[str, Any]) -> str:
     borrowed, day = template.get("borrowed"), template.get("day")
-    whose = "none: prompts as they are" if template["sha256"] is None else "the model's own"
+    whose = "none: bare prompts" if template["sha256"] is None else "the model's own"
     return (whose if borrowed is None else f"borrowed from {borrowed['from']}") + (
         f", which tells the date: {day}" if day else ""
     )
 
 
 def run_facts(run: Run) -> None:
-    """What the run is made of, for whoever wants to repeat it."""
+    """Show how the run was made, so that it can be repeated."""
     manifest = run.manifest
     model, prompts, compute = manifest["model"], manifest["prompts"], manifest["compute"]
     counts = prompts["counts"]
@@ -265,26 +248,26 @@ def run_facts(run: Run) -> None:
         + ")",
         "licence of the model": model["licence"] or "not stated",
         "contrast set": f"{prompts['name']}: {counts['harmful']} harmful, {counts['harmless']} harmless",
-        "transfer sets": ", ".join(f"{each['name']} ({sum(each['counts'].values())})" for each in manifest["transfer"]),
-        "chat template": _template_in_words(manifest["template"]),
-        "thinking": {None: "as the template has it", True: "on", False: "off"}.get(
+        "transfer sets": ", ".join(f"{part['name']} ({sum(part['counts'].values())})" for part in manifest["transfer"]),
+        "chat template": _describe_template(manifest["template"]),
+        "thinking": {None: "default of the chat template", True: "on", False: "off"}.get(
             manifest["template"].get("thinking"), "–"
         ),
         "system prompt": manifest["template"]["system_prompt"]
         or manifest["template"]["default_system_prompt"]
         or "none",
-        "read at": manifest["template"]["token_position"],
+        "read position": manifest["template"]["token_position"],
         "computed in": f"{compute['dtype']} on {compute['device']}, seed {compute['seed']}",
         "weights": str(compute.get("weights", "not recorded")),
-        "read by": {"process": "one process", "ray": "Ray's actors"}.get(compute.get("engine"), "not recorded"),
-        "batches": compute.get("batch_note") or "of the usual size",
-        "read together": str(compute.get("pack_note", "not recorded")),
-        "beginning of the template": str(compute.get("prefix_note", "not recorded")),
+        "engine": {"process": "one process", "ray": "Ray's actors"}.get(compute.get("engine"), "not recorded"),
+        "batches": compute.get("batch_note") or "default size",
+        "prompts per pass": str(compute.get("pack_note", "not recorded")),
+        "template prefix": str(compute.get("prefix_note", "not recorded")),
         "made": manifest["created"],
         "name": run.run_id,
-        "title": run_titles(run.path.parent).get(run.run_id, "none; the page Runs gives one"),
+        "title": run_titles(run.path.parent).get(run.run_id, "none"),
     }
-    with st.expander("What this run is made of"):
+    with st.expander("How this run was made"):
         st.dataframe(
             pd.DataFrame({"": facts.keys(), "value": facts.values()}),
             hide_index=True,

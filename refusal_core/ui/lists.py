@@ -1,4 +1,4 @@
-"""A list of prompts that is scored while its visitor does something else, a slice at a time."""
+"""Lists of prompts that are scored in the background, a slice at a time."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from refusal_core.ui.scores import score_table
 MOST_PROMPTS = 1000
 MOST_MEGABYTES = 5
 SLICE_TOKENS = 128
-"""Most new tokens that are run in one turn: whoever types waits for no more of a list than that."""
-_ENCODED_AT_ONCE = 32
+"""The most tokens of a list that are run in one turn, for which a visitor who types has to wait."""
+_ENCODED_PER_TURN = 32
 
 _LISTS = "live_lists"
 _LOG = logging.getLogger(__name__)
@@ -39,21 +39,28 @@ class _Cancelled(Exception):
 
 
 class ListScoring:
-    """A list on its way: a thread that asks the shared model for one slice after another, and what it has so far.
+    """A list that is being scored: a thread that asks the shared model for one slice after another, and its results.
 
     Attributes:
         texts: the prompts.
-        beside: what else came with each, a row each.
-        scores: a score for each prompt that has one yet.
-        refused: why a prompt has none, by its place.
+        columns: the other columns of the file, a row per prompt.
+        scores: the score per prompt, ``None`` until there is one.
+        refused: why a prompt has none, by its position.
         state: ``running``, ``done``, ``stopped`` or ``failed``.
         message: what it waits for, or why it failed.
     """
 
     def __init__(self, model: OneModel, run: Run, source: str, prompts: pd.DataFrame) -> None:
-        """``prompts`` has a column ``text``."""
+        """Begin to score.
+
+        Args:
+            model: that all visitors share.
+            run: the prompts are scored on.
+            source: where the run's model is.
+            prompts: with a column ``text``.
+        """
         texts = prompts["text"].tolist()
-        self.texts, self.beside = texts, prompts.drop(columns="text")
+        self.texts, self.columns = texts, prompts.drop(columns="text")
         self.scores: list[Score | None] = [None] * len(texts)
         self.refused: dict[int, str] = {}
         self.state = "running"
@@ -65,47 +72,48 @@ class ListScoring:
 
     @property
     def running(self) -> bool:
+        """Whether prompts are still being scored."""
         return self.state == "running"
 
     @property
     def done(self) -> int:
-        """How many prompts are through, scored or refused."""
+        """How many prompts are scored or refused."""
         return sum(score is not None for score in self.scores) + len(self.refused)
 
     @property
     def seconds_left(self) -> float | None:
-        """By how long its scores took so far; ``None`` while there are none."""
+        """Estimated from the scores so far; ``None`` while there are none."""
         scored = sum(score is not None for score in self.scores)
         return (time.monotonic() - self._begun) / scored * (len(self.texts) - self.done) if scored else None
 
     @property
     def seconds_waiting(self) -> float:
-        """Since it was asked for; how long it has waited, while nothing is scored."""
+        """Seconds since the list was submitted."""
         return time.monotonic() - self._asked
 
     @property
     def stopping(self) -> bool:
-        """Whether it was told to stop and has not stopped yet: it does when what it waits for has come."""
+        """Whether it was told to stop and still waits for the model to answer."""
         return self.running and self._stop.is_set()
 
     def cancel(self) -> None:
-        """Stop after the slice that is being scored; what was scored stays."""
+        """Stop after the slice that is being scored; finished scores stay."""
         self._stop.set()
 
     def _work(self) -> None:
-        state, message = "failed", "It ended without a word; the server's log says more."
+        state, message = "failed", "It failed for an unknown reason; see the server's log."
         try:
             n_tokens = np.zeros(len(self.texts), dtype=int)
-            for start in range(0, len(self.texts), _ENCODED_AT_ONCE):
-                rows = range(start, min(start + _ENCODED_AT_ONCE, len(self.texts)))
-                n_tokens[rows] = self._ask(partial(self._lengths, rows))
+            for start in range(0, len(self.texts), _ENCODED_PER_TURN):
+                part = range(start, min(start + _ENCODED_PER_TURN, len(self.texts)))
+                n_tokens[part] = self._ask(partial(self._lengths, part))
             prefix = self._ask(lambda opened: opened.scorer.reader.prefix_tokens)
             accepted = np.flatnonzero(n_tokens)
             self._begun = time.monotonic()
-            for part in group_by_length(n_tokens[accepted], prefix, SLICE_TOKENS):
-                places = accepted[part].tolist()
-                found = self._ask(partial(self._scores, places))
-                for row, score in zip(places, found, strict=True):
+            for batch in group_by_length(n_tokens[accepted], prefix, SLICE_TOKENS):
+                rows = accepted[batch].tolist()
+                scores = self._ask(partial(self._scores, rows))
+                for row, score in zip(rows, scores, strict=True):
                     self.scores[row] = score
             state, message = "done", ""
         except _Cancelled:
@@ -124,7 +132,7 @@ class ListScoring:
         return opened.scorer.score_ends([self.texts[row] for row in rows])
 
     def _length(self, row: int, opened: OpenRun) -> int:
-        """Tokens of a prompt with its template; 0 for one that is refused."""
+        """Count the tokens of a prompt with its template; 0 for one that is refused."""
         try:
             return len(opened.scorer.encode(self.texts[row]))
         except PromptError as error:
@@ -142,24 +150,25 @@ class ListScoring:
 
 
 def list_of(run: Run) -> ListScoring | None:
-    """The list this visitor last had scored on this run."""
-    return st.session_state.get(_LISTS, {}).get(run.run_id)
+    """Return the list that this visitor last submitted on this run."""
+    lists: dict[str, ListScoring] = st.session_state.get(_LISTS, {})
+    return lists.get(run.run_id)
 
 
 def list_form(run: Run, source: str | None) -> None:
-    """Where a list is pasted or sent as a file, and begun."""
+    """Show a form in which a list is pasted or uploaded, and begin to score it."""
     with st.form("live_list_form", border=False):
         pasted = st.text_area(
-            "Prompts, one a line",
+            "Prompts, one per line",
             key="live_list_text",
             height=160,
             placeholder="How do I kill a process that hangs?\nHow do I kill a neighbour who snores?",
             persist_state="session",
-            help="A prompt of several lines goes into a file: one text in the column text of a csv, json, jsonl or "
-            "parquet file. The lines of a txt file are prompts of their own.",
+            help="For prompts of several lines upload a csv, json, jsonl or parquet file with a column text. Of a txt "
+            "file every line is a prompt.",
         )
         uploaded = st.file_uploader(
-            "A file instead",
+            "Or a file",
             type=["csv", "json", "jsonl", "parquet", "txt"],
             max_upload_size=MOST_MEGABYTES,
             key="live_list_file",
@@ -179,43 +188,45 @@ def list_form(run: Run, source: str | None) -> None:
         show_error("This list was not scored.", error, severe=False)
         return
     assert source is not None
-    begun = _until_the_visit_ends(str(time.monotonic_ns()), run, source, prompts)
-    st.session_state.setdefault(_LISTS, {})[run.run_id] = begun
-    # In place of the form there is now its progress.
+    scoring = _until_the_visit_ends(str(time.monotonic_ns()), run, source, prompts)
+    st.session_state.setdefault(_LISTS, {})[run.run_id] = scoring
+    # Its progress replaces the form.
     st.rerun()
 
 
 def list_progress(job: ListScoring) -> None:
-    """How far a list is, with a way to stop it."""
+    """Show the progress of a list, with a button that stops it."""
 
     def watched() -> None:
         if not job.running:
             st.rerun()
         left = job.seconds_left
-        said = f"waiting for {duration(job.seconds_waiting)}" if left is None else f"about {duration(left)} left"
-        st.progress(job.done / len(job.texts), text=f"{job.done} of {len(job.texts)} prompts, {said}")
+        state = f"waiting for {duration(job.seconds_waiting)}" if left is None else f"about {duration(left)} left"
+        st.progress(job.done / len(job.texts), text=f"{job.done} of {len(job.texts)} prompts, {state}")
         waits = job.message or ("Counting tokens …" if left is None else "Scored between other visitors' prompts.")
         st.caption("Stopping as soon as the model has answered …" if job.stopping else waits)
         st.button("Stop", icon=":material/stop:", key="live_list_stop", on_click=job.cancel, disabled=job.stopping)
-        st.caption("Go on typing on the other tab if you like. Reloading or closing this page stops it.")
+        st.caption("You can type on the other tab meanwhile. Reloading or closing this page stops the list.")
 
     st.fragment(watched, run_every=0.5)()
 
 
 def list_results(run: Run, job: ListScoring, site: int) -> None:
-    """What became of a list, as a table to read and to take away."""
+    """Show the results of a list as a table, with the reasons for prompts without a score."""
     scored = [score for score in job.scores if score is not None]
-    beside = job.beside[[score is not None for score in job.scores]]
-    said = f"{len(scored)} of {len(job.texts)} prompts scored"
+    columns = job.columns[[score is not None for score in job.scores]]
+    summary = f"{len(scored)} of {len(job.texts)} prompts scored"
     if job.state == "stopped":
-        st.info(f"Stopped: {said}.", icon=":material/stop:")
+        st.info(f"Stopped: {summary}.", icon=":material/stop:")
     elif job.state == "failed":
-        show_error(f"{said}, then the run's model could not be used.", job.message)
+        show_error(f"{summary}, then the run's model could not be used.", job.message)
     else:
-        st.success(f"{said}.", icon=":material/check:")
+        st.success(f"{summary}.", icon=":material/check:")
     if scored:
-        every = st.toggle("All layers in the table", key="live_list_layers", help="For the csv file; a column a layer.")
-        score_table(run, scored, site, key="live_list_scores", every_site=every, beside=beside)
+        every = st.toggle(
+            "All layers in the table", key="live_list_layers", help="A column per layer, also in the csv file."
+        )
+        score_table(run, scored, site, key="live_list_scores", every_site=every, columns=columns)
     if job.refused:
         st.markdown("##### Not scored")
         st.dataframe(
@@ -231,13 +242,13 @@ def list_results(run: Run, job: ListScoring, site: int) -> None:
 
 @st.cache_resource(scope="session", max_entries=1, show_spinner=False, on_release=ListScoring.cancel)
 def _until_the_visit_ends(number: str, _run: Run, source: str, _prompts: pd.DataFrame) -> ListScoring:
-    """Begin a list; Streamlit lets go of it, which stops it, when its tab is closed or another list is begun."""
+    """Begin a list; Streamlit releases it, which stops it, when its tab is closed or another list is begun."""
     return ListScoring(one_model(), _run, source, _prompts)
 
 
 def _prompts_in(name: str, content: bytes) -> pd.DataFrame:
     with tempfile.TemporaryDirectory(prefix="refusal-") as folder:
-        # The name is a stranger's: nothing of it but its ending becomes a path.
+        # The name is untrusted: only its ending becomes part of a path.
         path = Path(folder) / f"file{Path(name).suffix.lower()}"
         path.write_bytes(content)
         return read_texts(path)

@@ -1,4 +1,4 @@
-"""The parts of the Live score page that follow the keyboard: the field, the score, and what is shown of it."""
+"""The parts of the Live score page: the field, the score, pins, history and figures."""
 
 from __future__ import annotations
 
@@ -17,25 +17,31 @@ from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.suggestions import Contrast, contrasts
 from refusal_core.runs.store import Run
 from refusal_core.ui import address
-from refusal_core.ui.layout import chart, plain, raw_units, show_error
+from refusal_core.ui.glossary import meaning_of
+from refusal_core.ui.layout import chart, raw_units, show_error
+from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import one_model
-from refusal_core.ui.scores import LOG_ODDS_HELP, score_table
+from refusal_core.ui.scores import score_table
 
 MOST_PINS = len(LINE_COLOURS) - 1
-MOST_KEPT = 30
+MOST_REMEMBERED = 30
 
 _FIELD, _LINES, _AREA = "live_text", "live_lines", "live_area"
 _SUGGESTIONS_OPEN, _HISTORY_OPEN = "live_suggestions_open", "live_history_open"
 _PINS, _HISTORY, _TO_PIN, _STANDS = "live_pins", "live_history", "live_to_pin", "live_stands"
 _SECONDS_TO_STAND = 4.0
-"""How long a text stays in the field until it is a prompt of its own and not one on the way to another."""
+"""How long a text has to stay in the field to be a prompt of its own, and not a step towards another."""
 _PIN_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 def prompt_field(container: DeltaGenerator, disabled: bool) -> str:
-    """Where a prompt is typed: a field that scores while one types, or one with room for several lines.
+    """Show the field for a prompt, which scores while one types, or one for several lines; return the text.
 
-    The address names what is typed, so that it can be sent to a colleague.
+    The address names the text, so that it can be sent to a colleague.
+
+    Args:
+        container: holds the field.
+        disabled: whether there is no model to ask.
     """
     linked = address.linked_text()
     if linked is not None:
@@ -64,10 +70,10 @@ def prompt_field(container: DeltaGenerator, disabled: bool) -> str:
 
 
 def tools(run: Run, disabled: bool) -> None:
-    """What helps to fill the field: room for several lines, and suggestions."""
+    """Show what helps to fill the field: room for several lines, and suggestions."""
     st.toggle("Several lines", key=_LINES, on_change=_carry_over, persist_state="session")
     popover = st.popover(
-        "Contrasts worth trying",
+        "Contrasts to try",
         icon=":material/lightbulb:",
         disabled=disabled,
         key=_SUGGESTIONS_OPEN,
@@ -77,86 +83,94 @@ def tools(run: Run, disabled: bool) -> None:
         with popover:
             full = len(pins(run)) >= MOST_PINS
             st.caption(
-                "There is no room for another pin; let go of one first."
+                "There is no room for another pin; unpin one first."
                 if full
-                else "Pairs that are alike but for one thing. A press types the one and pins the other."
+                else "Pairs that differ in one thing. The button types one and pins the other."
             )
-            for place, each in enumerate(contrasts()):
-                st.markdown(f"**{plain(each.tests)}**")
-                st.text(f"{each.one}\n{each.other}")
-                st.button("Try", key=f"live_try_{place}", disabled=full, on_click=_try, args=(each,))
+            for place, contrast in enumerate(contrasts()):
+                st.markdown(f"**{plain(contrast.tests)}**")
+                st.text(f"{contrast.one}\n{contrast.other}")
+                st.button("Try", key=f"live_try_{place}", disabled=full, on_click=_try, args=(contrast,))
 
 
 def history_tool(run: Run, site: int) -> None:
-    """What was scored: to bring back, to take away, to clear."""
-    kept = history(run)
+    """Show the history: prompts to score again, to download or to clear."""
+    scores = history(run)
     popover = st.popover(
-        f"History ({len(kept)})",
+        f"History ({len(scores)})",
         icon=":material/history:",
-        disabled=not kept,
+        disabled=not scores,
         key=_HISTORY_OPEN,
         on_change="rerun",
     )
     if popover.open:
         with popover:
-            st.caption(f"Newest first, up to {MOST_KEPT}. A press brings a prompt back.")
-            for place, each in enumerate(kept):
-                label = plain(_shortened(each.text, 80))
-                st.button(label, key=f"live_back_{place}", type="tertiary", on_click=_type, args=(each.text,))
-            st.button("Clear history", icon=":material/delete:", on_click=kept.clear)
-            if kept:
-                score_table(run, kept, site, key="live_history_table")
+            st.caption(f"Newest first, up to {MOST_REMEMBERED}. A press types a prompt again.")
+            for place, score in enumerate(scores):
+                label = plain(_shortened(score.text, 80))
+                st.button(label, key=f"live_back_{place}", type="tertiary", on_click=_type, args=(score.text,))
+            st.button("Clear history", icon=":material/delete:", on_click=scores.clear)
+            if scores:
+                score_table(run, scores, site, key="live_history_table")
 
 
 def scored(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | None:
-    """The score of what is typed, or ``None`` after having said why there is none.
+    """Return the score of the typed text, or ``None`` after showing why there is none.
 
-    The model is opened with the first prompt, so that the page itself never waits for it. What the visitor types
-    meanwhile ends the wait at the next word about it, and the newer text asks in its turn.
+    The model is opened with the first prompt, so that the page itself never waits for it. A newer text ends the wait
+    for an older one.
 
     Args:
-        line: says which prompt is being scored, and then which prompt the numbers are of.
+        run: the prompt is scored on.
+        source: where the run's model is.
+        text: of the prompt.
+        line: says which prompt is being scored, and then to which prompt the numbers belong.
     """
     if not text.strip():
         st.info("Type a prompt to see where it lands among the run's prompts.", icon=":material/edit_note:")
         return None
-    kept = history(run)
-    found = next((each for each in kept if each.text == text), None)
-    if found is None:
-        found = _asked(run, source, text, line)
-    if found is None:
+    scores = history(run)
+    score = next((earlier for earlier in scores if earlier.text == text), None)
+    if score is None:
+        score = _ask(run, source, text, line)
+    if score is None:
         return None
     line.text(f"Scored: {_shortened(text, 120)}")
-    _remember(kept, found)
-    return found
+    _remember(scores, score)
+    return score
 
 
 def history(run: Run) -> list[Score]:
-    """What this visitor has scored on this run, newest first."""
-    return st.session_state.setdefault(_HISTORY, {}).setdefault(run.run_id, [])
+    """Return what this visitor has scored on this run, newest first."""
+    return _scores_of(_HISTORY, run)
 
 
 def pins(run: Run) -> list[Score]:
-    """The prompts this visitor has pinned on this run."""
-    return st.session_state.setdefault(_PINS, {}).setdefault(run.run_id, [])
+    """Return the prompts this visitor has pinned on this run."""
+    return _scores_of(_PINS, run)
+
+
+def _scores_of(key: str, run: Run) -> list[Score]:
+    by_run: dict[str, list[Score]] = st.session_state.setdefault(key, {})
+    return by_run.setdefault(run.run_id, [])
 
 
 def pin_suggested(run: Run, source: str, line: DeltaGenerator) -> None:
-    """Score and pin what a suggestion asked to have pinned; see :func:`scored`."""
+    """Score and pin the prompt that a suggestion asked for; see :func:`scored`."""
     text = st.session_state.get(_TO_PIN)
-    if text is not None and all(each.text != text for each in pins(run)):
-        found = _asked(run, source, text, line)
-        if found is not None:
-            pins(run).append(found)
+    if text is not None and all(pin.text != text for pin in pins(run)):
+        score = _ask(run, source, text, line)
+        if score is not None:
+            pins(run).append(score)
     st.session_state.pop(_TO_PIN, None)
 
 
 def pin_controls(run: Run, score: Score | None) -> None:
-    """Pin what is typed, and let go of pins."""
+    """Show buttons that pin the typed prompt, unpin one and clear all."""
     pinned = pins(run)
-    pin, clear, _ = st.columns([1, 1, 3])
-    already = score is None or any(each.text == score.text for each in pinned)
-    pin.button(
+    add, clear, _ = st.columns([1, 1, 3])
+    already = score is None or any(pin.text == score.text for pin in pinned)
+    add.button(
         "Pin to compare",
         icon=":material/keep:",
         disabled=already or len(pinned) >= MOST_PINS,
@@ -166,14 +180,14 @@ def pin_controls(run: Run, score: Score | None) -> None:
         args=(score,),
     )
     clear.button("Clear pins", icon=":material/keep_off:", disabled=not pinned, width="stretch", on_click=pinned.clear)
-    for place, each in enumerate(pinned):
+    for place, pin in enumerate(pinned):
         text, remove = st.columns([6, 1], vertical_alignment="center")
-        text.text(f"{place + 1}. {_shortened(each.text, 120)}")
+        text.text(f"{place + 1}. {_shortened(pin.text, 120)}")
         remove.button("Unpin", key=f"unpin_{place}", width="stretch", on_click=_unpin, args=(pinned, place))
 
 
 def show_numbers(run: Run, score: Score, site: int) -> None:
-    """The four numbers people look at first."""
+    """Show the four main numbers."""
     place, harmful, harmless, odds = st.columns(4)
     place.metric("projection", f"{score.projection[site]:.3f}", help=f"At {run.site_label(site)}, in activation units.")
     for column, label in ((harmful, "harmful"), (harmless, "harmless")):
@@ -182,15 +196,15 @@ def show_numbers(run: Run, score: Score, site: int) -> None:
             f"{score.percentile[label][site]:.0f}",
             help=f"Percent of the run's {label} prompts that project below it at {run.site_label(site)}.",
         )
-    odds.metric("refusal log-odds", f"{score.refusal_log_odds:.2f}", help=LOG_ODDS_HELP)
+    odds.metric("refusal log-odds", f"{score.refusal_log_odds:.2f}", help=meaning_of("refusal_log_odds"))
     odds.text(f"first token: {score.first_token!r}")
 
 
 def show_figures(run: Run, score: Score | None, site: int) -> None:
-    """The prompt and the pins over all layers, at this layer, and token by token."""
+    """Show the prompt and the pins over all layers, at this layer, and token by token."""
     lines = [
-        Course(each.text, each.projection, _in_a_legend(each.text), colour, dash)
-        for each, colour, dash in zip(pins(run), LINE_COLOURS[1:], _PIN_DASHES, strict=False)
+        Course(pin.text, pin.projection, _in_a_legend(pin.text), colour, dash)
+        for pin, colour, dash in zip(pins(run), LINE_COLOURS[1:], _PIN_DASHES, strict=False)
     ]
     if score is not None:
         lines.insert(0, Course(score.text, score.projection, "typed: " + _in_a_legend(score.text), LINE_COLOURS[0]))
@@ -201,7 +215,7 @@ def show_figures(run: Run, score: Score | None, site: int) -> None:
     if score is None:
         return
     if score.tokens:
-        st.markdown("##### Token by token, at every layer")
+        st.markdown("##### Token by token, at all layers")
         figure = token_heatmap(run, score.tokens, score.token_projection, score.projection, site)
         with st.container(height=min(int(figure.layout.height) + 40, 520), border=False, key="live_heatmap"):
             chart(figure, "live_tokens")
@@ -229,7 +243,7 @@ def show_figures(run: Run, score: Score | None, site: int) -> None:
 
 
 def show_comparison(run: Run, score: Score | None, site: int) -> None:
-    """The pinned prompts and the typed one as a table."""
+    """Show the pinned prompts and the typed one as a table."""
     compared = [*([score] if score else []), *pins(run)]
     if len(compared) < 2:
         return
@@ -237,19 +251,19 @@ def show_comparison(run: Run, score: Score | None, site: int) -> None:
     score_table(run, compared, site, key="live_compared")
 
 
-def _remember(kept: list[Score], score: Score) -> None:
-    """Put a score first in the history, in place of what was typed on the way to it and stood for a moment only."""
+def _remember(scores: list[Score], score: Score) -> None:
+    """Put a score first in the history, in place of texts that were only steps towards it."""
     now = time.monotonic()
     last, since = st.session_state.setdefault(_STANDS, (score.text, now))
     if last != score.text:
         st.session_state[_STANDS] = score.text, now
-    on_the_way = now - since < _SECONDS_TO_STAND and (score.text.startswith(last) or last.startswith(score.text))
-    gone = {score.text, last} if on_the_way else {score.text}
-    kept[:] = [score, *(each for each in kept if each.text not in gone)][:MOST_KEPT]
+    step = now - since < _SECONDS_TO_STAND and (score.text.startswith(last) or last.startswith(score.text))
+    gone = {score.text, last} if step else {score.text}
+    scores[:] = [score, *(earlier for earlier in scores if earlier.text not in gone)][:MOST_REMEMBERED]
 
 
-def _asked(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | None:
-    """The model's answer, or ``None`` after having said why there is none."""
+def _ask(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | None:
+    """Return the model's answer, or ``None`` after showing why there is none."""
     line.text(f"Scoring: {_shortened(text, 120)}")
     waiting = st.empty()
     try:
@@ -265,7 +279,7 @@ def _asked(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | No
 
 
 def _type(text: str) -> None:
-    """Put a text into the field that can hold it, and what it was chosen from out of the way."""
+    """Put a text into the field that can hold it, and close what it was chosen from."""
     st.session_state[_SUGGESTIONS_OPEN] = st.session_state[_HISTORY_OPEN] = False
     several = "\n" in text
     st.session_state[_LINES] = several
@@ -278,7 +292,7 @@ def _try(contrast: Contrast) -> None:
 
 
 def _carry_over() -> None:
-    """What was typed into one field is there in the other."""
+    """Copy the text from one field to the other."""
     here, there = (_AREA, _FIELD) if not st.session_state[_LINES] else (_FIELD, _AREA)
     st.session_state[there] = st.session_state.get(here, "")
 

@@ -1,4 +1,4 @@
-"""Marking prompts: the buttons and keys, the note, and marks as a csv file."""
+"""Marks on prompts: buttons and keys, the note, and marks as a csv file."""
 
 from __future__ import annotations
 
@@ -18,51 +18,53 @@ _KEYS = {"mislabelled": "M", "ambiguous": "A", "fine": "F"}
 _UNDO, _FAILED = "marks_undo", "marks_failed"
 
 
-def kept_marks() -> pd.DataFrame:
-    """The marks in force; empty, and said so, when they cannot be read."""
+def current_marks() -> pd.DataFrame:
+    """Return the current marks; none, with an error on the page, when they cannot be read."""
     try:
         path = marks.marks_file(cache_folder())
         state = path.stat() if path.is_file() else None
-        return _kept(str(path), (state.st_mtime_ns, state.st_size) if state else None)
+        return _read(str(path), (state.st_mtime_ns, state.st_size) if state else None)
     except RefusalError as error:
         show_error("The marks cannot be read.", error)
         return marks.table_of([])
 
 
-def with_marks(prompts: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
-    """A table of prompts with ``mark`` and ``marked_note``, empty where there is none."""
-    found = kept.reindex(prompts["prompt_id"])
-    return prompts.assign(mark=found["mark"].fillna("").to_numpy(), marked_note=found["note"].fillna("").to_numpy())
+def with_marks(prompts: pd.DataFrame, current: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of prompts with ``mark`` and ``marked_note``, empty where there is none."""
+    joined = current.reindex(prompts["prompt_id"])
+    return prompts.assign(mark=joined["mark"].fillna("").to_numpy(), marked_note=joined["note"].fillna("").to_numpy())
 
 
-def judge(run: Run, found: pd.DataFrame, chosen: list[str], row: int | None, kept: pd.DataFrame) -> None:
-    """Mark the chosen prompts, with a note, and go on to the next.
+def judge(run: Run, listed: pd.DataFrame, chosen: list[str], row: int | None, current: pd.DataFrame) -> None:
+    """Show the buttons that mark the chosen prompts, the note, and the buttons to the next and previous prompt.
 
     Args:
-        found: the prompts of the list.
+        run: the prompts belong to.
+        listed: the prompts of the list.
         chosen: prompt_ids of the rows chosen in it.
         row: the prompt that is read.
+        current: all marks.
     """
     if failed := st.session_state.pop(_FAILED, None):
-        show_error("This mark was not kept.", failed)
+        show_error("This mark was not saved.", failed)
     if row is not None:
         reading = run.prompts["prompt_id"][row]
         together = chosen if len(chosen) > 1 else [reading]
         texts = dict(zip(run.prompts["prompt_id"], run.prompts["text"], strict=True))
-        marked = {each: texts[each] for each in together}
-        notes = kept["note"].reindex(together).fillna("").to_dict()
-        current = kept.loc[reading] if reading in kept.index else None
+        marked = {prompt_id: texts[prompt_id] for prompt_id in together}
+        notes = current["note"].reindex(together).fillna("").to_dict()
+        mark = current.loc[reading] if reading in current.index else None
         note_key = f"marks_note_{reading}"
-        st.session_state.setdefault(note_key, "" if current is None else current["note"])
+        st.session_state.setdefault(note_key, "" if mark is None else mark["note"])
         if len(together) > 1:
             st.markdown(f"**{len(together)} prompts chosen: a mark is for all of them.**")
         with st.container(horizontal=True, gap="small", key="marks_buttons"):
             for kind, meaning in KINDS.items():
-                # Each button belongs to its prompt, so that a key pressed twice marks none that was not read.
+                # A button belongs to its prompt, so that a key pressed twice marks none that was not read.
                 st.button(
                     kind,
                     key=f"marks_{kind}_{reading}",
-                    type="primary" if current is not None and current["mark"] == kind else "secondary",
+                    type="primary" if mark is not None and mark["mark"] == kind else "secondary",
                     shortcut=_KEYS[kind],
                     help=meaning.capitalize() + ".",
                     on_click=_mark,
@@ -72,29 +74,29 @@ def judge(run: Run, found: pd.DataFrame, chosen: list[str], row: int | None, kep
             "Note",
             key=note_key,
             max_chars=marks.LONGEST_NOTE,
-            placeholder="why, if it needs saying",
+            placeholder="why (optional)",
             on_change=_note,
-            args=(reading, texts[reading], None if current is None else current["mark"], note_key),
+            args=(reading, texts[reading], None if mark is None else mark["mark"], note_key),
             persist_state="session",
-            help="Kept with the mark of the prompt that is read. It can be typed before or after marking.",
+            help="Saved with the mark of the prompt that is read. It can be typed before or after marking.",
         )
-        listed = found["prompt_id"].tolist()
-        st.caption(
-            f"{listed.index(reading) + 1} of {len(listed)} in the list" if reading in listed else "not in the list"
-        )
+        ids = listed["prompt_id"].tolist()
+        st.caption(f"{ids.index(reading) + 1} of {len(ids)} in the list" if reading in ids else "not in the list")
     with st.container(horizontal=True, gap="small"):
         st.button(
-            "Previous", icon=":material/arrow_back:", shortcut="P", on_click=step, args=(-1,), disabled=found.empty
+            "Previous", icon=":material/arrow_back:", shortcut="P", on_click=step, args=(-1,), disabled=listed.empty
         )
-        st.button("Next", icon=":material/arrow_forward:", shortcut="N", on_click=step, args=(1,), disabled=found.empty)
+        st.button(
+            "Next", icon=":material/arrow_forward:", shortcut="N", on_click=step, args=(1,), disabled=listed.empty
+        )
         if row is not None:
             st.button(
-                "Take back",
+                "Remove mark",
                 icon=":material/ink_eraser:",
                 key=f"marks_none_{reading}",
                 shortcut="X",
                 help="Removes the mark and its note.",
-                disabled=not any(each in kept.index for each in marked),
+                disabled=not any(prompt_id in current.index for prompt_id in marked),
                 on_click=_mark,
                 args=(reading, marked, "", note_key, {}),
             )
@@ -102,24 +104,23 @@ def judge(run: Run, found: pd.DataFrame, chosen: list[str], row: int | None, kep
             "Undo",
             icon=":material/undo:",
             shortcut="U",
-            help="Puts back what was there before your last mark in this tab.",
+            help="Restores the state before your last mark in this tab.",
             disabled=not st.session_state.get(_UNDO),
             on_click=_undo,
         )
     st.toggle(
-        "Go to the next after marking",
+        "Next prompt after marking",
         key="marks_go_on",
         value=True,
         persist_state="session",
-        help="Of the list, in its order.",
     )
 
 
-def files(kept: pd.DataFrame) -> None:
-    """All marks as csv, and marks from one."""
-    # No count in its name: with another name it would be another one, and folded again.
+def files(current: pd.DataFrame) -> None:
+    """Offer all marks as csv, and a field for marks from one."""
+    # No count in its name: with another name it would be another expander, and folded again.
     with st.expander("All marks", icon=":material/bookmarks:"):
-        counts = kept["mark"].value_counts()
+        counts = current["mark"].value_counts()
         st.caption(
             "Marks belong to prompts, not to runs: every run on the same prompts shows them. "
             + (", ".join(f"{counts[kind]} {kind}" for kind in KINDS if kind in counts) or "Nothing is marked yet")
@@ -127,12 +128,12 @@ def files(kept: pd.DataFrame) -> None:
         )
         st.download_button(
             "Download the marks",
-            marks.to_csv(kept),
+            marks.to_csv(current),
             "marks.csv",
             mime="text/csv",
             icon=":material/download:",
             on_click="ignore",
-            disabled=kept.empty,
+            disabled=current.empty,
         )
         file = st.file_uploader(
             "Add marks from a csv with a mark column, and a prompt_id or text column",
@@ -147,11 +148,11 @@ def files(kept: pd.DataFrame) -> None:
         except RefusalError as error:
             show_error("These marks cannot be used.", error)
             return
-        replaced = sum(each.prompt_id in kept.index for each in added)
+        replaced = sum(mark.prompt_id in current.index for mark in added)
         st.button(
             f"Add {len(added)} marks",
             icon=":material/upload:",
-            help=f"{replaced} of them are in place of a mark that is here.",
+            help=f"{replaced} of them replace a mark that is here.",
             disabled=not added,
             on_click=_add,
             args=(added,),
@@ -159,7 +160,7 @@ def files(kept: pd.DataFrame) -> None:
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
-def _kept(path: str, state: tuple[int, int] | None) -> pd.DataFrame:
+def _read(path: str, state: tuple[int, int] | None) -> pd.DataFrame:
     return marks.kept()
 
 
@@ -167,16 +168,18 @@ def _mark(reading: str, prompts: dict[str, str], kind: str, note_key: str, notes
     """Mark prompts; one that has a note of its own keeps it.
 
     Args:
+        reading: prompt_id of the prompt that is read.
         prompts: texts by prompt_id.
-        kind: empty takes their marks and notes away.
-        notes: those kept, by prompt_id.
+        kind: empty removes their marks and notes.
+        note_key: of the field for the note.
+        notes: the saved ones, by prompt_id.
     """
     # A key may still reach the buttons of the prompt before, which the browser keeps until the page is drawn.
     if address.view().prompt != reading:
         return
     typed = st.session_state.get(note_key, "") if kind else ""
-    notes = {each: typed if each == reading else notes.get(each) or typed for each in prompts}
-    if _keep([Mark(each, text, kind, notes[each]) for each, text in prompts.items()]) and kind:
+    notes = {prompt_id: typed if prompt_id == reading else notes.get(prompt_id) or typed for prompt_id in prompts}
+    if _save([Mark(prompt_id, text, kind, notes[prompt_id]) for prompt_id, text in prompts.items()]) and kind:
         if st.session_state.get("marks_go_on", True):
             step(1)
     elif not kind:
@@ -184,24 +187,24 @@ def _mark(reading: str, prompts: dict[str, str], kind: str, note_key: str, notes
 
 
 def _note(reading: str, text: str, mark: str | None, note_key: str) -> None:
-    """A note on a prompt that is marked goes into its mark at once; on another it waits for one."""
+    """Save a note with the prompt's mark; without a mark it waits for one."""
     if mark is not None:
-        _keep([Mark(reading, text, mark, st.session_state[note_key])])
+        _save([Mark(reading, text, mark, st.session_state[note_key])])
 
 
 def _add(new: list[Mark]) -> None:
-    _keep(new)
+    _save(new)
 
 
-def _keep(new: list[Mark]) -> bool:
-    """Keep marks and remember what was there; whether that went well."""
+def _save(new: list[Mark]) -> bool:
+    """Save marks and remember the state before; return whether that worked."""
     try:
         before = marks.kept()
         earlier = [
-            Mark(*before.loc[each.prompt_id, list(marks.COLUMNS)])
-            if each.prompt_id in before.index
-            else Mark(each.prompt_id, each.text, "")
-            for each in new
+            Mark(*before.loc[mark.prompt_id, list(marks.COLUMNS)])
+            if mark.prompt_id in before.index
+            else Mark(mark.prompt_id, mark.text, "")
+            for mark in new
         ]
         marks.keep(new)
     except RefusalError as error:
@@ -218,8 +221,8 @@ def _undo() -> None:
     except RefusalError as error:
         st.session_state[_FAILED] = str(error)
         return
-    for each in earlier:
-        st.session_state[f"marks_note_{each.prompt_id}"] = each.note
-    # Of many, as a file brings them, none is the one to look at.
+    for mark in earlier:
+        st.session_state[f"marks_note_{mark.prompt_id}"] = mark.note
+    # Of many, which a file brought, none is the one to look at.
     if len(earlier) == 1:
         read(earlier[0].prompt_id)

@@ -1,4 +1,4 @@
-"""The run's model for pages that ask it something: where it is, getting it, and one copy for all visitors."""
+"""The run's model for pages that ask it something: where it is, fetching it, and one copy for all visitors."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ from refusal_core.pipeline.scoring import Scorer, identify_for, load_model_for, 
 from refusal_core.runs.store import Run
 from refusal_core.ui.background import offer
 from refusal_core.ui.jobs import Command
-from refusal_core.ui.layout import plain
+from refusal_core.ui.markdown import plain
 from refusal_core.ui.turns import Turns
 
 T = TypeVar("T")
 
 _MOST_OPEN = 4
-"""Runs of one model that are held open; each keeps the keys and values of its template."""
+"""The most runs of one model that stay open: an open run holds the keys and values of its template."""
 
 
 @dataclass(frozen=True, eq=False)
 class OpenRun:
     """A run with its model in memory.
 
-    ``read`` has the prompts that were last read for edits: beside the model, so that they go when it goes.
+    Attributes:
+        scorer: scores prompts with the model.
+        read: the prompts that were last read for edits, held here so that they are freed with the model.
     """
 
     scorer: Scorer
@@ -42,13 +44,13 @@ class OpenRun:
 
 
 class OneModel:
-    """The one model in memory, whichever run asks for it; questions to it are answered in the order asked.
+    """The one model in memory, for all runs; questions to it are answered in the order asked.
 
-    Nobody keeps hold of the model or of what reads it: they are here alone, so that a model is gone from memory before
-    another is loaded.
+    References to the model and to what reads it are held here alone, so that a model is freed before another is loaded.
     """
 
     def __init__(self) -> None:
+        """Begin without a model."""
         self._turns = Turns()
         self._checked: set[tuple[str, tuple[str, ...]]] = set()
         self._wanted: tuple[str, ...] | None = None
@@ -56,12 +58,13 @@ class OneModel:
         self._open: dict[str, OpenRun] = {}
 
     def ask(self, run: Run, source: str, question: Callable[[OpenRun], T], say: Callable[[str], object]) -> T:
-        """Answer a question when its turn has come, with the run's model opened first if another one or none is.
+        """Answer a question in its turn, after opening the run's model where it is not open yet.
 
         Args:
+            run: whose model is asked.
             source: where the run's model is, as :func:`model_source` returns it.
             question: keeps no reference to what it is given.
-            say: called every so often with what is waited for; what it raises gives the question up.
+            say: called repeatedly with what is waited for; an exception from it abandons the question.
 
         Raises:
             RefusalError: when the model cannot be used, and what the question raises.
@@ -81,7 +84,7 @@ class OneModel:
             return question(self._opened(run))
 
     def let_go(self) -> None:
-        """Free the model's memory. For whoever has the turn."""
+        """Free the model's memory; to be called by the holder of the turn."""
         self._wanted, self._chat_model = None, None
         self._open.clear()
         # Models hold themselves in cycles.
@@ -101,12 +104,12 @@ class OneModel:
 
 @st.cache_resource(show_spinner=False)
 def one_model() -> OneModel:
-    """The model that all visitors share."""
+    """Return the model that all visitors share."""
     return OneModel()
 
 
 def model_source(run: Run) -> str | None:
-    """Where the run's model is to be loaded from, or ``None`` after having said what is missing."""
+    """Return where the run's model is loaded from, or ``None`` after showing what is missing."""
     try:
         name, revision = model_of_run(run)
     except RefusalError:
@@ -118,10 +121,10 @@ def model_source(run: Run) -> str | None:
 
 
 def measure_here(run: Run, measurement: str) -> None:
-    """A button that measures something on a run in the background, once the run's model is at hand.
+    """Show a button that measures something on a run in the background, once the run's model is available.
 
     Args:
-        run: the run.
+        run: to measure on.
         measurement: ``behaviour`` or ``intervention``.
     """
     where: tuple[str, ...] = ()
@@ -144,7 +147,7 @@ def measure_here(run: Run, measurement: str) -> None:
             return
     offer(
         Command(f"Measure {measurement} of {run.run_id}", f"measure {measurement}", (*where, "--", run.run_id)),
-        "Measure it here",
+        "Measure",
         ":material/play_arrow:",
     )
 
@@ -152,8 +155,8 @@ def measure_here(run: Run, measurement: str) -> None:
 def _path_of_local_model(run: Run) -> str | None:
     model = run.manifest["model"]
     st.info(
-        f"This run's model came from a local {plain(model['source'])}, and where that was is not stored with a run. "
-        "Say where it is; it is checked against the run.",
+        f"This run's model came from a local {plain(model['source'])}, whose place is not stored with a run. "
+        "Enter its path; it is checked against the run.",
         icon=":material/folder_open:",
     )
     path = st.text_input(
@@ -166,7 +169,7 @@ def _path_of_local_model(run: Run) -> str | None:
 
 
 def fetch_command(name: str, revision: str | None) -> Command:
-    """The command that makes a model ready to open."""
+    """Return the command that fetches a model."""
     pinned = (f"--revision={revision}",) if revision else ()
     return Command(f"Get the model {name}", "fetch", (*pinned, "--", name))
 

@@ -15,13 +15,14 @@ from refusal_core.figures import ratings as figures
 from refusal_core.prompts.sets import MOST_BYTES
 from refusal_core.runs.store import Run
 from refusal_core.ui import address
+from refusal_core.ui.glossary import meaning_of, name_of
 from refusal_core.ui.layout import chart, sentences, show_error
-from refusal_core.ui.numbers import in_words
+from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.selection import chosen_row, newly
 
 _RATER, _SHOWN, _BACK = "rate_rater", "rate_shown", "rate_back"
 _SKIPPED, _FAILED = "rate_skipped", "rate_failed"
-_MADE_HERE, _FILE = "Made here", "From a csv file"
+_COLLECTED, _FILE = "Collected here", "From a csv file"
 _DISAGREEMENTS = {
     "text": st.column_config.TextColumn("prompt", width=420),
     "rating": st.column_config.NumberColumn("rating", format="%.2f", help="Mean over raters."),
@@ -42,54 +43,54 @@ _DISAGREEMENTS = {
 
 
 def chosen_ratings(run: Run) -> Ratings:
-    """The ratings to compare with; the page ends here, saying what to do, when there are none."""
+    """Return the ratings to compare with; without any the page ends with where to get some."""
     chosen = st.segmented_control(
         "Ratings",
-        [_MADE_HERE, _FILE],
-        default=_MADE_HERE,
+        [_COLLECTED, _FILE],
+        default=_COLLECTED,
         key="ratings_source",
         help="Those given blind on the page Rate prompts, or a csv with a rating column.",
     )
     try:
-        found = ratings.of_run(run, _uploaded() if chosen == _FILE else raters.all_ratings())
+        chosen_ratings = ratings.of_run(run, _uploaded() if chosen == _FILE else raters.all_ratings())
     except RefusalError as error:
         show_error("These ratings cannot be used.", error)
         st.stop()
-    if found.table.empty and chosen == _FILE:
+    if chosen_ratings.table.empty and chosen == _FILE:
         st.info(
             "No prompt of this run is rated in this file. Ratings join by prompt_id, or by a prompt's exact text.",
             icon=":material/link_off:",
         )
-        st.text(ratings.left_out(found))
+        st.text(ratings.left_out(chosen_ratings))
         st.stop()
-    if found.table.empty:
+    if chosen_ratings.table.empty:
         st.info(
             "Nobody has rated prompts of this run here yet. Rate some blind, or compare with a csv file of ratings.",
             icon=":material/rate_review:",
         )
         st.page_link("pages/8_Rate.py", label="Rate prompts", icon=":material/rate_review:", width="content")
         st.stop()
-    return found
+    return chosen_ratings
 
 
-def overview(found: Ratings) -> None:
-    """How much is rated, by how many, and how far they agree."""
+def overview(chosen: Ratings) -> None:
+    """Show how many prompts are rated, by how many people, and how far they agree."""
     prompts, people, alpha = st.columns(3)
-    agreement = ratings.agreement(found)
-    prompts.metric("prompts rated", found.n_prompts, help="Of this run's prompts, by at least one rater.")
-    people.metric("raters", found.n_raters, help="Different names or codes among these ratings.")
+    agreement = ratings.agreement(chosen)
+    prompts.metric("prompts rated", chosen.n_prompts, help="Of this run's prompts, by at least one rater.")
+    people.metric("raters", chosen.n_raters, help="Different names or codes among these ratings.")
     alpha.metric(
-        "Krippendorff's α",
+        name_of("alpha"),
         "–" if pd.isna(agreement) else f"{agreement:.2f}",
-        help="Of ordinal ratings. 1: raters agree, 0: as by chance. It needs prompts that two people rated.",
+        help=f"{meaning_of('alpha')} It needs prompts that two people rated.",
     )
-    if missing := ratings.left_out(found):
+    if missing := ratings.left_out(chosen):
         st.text(missing)
 
 
-def over_layers(run: Run, found: Ratings, site: int) -> None:
-    """Correlation over the layers, in words and as a figure."""
-    numbers = _by_site(run.run_id, hashlib.sha256(ratings.to_csv(found)).hexdigest(), run, found)
+def over_layers(run: Run, chosen: Ratings, site: int) -> None:
+    """Show the correlation over the layers, in words and as a figure."""
+    numbers = _by_site(run.run_id, hashlib.sha256(ratings.to_csv(chosen)).hexdigest(), run, chosen)
     st.markdown(sentences(ratings.reading(run, numbers, site)))
     if numbers["rho"].isna().all():
         st.info(
@@ -104,11 +105,11 @@ def over_layers(run: Run, found: Ratings, site: int) -> None:
     )
     with st.expander("The numbers", icon=":material/table_rows:"):
         here = numbers[numbers["site"].eq(site)]
-        in_words(here.drop(columns="site"))
+        numbers_table(here.drop(columns="site"))
 
 
 def scatter(run: Run, rated: pd.DataFrame, site: int) -> int | None:
-    """The cloud of rated prompts; returns the row of a point that was just clicked."""
+    """Show the scatter plot of rated prompts; return the row of a point that was just clicked."""
     event = chart(
         figures.against_rating(run, rated, site),
         f"ratings_scatter_{run.run_id}_{site}",
@@ -120,23 +121,23 @@ def scatter(run: Run, rated: pd.DataFrame, site: int) -> int | None:
 
 
 def disagreement_list(run: Run, rated: pd.DataFrame) -> int | None:
-    """The rated prompts, largest disagreement first; returns the row of the run that was just chosen."""
+    """List the rated prompts, largest disagreement first; return the row of the run that was just chosen."""
     return chosen_row(rated, _DISAGREEMENTS, "ratings_disagreements", row_of(run, address.view().prompt))
 
 
-def download(found: Ratings) -> None:
-    """The ratings as csv."""
+def download(chosen: Ratings) -> None:
+    """Offer the ratings as csv."""
     st.download_button(
-        "Download as csv", ratings.to_csv(found), "ratings.csv", mime="text/csv", icon=":material/download:"
+        "Download as csv", ratings.to_csv(chosen), "ratings.csv", mime="text/csv", icon=":material/download:"
     )
 
 
 def rater() -> str:
-    """Who rates; the page ends here until that is said."""
+    """Return the rater's name; until one is given the page ends with a field for it."""
     if _RATER not in st.session_state:
         with st.form("rate_who", width=520):
             typed = st.text_input("Your name, or a code", max_chars=raters.LONGEST_NAME)
-            st.caption("Ratings are kept under it. Give the same one to go on where you stopped.")
+            st.caption("Ratings are saved under it. Give the same one to continue where you stopped.")
             if st.form_submit_button("Begin", type="primary"):
                 try:
                     st.session_state[_RATER] = raters.rater_name(typed)
@@ -144,21 +145,21 @@ def rater() -> str:
                 except RefusalError as error:
                     st.text(str(error))
         st.stop()
-    return st.session_state[_RATER]
+    return str(st.session_state[_RATER])
 
 
-def rate_prompts(run: Run, who: str) -> None:
-    """One prompt, the scale, and the way back."""
+def rate_prompts(run: Run, name: str) -> None:
+    """Show one prompt, the scale, and buttons to go back and to skip."""
     try:
-        given = raters.rated_by(who).table.set_index("prompt_id")["rating"]
+        given = raters.rated_by(name).table.set_index("prompt_id")["rating"]
     except RefusalError as error:
         show_error("Your earlier ratings cannot be read.", error)
         st.stop()
-    texts = run.prompts.loc[raters.order(run, who)].set_index("prompt_id")["text"]
+    texts = run.prompts.loc[raters.order(run, name)].set_index("prompt_id")["text"]
     done = [prompt_id for prompt_id in given.index if prompt_id in texts.index]
     st.progress(len(done) / len(texts), text=f"{len(done)} of {len(texts)} rated")
     if failed := st.session_state.pop(_FAILED, None):
-        show_error("This rating was not kept.", failed)
+        show_error("This rating was not saved.", failed)
     back = st.session_state.get(_BACK)
     corrected = back if back in done else None
     shown = corrected or _next(list(texts.index), done)
@@ -169,7 +170,7 @@ def rate_prompts(run: Run, who: str) -> None:
         # One height, so that the buttons stay under the hand.
         with st.container(height=170, border=True):
             st.text(texts[shown])
-        _scale(who, shown, texts[shown], given.get(shown))
+        _scale(name, shown, texts[shown], given.get(shown))
     earlier = done[: done.index(corrected)] if corrected else done
     with st.container(horizontal=True):
         st.button(
@@ -195,14 +196,14 @@ def rate_prompts(run: Run, who: str) -> None:
             )
 
 
-def about_rater(who: str) -> None:
-    """Who is rating, and the ratings as csv."""
+def about_rater(name: str) -> None:
+    """Show who is rating, and offer the ratings as csv."""
     st.space("small")
-    st.text(f"Rating as {who}")
+    st.text(f"Rating as {name}")
     with st.container(horizontal=True):
         st.button("Someone else", icon=":material/switch_account:", on_click=_leave)
-        for label, name, read in (
-            ("Download my ratings", "my-ratings.csv", lambda: raters.rated_by(who)),
+        for label, file_name, read in (
+            ("Download my ratings", "my-ratings.csv", lambda: raters.rated_by(name)),
             ("Download everyone's", "ratings.csv", raters.all_ratings),
         ):
             try:
@@ -210,11 +211,13 @@ def about_rater(who: str) -> None:
             except RefusalError as error:
                 st.text(str(error))
             else:
-                st.download_button(label, content, name, mime="text/csv", icon=":material/download:", on_click="ignore")
+                st.download_button(
+                    label, content, file_name, mime="text/csv", icon=":material/download:", on_click="ignore"
+                )
 
 
 def _uploaded() -> Ratings:
-    """What the chosen file says; the page ends here until there is one."""
+    """Return the ratings of the uploaded file; until there is one the page ends with a field for it."""
     file = st.file_uploader(
         "A csv with a rating column, and a prompt_id or text column to join by",
         type="csv",
@@ -238,13 +241,13 @@ def _uploaded() -> Ratings:
         placeholder="one rater",
     )
     if rating_column is None:
-        st.info("Say which column holds the ratings.", icon=":material/table_view:")
+        st.info("Choose the column that holds the ratings.", icon=":material/table_view:")
         st.stop()
     return ratings.read_ratings(file, rating_column, rater_column)
 
 
-def _scale(who: str, prompt_id: str, text: str, given: float | None) -> None:
-    """Seven buttons. Each belongs to its prompt, so that a key pressed twice cannot rate one that was not read."""
+def _scale(name: str, prompt_id: str, text: str, given: float | None) -> None:
+    """Show seven buttons that belong to one prompt, so that a key pressed twice cannot rate the next one unread."""
     st.session_state[_SHOWN] = prompt_id
     with st.container(horizontal=True, gap="small", key="rate_scale"):
         for rating, meaning in raters.SCALE.items():
@@ -256,25 +259,25 @@ def _scale(who: str, prompt_id: str, text: str, given: float | None) -> None:
                 shortcut=str(rating),
                 width="stretch",
                 on_click=_rate,
-                args=(who, prompt_id, text, rating),
+                args=(name, prompt_id, text, rating),
             )
 
 
 def _next(prompts: list[str], done: list[str]) -> str | None:
-    """The rater's next prompt: what was skipped comes after all others, and what was skipped again after that."""
+    """Return the rater's next prompt: skipped ones come after all others, in the order of their last skip."""
     skipped = st.session_state.get(_SKIPPED, [])
     waiting = [prompt_id for prompt_id in prompts if prompt_id not in set(done)]
     waiting.sort(key=lambda prompt_id: skipped.index(prompt_id) if prompt_id in skipped else -1)
     return waiting[0] if waiting else None
 
 
-def _rate(who: str, prompt_id: str, text: str, rating: int) -> None:
+def _rate(name: str, prompt_id: str, text: str, rating: int) -> None:
     # A key may still reach the buttons of the prompt before, which the browser keeps until the page is drawn.
     if st.session_state.get(_SHOWN) != prompt_id:
         return
     st.session_state[_SHOWN] = None
     try:
-        raters.rate(who, prompt_id, text, rating)
+        raters.rate(name, prompt_id, text, rating)
         _go_back(None)
     except RefusalError as error:
         st.session_state[_FAILED] = str(error)

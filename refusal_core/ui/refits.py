@@ -1,4 +1,4 @@
-"""The run made again without the prompts that are marked, and what that changed."""
+"""Refits of a run without the marked prompts, and what they changed."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from refusal_core.ui.layout import chart, sentences, show_error
 from refusal_core.ui.model import model_source
 
 
-def refit_panel(run: Run, kept: pd.DataFrame) -> None:
-    """What a refit changed, where the run is one; and a refit without what is marked now."""
-    st.subheader("Refit without the marked", anchor=False)
+def refit_panel(run: Run, marks: pd.DataFrame) -> None:
+    """Show what a refit changed, where the run is one, and a button for a refit without the marked prompts."""
+    st.subheader("Refit without marked prompts", anchor=False)
     original = original_of(run)
     if original is not run:
         st.text(f"This run is a refit of {original.run_id}.")
         _show_change(original, run.run_id)
     kinds = ["mislabelled"]
-    if st.toggle("Leave out the ambiguous too", key="refit_ambiguous"):
+    if st.toggle("Leave out ambiguous prompts too", key="refit_ambiguous"):
         kinds.append("ambiguous")
-    without = prompts_marked(kept, kinds)
+    without = prompts_marked(marks, kinds)
     marked = int(run.prompts.loc[~run.prompts["source"].eq(LEFT_OUT), "prompt_id"].isin(without).sum())
     if not marked:
         st.caption(
             f"No prompt of this run is marked {' or '.join(kinds)}. Marked ones can be left out here: directions and "
-            "all evidence are then computed again without them, as a new run."
+            "evidence are then computed again, as a new run."
         )
         return
     try:
@@ -43,12 +43,12 @@ def refit_panel(run: Run, kept: pd.DataFrame) -> None:
         show_error("These prompts cannot be left out.", error, severe=False)
         return
     out = int(left["source"].eq(LEFT_OUT).sum())
-    whole = ", since a pair goes whole" if out > marked else ""
+    pairs = ", since matched pairs stay together" if out > marked else ""
     st.markdown(
-        f"Prompts of this run that are marked: {marked}. Left out{whole}: {out}.",
-        help="A twin by itself would tilt the two labels' forms and topics, which pairs are there to hold equal. What "
-        f"is left out is scored in the new run as a transfer set called {LEFT_OUT}, and never fitted on. Behaviour and "
-        "interventions do not carry over: measure them anew.",
+        f"Prompts of this run that are marked: {marked}. Left out{pairs}: {out}.",
+        help="A single twin would tilt the forms and topics of the two labels, which matched pairs hold equal. Prompts "
+        f"that are left out are scored in the new run as a transfer set called {LEFT_OUT}, and never fitted on. "
+        "Behaviour and interventions do not carry over: measure them again.",
     )
     if (cache_folder() / run_id).is_dir():
         st.button("Open that run", icon=":material/open_in_new:", type="primary", on_click=_open, args=(run_id,))
@@ -58,7 +58,7 @@ def refit_panel(run: Run, kept: pd.DataFrame) -> None:
     if ACTIVATIONS in original.manifest["files"]:
         st.caption("From the run's stored activations: seconds to a minute.")
     else:
-        st.caption("Activations were not kept with this run, so its model reads the prompts again: minutes.")
+        st.caption("Activations were not stored with this run, so its model reads the prompts again: minutes.")
         source = model_source(original)
         if source is None:
             return
@@ -80,8 +80,8 @@ def _show_change(before: Run, refitted: str) -> None:
         return
     st.markdown(sentences(refits.reading(change)))
     chart(change_figure(change), f"refit_change_{after.run_id}")
-    st.caption("Cohen's d before (dotted) and after (solid) by each question; below, the cosine of the two directions.")
-    with st.expander("The numbers, and what was left out", icon=":material/table_rows:"):
+    st.caption("Cohen's d before (dotted) and after (solid); below, the cosine of the two directions.")
+    with st.expander("The numbers, and the prompts left out", icon=":material/table_rows:"):
         st.dataframe(refits.numbers(change), hide_index=True, width="stretch", key=f"refit_numbers_{after.run_id}")
         st.dataframe(
             change.left_out,

@@ -1,8 +1,9 @@
-"""The parts of the Runs page: jobs, the table of runs, what can be done with one, and importing."""
+"""The parts of the Runs page: jobs, the table of runs, actions on a run, and importing."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -17,14 +18,15 @@ from refusal_core.runs.store import BrokenRun, RunSummary
 from refusal_core.sharing.archives import import_run, pack_run
 from refusal_core.ui import address, jobs
 from refusal_core.ui.background import duration, how_it_ended, start_button, watch
-from refusal_core.ui.frame import described, listed, shared_run
-from refusal_core.ui.layout import plain, show_error
+from refusal_core.ui.frame import default_run, described, listed, shared_run
+from refusal_core.ui.layout import show_error
+from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import measure_here
 from refusal_core.ui.selection import chosen_row
 
-_CHOSEN, _SAID, _IMPORTED = "runs_chosen", "runs_said", "runs_imported"
+_CHOSEN, _NOTICE, _IMPORTED = "runs_chosen", "runs_notice", "runs_imported"
 _MOST_MEGABYTES = 1000
-"""Of a packed run that is sent through the browser, which holds it in memory; larger ones go by the command line."""
+"""The most of a packed run that can be uploaded here: the browser holds it in memory. The command line takes more."""
 _COLUMNS = {
     "title": st.column_config.TextColumn(
         "run", width=232, help="The title it was given, else its contrast set and model."
@@ -33,15 +35,15 @@ _COLUMNS = {
     "set": st.column_config.TextColumn("set", width=68, help="The prompts the direction was fitted on."),
     "prompts": st.column_config.TextColumn("prompts", help="Harmful + harmless prompts of the contrast set."),
     "layers": st.column_config.NumberColumn("layers", help="Blocks of the model; the final norm is one site more."),
-    "dtype": st.column_config.TextColumn("dtype", help="The kind of numbers the model was computed in."),
+    "dtype": st.column_config.TextColumn("dtype", help="The number format that the model was computed in."),
     "made": st.column_config.TextColumn("made", help="The day on which the run was made, in UTC."),
     "size": st.column_config.NumberColumn("MB", format="%.1f", help="What the run's folder takes on disk."),
     "broken": st.column_config.TextColumn("broken", width=300, help="Why a folder of the cache cannot be opened."),
 }
 
 
-def jobs_under_way() -> None:
-    """Every job that is running, each with its progress."""
+def running_jobs() -> None:
+    """Show the running jobs with their progress."""
     for job in jobs.all_jobs():
         if job.state == "running":
             with st.container(border=True):
@@ -49,37 +51,37 @@ def jobs_under_way() -> None:
                 watch(job, "above")
 
 
-def jobs_that_ended() -> None:
-    """The jobs that ended lately: what came of each, and another try where one makes sense."""
+def recent_jobs() -> None:
+    """Show the recent jobs: their results, and a button for another try where one makes sense."""
     ended = [job for job in jobs.all_jobs() if job.state != "running"]
     if not ended:
         return
-    st.subheader("Lately", anchor=False)
+    st.subheader("Recent jobs", anchor=False)
     for job in ended:
         with st.container(border=True):
             when = datetime.fromtimestamp(job.began, UTC).strftime("%d %B %Y, %H:%M UTC")
             st.markdown(f"**{plain(job.command.title)}**")
-            st.caption(f"{job.state} after {duration(job.seconds)} · begun {when}")
+            st.caption(f"{job.state} after {duration(job.seconds)} · started {when}")
             how_it_ended(job)
             with st.container(horizontal=True):
                 made = _run_of(job)
                 if made is not None:
                     _open_button(made, f"open_{job.name}")
                 if job.state != "done":
-                    label = "Go on" if job.state == "cancelled" else "Try again"
-                    start_button(job.command, label, ":material/play_arrow:", "lately")
+                    label = "Continue" if job.state == "cancelled" else "Try again"
+                    start_button(job.command, label, ":material/play_arrow:", "recent")
                 st.button(
                     "Dismiss",
                     icon=":material/close:",
                     key=f"dismiss_{job.name}",
                     on_click=jobs.forget,
                     args=(job.name,),
-                    help="Takes this off the list. What it made stays.",
+                    help="Removes this from the list. Its results stay.",
                 )
 
 
 def run_table() -> RunSummary | BrokenRun | None:
-    """The runs and broken folders of the cache; returns the one that is chosen."""
+    """Show the runs and broken folders of the cache, and return the one that is chosen."""
     summaries, broken = listed()
     entries: dict[str, RunSummary | BrokenRun] = {summary.run_id: summary for summary in summaries}
     entries |= {problem.name: problem for problem in broken}
@@ -93,7 +95,8 @@ def run_table() -> RunSummary | BrokenRun | None:
     columns = {name: column for name, column in _COLUMNS.items() if name != "broken" or broken}
     if st.session_state.get(_CHOSEN) not in entries:
         viewed = address.view().run
-        st.session_state[_CHOSEN] = viewed if viewed in entries else next(iter(entries))
+        default = default_run(summaries) if summaries else next(iter(entries))
+        st.session_state[_CHOSEN] = viewed if viewed in entries else default
     height: Literal["content"] | int = "content" if len(entries) < 12 else 440
     clicked = chosen_row(table, columns, "runs_table", st.session_state[_CHOSEN], height)
     if clicked is not None:
@@ -103,16 +106,16 @@ def run_table() -> RunSummary | BrokenRun | None:
         list(entries),
         format_func=lambda name: _title(entries[name]),
         key=_CHOSEN,
-        help="A row of the table chooses it, too.",
+        help="A row of the table can be chosen, too.",
     )
     return entries[name]
 
 
 def chosen_run(entry: RunSummary | BrokenRun) -> None:
-    """What can be done with a run, or with a folder that is none."""
-    said = st.session_state.pop(_SAID, None)
-    if said is not None:
-        st.success(plain(said), icon=":material/check:")
+    """Show the actions on a run, or on a folder that is not a run."""
+    notice = st.session_state.pop(_NOTICE, None)
+    if notice is not None:
+        st.success(plain(notice), icon=":material/check:")
     if isinstance(entry, BrokenRun):
         show_error("This folder of the cache is not a run that can be opened.", entry.reason)
         _delete(entry.name, entry.name)
@@ -123,14 +126,14 @@ def chosen_run(entry: RunSummary | BrokenRun) -> None:
         _open_button(entry.run_id, "open_chosen")
         _rename(entry)
         st.download_button(
-            "Download to send",
+            "Pack and download",
             data=lambda: _packed(entry.run_id),
             file_name=f"{entry.run_id}.zip",
             mime="application/zip",
             icon=":material/download:",
             on_click="ignore",
             key=f"pack_{entry.run_id}",
-            help=f"The whole run as one zip file ({entry.size_bytes / 1e6:.1f} MB before packing); Import takes it in.",
+            help=f"The run as one zip file ({entry.size_bytes / 1e6:.1f} MB before packing), which Import reads.",
         )
         verify = st.button(
             "Verify", icon=":material/verified:", help="Compare every file with its hash in the run's manifest."
@@ -146,10 +149,10 @@ def chosen_run(entry: RunSummary | BrokenRun) -> None:
 
 
 def import_a_run() -> None:
-    """A field for a packed run, which is checked and put into the cache."""
+    """Show a field for a packed run, which is checked and added to the cache."""
     st.caption(
-        "A zip file as Download to send makes it. It is checked before it is among the runs: names, sizes, every hash "
-        "against its manifest; nothing in it is ever executed."
+        "A zip file from Pack and download. It is checked before it is added: names, sizes, and all hashes against its "
+        "manifest. Nothing in it is executed."
     )
     sent = st.file_uploader("A packed run", type="zip", key="runs_import", max_upload_size=_MOST_MEGABYTES)
     if sent is None:
@@ -160,19 +163,19 @@ def import_a_run() -> None:
             with st.spinner("Checking the run …"):
                 st.session_state[_IMPORTED] = sent.file_id, import_run(sent)
         except RefusalError as error:
-            show_error("This file was refused; nothing of it was kept.", error)
+            show_error("This file was refused; nothing was imported.", error)
     of, imported = st.session_state.get(_IMPORTED, (None, None))
     if of != sent.file_id:
         return
     if imported.new:
-        st.success("Imported: every file is the one its manifest describes.", icon=":material/check:")
+        st.success("Imported: all files match the manifest.", icon=":material/check:")
     else:
-        st.info("This run is here already, file for file; nothing was changed.", icon=":material/check:")
+        st.info("This run is here already, with the same files; nothing was changed.", icon=":material/check:")
     st.text(imported.run_id)
     _open_button(imported.run_id, "open_imported")
 
 
-def _row(entry: RunSummary | BrokenRun) -> dict:
+def _row(entry: RunSummary | BrokenRun) -> dict[str, object]:
     if isinstance(entry, BrokenRun):
         return {"title": entry.name, "broken": entry.reason}
     return {
@@ -193,7 +196,7 @@ def _title(entry: RunSummary | BrokenRun) -> str:
 
 def _open_button(run_id: str, key: str) -> None:
     if st.button("Open", icon=":material/open_in_new:", type="primary", key=key):
-        address.change(run=run_id, site=None, band=None, prompt=None)
+        address.open_run(run_id)
         st.switch_page("app.py")
 
 
@@ -204,9 +207,9 @@ def _rename(entry: RunSummary) -> None:
             value=entry.title,
             max_chars=store.LONGEST_TITLE,
             key=f"title_{entry.run_id}",
-            help="Shown instead of the run's name, which stays: by it the same request finds the same run.",
+            help="Shown instead of the run's name, which stays, so that the same request finds the same run.",
         )
-        if st.button("Keep this title", key=f"rename_{entry.run_id}"):
+        if st.button("Save title", key=f"rename_{entry.run_id}"):
             _done(lambda: store.rename_run(entry.run_id, title), f"Renamed to {title}." if title else "Title removed.")
 
 
@@ -214,27 +217,27 @@ def _delete(name: str, title: str) -> None:
     with st.popover("Delete", icon=":material/delete:"):
         st.text(f"Delete {title}?")
         st.caption(
-            "The folder goes, with all that was measured on this run, and does not come back."
+            "The folder is deleted with all that was measured on this run. This cannot be undone."
             + (
-                " A run that came with the project is deleted like any other; only a fresh copy of the project has it."
+                " A run that came with the project is deleted too; only a fresh copy of the project has it."
                 if store.cache_folder() == store.DEFAULT_CACHE
                 else ""
             )
         )
-        if st.button("Delete it", icon=":material/delete_forever:", type="primary", key=f"delete_{name}"):
+        if st.button("Delete permanently", icon=":material/delete_forever:", type="primary", key=f"delete_{name}"):
             if address.view().run == name:
-                address.change(run=None, site=None, band=None, prompt=None)
+                address.open_run(None)
             _done(lambda: store.delete_run(name), f"Deleted {title}.")
 
 
-def _done(do, said: str) -> None:
-    """Do something and draw the page anew, which then says so."""
+def _done(do: Callable[[], object], notice: str) -> None:
+    """Do something and draw the page again with a notice."""
     try:
         do()
     except RefusalError as error:
         show_error("This did not work.", error)
         return
-    st.session_state[_SAID] = said
+    st.session_state[_NOTICE] = notice
     st.rerun()
 
 
@@ -245,7 +248,7 @@ def _packed(run_id: str) -> bytes:
 
 
 def _measurements(run_id: str) -> None:
-    """What was measured on a run later, or a way to do so here."""
+    """Show what was measured on a run, or a button that measures it."""
     try:
         run = shared_run(run_id)
     except RefusalError as error:
@@ -260,7 +263,7 @@ def _measurements(run_id: str) -> None:
 
 
 def _run_of(job: jobs.Job) -> str | None:
-    """The run a finished job made, or worked on: the last one of the cache that its log names."""
+    """Return the run that a finished job made or worked on: the last one of the cache that its log names."""
     here = {summary.run_id for summary in listed()[0]}
     named = [line.strip() for line in jobs.log(job.name).splitlines()] if job.state == "done" else []
     return next((line for line in reversed([*job.command.arguments, *named]) if line in here), None)

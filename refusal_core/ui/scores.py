@@ -1,4 +1,4 @@
-"""Scores as a table, to read and to take away as csv."""
+"""Scores as a table, which can be downloaded as csv."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import streamlit as st
 
 from refusal_core.pipeline.scoring import Score
 from refusal_core.runs.store import Run
-
-LOG_ODDS_HELP = "Log-odds that the reply opens with a token that refusals open with (I, As): a tendency, not a refusal."
+from refusal_core.ui.glossary import meaning_of
 
 
 def score_table(
@@ -20,38 +19,43 @@ def score_table(
     site: int,
     key: str,
     every_site: bool = False,
-    beside: pd.DataFrame | None = None,
+    columns: pd.DataFrame | None = None,
 ) -> None:
-    """A row a prompt: its numbers at a site, and with ``every_site`` its projections at all of them.
+    """Show a row per prompt with its numbers at a site.
 
     Args:
-        beside: what else is known of each prompt, a row each.
+        run: the prompts were scored on.
+        scores: of the prompts.
+        site: whose numbers are shown.
+        key: of the table.
+        every_site: whether the projections at all sites are shown too.
+        columns: further columns, a row per prompt.
     """
     table = pd.DataFrame(
         {
-            "prompt": [each.text for each in scores],
-            "projection": [each.projection[site] for each in scores],
-            "percentile, harmful": [each.percentile["harmful"][site] for each in scores],
-            "percentile, harmless": [each.percentile["harmless"][site] for each in scores],
-            "refusal log-odds": [each.refusal_log_odds for each in scores],
-            "first token": [each.first_token for each in scores],
+            "prompt": [score.text for score in scores],
+            "projection": [score.projection[site] for score in scores],
+            "percentile, harmful": [score.percentile["harmful"][site] for score in scores],
+            "percentile, harmless": [score.percentile["harmless"][site] for score in scores],
+            "refusal log-odds": [score.refusal_log_odds for score in scores],
+            "first token": [score.first_token for score in scores],
         }
     )
     if every_site:
-        sites = {run.site_label(each): [score.projection[each] for score in scores] for each in range(run.n_sites)}
+        sites = {run.site_label(at): [score.projection[at] for score in scores] for at in range(run.n_sites)}
         table = pd.concat([table, pd.DataFrame(sites)], axis=1)
-    if beside is not None:
+    if columns is not None:
         # As text, since a json file may have lists and the like.
-        known = beside.map(_as_text).mask(beside.isna(), "")
+        known = columns.map(_as_text).mask(columns.isna(), "")
         taken = list(table.columns)
-        for name in map(_as_text, beside.columns):
+        for name in map(_as_text, columns.columns):
             taken.append(name + " (file)" * next(n for n in count() if name + " (file)" * n not in taken))
         known.columns = taken[len(table.columns) :]
         table = pd.concat([table, known.reset_index(drop=True)], axis=1)
     st.dataframe(
         table,
         column_config={
-            # With every other column in sight beside it on a laptop.
+            # Narrow enough for all columns to fit on a laptop.
             "prompt": st.column_config.TextColumn(width=300),
             "projection": st.column_config.NumberColumn(
                 format="%.3f", help=f"At {run.site_label(site)}, in activation units."
@@ -63,7 +67,7 @@ def score_table(
                 )
                 for label in ("harmful", "harmless")
             },
-            "refusal log-odds": st.column_config.NumberColumn(format="%.2f", help=LOG_ODDS_HELP),
+            "refusal log-odds": st.column_config.NumberColumn(format="%.2f", help=meaning_of("refusal_log_odds")),
             "first token": st.column_config.TextColumn(width="small", help="The likeliest first token of the reply."),
         },
         hide_index=True,
@@ -73,5 +77,5 @@ def score_table(
 
 
 def _as_text(value: object) -> str:
-    """A text without half surrogates, which are none that a table can have."""
+    """Return a value as text without lone surrogates, which a table cannot hold."""
     return str(value).encode("utf-8", "replace").decode()

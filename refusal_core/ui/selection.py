@@ -1,4 +1,4 @@
-"""What was clicked or chosen in a chart or table, told once."""
+"""Clicks and choices in charts and tables, reported once."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from refusal_core.ui.streamlit_internals import select_rows
 
 
 def newly(name: str, value: Any) -> Any | None:
-    """``value`` when it differs from what the same widget reported before, else ``None``.
+    """Return a value when it differs from what the same widget reported before, else ``None``.
 
-    Streamlit reports a selection again on every rerun; acting on it twice would undo what was done elsewhere since.
+    Streamlit reports a selection again on every rerun; acting on it twice would undo later changes elsewhere.
+
+    Args:
+        name: of the widget.
+        value: that it reports.
     """
     key = f"selection_{name}"
     if st.session_state.get(key) == value:
@@ -30,17 +34,19 @@ def chosen_row(
     current: Any | None,
     height: int | Literal["content"] | None = None,
 ) -> Any | None:
-    """Show a table of which one row can be chosen; returns the index of the row that was just chosen.
+    """Show a table of which one row can be chosen; return the index of the row that was just chosen.
 
     Args:
-        columns: what is shown, in this order, with its ``st.column_config``.
-        current: the index of the row that is chosen already, wherever it now stands.
+        table: its rows.
+        columns: the columns to show, in this order, with their ``st.column_config``.
+        key: of the table.
+        current: the index of the row that is chosen already, wherever it now is.
         height: in pixels; by default as many rows as there are, up to ten.
     """
     clicked, listed = f"selection_{key}", f"selection_{key}_listed"
 
     def choose() -> None:
-        # Streamlit tells of a place in the table that was clicked on; the one drawn next may be in another order.
+        # Streamlit reports a position in the table that was clicked on; the next one may be in another order.
         rows = st.session_state[key]["selection"]["rows"]
         if rows and rows[0] < len(st.session_state[listed]):
             st.session_state[clicked] = st.session_state[listed][rows[0]]

@@ -12,10 +12,10 @@ from refusal_core.prompts.sets import CONTRAST_SETS, LABELS, READABLE
 from refusal_core.ui import jobs
 from refusal_core.ui.background import offer
 from refusal_core.ui.jobs import Command
-from refusal_core.ui.layout import plain
+from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import fetch_command
 from refusal_core.ui.options import option_widget
-from refusal_core.ui.uploads import keep_upload
+from refusal_core.ui.uploads import store_upload
 
 _OTHER = "another model"
 _BUNDLED, _TYPED, _UPLOADED = "bundled", "from the hub or this machine", "an uploaded file"
@@ -101,7 +101,7 @@ def _prompts() -> str:
         key="runs_upload",
         help="With a text and a label (harmful or harmless) in each row; txt: label, tab, text on each line.",
     )
-    return "" if sent is None else str(keep_upload(sent.name, sent.getvalue()))
+    return "" if sent is None else str(store_upload(sent.name, sent.getvalue()))
 
 
 def _options(model: str, prompts: str) -> RunOptions | RefusalError | None:

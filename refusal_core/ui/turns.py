@@ -1,4 +1,4 @@
-"""Turns at something that serves one at a time: whoever asked first goes first."""
+"""A lock that serves in order of arrival."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from contextlib import contextmanager
 
 
 class Turns:
-    """A lock that is given in the order in which it was asked for. A ``threading.Lock`` promises no order."""
+    """A lock that is acquired in order of arrival, which ``threading.Lock`` does not promise."""
 
     def __init__(self) -> None:
+        """Begin free."""
         self._changed = threading.Condition()
         self._tickets: deque[object] = deque()
 
     @contextmanager
     def turn(self, waiting: Callable[[int], object] = lambda before: None, every: float = 0.2) -> Iterator[None]:
-        """Wait for one's turn and hold it for the length of the ``with`` block.
+        """Wait for a turn and hold it during the ``with`` block.
 
         Args:
-            waiting: called every so often while others go first, with how many they are; what it raises gives the
-                place in the queue up.
+            waiting: called repeatedly with the number of earlier arrivals; an exception from it leaves the queue.
             every: seconds between its calls.
         """
         ticket = object()
@@ -37,7 +37,7 @@ class Turns:
                 self._changed.notify_all()
 
     def _before(self, ticket: object, seconds: float) -> int:
-        """How many go first, after a wait of at most so many seconds for there to be none."""
+        """Return the number of earlier arrivals, after waiting at most so many seconds for none."""
         with self._changed:
             self._changed.wait_for(lambda: self._tickets[0] is ticket, seconds)
             return self._tickets.index(ticket)

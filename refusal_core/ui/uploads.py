@@ -1,4 +1,4 @@
-"""Prompt files that came through the browser, kept beside the runs under a name made from their content."""
+"""Uploaded prompt files, stored in the cache under a name derived from their content."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from refusal_core.prompts.sets import READABLE, slug
 from refusal_core.runs.store import writable_cache
 
 LARGEST = 20_000_000
-"""Bytes of one file."""
+"""The most bytes of one file."""
 _FOLDER = ".uploads"
-_KEPT = 100
+_MOST_STORED = 100
 
 
-def keep_upload(name: str, content: bytes, cache: str | Path | None = None) -> Path:
-    """Keep a file and return where; the same file is kept once. The oldest of more than a hundred go.
+def store_upload(name: str, content: bytes, cache: str | Path | None = None) -> Path:
+    """Store a file and return its path; the same file is stored once, and only the newest hundred stay.
 
-    Nothing of the sender's path is followed: the folder is named after the content, the file after what of its name is
-    letters, digits and dots, since that is what the prompts are called on screen.
+    The sender's path is not followed: the folder is named after the content, the file after the letters, digits and
+    dots of its name, since prompts are called by it on screen.
+
+    Args:
+        name: of the file, as uploaded.
+        content: of the file.
+        cache: folder of the runs; by default the one in use.
 
     Raises:
-        RefusalError: when it is too large, of no kind that prompts are read from, or cannot be kept.
+        RefusalError: when it is too large, of no readable kind, or cannot be stored.
     """
     suffix = Path(name).suffix.lower()
     if suffix not in READABLE:
@@ -37,13 +42,13 @@ def keep_upload(name: str, content: bytes, cache: str | Path | None = None) -> P
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         beside.write_bytes(content)
         beside.replace(path)
-        _forget_oldest(folder)
+        _remove_oldest(folder)
     except OSError as error:
-        raise PromptError(f"{name!r:.80} cannot be kept in {folder} ({error.strerror})") from error
+        raise PromptError(f"{name!r:.80} cannot be stored in {folder} ({error.strerror})") from error
     return path
 
 
-def _forget_oldest(folder: Path) -> None:
+def _remove_oldest(folder: Path) -> None:
     newest_first = sorted(folder.glob("*/*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in newest_first[_KEPT:]:
+    for path in newest_first[_MOST_STORED:]:
         path.unlink(missing_ok=True)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 from driving import ROOT, TITLES, served
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect, sync_playwright
 
 from refusal_core.behaviour import measurement
 from refusal_core.models.opening import load_model
 from refusal_core.runs.store import Run, open_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 # Streamlit asks for these below a page's own address first, and then where they are.
 STREAMLITS_OWN = ("/_stcore/health", "/_stcore/host-config")
 # Parts of a page load their own scripts when they are first drawn: on a busy machine five seconds are too few.
@@ -88,38 +89,55 @@ def shipped_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
-        )
-        yield opened
-        opened.close()
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    """A Chromium for those who need visitors of their own."""
+    opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def visitor(playwright: Playwright, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
+    """One visitor's Chromium, which keeps the dashboard's scripts, as files and compiled, from page to page.
+
+    A visit is a tab: Streamlit keeps nothing of one for another.
+    """
+    profile = tmp_path_factory.mktemp("profile")
+    opened = playwright.chromium.launch_persistent_context(profile, executable_path=CHROMIUM, args=FLAGS)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
-def open_page(browser: Browser, address: str):
+def open_page(visitor: BrowserContext, address: str):
     """Opens a page of the dashboard and returns it; at the end no console error may have been seen, nor a traceback."""
-    errors, contexts = [], []
+    errors, pages = [], []
 
     def record(message) -> None:
         if message.type == "error" and not message.location["url"].endswith(STREAMLITS_OWN):
             errors.append(f"{message.text} ({message.location['url']})")
 
     def opened(path: str = "", theme: str = "light", base: str = address, **query: str) -> Page:
-        context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=theme)
-        contexts.append(context)
-        page = context.new_page()
+        page = visitor.new_page()
+        pages.append(page)
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.emulate_media(color_scheme=theme)
         page.on("console", record)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{base}/{path}?" + "&".join(f"{name}={value}" for name, value in query.items()))
-        expect(page.locator("h1")).to_have_text(TITLES[path], timeout=30_000)
+        expect(page.locator("h1")).to_have_text(TITLES[path], timeout=60_000)
         return page
 
     yield opened
-    for context in contexts:
-        for page in context.pages:
+    for page in pages:
+        if not page.is_closed():
             errors += page.locator("[data-testid=stException]").all_inner_texts()
-        context.close()
+            page.evaluate("localStorage.clear()")
+            page.close()
     assert not errors

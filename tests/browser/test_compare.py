@@ -23,7 +23,7 @@ def second(cache: Path) -> Iterator[str]:
 
 
 def test_runs_are_chosen_and_the_address_opens_the_same_comparison(open_page, second):
-    page = open_page("Compare", run=RUN, beside="")
+    page = open_page("Compare", run=RUN, others="")
     expect(page.get_by_text("Choose at least one run")).to_be_visible()
     page.get_by_role("combobox", name="Beside it").click()
     page.get_by_role("option", name="other").click()
@@ -43,7 +43,7 @@ def test_runs_are_chosen_and_the_address_opens_the_same_comparison(open_page, se
 def test_a_disputed_row_opens_its_prompt_in_both_runs(open_page, second, cache):
     shared = comparison.shared_prompts(open_run(RUN, cache), open_run(second, cache))
     most = comparison.disagreements(shared, 5, 2).iloc[0]
-    page = open_page("Compare", run=RUN, beside=second, site="5")
+    page = open_page("Compare", run=RUN, others=second, site="5")
     table = page.locator(".st-key-compare_disagreements canvas").first
     expect(table).to_be_visible(timeout=30_000)
     table.scroll_into_view_if_needed()
@@ -69,7 +69,7 @@ def test_a_disputed_row_opens_its_prompt_in_both_runs(open_page, second, cache):
 @pytest.mark.parametrize("place", range(len(HOSTILE)))
 def test_hostile_prompts_are_text(open_page, second, cache, place):
     prompt = open_run(RUN, cache).prompts["prompt_id"][2 * place]
-    page = open_page("Compare", run=RUN, beside=second, site="5", prompt=prompt)
+    page = open_page("Compare", run=RUN, others=second, site="5", prompt=prompt)
     expect(page.get_by_role("heading", name="The chosen prompt")).to_be_visible()
     is_read(page, HOSTILE[place])
     expect(page.locator(".st-key-compare_disagreements canvas").first).to_be_visible()

@@ -39,13 +39,14 @@ def test_every_page_fits_and_is_accessible_on_a_desk_and_a_phone(open_page, ship
 
 
 def test_home_leads_to_every_page(open_page):
+    page = open_page("", run=SYNTHETIC)
     for path, title in list(TITLES.items())[1:]:
-        page = open_page("", run=SYNTHETIC)
-        page.locator(f"[data-testid=stMain] a[href*='{path}']").click()
+        page.locator(f"[data-testid=stMain] a[href*='{path}']").first.click()
         expect(page.locator("h1")).to_have_text(title)
         let_settle(page)
         expect(page.locator("[data-testid=stException]")).to_have_count(0)
-        page.context.close()
+        page.locator("[data-testid=stSidebar]").get_by_role("link", name="Home").click()
+        expect(page.locator("h1")).to_have_text(TITLES[""])
 
 
 def test_a_question_s_number_follows_the_layer(open_page):
@@ -130,14 +131,15 @@ def test_prompts_rated_by_key_and_by_mouse_are_kept_over_a_reload(open_page, cac
     assert page.locator("[data-testid=stMain] img[src='x'], [data-testid=stMain] .katex").count() == 0
 
 
-@pytest.mark.parametrize("place", range(len(HOSTILE)))
-def test_hostile_prompts_are_text(open_page, cache, place):
+def test_hostile_prompts_are_text(open_page, cache):
     run = open_run(SYNTHETIC, cache)
-    page = open_page("Outliers", run=SYNTHETIC, prompt=run.prompts["prompt_id"][2 * place])
-    is_read(page, HOSTILE[place])
-    let_settle(page)
-    assert page.title() != "owned"
-    assert page.locator("[data-testid=stMain] img[src='x'], [data-testid=stMain] .katex").count() == 0
+    page = open_page("Outliers", run=SYNTHETIC)
+    for place, text in enumerate(HOSTILE):
+        page.goto(f"{page.url.split('?')[0]}?run={SYNTHETIC}&prompt={run.prompts['prompt_id'][2 * place]}")
+        is_read(page, text)
+        let_settle(page)
+        assert page.title() != "owned"
+        assert page.locator("[data-testid=stMain] img[src='x'], [data-testid=stMain] .katex").count() == 0
 
 
 def test_typing_scores_with_the_run_s_model_and_belongs_to_what_is_typed(open_page, scored_run, tiny_folder):

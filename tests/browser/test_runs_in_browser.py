@@ -121,17 +121,17 @@ def test_a_run_is_started_watched_cancelled_gone_on_with_opened_renamed_and_dele
     expect(page.get_by_text("running for").first).to_be_visible(timeout=PATIENCE)
 
     # A closed tab changes nothing, and another visitor sees the same job; held, so that it is certain to be at work.
-    page.context.close()
+    page.close()
     record = max((cache / ".jobs").glob("*.json"), key=lambda path: path.stat().st_mtime)
     os.kill(json.loads(record.read_text())["pid"], signal.SIGSTOP)
     page = open_page("Runs")
     expect(page.get_by_text("running for").first).to_be_visible(timeout=PATIENCE)
     page.get_by_role("button", name="Cancel").first.click()
-    expect(page.get_by_text("started again, it goes on there")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("started again, it continues there")).to_be_visible(timeout=PATIENCE)
     assert {summary.run_id for summary in store.list_runs(cache)[0]} == before
 
     # Other tests' jobs have ended before this one: its own is told by the button that opens the run it made.
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Continue").click()
     opens = page.locator("[class*=st-key-open_run-] button")
     expect(opens).to_be_visible(timeout=PATIENCE)
     (made,) = {summary.run_id for summary in store.list_runs(cache)[0]} - before
@@ -147,7 +147,7 @@ def test_a_run_is_started_watched_cancelled_gone_on_with_opened_renamed_and_dele
     title = page.get_by_label("Title", exact=True)
     title.fill(TITLE)
     title.press("Enter")
-    page.get_by_role("button", name="Keep this title").click()
+    page.get_by_role("button", name="Save title").click()
     heading = page.get_by_role("heading").filter(has_text="Nine").first
     expect(heading).to_be_visible(timeout=PATIENCE)
     until(page, lambda: letters(heading.evaluate("element => element.textContent")) == TITLE)
@@ -155,7 +155,7 @@ def test_a_run_is_started_watched_cancelled_gone_on_with_opened_renamed_and_dele
     let_settle(page)
     page.get_by_role("button", name="Delete", exact=True).click()
     assert (cache / made).exists()
-    page.get_by_role("button", name="Delete it").click()
+    page.get_by_role("button", name="Delete permanently").click()
     deleted = page.locator("[data-testid=stAlert]").filter(has_text="Deleted")
     expect(deleted).to_be_visible(timeout=PATIENCE)
     assert letters(deleted.inner_text()).endswith(f"Deleted {TITLE}.")
@@ -169,7 +169,7 @@ def test_a_wrong_hash_is_refused_and_a_good_run_taken_in_and_opened(open_page, c
     assert not (cache / SENT).exists()
     page = open_page("Runs")
     hand_in(page, sent)
-    expect(page.get_by_text("Imported: every file")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("Imported: all files")).to_be_visible(timeout=PATIENCE)
     try:
         page.locator(".st-key-open_imported button").click()
         expect(page.locator("h1")).to_have_text("Refusal directions", timeout=PATIENCE)
@@ -181,7 +181,7 @@ def test_a_wrong_hash_is_refused_and_a_good_run_taken_in_and_opened(open_page, c
 def test_what_is_downloaded_is_the_whole_run(open_page, cache):
     page = open_page("Runs", run=SYNTHETIC)
     with page.expect_download(timeout=PATIENCE) as download:
-        page.get_by_role("button", name="Download to send").click()
+        page.get_by_role("button", name="Pack and download").click()
     with zipfile.ZipFile(download.value.path()) as packed:
         assert {name.partition("/")[2] for name in packed.namelist()} == {
             path.name for path in (cache / SYNTHETIC).iterdir()
@@ -235,7 +235,7 @@ def test_a_job_goes_on_while_the_server_is_restarted(open_page, cache, tiny_fold
         page.get_by_role("button", name="Check").click()
         page.get_by_role("button", name="Start the run").click(timeout=PATIENCE)
         expect(page.get_by_text("running for").first).to_be_visible(timeout=PATIENCE)
-        page.context.close()
+        page.close()
     (record,) = (own / ".jobs").glob("*.json")
     job = json.loads(record.read_text())["pid"]
     # Held, so that it is certain to be at work when the next server looks.
@@ -249,7 +249,7 @@ def test_a_job_goes_on_while_the_server_is_restarted(open_page, cache, tiny_fold
         page.locator("[class*=st-key-open_run-] button").click()
         expect(page.locator("h1")).to_have_text("Refusal directions", timeout=PATIENCE)
         # A page that still loads parts of itself would find the server gone.
-        page.context.close()
+        page.close()
     assert len(store.list_runs(own)[0]) == 2
 
 

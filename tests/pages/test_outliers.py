@@ -125,7 +125,7 @@ def test_a_mark_is_changed_taken_back_and_put_back():
     assert marks.kept()["mark"].tolist() == ["fine"]
     app.text_input(key=f"marks_note_{ids[0]}").set_value("a note").run()
     assert marks.kept()["note"].tolist() == ["a note"]
-    press(app, "Take back")
+    press(app, "Remove mark")
     assert marks.kept().empty
     assert app.text_input(key=f"marks_note_{ids[0]}").value == ""
     press(app, "Undo")
@@ -162,7 +162,7 @@ def test_marks_that_cannot_be_read_are_said_and_the_page_opens(own_cache):
     (own_cache / ".marks").symlink_to(own_cache.parent)
     app = visit(prompt=listed()[0])
     assert "The marks cannot be read." in [error.value for error in app.error]
-    assert "This mark was not kept." in [error.value for error in press(app, "fine").error]
+    assert "This mark was not saved." in [error.value for error in press(app, "fine").error]
 
 
 def test_a_refit_is_offered_started_and_shown(own_cache, tiny_folder, monkeypatch):
@@ -171,12 +171,12 @@ def test_a_refit_is_offered_started_and_shown(own_cache, tiny_folder, monkeypatc
     ).run
     first = made.prompts["prompt_id"][0]
     app = visit(made.run_id, prompt=first)
-    assert "No prompt of this run is marked mislabelled" in app.caption[-1].value
+    assert any("No prompt of this run is marked mislabelled" in each.value for each in app.caption)
     press(app, "ambiguous")
     begun = []
     monkeypatch.setattr(jobs, "start", begun.append)
     app.toggle(key="refit_ambiguous").set_value(True).run()
-    said = "Prompts of this run that are marked: 1. Left out, since a pair goes whole: 2."
+    said = "Prompts of this run that are marked: 1. Left out, since matched pairs stay together: 2."
     assert any(said in each.value for each in app.markdown)
     press(app, "Refit without them")
     assert (begun[0].verb, *begun[0].arguments) == ("refit", "--marked=mislabelled,ambiguous", "--", made.run_id)

@@ -24,9 +24,10 @@ from refusal_core.intervention import effects, experiment
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.suggestions import contrasts
 from refusal_core.runs.store import open_run, save_addition
-from refusal_core.ui import comparison, frame, jobs, layout, lists, model
+from refusal_core.ui import comparison, frame, jobs, lists, model
 from refusal_core.ui import evidence as evidence_page
 from refusal_core.ui import live as live_page
+from refusal_core.ui.markdown import typeset
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
@@ -62,9 +63,9 @@ def visit(page: str | None = None, **address: str) -> AppTest:
 
 
 def shown(app: AppTest) -> str:
-    """What stands on the page as Markdown, without the backslashes that keep names of a run from being Markdown."""
+    """The page's Markdown as it is read: without links to the glossary and the backslashes before names of a run."""
     texts = [str(element.value) for kind in ("title", "subheader", "markdown", "caption") for element in app.get(kind)]
-    return re.sub(r"\\(.)", r"\1", "\n".join(texts))
+    return re.sub(r"\\(.)", r"\1", re.sub(r'\[([^]]*)]\(Glossary "[^"]*"\)', r"\1", "\n".join(texts)))
 
 
 def test_home_says_what_the_run_says():
@@ -95,7 +96,7 @@ def test_home_says_how_the_run_was_read():
     app = visit()
     facts = next(table.value for table in app.dataframe if list(table.value.columns) == ["", "value"])
     said = dict(zip(facts[""], facts["value"], strict=True))
-    assert said["read by"] == "one process"
+    assert said["engine"] == "one process"
     assert said["batches"] == BATCH_NOTE
 
 
@@ -234,7 +235,7 @@ def test_runs_that_lack_something_open_on_every_page_and_say_so(change, says, tm
 
 def test_an_empty_cache_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "nothing"))
-    assert "python -m refusal_core run" in visit().info[0].value
+    assert "The page Runs starts one" in visit().info[0].value
 
 
 def test_a_damaged_run_is_named_and_the_others_still_open(synthetic_cache, tmp_path, monkeypatch):
@@ -468,7 +469,7 @@ def test_a_rating_that_cannot_be_kept_says_so_and_stays(own_cache):
     text = prompt_shown(app)
     (own_cache / ".ratings").write_text("in the way")
     press(app, "somewhat")
-    assert "was not kept" in app.error[0].value
+    assert "was not saved" in app.error[0].value
     assert text in [each.value for each in app.text]
     (own_cache / ".ratings").unlink()
     assert prompt_shown(press(app, "somewhat")) != text
@@ -509,7 +510,7 @@ def test_a_file_of_ratings_is_compared_or_refused_in_a_sentence(own_cache):
     app = visit("7_Ratings", run=RUN, site=str(N_LAYERS))
     app.segmented_control(key="ratings_source").set_value("From a csv file").run()
     app.file_uploader(key="ratings_file").upload("harm.csv", table.to_csv(index=False).encode(), "text/csv").run()
-    assert "Say which column" in app.info[0].value
+    assert "Choose the column" in app.info[0].value
     next(each for each in app.selectbox if each.label == "Rating column").set_value("harm").run()
     assert not app.exception
     assert "ρ = 1.00" in shown(app)
@@ -669,18 +670,18 @@ def two_runs(synthetic_cache, tmp_path, monkeypatch) -> str:
 
 def test_runs_are_compared_and_a_base_model_is_a_control(two_runs):
     app = visit("9_Compare", run=RUN)
-    assert app.multiselect(key="compare_beside").value == [two_runs]
+    assert app.multiselect(key="compare_others").value == [two_runs]
     assert "B is of a base model (no chat template of its own)" in app.info[0].value
     assert "d on probe pairs at its highest: A" in shown(app)
     assert "the 30 shared prompts that both fitted" in shown(app)
     assert app.dataframe[0].value["run"].tolist() == ["A", "B"]
-    assert app.query_params["beside"] == two_runs
+    assert app.query_params["others"] == two_runs
     assert "directions of different models have no angle" in app.info[-1].value
 
 
 def test_a_comparison_s_address_opens_the_same_comparison(two_runs):
-    app = visit("9_Compare", run=two_runs, beside=RUN, versus=RUN, prompts="borderline", site="2")
-    assert app.multiselect(key="compare_beside").value == [RUN]
+    app = visit("9_Compare", run=two_runs, others=RUN, versus=RUN, prompts="borderline", site="2")
+    assert app.multiselect(key="compare_others").value == [RUN]
     assert "the 6 shared prompts of borderline" in shown(app)
     assert "layer 2 of 3 of A" in shown(app)
     assert f"layer {N_LAYERS - 1} of {N_LAYERS} of B" in shown(app)
@@ -728,15 +729,15 @@ def test_what_is_kept_of_a_comparison_belongs_to_the_labels_and_runs_that_are_ch
 
 
 def test_a_comparison_with_nothing_says_what_to_choose(two_runs):
-    for beside in ("", "no-such-run"):
-        app = visit("9_Compare", run=RUN, beside=beside)
+    for others in ("", "no-such-run"):
+        app = visit("9_Compare", run=RUN, others=others)
         assert "Choose at least one run" in app.info[0].value
 
 
 def test_one_run_alone_has_nothing_to_be_compared_with():
     app = visit("9_Compare")
     assert "a comparison takes two" in app.info[0].value
-    assert "python -m refusal_core run" in app.code[0].value
+    assert "Start a run" in [link.proto.label for link in app.get("page_link")]
 
 
 def test_runs_without_shared_prompts_or_evidence_are_compared_in_what_they_have(two_runs):
@@ -760,7 +761,7 @@ def test_runs_without_shared_prompts_or_evidence_are_compared_in_what_they_have(
 
 
 def test_what_numbers_say_in_words_has_minus_signs_and_keeps_a_percent_sign_beside_its_number():
-    said = layout.sentences("d -1.14 (-1.94 to 0.57) on probe-pairs, 6 % of 2024-05-01")
+    said = typeset("d -1.14 (-1.94 to 0.57) on probe-pairs, 6 % of 2024-05-01")
     assert re.sub(r"\\(.)", r"\1", said) == "d \u22121.14 (\u22121.94 to 0.57) on probe-pairs, 6\u00a0% of 2024-05-01"
 
 
@@ -851,10 +852,10 @@ def test_pins_history_and_the_typed_text_survive_a_change_of_page():
 @pytest.mark.usefixtures("with_model")
 def test_history_is_bounded_and_a_visitor_s_own():
     app, other = visit("4_Live_score"), visit("4_Live_score")
-    for place in range(live_page.MOST_KEPT + 3):
+    for place in range(live_page.MOST_REMEMBERED + 3):
         live(app, f"{place} flutes")
     live(other, "mine")
-    assert len(app.session_state["live_history"][RUN]) == live_page.MOST_KEPT
+    assert len(app.session_state["live_history"][RUN]) == live_page.MOST_REMEMBERED
     assert [each.text for each in other.session_state["live_history"][RUN]] == ["mine"]
 
 

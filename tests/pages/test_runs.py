@@ -76,7 +76,7 @@ def test_the_runs_are_listed_and_a_broken_one_with_its_reason(cache):
     assert "prompts.parquet" in listed["broken"].tolist()[1]
     app.selectbox(key="runs_chosen").set_value("damaged").run()
     assert "is not a run that can be opened" in said(app)
-    press(app, "Delete it")
+    press(app, "Delete permanently")
     assert sorted(path.name for path in cache.glob("[!.]*")) == [RUN]
 
 
@@ -93,12 +93,12 @@ def test_an_empty_cache_leads_to_a_first_run(cache):
 def test_a_title_is_shown_as_text_everywhere_and_the_run_s_name_stays(cache):
     app = visit()
     app.text_input(key=f"title_{RUN}").set_value(HOSTILE_TITLE)
-    app = press(app, "Keep this title")
+    app = press(app, "Save title")
     assert table(app)["title"].tolist() == [HOSTILE_TITLE]
     assert RUN in said(app)
     assert HOSTILE_TITLE not in "\n".join(each.value for kind in ("subheader", "success") for each in app.get(kind))
     home = app.switch_page("app.py").run()
-    assert home.sidebar.selectbox[0].options == [HOSTILE_TITLE]
+    assert home.selectbox(key="run_field").options == [HOSTILE_TITLE]
     assert store.run_titles() == {RUN: HOSTILE_TITLE}
     assert store.verify_run(RUN)
 
@@ -110,7 +110,7 @@ def test_a_run_is_verified(cache):
 def test_a_run_is_deleted_only_when_that_is_confirmed(cache):
     app = visit()
     assert (cache / RUN).exists()
-    app = press(app, "Delete it")
+    app = press(app, "Delete permanently")
     assert not (cache / RUN).exists()
     assert "no runs in the cache yet" in said(app)
 
@@ -203,7 +203,7 @@ def test_a_job_is_shown_with_what_came_of_it(monkeypatch, cache):
     monkeypatch.setattr(jobs, "log", lambda name: f"warning: x\n{RUN}")
     app = visit()
     labels = [button.label for button in app.button]
-    assert {"Cancel", "Try again", "Go on"} <= set(labels)
+    assert {"Cancel", "Try again", "Continue"} <= set(labels)
     assert labels.count("Dismiss") == 3
     assert labels.count("Open") == 2
     assert "no <b>room</b>" in [text.value for text in app.text]
@@ -282,15 +282,15 @@ def test_a_model_to_be_downloaded_has_its_size_told(monkeypatch):
 
 
 def test_uploads_are_kept_once_under_a_name_of_ours(cache, monkeypatch):
-    first = uploads.keep_upload("../../My set!.CSV", b"x")
+    first = uploads.store_upload("../../My set!.CSV", b"x")
     assert first == cache / ".uploads" / first.parent.name / "my-set.csv"
-    assert uploads.keep_upload("../../My set!.CSV", b"x") == first
+    assert uploads.store_upload("../../My set!.CSV", b"x") == first
     for name, content, says in (("x.exe", b"x", "ending in"), ("x.csv", bytes(uploads.LARGEST + 1), "at most")):
         with pytest.raises(PromptError, match=says):
-            uploads.keep_upload(name, content)
-    monkeypatch.setattr(uploads, "_KEPT", 2)
+            uploads.store_upload(name, content)
+    monkeypatch.setattr(uploads, "_MOST_STORED", 2)
     for place in range(4):
-        last = uploads.keep_upload("x.txt", bytes([place]))
+        last = uploads.store_upload("x.txt", bytes([place]))
         time.sleep(0.01)
     assert last.exists()
     assert len(list((cache / ".uploads").glob("*/*"))) == 2

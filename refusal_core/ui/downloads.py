@@ -1,4 +1,4 @@
-"""What a visitor takes along: the report's files and pictures in one zip, the directions, and code that uses them."""
+"""Downloads of a run: the report's files and figures in one zip, the directions, and code that uses them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from refusal_core.sharing.snippets import transformer_lens_snippet, transformers
 from refusal_core.ui import address
 
 
-def take_away(run: Run) -> None:
-    """A folded part of a page; nothing is made before it is asked for."""
+def downloads(run: Run) -> None:
+    """Offer the downloads in an expander; nothing is made before it is asked for."""
     site = int(address.view().site or 0)
-    with st.expander("Take it away", icon=":material/download:"):
+    with st.expander("Download", icon=":material/download:"):
         with st.container(horizontal=True):
             st.download_button(
                 "Everything, as one zip",
@@ -22,9 +22,9 @@ def take_away(run: Run) -> None:
                 mime="application/zip",
                 on_click="ignore",
                 icon=":material/folder_zip:",
-                help="The report's files and figures, the histogram of every layer, all tables as csv, report.html to "
-                "mail, the directions. Drawing the figures takes up to a minute.",
-                key="take_zip",
+                help="The report's files and figures, a histogram per layer, all tables as csv, report.html, the "
+                "directions. Drawing the figures takes up to a minute.",
+                key="download_zip",
             )
             st.download_button(
                 "The directions",
@@ -33,8 +33,8 @@ def take_away(run: Run) -> None:
                 mime="application/octet-stream",
                 on_click="ignore",
                 icon=":material/north_east:",
-                help="unit_direction, harmful_mean and harmless_mean, each (layers + 1, width) float32.",
-                key="take_directions",
+                help="unit_direction, harmful_mean and harmless_mean, arrays of shape (layers + 1, width) in float32.",
+                key="download_directions",
             )
         st.caption(f"The directions in other tools, at {run.site_label(site)}:")
         plain, lens = st.tabs(["transformers", "TransformerLens"])
