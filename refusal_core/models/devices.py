@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from refusal_core.errors import ModelError
@@ -14,15 +12,17 @@ if TYPE_CHECKING:
 
 SPREAD = "spread"
 """The device of a model that is larger than one: its blocks lie on all accelerators, in memory and on disk."""
-_WORTHWHILE_SPEEDUP = 1.5
+_BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""The capabilities of a CPU that multiplies bfloat16 itself: x86 with AVX-512 or AMX, and Arm with or without SVE."""
 
 
 def choose_device(device: str = "auto") -> str:
-    """The device to use: the one asked for, or for "auto" the first there is of CUDA, MPS and the CPU.
+    """Return the device to use: the one asked for, or for "auto" the first that is available of CUDA, MPS and the CPU.
 
     "spread" stays what it is: where each block goes is decided when the model is opened.
 
-    Raises ModelError when the device asked for is not there.
+    Raises:
+        ModelError: when the device asked for is not there.
     """
     import torch
 
@@ -40,13 +40,15 @@ def choose_device(device: str = "auto") -> str:
 
 
 def choose_dtype(device: str, dtype: str = "auto") -> str:
-    """The dtype to compute in: the one asked for, or for "auto" the one that is fast on this device.
+    """Return the dtype to compute in: the one asked for, or for "auto" the one that is fast on this device.
 
-    CUDA: bfloat16 where the hardware has it, else float16. MPS: bfloat16 where it runs, else float32, because
-    float16 overflows in the residual stream of some models. CPU: bfloat16 where a timed product is at least
-    1.5 times faster than in float32, else float32.
+    CUDA: bfloat16 where the hardware has it, else float16. MPS: bfloat16 where it runs, else float32, because float16
+    overflows in the residual stream of some models. CPU: bfloat16 where it has instructions for it, else float32.
+    What the device can do decides, and never a measured time: the dtype is part of what a run is, and a busy machine
+    must not change it.
 
-    Raises ModelError for a dtype that is none of float32, bfloat16 and float16.
+    Raises:
+        ModelError: for a dtype that is none of float32, bfloat16 and float16.
     """
     import torch
 
@@ -60,11 +62,11 @@ def choose_dtype(device: str, dtype: str = "auto") -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     if device == "mps":
         return "bfloat16" if _runs_bfloat16(device) else "float32"
-    return "bfloat16" if _bfloat16_speedup() >= _WORTHWHILE_SPEEDUP else "float32"
+    return "bfloat16" if _cpu_multiplies_bfloat16() else "float32"
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
-    """The torch dtype of a name such as "bfloat16"."""
+    """Return the torch dtype of a name such as "bfloat16"."""
     import torch
 
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
@@ -80,26 +82,12 @@ def _runs_bfloat16(device: str) -> bool:
         return False
 
 
-@lru_cache(maxsize=1)
-def _bfloat16_speedup() -> float:
-    """How many times faster the CPU multiplies in bfloat16 than in float32."""
+def _cpu_multiplies_bfloat16() -> bool:
+    """Return whether this CPU has instructions for bfloat16 and this build of torch a library that uses them.
+
+    Without them a product takes many times longer than in float32: on a CPU with AVX2 alone, 200 times.
+    """
     import torch
 
-    # The small product comes first: a CPU without bfloat16 instructions takes seconds for the larger one.
-    if _product_seconds(torch.float32, 64, 512) * 4 < _product_seconds(torch.bfloat16, 64, 512):
-        return 0.0
-    return _product_seconds(torch.float32, 256, 1024) / _product_seconds(torch.bfloat16, 256, 1024)
-
-
-def _product_seconds(dtype: torch.dtype, rows: int, width: int, rounds: int = 5) -> float:
-    """Seconds of the fastest of a few products (rows, width) @ (width, width), after one to warm up."""
-    import torch
-
-    left, right = torch.ones(rows, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
-    left @ right
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        left @ right
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    capabilities = torch.cpu.get_capabilities()
+    return torch.backends.mkldnn.is_available() and any(capabilities.get(name) for name in _BFLOAT16_INSTRUCTIONS)

@@ -25,7 +25,6 @@ from tiny import (
 )
 
 from refusal_core.errors import ModelError
-from refusal_core.models import devices
 from refusal_core.models.opening import (
     KNOWN,
     ChatModel,
@@ -343,46 +342,6 @@ def test_model_without_a_list_of_blocks_is_refused() -> None:
     chat_model.model.config.num_hidden_layers = 7
     with pytest.raises(ModelError, match="7 blocks"):
         wrap_model(chat_model.model, chat_model.tokenizer, chat_model.info)
-
-
-# --- devices and dtypes
-
-
-def test_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"'cuda:99'.*cpu"):
-        devices.choose_device("cuda:99")
-    assert devices.choose_device("cpu") == "cpu"
-
-
-def test_unknown_dtype_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"int8.*bfloat16"):
-        devices.choose_dtype("cpu", "int8")
-    assert devices.choose_dtype("cpu", "float16") == "float16"
-
-
-@pytest.mark.parametrize(
-    ("bfloat16_seconds", "expected"),
-    [(0.3, "bfloat16"), (0.9, "float32"), (1.1, "float32"), (200.0, "float32")],
-)
-def test_cpu_dtype_is_the_faster_one(bfloat16_seconds: float, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    timed = []
-
-    def seconds(dtype: torch.dtype, rows: int, width: int) -> float:
-        timed.append((dtype, rows))
-        return bfloat16_seconds if dtype == torch.bfloat16 else 1.0
-
-    monkeypatch.setattr(devices, "_product_seconds", seconds)
-    devices._bfloat16_speedup.cache_clear()
-    assert devices.choose_dtype("cpu") == expected
-    devices._bfloat16_speedup.cache_clear()
-    # Where bfloat16 is emulated, only the small product may be timed: the large one takes seconds.
-    assert ((torch.bfloat16, 256) in timed) == (bfloat16_seconds < 4)
-
-
-@pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float16")])
-def test_cuda_dtype_asks_the_hardware(native: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: native or including_emulation)
-    assert devices.choose_dtype("cuda:0") == expected
 
 
 # --- chat templates
