@@ -8,7 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from refusal_core.models.devices import choose_device, choose_dtype, torch_dtype
-from refusal_core.models.opening import KNOWN, ChatModel, ModelInfo, fetch, wrap_model
+from refusal_core.models.fetching import fetch
+from refusal_core.models.identity import ModelInfo
+from refusal_core.models.known import KNOWN
+from refusal_core.models.opening import ChatModel, wrap_model
 
 RANDOM: dict[str, dict[str, Any]] = {
     # The shapes of Qwen2.5-0.5B, -1.5B (that of Experiment 0) and -7B.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from refusal_core.models.opening import render
+from refusal_core.models.templates import render
 from refusal_core.sites import hidden_state_index
 from refusal_core.steering import residual_stream
 

@@ -17,7 +17,8 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from gguf.quants import quantize
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from refusal_core.models.opening import ChatModel, ModelInfo, wrap_model
+from refusal_core.models.identity import ModelInfo
+from refusal_core.models.opening import ChatModel, wrap_model
 
 CHATML = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a tiny model.<|im_end|>\n{% endif %}"

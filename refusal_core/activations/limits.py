@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from refusal_core.models.opening import ChatModel
-from refusal_core.models.transformers_internals import device_map
+from refusal_core.models.transformers_internals import placed_parts
 
 BATCH_TOKENS = {"cpu": 512, "mps": 2048, "cuda": 8192}
 """Most new tokens in a batch: what a device needs to be busy, and has memory for."""
@@ -35,7 +35,7 @@ def batch_tokens(chat_model: ChatModel) -> int:
         return 1
     # Weights that wait elsewhere are moved for every pass, so fewer passes are better.
     waiting = {"cpu", "disk"} - {device_type(chat_model)}
-    return usual_batch_tokens(chat_model) * (2 if waiting & device_map(chat_model.model) else 1)
+    return usual_batch_tokens(chat_model) * (2 if waiting.intersection(placed_parts(chat_model.model)) else 1)
 
 
 def n_parallel(chat_model: ChatModel) -> int:
@@ -43,7 +43,7 @@ def n_parallel(chat_model: ChatModel) -> int:
 
     On a CPU, cores wait for each other at the end of every product; a GPU waits for its next batch.
     """
-    if device_map(chat_model.model):
+    if placed_parts(chat_model.model):
         return 1
     if device_type(chat_model) == "cuda":
         return 2

@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +21,7 @@ import torch
 from refusal_core.activations.engine import Batch, BatchReader, Engine, Job
 from refusal_core.activations.reader import ResidualReader
 from refusal_core.errors import ModelError, RefusalError
+from refusal_core.models.identity import ModelInfo
 from refusal_core.models.opening import ChatModel, load_model
 
 _START_SECONDS = "300"
@@ -29,8 +29,7 @@ _START_SECONDS = "300"
 
 
 def on_actors(
-    model: str | Path,
-    revision: str | None = None,
+    model: ModelInfo,
     actors: int | None = None,
     *,
     template: str | None = None,
@@ -43,7 +42,6 @@ def on_actors(
 
     Args:
         model: see :func:`refusal_core.models.opening.load_model`; every machine of the cluster has to find it.
-        revision: see :func:`refusal_core.models.opening.load_model`.
         actors: how many; by default one per GPU of the cluster, or two where it has none.
         template: see :func:`refusal_core.models.opening.load_model`.
         quantise: see :func:`refusal_core.models.opening.load_model`.
@@ -57,8 +55,7 @@ def on_actors(
         )
 
     opening = {
-        "name_or_path": str(Path(model).resolve() if Path(model).exists() else model),
-        "revision": revision,
+        "model": model,
         "template": template,
         "quantise": quantise,
     }
@@ -164,7 +161,6 @@ def _arguments(reader: ResidualReader, opening: dict[str, Any], gpus: int) -> di
             "day": reader.day,
             "packs": reader.packs,
         },
-        "fingerprint": chat_model.info.fingerprint,
         "threads": torch.get_num_threads(),
     }
 
@@ -186,16 +182,12 @@ def _left_to_actors(chat_model: ChatModel) -> Iterator[None]:
 class _Actor:
     """One model, opened once, and the shards that it is given."""
 
-    def __init__(self, opening: dict[str, Any], reader: dict[str, Any], fingerprint: str, threads: int) -> None:
+    def __init__(self, opening: dict[str, Any], reader: dict[str, Any], threads: int) -> None:
         # Ray gives a worker one thread; another number of them gives other last bits.
         torch.set_num_threads(threads)
         self._failure = ""
         try:
             chat_model = load_model(**opening)
-            if chat_model.info.fingerprint != fingerprint:
-                raise ModelError(
-                    f"{chat_model.info.name} is another model on a machine of the cluster; put the same on all"
-                )
             own_reader = ResidualReader(chat_model, **reader)
             torch.set_num_threads(threads // own_reader.n_parallel)
             self._reader = BatchReader(own_reader)

@@ -40,8 +40,9 @@ from refusal_core.activations.packing import (
 from refusal_core.activations.prefix import CachedPrefix, RecentTexts
 from refusal_core.activations.refusal_tokens import refusal_log_odds, refusal_token_ids
 from refusal_core.activations.transfers import to_device, to_host
-from refusal_core.models.opening import ChatModel, render, text_config
-from refusal_core.models.templates import check_thinking
+from refusal_core.models.architectures import text_config
+from refusal_core.models.opening import ChatModel
+from refusal_core.models.templates import check_thinking, render
 from refusal_core.models.transformers_internals import attention_window, obeys_masks, rope_limit
 
 NO_SHARED_BEGINNING = "none: the template puts no tokens before every prompt"

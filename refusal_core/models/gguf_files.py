@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusal_core.errors import ModelError
+from refusal_core.models.transformers_internals import counted_gguf_tensors
 from refusal_core.progress import Progress, no_progress, quiet_libraries
 
 if TYPE_CHECKING:
@@ -24,15 +25,16 @@ _STRING, _ARRAY = 8, 9
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether the file begins as every GGUF file does."""
+    """Return whether the file begins as every GGUF file does."""
     with open(path, "rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The scalars and strings of a GGUF file's header; arrays, such as the vocabulary, are skipped.
+    """Read the scalars and strings of a GGUF file's header; arrays, such as the vocabulary, are skipped.
 
-    Raises ModelError when the file is not GGUF or its header ends too early.
+    Raises:
+        ModelError: when the file is not GGUF or its header ends too early.
     """
     if not is_gguf(path):
         raise ModelError(f"{path} is not a GGUF file: it does not begin with the bytes 'GGUF'.")
@@ -49,7 +51,9 @@ def load_gguf(
     """Dequantise a GGUF file in memory: the causal language model in `dtype`, and its tokenizer.
 
     Takes about a minute per billion parameters, and 4 bytes of memory per parameter while it converts.
-    Raises ModelError for an architecture that transformers cannot convert.
+
+    Raises:
+        ModelError: for an architecture that transformers cannot convert, and a file that lacks weights.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -57,7 +61,7 @@ def load_gguf(
         raise ModelError(f"{path} is not a GGUF file: it does not begin with the bytes 'GGUF'.")
     progress(CONVERTING, 0, 0)
     try:
-        with quiet_libraries(), _counted_tensors(progress):
+        with quiet_libraries(), counted_gguf_tensors(partial(progress, CONVERTING)):
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path.parent,
@@ -76,31 +80,13 @@ def load_gguf(
 def require_all_weights(loading: Mapping[str, Any], source: Path) -> None:
     """Raise ModelError when a file lacks weights of its model; transformers would make them up at random.
 
-    `loading` is what `from_pretrained` returns with `output_loading_info=True`.
+    Args:
+        loading: what `from_pretrained` returns with `output_loading_info=True`.
+        source: the file or folder that was loaded.
     """
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelError(f"{source} lacks {len(missing)} of the model's weights, the first of them {missing[0]}.")
-
-
-@contextmanager
-def _counted_tensors(progress: Progress) -> Iterator[None]:
-    """Report each tensor that transformers converts, in place of the bar it would draw on stderr."""
-    from transformers import modeling_gguf_pytorch_utils as conversion
-
-    def count(tensors: Iterable[Any], **_: Any) -> Iterator[Any]:
-        items = list(tensors)
-        for done, item in enumerate(items):
-            progress(CONVERTING, done, len(items))
-            yield item
-        progress(CONVERTING, len(items), len(items))
-
-    drawn = conversion.tqdm
-    conversion.tqdm = count
-    try:
-        yield
-    finally:
-        conversion.tqdm = drawn
 
 
 class _Header:
@@ -111,6 +97,7 @@ class _Header:
         self.position = len(MAGIC)
 
     def read(self) -> dict[str, Any]:
+        """Read the metadata; a value that is an array is left out."""
         self._scalar("I")
         self._scalar("Q")
         header: dict[str, Any] = {}

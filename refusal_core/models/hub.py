@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -33,6 +33,7 @@ DOWNLOADING = "downloading (bytes)"
 HUB_ERRORS = (HTTPError, OSError, ValueError)
 _TIMEOUT_SECONDS = 5
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 # Only these leave the hub: nothing that is unpickled or run.
 _WANTED = (
     "*.safetensors",
@@ -45,36 +46,66 @@ _WANTED = (
     "special_tokens_map.json",
     "added_tokens.json",
     "*.jinja",
-    "README.md",
 )
+_CARD = "README.md"
 
 
 @dataclass(frozen=True)
 class HubSnapshot:
-    """One commit of a hub model in the local cache; at least its config.json is there."""
+    """One commit of a hub model in the local cache; at least its config.json is there.
 
+    Attributes:
+        branch: the branch or tag that the commit was found under; None where a commit was asked for.
+    """
+
+    repo: str
     folder: Path
     commit: str
+    branch: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all files that are needed to open the model are in the cache."""
+        if not self.has_weights or not self._has_tokenizer:
+            return False
+        try:
+            with quiet_libraries():
+                _download_files(self, local_files_only=True)
+        except LocalEntryNotFoundError:
+            return False
+        return True
 
     @property
     def has_weights(self) -> bool:
         """Whether all safetensors files of the model are in the cache."""
         index = self.folder / "model.safetensors.index.json"
         if not index.is_file():
-            return any(self.folder.glob("*.safetensors"))
+            return any(not _SHARD.search(path.name) for path in self.folder.glob("*.safetensors"))
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return all((self.folder / shard).is_file() for shard in shards)
 
+    @property
+    def _has_tokenizer(self) -> bool:
+        names = {path.name for pattern in ("tokenizer*", "vocab.*") for path in self.folder.glob(pattern)}
+        return bool(names - {"tokenizer_config.json"})
+
 
 def find_snapshot(repo: str, revision: str | None = None, offline: bool = False) -> HubSnapshot:
-    """The commit that a hub id (and branch, tag or commit) stands for, with its configuration only.
+    """Find the commit that a hub id stands for, and download its configuration; its weights may not be here.
 
-    Asks the hub first, for at most 5 seconds, and the local cache when it cannot be reached or `offline` is
-    set.
-    Raises ModelError when there is no such model or revision, or when neither knows it.
+    Asks the hub first, for at most 5 seconds, and the local cache when the hub cannot be reached.
+
+    Args:
+        repo: OWNER/NAME.
+        revision: branch, tag or commit; by default the hub's default branch.
+        offline: ask the cache alone. A branch or tag then stands for the commit that was downloaded for it last.
+
+    Raises:
+        ModelError: when there is no such model or revision, or when neither hub nor cache knows it.
     """
-    cached = _cached_snapshot(repo, revision)
-    if cached and (offline or _COMMIT.fullmatch(revision or "")):
+    branch = None if _COMMIT.fullmatch(revision or "") else revision or constants.DEFAULT_REVISION
+    cached = _cached_snapshot(repo, revision, branch)
+    if cached and (offline or branch is None):
         return cached
     if offline:
         raise ModelError(f"{repo} is not in the local cache of the Hugging Face hub.")
@@ -83,16 +114,19 @@ def find_snapshot(repo: str, revision: str | None = None, offline: bool = False)
             commit = str(HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT_SECONDS).sha)
             config = hf_hub_download(repo, "config.json", revision=commit, etag_timeout=_TIMEOUT_SECONDS)
             with contextlib.suppress(*HUB_ERRORS, EntryNotFoundError):
-                hf_hub_download(repo, "README.md", revision=commit, etag_timeout=_TIMEOUT_SECONDS)
+                hf_hub_download(repo, _CARD, revision=commit, etag_timeout=_TIMEOUT_SECONDS)
     except (*HUB_ERRORS, EntryNotFoundError) as error:
         if cached and not isinstance(error, RevisionNotFoundError):
             return cached
         raise _explained(repo, revision, error) from error
-    return HubSnapshot(Path(config).parent, commit)
+    snapshot = HubSnapshot(repo, Path(config).parent, commit, branch)
+    if branch is not None and snapshot.is_whole:
+        _point(branch, snapshot)
+    return snapshot
 
 
 def download_size(repo: str, revision: str | None) -> int | None:
-    """Bytes that :func:`download_snapshot` would bring, or ``None`` when the hub does not say."""
+    """Return the bytes that :func:`download_snapshot` would bring, or None when the hub does not say."""
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_SECONDS)
     except HUB_ERRORS:
@@ -104,33 +138,40 @@ def download_size(repo: str, revision: str | None) -> int | None:
 def download_snapshot(repo: str, revision: str | None, progress: Progress) -> Path:
     """Download the safetensors, configuration and tokenizer of a hub model into the hub's own cache.
 
-    Returns their folder. After an interruption the files that are whole are not downloaded again.
-    Raises ModelError when the hub cannot be reached or the model has no safetensors.
+    After an interruption the files that are whole are not downloaded again.
+
+    Args:
+        repo: OWNER/NAME.
+        revision: branch, tag or commit; by default the hub's default branch.
+        progress: called with the bytes that have arrived.
+
+    Returns:
+        Their folder, named as the commit.
+
+    Raises:
+        ModelError: when the hub cannot be reached or the model has no safetensors.
     """
     snapshot = find_snapshot(repo, revision)
-    try:
-        with quiet_libraries():
-            folder = snapshot_download(
-                repo,
-                revision=snapshot.commit,
-                allow_patterns=list(_WANTED),
-                ignore_patterns=["*/*"],
-                etag_timeout=_TIMEOUT_SECONDS,
-                tqdm_class=_reporting_bar(progress),
-            )
-    except (*HUB_ERRORS, EntryNotFoundError) as error:
-        if not snapshot.has_weights:
+    if not snapshot.is_whole:
+        try:
+            with quiet_libraries():
+                _download_files(snapshot, etag_timeout=_TIMEOUT_SECONDS, tqdm_class=_reporting_bar(progress))
+        except (*HUB_ERRORS, EntryNotFoundError) as error:
+            if snapshot.has_weights:  # another program may have left out files that nobody needs
+                return snapshot.folder
             raise _explained(repo, revision, error) from error
-        folder = str(snapshot.folder)
-    if not HubSnapshot(Path(folder), snapshot.commit).has_weights:
-        raise ModelError(f"{repo} has no safetensors weights; pickled ones (.bin, .pt) are never opened.")
-    return Path(folder)
+        if not snapshot.has_weights:
+            raise ModelError(f"{repo} has no safetensors weights; pickled ones (.bin, .pt) are never opened.")
+        for branch in _branches_at(snapshot):
+            _point(branch, snapshot)
+    return snapshot.folder
 
 
 def download_chat_template(repo: str) -> Path:
-    """Bring what may hold the chat template of a hub model into the hub's own cache, and return its folder.
+    """Download what may hold the chat template of a hub model into the hub's own cache, and return its folder.
 
-    Raises ModelError when there is no such model, or the hub cannot be reached and the cache does not know it.
+    Raises:
+        ModelError: when there is no such model, or the hub cannot be reached and the cache does not know it.
     """
     snapshot = find_snapshot(repo)
     with quiet_libraries(), contextlib.suppress(*HUB_ERRORS, EntryNotFoundError):
@@ -146,8 +187,9 @@ def download_chat_template(repo: str) -> Path:
 def download_file(repo: str, filename: str, sha256: str, folder: Path, progress: Progress) -> Path:
     """Download one large file of known SHA-256 into `folder`, continuing where an interruption left it.
 
-    Raises ModelError when the hub holds another file under that name or delivers a damaged one, and the hub's
-    own errors (HUB_ERRORS) when it cannot be reached.
+    Raises:
+        ModelError: when the hub holds another file under that name or delivers a damaged one.
+        HUB_ERRORS: the hub's own errors, when it cannot be reached.
     """
     arriving = folder / f"{filename}.arriving"
     with quiet_libraries():
@@ -173,14 +215,54 @@ def download_file(repo: str, filename: str, sha256: str, folder: Path, progress:
     return folder / filename
 
 
-def _cached_snapshot(repo: str, revision: str | None) -> HubSnapshot | None:
+def _cached_snapshot(repo: str, revision: str | None, branch: str | None) -> HubSnapshot | None:
     try:
         config = try_to_load_from_cache(repo, "config.json", revision=revision)
     except HFValidationError as error:
         raise ModelError(
             f"{repo!r:.120} is no hub id: expected OWNER/NAME, as in Qwen/Qwen2.5-1.5B-Instruct"
         ) from error
-    return HubSnapshot(Path(config).parent, Path(config).parent.name) if isinstance(config, str) else None
+    if not isinstance(config, str):
+        return None
+    return HubSnapshot(repo, Path(config).parent, Path(config).parent.name, branch)
+
+
+def _download_files(snapshot: HubSnapshot, **options: Any) -> None:
+    """Bring the wanted files of a commit into the cache; with `local_files_only`, check that they are there."""
+    snapshot_download(
+        snapshot.repo,
+        revision=snapshot.commit,
+        allow_patterns=list(_WANTED),
+        ignore_patterns=["*/*"],
+        **options,
+    )
+
+
+def _branches_at(snapshot: HubSnapshot) -> set[str]:
+    """Return the branches and tags that stand for a commit: the one asked for, and those that the hub names."""
+    asked = {snapshot.branch} if snapshot.branch else set()
+    try:
+        with quiet_libraries():
+            refs = HfApi().list_repo_refs(snapshot.repo)
+    except HUB_ERRORS:
+        return asked
+    return asked | {ref.name for ref in (*refs.branches, *refs.tags) if ref.target_commit == snapshot.commit}
+
+
+def _point(branch: str, snapshot: HubSnapshot) -> None:
+    """Let a branch or tag stand for a commit whose files are in the cache, as `git` and the hub's library do.
+
+    The hub's library does so for downloads by branch. Here files are downloaded by commit, so that all are of the same
+    one, and a branch is pointed at it when they are complete: until then it stands for what can be opened.
+    """
+    reference = snapshot.folder.parent.parent / "refs" / branch
+    if ".." in Path(branch).parts or Path(branch).is_absolute():
+        return
+    with contextlib.suppress(OSError):  # a cache that cannot be written to can still be read
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        arriving = reference.with_name(f"{reference.name}.{os.getpid()}.arriving")
+        arriving.write_text(snapshot.commit, encoding="utf-8")
+        os.replace(arriving, reference)
 
 
 def _explained(repo: str, revision: str | None, error: Exception) -> ModelError:
@@ -205,9 +287,11 @@ def _explained(repo: str, revision: str | None, error: Exception) -> ModelError:
 
 
 def _reporting_bar(progress: Progress) -> type[tqdm[Any]]:
-    """A tqdm class that reports bytes to `progress` and prints nothing."""
+    """Make a tqdm class that reports bytes to `progress` and prints nothing."""
 
     class ReportingBar(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
+        monitor_interval = 0  # no thread that watches it
+
         def __init__(self, *args: Any, **options: Any) -> None:
             options.pop("name", None)
             super().__init__(*args, **{**options, "disable": False, "file": io.StringIO()})
@@ -215,5 +299,10 @@ def _reporting_bar(progress: Progress) -> type[tqdm[Any]]:
         def display(self, *args: Any, **options: Any) -> None:
             if self.unit == "B":
                 progress(DOWNLOADING, int(self.n), int(self.total or 0))
+
+        def __del__(self) -> None:
+            # The hub's library leaves some bars open. tqdm closes them, and so displays them, when they are collected:
+            # at the end of the program, when a progress that starts a thread would wait for it for ever.
+            pass
 
     return ReportingBar

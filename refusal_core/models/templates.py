@@ -71,9 +71,9 @@ def default_system_prompt(tokenizer: PreTrainedTokenizerBase, day: str | None = 
     """The system text that the template puts in when none is given, or None when it puts in nothing."""
     if not has_chat_template(tokenizer) or not takes_system_prompt(tokenizer):
         return None
-    given = _apply_template(tokenizer, [_message("system", _SYSTEM), _message("user", _USER)], day, tokenize=False)
+    given: str = _apply_template(tokenizer, [_message("system", _SYSTEM), _message("user", _USER)], day, tokenize=False)
     before, after = given.split(_SYSTEM, 1)
-    plain = _apply_template(tokenizer, [_message("user", _USER)], day, tokenize=False)
+    plain: str = _apply_template(tokenizer, [_message("user", _USER)], day, tokenize=False)
     if len(plain) <= len(before) + len(after) or not plain.startswith(before) or not plain.endswith(after):
         return None
     return plain[len(before) : len(plain) - len(after)]
@@ -112,7 +112,7 @@ def borrow_template(source: str) -> str:
     if known is not None:
         if not is_fetched(known):
             raise ModelError(
-                f"{source} is not on this machine, so its template cannot be borrowed: {known.fetch_command}"
+                f"{source} is not on this machine, so its template cannot be borrowed: fetch the model first."
             )
         text = _template_in(known.folder)
     elif os.path.isdir(path):
@@ -166,7 +166,7 @@ def _read(path: Path) -> str:
 def check_thinking(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> None:
     """Raise ModelError when thinking is to be switched and the template has no switch for it."""
     if thinking is not None and not _has_thinking_switch(tokenizer):
-        raise ModelError("This model's chat template cannot switch thinking on or off: leave --thinking out.")
+        raise ModelError("This model's chat template cannot switch thinking on or off: leave that to the template.")
 
 
 def reply_thinks(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> bool:

@@ -1,19 +1,22 @@
 """Everything that is used of transformers without being documented, so that an upgrade breaks in one place.
 
 Keys and values of a pass lie in a ``Cache`` with one entry per layer; what a configuration calls its positions and
-windows differs between architectures.
+windows differs between architectures. transformers is imported where it is needed: a known model is identified without.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
-
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedConfig, PreTrainedModel
+
+_STATEFUL_LAYERS = {"conv", "linear_attention", "hybrid", "hybrid_sliding"}
+"""What transformers calls the layers of a configuration that hand a state on from token to token."""
 
 
 def copy_cache(cache: Cache, rows: int = 1) -> Cache:
@@ -37,6 +40,8 @@ def crop_cache(cache: Cache, drop: int) -> Cache:
 
 def can_crop_cache(cache: Cache, n_tokens: int) -> bool:
     """Return whether keys and values of ``n_tokens`` can be cropped; a full sliding window forgot what came before."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
     return all(
         layer.sliding_window > n_tokens
         if isinstance(layer, DynamicSlidingWindowLayer)
@@ -47,6 +52,8 @@ def can_crop_cache(cache: Cache, n_tokens: int) -> bool:
 
 def cache_nbytes(cache: Cache) -> int:
     """Return how many bytes the keys and values take."""
+    from transformers.cache_utils import DynamicLayer
+
     layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
     return sum(part.nbytes for layer in layers for part in (layer.keys, layer.values) if part is not None)
 
@@ -77,6 +84,44 @@ def rope_limit(config: PreTrainedConfig) -> float:
     )
 
 
-def device_map(model: PreTrainedModel) -> set[str]:
-    """Return the devices over which Accelerate has spread a model; empty for one that lies in one place."""
-    return {str(device) for device in getattr(model, "hf_device_map", {}).values()}
+def gguf_class_name(family: str) -> str | None:
+    """Return the name of the transformers class for a GGUF family such as "qwen2", or None where there is none."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASS_NAMES
+
+    return CLASS_NAMES.get(f"{family}_text") or CLASS_NAMES.get(family)
+
+
+def is_recurrent(config: PreTrainedConfig, model_class: type[Any]) -> bool:
+    """Return whether blocks hand a state on from token to token; `config` is that of the text decoder."""
+    layers = set(getattr(config, "layer_types", None) or ())
+    return bool(getattr(model_class, "_is_stateful", False)) or bool(_STATEFUL_LAYERS & layers)
+
+
+def placed_parts(model: PreTrainedModel) -> list[str]:
+    """Return the device of each part that Accelerate placed by itself; empty for a model that was not given to it."""
+    placed = getattr(model, "hf_device_map", {}).values()
+    return [f"cuda:{device}" if isinstance(device, int) else str(device) for device in placed]
+
+
+@contextmanager
+def counted_gguf_tensors(report: Callable[[int, int], object]) -> Iterator[None]:
+    """Report each tensor of a GGUF file that transformers converts, in place of the bar it would draw on stderr.
+
+    Args:
+        report: called with how many tensors are converted, and of how many.
+    """
+    from transformers import modeling_gguf_pytorch_utils as conversion
+
+    def count(tensors: Iterable[Any], **_: Any) -> Iterator[Any]:
+        items = list(tensors)
+        for done, item in enumerate(items):
+            report(done, len(items))
+            yield item
+        report(len(items), len(items))
+
+    drawn = conversion.tqdm
+    conversion.tqdm = count
+    try:
+        yield
+    finally:
+        conversion.tqdm = drawn

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from refusal_core.models.devices import choose_device, choose_dtype
 from refusal_core.models.hub import download_size
+from refusal_core.models.identity import ModelInfo, as_opened, is_available
 from refusal_core.models.known import KNOWN
-from refusal_core.models.opening import ModelInfo, is_available
 from refusal_core.options import RunOptions
 from refusal_core.pipeline.request import Request, prepare
 from refusal_core.prompts.sets import CONTRAST_SETS
@@ -47,10 +47,10 @@ def check(options: RunOptions) -> Plan:
         RefusalError: saying in one sentence what is wrong with it.
     """
     request = prepare(options)
-    available = is_available(options.model, options.revision)
+    available = is_available(request.model)
     return Plan(
         options=_settled(request),
-        model=request.model,
+        model=as_opened(request.model, options.bits),
         available=available,
         download_bytes=None if available else _download_bytes(request.model),
         contrast_set=request.contrast.name,

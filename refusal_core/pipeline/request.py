@@ -13,7 +13,7 @@ import pandas as pd
 
 from refusal_core.errors import RefusalError, RunError
 from refusal_core.evidence.evaluation import CONTRAST
-from refusal_core.models.opening import ModelInfo, as_opened, identify
+from refusal_core.models.identity import ModelInfo, as_opened, identify
 from refusal_core.models.templates import borrow_template
 from refusal_core.options import DTYPES, RunOptions
 from refusal_core.prompts.sets import (
@@ -42,7 +42,7 @@ class Request:
 
     Attributes:
         options: as they were given.
-        model: the model as it will be opened, identified once.
+        model: the model, identified once.
         contrast: the prompts that directions are fitted on.
         transfer: the bundled transfer sets and those of the options.
         chat_template: the text of the borrowed chat template.
@@ -115,10 +115,12 @@ def prepare(options: RunOptions) -> Request:
         for source in (*TRANSFER_SETS, *options.transfer)
     )
     _check_names(contrast, [chosen.prompts for chosen in transfer])
+    model = identify(options.model, options.revision)
+    as_opened(model, options.bits)  # raises where it cannot be opened so
     return Request(
         options=options,
         chat_template=None if options.chat_template is None else borrow_template(options.chat_template),
-        model=as_opened(identify(options.model, options.revision), options.bits),
+        model=model,
         contrast=contrast,
         transfer=transfer,
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusal_core.models.devices import choose_device, choose_dtype
-from refusal_core.models.opening import ChatModel, default_system_prompt, template_sha256
-from refusal_core.models.templates import tells_the_date
+from refusal_core.models.opening import ChatModel
+from refusal_core.models.templates import default_system_prompt, tells_the_date, template_sha256
 from refusal_core.options import FOLDS, RAY, REPEATS, TOKEN_POSITION, RunOptions, file_name
 from refusal_core.pipeline.analysis import analyse
 from refusal_core.pipeline.request import Request, prepare
@@ -78,9 +77,7 @@ def _engine(request: Request) -> Engine | None:
     from refusal_core.activations.ray_engine import on_actors
 
     options, model = request.options, request.model
-    return on_actors(
-        model.path or model.name, model.revision, options.actors, template=request.chat_template, quantise=options.bits
-    )
+    return on_actors(model, options.actors, template=request.chat_template, quantise=options.bits)
 
 
 def _reading(options: RunOptions, chat_model: ChatModel) -> Reading:
@@ -97,7 +94,7 @@ def _manifest(request: Request, reading: Reading, chat_model: ChatModel, extract
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "options": options.record(),
-        "model": {key: value for key, value in asdict(request.model).items() if key != "path"},
+        "model": chat_model.info.as_record(),
         "prompts": described_set(request.contrast),
         "transfer": [described_set(chosen.prompts) | {"left_out": chosen.left_out} for chosen in request.transfer],
         "template": _described_template(request, reading, chat_model),

@@ -11,7 +11,10 @@ import numpy as np
 from refusal_core.activations.reader import ResidualReader, TokenStates
 from refusal_core.analysis.effect_sizes import percentile
 from refusal_core.errors import ModelError, PromptError, RunError
-from refusal_core.models.opening import KNOWN, ChatModel, ModelInfo, identify, load_model, template_sha256
+from refusal_core.models.identity import ModelInfo, identify
+from refusal_core.models.known import KNOWN
+from refusal_core.models.opening import ChatModel, load_model
+from refusal_core.models.templates import template_sha256
 from refusal_core.prompts.sets import LABELS
 from refusal_core.runs.store import Run
 
@@ -62,7 +65,7 @@ def model_of_run(run: Run) -> tuple[str, str | None]:
         return model["name"], None
     if model["source"] == "hub" and not Path(model["name"]).exists():
         return model["name"], model["revision"]
-    raise RunError(f"the model {model['name']!r} of this run is a local {model['source']}; say where it is (--model)")
+    raise RunError(f"the model {model['name']!r} of this run is a local {model['source']}; say where it is")
 
 
 def identify_for(run: Run, model: str | Path | None = None) -> ModelInfo:
@@ -85,7 +88,7 @@ def identify_for(run: Run, model: str | Path | None = None) -> ModelInfo:
 
 
 def fingerprint_of(run: Run) -> str:
-    """The :attr:`~refusal_core.models.opening.ModelInfo.fingerprint` of the model a run was made with."""
+    """The :attr:`~refusal_core.models.identity.ModelInfo.fingerprint` of the model a run was made with."""
     described = run.manifest["model"]
     return str(described["sha256"] or described["revision"])
 
@@ -104,14 +107,11 @@ def load_model_for(
     Raises:
         ModelError: when ``model`` is not the run's model.
     """
-    identify_for(run, model)
-    name, revision = (model, None) if model is not None else model_of_run(run)
     compute, borrowed = run.manifest["compute"], run.manifest["template"].get("borrowed")
     return load_model(
-        name,
-        revision,
-        device,
-        dtype or compute["dtype"],
+        identify_for(run, model),
+        device=device,
+        dtype=dtype or compute["dtype"],
         template=None if borrowed is None else borrowed["text"],
         quantise=compute.get("quantise"),
     )

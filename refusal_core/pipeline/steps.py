@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from refusal_core import __version__
-from refusal_core.errors import ModelError
-from refusal_core.models.opening import ChatModel, ModelInfo, load_model
+from refusal_core.models.identity import ModelInfo
+from refusal_core.models.opening import ChatModel, load_model
 from refusal_core.pipeline.analysis import Analysis
 from refusal_core.progress import Progress
 from refusal_core.prompts.sets import PromptSet
@@ -75,13 +75,7 @@ def load(
         ModelError: when it cannot be opened, or is another one by now.
     """
     progress(LOADING, 0, 1)
-    name = model.path or model.name
-    chat_model = load_model(name, model.revision, device, dtype, template=chat_template, quantise=bits)
-    if chat_model.info.fingerprint != model.fingerprint:
-        raise ModelError(
-            f"{model.name} changed while it was opened: expected the fingerprint {model.fingerprint[:12]}, got "
-            f"{chat_model.info.fingerprint[:12]}; start again"
-        )
+    chat_model = load_model(model, device=device, dtype=dtype, template=chat_template, quantise=bits)
     progress(LOADING, 1, 1)
     return chat_model
 

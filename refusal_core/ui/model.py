@@ -14,8 +14,9 @@ import torch
 
 from refusal_core.errors import RefusalError
 from refusal_core.intervention.experiment import TriedPrompt
+from refusal_core.models.identity import is_available
 from refusal_core.models.known import KNOWN
-from refusal_core.models.opening import ChatModel, is_available
+from refusal_core.models.opening import ChatModel
 from refusal_core.options import ModelOptions
 from refusal_core.pipeline.scoring import Scorer, identify_for, load_model_for, model_of_run, opened_as
 from refusal_core.runs.store import Run

@@ -13,7 +13,8 @@ from tiny import tiny_config, tiny_tokenizer
 
 from refusal_core.activations.extraction import extract
 from refusal_core.activations.reader import ResidualReader
-from refusal_core.models.opening import identify, load_model
+from refusal_core.models.identity import identify
+from refusal_core.models.opening import load_model
 
 _SEES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 _PIXELS = _SEES | {"image_size": 28, "patch_size": 14}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -63,7 +64,7 @@ def _connections(process: psutil.Process) -> list:
 
 @needs_ray
 @pytest.mark.slow
-def test_two_actors_read_what_one_process_reads_and_a_killed_one_costs_its_shard(chat_model, tiny_folder, tmp_path):
+def test_two_actors_read_what_one_process_reads_and_a_killed_one_costs_its_shard(chat_model, tmp_path):
     from refusal_core.activations.ray_engine import on_actors
 
     whole = extract(chat_model, TEXTS)
@@ -82,7 +83,7 @@ def test_two_actors_read_what_one_process_reads_and_a_killed_one_costs_its_shard
             killed.append(own[0].pid)
             os.kill(own[0].pid, signal.SIGKILL)
 
-    found = extract(chat_model, TEXTS, engine=on_actors(tiny_folder, actors=2), progress=kill_one, folder=tmp_path)
+    found = extract(chat_model, TEXTS, engine=on_actors(chat_model.info, actors=2), progress=kill_one, folder=tmp_path)
     assert killed
     assert not psutil.pid_exists(killed[0])
     assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
@@ -103,8 +104,9 @@ def test_two_actors_read_what_one_process_reads_and_a_killed_one_costs_its_shard
 def test_what_goes_wrong_on_an_actor_is_said_here(chat_model, tmp_path):
     from refusal_core.activations.ray_engine import on_actors
 
+    nowhere = replace(chat_model.info, path=str(tmp_path / "no-such-model"))
     with pytest.raises(ModelError, match="no-such-model"):
-        extract(chat_model, TEXTS[:4], engine=on_actors("no-such-model", actors=1))
+        extract(chat_model, TEXTS[:4], engine=on_actors(nowhere, actors=1))
 
 
 @needs_ray
@@ -144,10 +146,10 @@ def test_the_gpus_of_the_cluster_are_counted_not_those_of_its_head(
     assert _gpus(SimpleNamespace(device=device)) == expected
 
 
-def test_an_actor_reads_as_the_driver_does_on_a_gpu_of_its_own(chat_model, tiny_folder):
+def test_an_actor_reads_as_the_driver_does_on_a_gpu_of_its_own(chat_model):
     from refusal_core.activations.ray_engine import _Actor, _arguments
 
-    opening = {"name_or_path": str(tiny_folder), "revision": None, "template": None, "quantise": None}
+    opening = {"model": chat_model.info, "template": None, "quantise": None}
     for packs in (True, False):
         reader = ResidualReader(chat_model, packs=packs)
         actor = _Actor(**_arguments(reader, opening, gpus=0))

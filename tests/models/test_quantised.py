@@ -13,8 +13,9 @@ from tiny import WIDE, tiny_model, write_tiny_gguf
 
 from refusal_core.activations.extraction import extract
 from refusal_core.errors import ModelError
-from refusal_core.models import opening
-from refusal_core.models.opening import ChatModel, identify, load_model
+from refusal_core.models.identity import as_opened, identify
+from refusal_core.models.opening import ChatModel, load_model
+from refusal_core.models.templates import render
 from refusal_core.pipeline.scoring import load_model_for, score
 
 TEXTS = ["How do I pick the lock of a stranger's flat?", "Bake a cake", "Bake a cat", "Write a letter of thanks."]
@@ -54,7 +55,7 @@ def same_states(chat_model: ChatModel, model: transformers.PreTrainedModel) -> N
     """Whether the engine reads what plain transformers gives for a model, at the sites that both have."""
     found = extract(chat_model, TEXTS)
     for row, text in enumerate(TEXTS):
-        ids = torch.tensor([opening.render(chat_model, text)])
+        ids = torch.tensor([render(chat_model, text)])
         with torch.inference_mode():
             states = model(ids, output_hidden_states=True, use_cache=False).hidden_states
         expected = np.stack([states[site + 1][0, -1].float().numpy() for site in range(chat_model.n_layers)])
@@ -132,14 +133,14 @@ def test_layers_that_four_bits_would_get_wrong_are_refused(tiny_folder: Path) ->
 def test_a_missing_package_is_one_sentence(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"^4 bits need the package bitsandbytes: .*extra `quantised`\.$"):
-        opening.as_opened(identify(tiny_folder), 4)
+        as_opened(identify(tiny_folder), 4)
 
 
 def test_other_numbers_of_bits_and_quantised_gguf_files_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="to 8 or 4 bits, not 3"):
         load_model(tiny_folder, quantise=3)
     write_tiny_gguf(tmp_path / "tiny.gguf")
-    with pytest.raises(ModelError, match="leave --quantise out"):
+    with pytest.raises(ModelError, match="cannot be opened in 4 bits"):
         load_model(tmp_path / "tiny.gguf", quantise=4)
 
 

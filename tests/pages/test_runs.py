@@ -18,7 +18,7 @@ from synthetic import RUN
 
 from refusal_core.errors import PromptError, RefusalError
 from refusal_core.models import hub
-from refusal_core.models.opening import ModelInfo
+from refusal_core.models.identity import ModelInfo
 from refusal_core.options import DTYPES, MINIMUM_PER_LABEL, TOKEN_LIMIT, RunOptions
 from refusal_core.pipeline import plan, request
 from refusal_core.pipeline.plan import check
@@ -266,7 +266,7 @@ def test_the_form_has_the_labels_and_bounds_of_the_options():
 def test_a_model_to_be_downloaded_has_its_size_told(monkeypatch):
     info = ModelInfo("a/b", "hub", "c" * 40, None, "Qwen2ForCausalLM", 4, 8, None, "mit")
     monkeypatch.setattr(request, "identify", lambda model, revision: info)
-    monkeypatch.setattr(plan, "is_available", lambda model, revision: False)
+    monkeypatch.setattr(plan, "is_available", lambda model: False)
     files = [
         ("model.safetensors", 1000),
         ("config.json", 10),

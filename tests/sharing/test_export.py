@@ -19,7 +19,9 @@ from tiny import THINKING, WIDE, tiny_model, write_tiny_gguf
 
 from refusal_core.cli.main import main
 from refusal_core.figures.study import pictures
-from refusal_core.models.opening import KNOWN, fetch, identify
+from refusal_core.models.fetching import fetch
+from refusal_core.models.identity import identify
+from refusal_core.models.known import KNOWN
 from refusal_core.pipeline.scoring import load_model_for, score
 from refusal_core.runs.store import DEFAULT_CACHE, DIRECTIONS, Run, open_run
 from refusal_core.sharing import rendering

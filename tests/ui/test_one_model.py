@@ -12,7 +12,7 @@ import pytest
 from tiny import tiny_model
 
 from refusal_core.errors import ModelError
-from refusal_core.models.opening import identify
+from refusal_core.models.identity import identify
 from refusal_core.pipeline.scoring import score
 from refusal_core.runs.store import Run
 from refusal_core.ui import model

@@ -1,0 +1,127 @@
+"""What transformers makes of a model's configuration, and where the parts of its text decoder are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refusal_core.errors import ModelError
+from refusal_core.models.transformers_internals import is_recurrent
+from refusal_core.progress import quiet_libraries
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """Read the configuration in a model folder. No code in the folder is run.
+
+    Raises:
+        ModelError: when there is none, when it cannot be read, or when its model is of a kind that cannot be used.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json, so it is not a model folder{_hint_for(folder)}.")
+    try:
+        with quiet_libraries():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise ModelError(
+            f"The configuration in {folder} cannot be used (code in a model folder is never run): {error}"
+        ) from error
+    refuse_unsupported(config, model_class_of(config), str(folder))
+    return config
+
+
+def model_class_of(config: PreTrainedConfig) -> type[Any] | None:
+    """Return the transformers class that holds a configuration's weights, or None when it is no language model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+        if type(config) in mapping:
+            classes: Any = mapping[type(config)]
+            model_class: type[Any] = classes[0] if isinstance(classes, tuple) else classes
+            return model_class
+    return None
+
+
+def auto_class_of(config: PreTrainedConfig) -> Any:
+    """Return the transformers Auto class that opens a configuration's model."""
+    import transformers
+
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModelForImageTextToText
+
+
+def refuse_unsupported(config: PreTrainedConfig, model_class: type[Any] | None, name: str) -> None:
+    """Raise ModelError for a model without a residual stream in which every block attends to all tokens before it."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{name} is an encoder-decoder model ({config.model_type}); this needs a decoder-only model.")
+    if model_class is None:
+        raise ModelError(f"{name} is no causal language model that transformers knows ({config.model_type}).")
+    if is_recurrent(text_config(config), model_class):
+        raise ModelError(
+            f"{name} keeps a recurrent state ({config.model_type}); "
+            "this needs a transformer, in which every block attends to all tokens before it."
+        )
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the configuration of the text decoder, which a multimodal model keeps inside its own."""
+    return config.get_text_config(decoder=True)
+
+
+def find_decoder(model: PreTrainedModel) -> torch.nn.Module:
+    """Return the part of a causal language model that ends in the final norm, also inside a multimodal model."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return decoder if decoder is not None and decoder is not model else model.base_model
+
+
+def find_blocks(decoder: torch.nn.Module, n_layers: int) -> torch.nn.ModuleList:
+    """Return the transformer blocks of a decoder, in order.
+
+    Raises:
+        ModelError: when it has no list of `n_layers` blocks.
+    """
+    return _find_stack(decoder, n_layers)[1]
+
+
+def find_final_norm(decoder: torch.nn.Module, n_layers: int) -> torch.nn.Module:
+    """Return the norm that follows the last block of a decoder.
+
+    Raises:
+        ModelError: when it has no list of `n_layers` blocks, or no norm after them.
+    """
+    owner, blocks = _find_stack(decoder, n_layers)
+    children = dict(owner.named_children())
+    names = list(children)
+    after_blocks = names[names.index(next(name for name in names if children[name] is blocks)) + 1 :]
+    # OPT registers its final norm before its blocks, but calls it so.
+    for name in [*after_blocks, *(name for name in names if "final" in name)]:
+        if "norm" in type(children[name]).__name__.lower():
+            return children[name]
+    raise ModelError(f"no final norm follows the blocks of {type(decoder).__name__}.")
+
+
+def _find_stack(decoder: torch.nn.Module, n_layers: int) -> tuple[torch.nn.Module, torch.nn.ModuleList]:
+    """Return the module that owns the list of blocks, and the list."""
+    from torch.nn import ModuleList
+
+    for owner in decoder.modules():
+        for child in owner.children():
+            if isinstance(child, ModuleList) and len(child) == n_layers:
+                return owner, child
+    raise ModelError(f"no list of {n_layers} blocks was found in {type(decoder).__name__}.")
+
+
+def _hint_for(folder: Path) -> str:
+    gguf_files = sorted(path.name for path in folder.glob("*.gguf"))
+    if gguf_files:
+        return f"; to open {gguf_files[0]}, give the path of the file itself"
+    if (folder / "adapter_config.json").is_file():
+        return "; it holds an adapter, which has to be merged into its base model first"
+    return ""
