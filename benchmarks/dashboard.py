@@ -19,13 +19,25 @@ from streamlit.testing.v1 import AppTest
 from benchmarks.rounds import Bench, Row
 from refusal_core.analysis.effect_sizes import layer_statistics
 from refusal_core.annotations import raters
-from refusal_core.behaviour.measurement import BEHAVIOUR
 from refusal_core.behaviour.openings import read_rules
 from refusal_core.figures.panels import AXES
 from refusal_core.options import TOKEN_POSITION
 from refusal_core.pipeline.analysis import analyse
 from refusal_core.prompts.sets import prompt_id
 from refusal_core.runs import store
+from refusal_core.runs.additions import save_addition
+from refusal_core.runs.manifest import (
+    BehaviourCompute,
+    BehaviourManifest,
+    ComputeRecord,
+    ContrastRecord,
+    Manifest,
+    ModelRecord,
+    RulesRecord,
+    TemplateRecord,
+    TransferRecord,
+)
+from refusal_core.runs.run_files import RunTables
 
 SECTION = "dashboard"
 SIZES = {512: 200, 25_000: 1000}
@@ -208,49 +220,45 @@ def _made_up(count: int, cache: Path, seed: int) -> str:
     analysis = analyse(hidden[few], prompts.iloc[few].reset_index(drop=True))
     projections = analysis.directions.project(hidden)
     stats = layer_statistics(projections[:count], is_harmful[:count], analysis.directions.magnitude)
-    sets = [
-        {"name": name, "revision": None, "sha256": "0" * 64, "counts": table["label"].value_counts().to_dict()}
-        for name, table in prompts.groupby("source", sort=False)
-    ]
-    manifest = {
-        "created": "2026-01-01T00:00:00+00:00",
-        "model": {
-            "name": f"made-up-{seed}",
-            "source": "folder",
-            "revision": None,
-            "sha256": f"{seed:064x}",
-            "architecture": "none",
-            "n_layers": _LAYERS,
-            "d_model": _WIDTH,
-            "quantisation": None,
-            "licence": None,
-        },
-        "prompts": sets[0],
-        "transfer": [each | {"left_out": 0} for each in sets[1:]],
-        "template": {
-            "sha256": None,
-            "system_prompt": None,
-            "default_system_prompt": None,
-            "token_position": TOKEN_POSITION,
-            "token_limit": 512,
-        },
-        "compute": {"device": "cpu", "dtype": "float32", "seed": 0},
-    }
-    columns = analysis.layer_stats.columns.difference(stats.columns)
-    run = store.save_run(
-        f"made-up-{seed}--pairs--{count}--00000000--float32",
-        manifest,
-        prompts,
-        projections,
-        projections,
-        pd.concat([stats, analysis.layer_stats[columns]], axis=1)[analysis.layer_stats.columns],
-        analysis.directions,
-        analysis.evidence.to_tables(),
-        cache=cache,
+    sets = [(name, table["label"].value_counts().to_dict()) for name, table in prompts.groupby("source", sort=False)]
+    created = "2026-01-01T00:00:00+00:00"
+    manifest = Manifest(
+        run_id=f"made-up-{seed}--pairs--{count}--00000000--float32",
+        created=created,
+        model=ModelRecord(
+            name=f"made-up-{seed}",
+            source="folder",
+            revision=None,
+            sha256=f"{seed:064x}",
+            architecture="none",
+            n_layers=_LAYERS,
+            d_model=_WIDTH,
+            quantisation=None,
+            licence=None,
+        ),
+        prompts=ContrastRecord(name=sets[0][0], counts=sets[0][1]),
+        transfer=tuple(TransferRecord(name=name, counts=counts) for name, counts in sets[1:]),
+        template=TemplateRecord(
+            sha256=None,
+            system_prompt=None,
+            default_system_prompt=None,
+            token_position=TOKEN_POSITION,
+            token_limit=512,
+        ),
+        compute=ComputeRecord(device="cpu", dtype="float32", seed=0),
     )
+    columns = analysis.layer_stats.columns.difference(stats.columns)
+    stats = pd.concat([stats, analysis.layer_stats[columns]], axis=1)[analysis.layer_stats.columns]
+    tables = RunTables(prompts, projections, projections, stats, analysis.directions)
+    run = store.save_run(manifest, tables, analysis.evidence.to_tables(), cache=cache)
     rules = read_rules()
-    described = {"sha256": rules.sha256, "phrases": list(rules.phrases)}
-    store.save_addition(run, BEHAVIOUR, _replies(prompts, projections[:, -1]), {"rules": described})
+    measured = BehaviourManifest(
+        created=created,
+        compute=BehaviourCompute(device="cpu", dtype="float32"),
+        opening_tokens=16,
+        rules=RulesRecord(sha256=rules.sha256, phrases=rules.phrases),
+    )
+    save_addition(run, _replies(prompts, projections[:, -1]), measured)
     for row, prompt in prompts[:_RATED].iterrows():
         for rater in ("A", "B"):
             raters.rate(rater, prompt["prompt_id"], prompt["text"], 5 - 3 * (row % 2), cache)

@@ -26,7 +26,7 @@ if recorded is not None:
         "Findings: the study's layers, several together, and the published choice", icon=":material/notes:"
     ):
         parts.findings(summary)
-    st.subheader(f"Dose and response at {run.site_label(manifest['dose_layer'])}", anchor=False)
+    st.subheader(f"Dose and response at {run.site_label(manifest.dose_layer)}", anchor=False)
     chart(summary.doses, "causality_doses")
     st.subheader("Which layer and token would the published rule choose?", anchor=False)
     st.caption(

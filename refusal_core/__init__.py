@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from refusal_core.front_door import run, score
     from refusal_core.models.opening import load_model
     from refusal_core.options import RunOptions
-    from refusal_core.runs.store import Run, list_runs, open_run
+    from refusal_core.runs.run import Run
+from refusal_core.runs.store import list_runs, open_run
 
 _HOMES = {
     "Direction": "analysis.directions",

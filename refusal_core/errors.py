@@ -33,3 +33,8 @@ class MarkError(RefusalError):
 
 class RenderingError(RefusalError):
     """A figure that cannot be drawn into a file."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what another library's error says, short enough to be quoted in a message."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

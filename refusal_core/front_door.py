@@ -10,7 +10,8 @@ from refusal_core.errors import RefusalError
 from refusal_core.options import RunOptions
 from refusal_core.progress import Progress
 from refusal_core.progress.bars import ProgressBars
-from refusal_core.runs.store import Run, open_run
+from refusal_core.runs.run import Run
+from refusal_core.runs.store import open_run
 
 if TYPE_CHECKING:
     # Scoring imports torch.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,19 @@ from refusal_core.options import TOKEN_POSITION, InterventionOptions
 from refusal_core.pipeline.analysis import analyse
 from refusal_core.prompts.sets import prompt_id
 from refusal_core.runs import store
+from refusal_core.runs.manifest import (
+    BehaviourCompute,
+    BehaviourManifest,
+    ComputeRecord,
+    ContrastRecord,
+    Manifest,
+    ModelRecord,
+    RulesRecord,
+    TemplateRecord,
+    TransferRecord,
+)
+from refusal_core.runs.run import Run
+from refusal_core.runs.run_files import MANIFEST, RunTables
 
 HOSTILE = (
     "<script>document.title='owned'</script><img src=x onerror=alert(1)>",
@@ -27,6 +41,7 @@ N_PAIRS, N_LAYERS, WIDTH = 16, 6, 24
 PLANTED_PROMPTS, PLANTED_LIMIT, PLANTED_CONTROLS = 24, 5, 6
 BATCH_NOTE = "cuda ran out of memory: 8192 tokens together in place of 16384"
 RUN = "tiny--pairs--16x16--00000000--float32"
+SHIPPED_CACHE = Path(__file__).resolve().parents[1] / "cache"
 SECOND_RUN = "other--pairs--16x16--00000000--float32"
 
 
@@ -52,52 +67,65 @@ def synthetic_prompts() -> pd.DataFrame:
     return table
 
 
-def synthetic_manifest(prompts: pd.DataFrame, n_layers: int, d_model: int) -> dict:
+def synthetic_manifest(prompts: pd.DataFrame, n_layers: int, d_model: int, run_id: str = RUN) -> Manifest:
     """A manifest as ``pipeline.run`` writes it, for made-up activations of these prompts."""
-    sets = [
-        {"name": name, "revision": None, "sha256": "0" * 64, "counts": table["label"].value_counts().to_dict()}
-        for name, table in prompts.groupby("source", sort=False)
-    ]
-    return {
-        "created": "2026-01-01T00:00:00+00:00",
-        "model": {
-            "name": "tiny",
-            "source": "folder",
-            "revision": None,
-            "sha256": "0" * 64,
-            "architecture": "TinyForCausalLM",
-            "n_layers": n_layers,
-            "d_model": d_model,
-            "quantisation": None,
-            "licence": None,
-        },
-        "prompts": sets[0],
-        "transfer": [each | {"left_out": 0} for each in sets[1:]],
-        "template": {
-            "sha256": "0" * 64,
-            "system_prompt": None,
-            "default_system_prompt": None,
-            "token_position": TOKEN_POSITION,
-            "token_limit": 512,
-        },
-        "compute": {"device": "cpu", "dtype": "float32", "seed": 0, "engine": "process", "batch_note": BATCH_NOTE},
-    }
+    sets = [(name, table["label"].value_counts().to_dict()) for name, table in prompts.groupby("source", sort=False)]
+    return Manifest(
+        run_id=run_id,
+        created="2026-01-01T00:00:00+00:00",
+        model=ModelRecord(
+            name="tiny",
+            source="folder",
+            revision=None,
+            sha256="0" * 64,
+            architecture="TinyForCausalLM",
+            n_layers=n_layers,
+            d_model=d_model,
+            quantisation=None,
+            licence=None,
+        ),
+        prompts=ContrastRecord(name=sets[0][0], sha256="0" * 64, counts=sets[0][1]),
+        transfer=tuple(TransferRecord(name=name, sha256="0" * 64, counts=counts) for name, counts in sets[1:]),
+        template=TemplateRecord(
+            sha256="0" * 64,
+            system_prompt=None,
+            default_system_prompt=None,
+            token_position=TOKEN_POSITION,
+            token_limit=512,
+        ),
+        compute=ComputeRecord(device="cpu", dtype="float32", seed=0, engine="process", batch_note=BATCH_NOTE),
+    )
+
+
+def behaviour_manifest(*phrases: str) -> BehaviourManifest:
+    """A manifest of replies that were never made."""
+    return BehaviourManifest(
+        created="2026-01-01T00:00:00+00:00",
+        compute=BehaviourCompute(device="cpu", dtype="float32"),
+        opening_tokens=16,
+        rules=RulesRecord(sha256="0" * 64, phrases=phrases),
+    )
+
+
+def changed(run: Run, **parts: dict[str, object]) -> Run:
+    """The run with entries of its manifest's parts changed."""
+    update = {name: getattr(run.manifest, name).model_copy(update=entries) for name, entries in parts.items()}
+    return replace(run, manifest=run.manifest.model_copy(update=update))
+
+
+def with_tables(run: Run, **tables: object) -> Run:
+    """The run with other tables."""
+    return replace(run, tables=replace(run.tables, **tables))
 
 
 def save_synthetic_run(hidden: np.ndarray, prompts: pd.DataFrame, cache: Path) -> None:
     """Analyse made-up activations ``(prompt, site, d_model)`` and store them as the run that page tests open."""
     analysis = analyse(hidden.astype(np.float32), prompts)
-    store.save_run(
-        RUN,
-        synthetic_manifest(prompts, n_layers=hidden.shape[1] - 1, d_model=hidden.shape[2]),
-        prompts,
-        analysis.projections,
-        analysis.projections_crossfit,
-        analysis.layer_stats,
-        analysis.directions,
-        analysis.evidence.to_tables(),
-        cache=cache,
+    manifest = synthetic_manifest(prompts, n_layers=hidden.shape[1] - 1, d_model=hidden.shape[2])
+    tables = RunTables(
+        prompts, analysis.projections, analysis.projections_crossfit, analysis.layer_stats, analysis.directions
     )
+    store.save_run(manifest, tables, analysis.evidence.to_tables(), cache=cache)
 
 
 def save_second_run(cache: Path) -> str:
@@ -107,7 +135,7 @@ def save_second_run(cache: Path) -> str:
     hidden[..., 1] += 2 * prompts["label"].map({"harmful": 1.0, "harmless": -1.0, "grey": 0.0}).to_numpy()[:, None]
     with tempfile.TemporaryDirectory(dir=cache, prefix=".") as folder:
         save_synthetic_run(hidden, prompts, Path(folder))
-        manifest = Path(folder) / RUN / store.MANIFEST
+        manifest = Path(folder) / RUN / MANIFEST
         described = json.loads(manifest.read_text())
         described["model"] |= {"name": "other", "sha256": "1" * 64}
         described["template"]["sha256"] = None
@@ -116,7 +144,7 @@ def save_second_run(cache: Path) -> str:
     return SECOND_RUN
 
 
-def intervene(run: store.Run, folder: Path, **options: object) -> pd.DataFrame:
+def intervene(run: Run, folder: Path, **options: object) -> pd.DataFrame:
     """Intervene on the planted model, with controls at every layer."""
     given = {
         "limit_per_label": PLANTED_LIMIT,
@@ -146,15 +174,12 @@ def save_large_run(cache: Path, n_prompts: int = 25_000, n_layers: int = 28) -> 
     tables["components"] = pd.concat(each, ignore_index=True)
     noise = rng.normal(scale=0.1, size=(n_prompts, n_layers + 1))
     run_id = f"large--pairs--{n_prompts}--00000000--float32"
-    store.save_run(
-        run_id,
-        synthetic_manifest(prompts, n_layers, WIDTH),
+    stored = RunTables(
         prompts,
         analysis.projections[rows] + noise,
         analysis.projections_crossfit[rows] + noise,
         analysis.layer_stats,
         analysis.directions,
-        tables,
-        cache=cache,
     )
+    store.save_run(synthetic_manifest(prompts, n_layers, WIDTH, run_id), stored, tables, cache=cache)
     return run_id

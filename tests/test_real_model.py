@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from refusal_core.models.opening import load_model
-from refusal_core.runs.store import Run, open_run
+from refusal_core.runs.run import Run
+from refusal_core.runs.store import open_run
 
 pytestmark = pytest.mark.real
 

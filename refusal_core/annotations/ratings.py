@@ -20,7 +20,7 @@ from refusal_core.analysis.inference import correlation_interval
 from refusal_core.analysis.weighted_statistics import weighted_ranks
 from refusal_core.errors import RatingError
 from refusal_core.prompts.sets import TEXT_COLUMNS, decode, find_column, identified, prompt_groups, read_csv, small_file
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 
 COLUMNS = ("prompt_id", "text", "rater", "rating", "rated_at")
 GROUPS = ("all", "harmful", "harmless", "transfer")

@@ -23,9 +23,12 @@ from refusal_core.errors import RunError
 from refusal_core.models.opening import ChatModel
 from refusal_core.options import BehaviourOptions
 from refusal_core.progress import Progress, no_progress
-from refusal_core.runs.store import Run, read_addition, save_addition, writable_cache
+from refusal_core.runs.additions import read_addition, save_addition
+from refusal_core.runs.manifest import BehaviourCompute, BehaviourManifest, RulesRecord, ThinkingRecord
+from refusal_core.runs.run import Run
+from refusal_core.runs.store import writable_cache
 
-BEHAVIOUR = "behaviour"
+BEHAVIOUR = BehaviourManifest.kind
 DEFAULTS = BehaviourOptions()
 _COLUMNS = {"prompt_id", "phrase_log_odds", "opening", "opening_label"}
 MEASURES = ("first token", "whole phrases", "opening rules")
@@ -67,16 +70,19 @@ def record(
             "opening_label": _labels(run, replies.opening, rules),
         }
     )
-    manifest = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "compute": {"device": chat_model.device, "dtype": chat_model.dtype},
-        "opening_tokens": OPENING_TOKENS,
-        "thinking": None if replies.unclosed is None else {"limit": THINKING_TOKENS, "unclosed": replies.unclosed},
-        "rules": {"sha256": rules.sha256, "phrases": list(rules.phrases)},
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-        "timings": {"seconds": round(time.perf_counter() - started, 3)},
-    }
-    save_addition(run, BEHAVIOUR, table, manifest)
+    thinking = None
+    if replies.unclosed is not None:
+        thinking = ThinkingRecord(limit=THINKING_TOKENS, unclosed=replies.unclosed)
+    manifest = BehaviourManifest(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        compute=BehaviourCompute(device=chat_model.device, dtype=chat_model.dtype),
+        opening_tokens=OPENING_TOKENS,
+        thinking=thinking,
+        rules=RulesRecord(sha256=rules.sha256, phrases=rules.phrases),
+        versions={name: version(name) for name in ("torch", "transformers")},
+        timings={"seconds": round(time.perf_counter() - started, 3)},
+    )
+    save_addition(run, table, manifest)
     return table
 
 
@@ -86,12 +92,12 @@ def relabelled(run: Run, rules: OpeningRules) -> pd.DataFrame | None:
     Returns ``None``, and changes nothing, when there is none or the rules ask for other phrases: those need the model.
     """
     found = recorded(run)
-    if found is None or found[1]["rules"]["phrases"] != list(rules.phrases):
+    if found is None or found[1].rules.phrases != rules.phrases:
         return None
     table, manifest = found
     table = table.assign(opening_label=_labels(run, table["opening"], rules))
-    manifest["rules"]["sha256"] = rules.sha256
-    save_addition(run, BEHAVIOUR, table, manifest)
+    read_by = manifest.rules.model_copy(update={"sha256": rules.sha256})
+    save_addition(run, table, manifest.model_copy(update={"rules": read_by}))
     return table
 
 
@@ -100,19 +106,18 @@ def _labels(run: Run, openings: Iterable[str], rules: OpeningRules) -> list[str]
     return [rules.label(opening, text) for opening, text in zip(openings, run.prompts["text"], strict=True)]
 
 
-def recorded(run: Run) -> tuple[pd.DataFrame, dict] | None:
+def recorded(run: Run) -> tuple[pd.DataFrame, BehaviourManifest] | None:
     """The behaviour kept beside a run and its manifest, or ``None`` when it was not measured.
 
     Raises:
         RunError: when it is damaged or of other prompts.
     """
-    found = read_addition(run, BEHAVIOUR)
+    found = read_addition(run, BehaviourManifest)
     if found is None:
         return None
-    table, manifest = found
-    rules = manifest.get("rules")
-    if not set(table.columns) >= _COLUMNS or not isinstance(rules, dict) or not isinstance(rules.get("phrases"), list):
-        raise RunError(f"run {run.run_id!r}: {BEHAVIOUR} lacks columns or the rules it was read by; measure it again")
+    table, _ = found
+    if not set(table.columns) >= _COLUMNS:
+        raise RunError(f"run {run.run_id!r}: {BEHAVIOUR}.parquet lacks columns; measure it again")
     if table["prompt_id"].tolist() != run.prompts["prompt_id"].tolist():
         raise RunError(f"run {run.run_id!r}: {BEHAVIOUR}.parquet is of other prompts; measure it again")
     return found

@@ -29,12 +29,13 @@ def run(
     if result.cached:
         print(f"found in the cache, nothing computed: {made.path}")
     else:
-        timings = made.manifest["timings"]
-        print(
-            f"{len(made.prompts)} prompts in {timings['extract_seconds']:.1f} s "
-            f"({timings['prompts_per_second']:.2f} prompts/s), model opened in {timings['load_seconds']:.1f} s\n"
-            f"weights: {made.manifest['compute']['weights']}"
-        )
+        timings = made.manifest.timings
+        if timings is not None:
+            print(
+                f"{len(made.prompts)} prompts in {timings.extract_seconds:.1f} s "
+                f"({timings.prompts_per_second:.2f} prompts/s), model opened in {timings.load_seconds:.1f} s"
+            )
+        print(f"weights: {made.manifest.compute.weights}")
         print(headline(made))
     print(made.run_id)
 
@@ -70,12 +71,12 @@ def refit(
     parent = store.open_run(run, cache)
     kinds = marked.split(",")
     table = marks.kept(cache) if without is None else marks.table_of(marks.read_marks(without, usual=kinds[0]))
-    with_model = store.ACTIVATIONS not in original_of(parent).manifest["files"]
+    with_model = not original_of(parent).keeps_activations
     with reporter.progress(with_model) as progress:
         result = make(parent, marks.prompts_marked(table, kinds), model=model, device=device, progress=progress)
     if result.cached:
         print(f"found in the cache, nothing computed: {result.run.path}")
-    change = refits.compare(store.open_run(result.run.manifest["refit"]["parent"], cache), result.run)
+    change = refits.compare(original_of(result.run), result.run)
     print(refits.reading(change))
     print_table(refits.numbers(change), digits=3)
     print(result.run.run_id)

@@ -12,7 +12,7 @@ from refusal_core.cli.reporting import ProgressFileOption, ReporterArgument
 from refusal_core.errors import RunError
 from refusal_core.options import BehaviourOptions, InterventionOptions, ModelOptions
 from refusal_core.runs import store
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 
 if TYPE_CHECKING:
     from refusal_core.models.opening import ChatModel
@@ -66,7 +66,7 @@ def intervention(
         table, manifest = found
         print(
             f"the run has its interventions, on {table['prompt_id'].nunique()} prompts of "
-            f"{manifest['prompts']['source']} with {len(manifest['controls']['names'])} controls: nothing was computed "
+            f"{manifest.prompts.source} with {len(manifest.controls.names)} controls: nothing was computed "
             "(--again measures anew)"
         )
         return

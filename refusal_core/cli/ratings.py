@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from refusal_core.annotations import raters, ratings
 from refusal_core.cli.parameters import print_json, print_table, records
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 
 
 def show_ratings(

@@ -12,7 +12,7 @@ from cyclopts.validators import LimitedChoice
 
 from refusal_core.cli.parameters import AsJson, Cache, RunName, print_json, print_table, records
 from refusal_core.runs import store
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 
 _COLUMNS = {
     "magnitude": "magnitude",

@@ -17,7 +17,7 @@ from refusal_core.evidence.phrases import (
     with_interval,
     words_auroc,
 )
-from refusal_core.runs.store import LEFT_OUT
+from refusal_core.runs.run import LEFT_OUT
 from refusal_core.sites import site_short
 
 PROBE_PAIRS = "probe-pairs"

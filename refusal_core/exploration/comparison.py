@@ -28,7 +28,7 @@ from refusal_core.evidence.evaluation import Evidence
 from refusal_core.evidence.findings import PROBE_PAIRS, onset
 from refusal_core.exploration.outliers import standardised
 from refusal_core.prompts.sets import prompt_groups
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 from refusal_core.sites import matched_site, relative_depth, site_label, site_short
 
 LABELS = ("both", "harmful", "harmless")
@@ -257,9 +257,8 @@ def by_category(run: Run, source: str | None, site: int, draws: int = 1000, seed
 
 def same_model(run: Run, other: Run) -> bool:
     """Whether two runs are of the same weights, so that their directions live in one space."""
-    ours, theirs = run.manifest["model"], other.manifest["model"]
-    fingerprints = [model["sha256"] or model["revision"] for model in (ours, theirs)]
-    return bool(fingerprints[0]) and fingerprints[0] == fingerprints[1] and ours["d_model"] == theirs["d_model"]
+    ours, theirs = run.manifest.model, other.manifest.model
+    return bool(ours.fingerprint) and ours.fingerprint == theirs.fingerprint and ours.d_model == theirs.d_model
 
 
 def direction_cosines(run: Run, other: Run) -> np.ndarray | None:
@@ -273,8 +272,8 @@ def direction_cosines(run: Run, other: Run) -> np.ndarray | None:
 
 def is_control(run: Run) -> bool:
     """Whether the run is of a base model, as far as its manifest says: it has no chat template, or a borrowed one."""
-    template = run.manifest["template"]
-    return template["sha256"] is None or template.get("borrowed") is not None
+    template = run.manifest.template
+    return template.sha256 is None or template.borrowed is not None
 
 
 def probe_reading(runs: Sequence[Run], names: Sequence[str], tables: Sequence[pd.DataFrame]) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.analysis.effect_sizes import percentile, plausible_band
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 
 OTHER = {"harmful": "harmless", "harmless": "harmful"}
 

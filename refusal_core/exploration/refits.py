@@ -10,7 +10,7 @@ import pandas as pd
 from refusal_core.errors import RunError
 from refusal_core.evidence.evaluation import Evidence
 from refusal_core.evidence.findings import onset
-from refusal_core.runs.store import LEFT_OUT, Run
+from refusal_core.runs.run import LEFT_OUT, Run
 
 MEASURES = ("cohens_d", "crossfit_d", "probe_d")
 _ASKED = {"cohens_d": "in-sample", "crossfit_d": "cross-fitted", "probe_d": "on the probe pairs"}
@@ -42,7 +42,7 @@ def compare(before: Run, after: Run) -> Change:
     Raises:
         RunError: when ``after`` is no refit of ``before``.
     """
-    if after.manifest.get("refit", {}).get("parent") != before.run_id or after.n_sites != before.n_sites:
+    if after.manifest.refit is None or after.manifest.refit.parent != before.run_id or after.n_sites != before.n_sites:
         raise RunError(f"{after.run_id} is no refit of {before.run_id}")
     table = pd.DataFrame({"site": np.arange(before.n_sites)})
     for measure in MEASURES:

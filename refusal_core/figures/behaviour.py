@@ -20,7 +20,7 @@ from refusal_core.figures.style import (
     site_axis,
     site_mark,
 )
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 
 MOST_POINTS = 500
 """The most prompts of a label that are drawn as points; of more, an even choice along the projection."""

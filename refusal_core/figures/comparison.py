@@ -15,7 +15,7 @@ from refusal_core.evidence.findings import PROBE_PAIRS, onset
 from refusal_core.exploration.comparison import NUMBERS, Shared, is_control, matched
 from refusal_core.exploration.outliers import standardised
 from refusal_core.figures.style import ACCENT, GREY, PROBE, blank, line_at, ribbon, safe
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 from refusal_core.sites import relative_depth, site_short
 
 MOST_RUNS = 5

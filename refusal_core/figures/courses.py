@@ -20,7 +20,7 @@ from refusal_core.figures.style import (
     site_axis,
     translucent,
 )
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 
 _RIBBONS = ((5, 95, 0.13), (25, 75, 0.22))
 

@@ -29,7 +29,7 @@ from refusal_core.figures.style import (
     site_mark,
     translucent,
 )
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 
 HEIGHT = 320
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from refusal_core.figures.courses import Course
 from refusal_core.figures.style import GREY, bars_of, blank, line_at
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 
 BINS = 50
 

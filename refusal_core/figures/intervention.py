@@ -25,7 +25,7 @@ from refusal_core.figures.style import (
 from refusal_core.intervention import effects
 from refusal_core.intervention.conditions import ABLATE, ADD, FOUND
 from refusal_core.intervention.effects import MEASURES
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 
 SWEEPS = {
     "bypass": (ABLATE, "harmful", "change", "Bypass: ablated, harmful prompts"),

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from refusal_core.figures.histograms import histogram
 from refusal_core.figures.style import GREY, LABEL_COLOUR, LABEL_SYMBOL, blank, line_at, safe, site_axis
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 
 MOST_POINTS = 400
 """The most prompts that are drawn as points; of more, an even choice along the projection."""

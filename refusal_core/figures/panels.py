@@ -33,7 +33,7 @@ from refusal_core.figures.style import (
     site_axis,
     translucent,
 )
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 from refusal_core.sites import site_short
 
 PANELS = {"histogram": "histogram", "cumulative": "cumulative", "box": "box", "sorted": "sorted prompts"}

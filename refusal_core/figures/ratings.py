@@ -18,7 +18,7 @@ from refusal_core.figures.style import (
     site_axis,
     site_mark,
 )
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 
 _GROUPS = {
     "all": ("all rated prompts", GREY, "dot"),

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 from refusal_core.figures.layers import eight_layers, separation, three_questions, together
 from refusal_core.figures.panels import linked
 from refusal_core.figures.style import TEXT_SIZE, dress, site_axis
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 
 HISTOGRAMS = "layer_distributions"
 

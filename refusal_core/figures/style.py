@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_core.figures.plotly_internals import layout_of
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 from refusal_core.sites import site_short
 
 HARMFUL = "#D55E00"

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from refusal_core.exploration.outliers import standardised
 from refusal_core.figures.style import HARMFUL, HARMLESS, blank, safe, site_axis
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 
 END_OF_PROMPT = "end of prompt"
 ROW_HEIGHT = 17

@@ -38,14 +38,16 @@ from refusal_core.intervention.vectors import Vectors, all_vectors, own_vectors
 from refusal_core.options import PRESETS, InterventionOptions
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts.sets import LABELS
-from refusal_core.runs.store import (
-    Run,
-    check_shape,
-    read_addition,
-    save_addition,
-    unfinished_work,
-    writable_cache,
+from refusal_core.runs.additions import read_addition, save_addition
+from refusal_core.runs.manifest import (
+    ControlsRecord,
+    InterventionCompute,
+    InterventionManifest,
+    InterventionPrompts,
+    InterventionRules,
 )
+from refusal_core.runs.run import Run
+from refusal_core.runs.store import unfinished_work, writable_cache
 
 if TYPE_CHECKING:
     # The engine imports torch; what was measured is read without.
@@ -54,21 +56,13 @@ if TYPE_CHECKING:
     from refusal_core.models.opening import ChatModel
     from refusal_core.pipeline.scoring import Scorer
 
-INTERVENTION = "intervention"
+INTERVENTION = InterventionManifest.kind
 DEFAULTS = InterventionOptions()
 SWEEPING = "sweeping layers (passes)"
 CONTROLLING = "controls and doses (passes)"
 
 _NUMBERS = ["position", "read_at", "alpha", "refusal_log_odds", "kl"]
 _MEASURED = ["prompt_id", "refusal_log_odds", "kl", "opening", "opening_label"]
-_MANIFEST_SHAPE = {
-    "compute": {"dtype": str},
-    "prompts": {"source": str},
-    "controls": {"layers": [int], "names": [str]},
-    "dose_layer": int,
-    "dose_position": int,
-    "tokens": str,
-}
 
 
 def chosen_prompts(run: Run, limit: int, source: str | None = None) -> np.ndarray:
@@ -156,21 +150,21 @@ def record(
         controls = _measure(run, reader, vectors, rules, rows, later, tokens, finished, CONTROLLING, progress)
         # What was swept without openings was measured once more, with them, where doses were tried.
         table = pd.concat([table, controls]).drop_duplicates([*COLUMNS, "prompt_id"], keep="last", ignore_index=True)
-        manifest = {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "compute": {"device": chat_model.device, "dtype": chat_model.dtype, "seed": options.seed},
-            "prompts": {"source": str(run.prompts["source"].iloc[rows[0]]), "limit": options.limit_per_label},
-            "tokens": tokens,
-            "positions": considered,
-            "dose_layer": int(layer),
-            "dose_position": int(position),
-            "controls": {"layers": at, "names": names},
-            "opening_tokens": OPENING_TOKENS,
-            "rules": {"sha256": rules.sha256},
-            "versions": request["versions"],
-            "timings": {"seconds": round(finished.seconds, 1)},
-        }
-        save_addition(run, INTERVENTION, table, manifest)
+        manifest = InterventionManifest(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            compute=InterventionCompute(device=chat_model.device, dtype=chat_model.dtype, seed=options.seed),
+            prompts=InterventionPrompts(source=str(run.prompts["source"].iloc[rows[0]]), limit=options.limit_per_label),
+            tokens=tokens,
+            positions=tuple(considered),
+            dose_layer=int(layer),
+            dose_position=int(position),
+            controls=ControlsRecord(layers=tuple(at), names=tuple(names)),
+            opening_tokens=OPENING_TOKENS,
+            rules=InterventionRules(sha256=rules.sha256),
+            versions=request["versions"],
+            timings={"seconds": round(finished.seconds, 1)},
+        )
+        save_addition(run, table, manifest)
     return table
 
 
@@ -216,21 +210,19 @@ class TriedPrompt:
         return Tried(float(log_odds[0]), float(kl[0]), str(openings[0]))
 
 
-def recorded(run: Run) -> tuple[pd.DataFrame, dict] | None:
+def recorded(run: Run) -> tuple[pd.DataFrame, InterventionManifest] | None:
     """The interventions kept beside a run and their manifest, or ``None`` when there are none.
 
     Raises:
         RunError: when they are damaged or of other prompts.
     """
-    found = read_addition(run, INTERVENTION)
+    found = read_addition(run, InterventionManifest)
     if found is None:
         return None
     table, manifest = found
-    again = "measure it again"
-    check_shape(manifest, _MANIFEST_SHAPE, run.run_id, f"{INTERVENTION}.json", again)
-    fault = _fault(run, table, manifest["dose_layer"])
+    fault = _fault(run, table, manifest.dose_layer)
     if fault:
-        raise RunError(f"run {run.run_id!r}: {INTERVENTION}.parquet {fault}; {again}")
+        raise RunError(f"run {run.run_id!r}: {INTERVENTION}.parquet {fault}; measure it again")
     return found
 
 

@@ -15,7 +15,7 @@ from refusal_core.analysis.directions import directions_of_means
 from refusal_core.intervention.conditions import ADD, FOUND, OWN, Condition
 from refusal_core.intervention.controls import control_direction, control_names
 from refusal_core.progress import Progress
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 
 if TYPE_CHECKING:
     # The engine imports torch; what was measured is read without.

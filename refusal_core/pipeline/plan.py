@@ -63,7 +63,7 @@ def _settled(request: Request) -> RunOptions:
     """Return the options of a request with absolute paths, and the dtype that the run has or will have."""
     options = request.options
     found = request.find_cached()
-    dtype = found.manifest["compute"]["dtype"] if found else choose_dtype(choose_device(options.device), options.dtype)
+    dtype = found.manifest.compute.dtype if found else choose_dtype(choose_device(options.device), options.dtype)
     template = options.chat_template
     return options.model_copy(
         update={

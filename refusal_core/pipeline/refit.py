@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -29,10 +29,10 @@ from refusal_core.pipeline.steps import (
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts.sets import LABELS, PromptSet
 from refusal_core.runs import store
-from refusal_core.runs.store import LEFT_OUT, Run
+from refusal_core.runs.manifest import ContrastRecord, Manifest, RefitRecord, TransferRecord
+from refusal_core.runs.run import LEFT_OUT, Run
 
-_OF_ONE_RUN = ("format_version", "run_id", "files", "refit")
-"""What a refit's manifest does not take over from the run it is of."""
+_Set = TypeVar("_Set", ContrastRecord, TransferRecord)
 _IDENTITY_FORMAT = 1
 """Version of what a refit's name is a digest of; another one would give every refit another name."""
 
@@ -66,7 +66,7 @@ def refit(
     if (cache / name).exists():
         return RunResult(store.open_run(name, cache), cached=True)
     with store.unfinished_work(store.unfinished_run(name, cache), f"the refit {name}") as folder:
-        stored = store.load_activations(original)
+        stored = original.load_activations()
         changed: dict[str, Any] = {}
         if stored is not None:
             hidden = _rows_of_stored(stored, table.index.to_numpy(), folder / "hidden.f32")
@@ -74,9 +74,10 @@ def refit(
         else:
             table = table.reset_index(drop=True)
             hidden, changed = _extract_again(original, table, model, device, folder, progress)
-        analysis = analyse(hidden, table, seed=original.manifest["compute"]["seed"], progress=progress)
-        manifest = _manifest(original, table, "extracted again" if stored is None else "stored") | changed
-        return RunResult(save(name, manifest, table, analysis, None, cache, progress), cached=False)
+        analysis = analyse(hidden, table, seed=original.manifest.compute.seed, progress=progress)
+        manifest = _manifest(name, original, table, "extracted again" if stored is None else "stored")
+        manifest = manifest.model_copy(update=changed)
+        return RunResult(save(manifest, table, analysis, None, cache, progress), cached=False)
 
 
 def refit_id(run: Run, without: Collection[str]) -> str:
@@ -90,11 +91,10 @@ def refit_id(run: Run, without: Collection[str]) -> str:
 
 def original_of(run: Run) -> Run:
     """Return the run that a refit is of, while that is in the cache; else the run itself."""
-    described = run.manifest.get("refit")
-    if described is None:
+    if run.manifest.refit is None:
         return run
     try:
-        return store.open_run(described["parent"], run.path.parent)
+        return store.open_run(run.manifest.refit.parent, run.path.parent)
     except RunError:
         return run
 
@@ -155,36 +155,40 @@ def _extract_again(
     chat_model = load_model_for(original, model, device)
     check_model(original, chat_model)
     progress(LOADING, 1, 1)
-    template = original.manifest["template"]
-    reading = Reading(template["system_prompt"], template.get("thinking"), template.get("day"), template["token_limit"])
+    template = original.manifest.template
+    reading = Reading(template.system_prompt, template.thinking, template.day, template.token_limit)
     extraction = extract_prompts(chat_model, table, reading, folder, progress)
     return extraction.hidden, {
-        "compute": original.manifest["compute"] | described_extraction(chat_model, extraction),
+        "compute": original.manifest.compute.model_copy(update=described_extraction(chat_model, extraction)),
         "versions": library_versions(),
         "timings": timings(chat_model, extraction),
     }
 
 
-def _manifest(original: Run, table: pd.DataFrame, activations: str) -> dict[str, Any]:
+def _manifest(name: str, original: Run, table: pd.DataFrame, activations: str) -> Manifest:
     """Return a refit's manifest: that of the run it is of, with its own prompts."""
-    known = {described["name"]: described for described in original.manifest["transfer"]}
+    known = {described.name: described for described in original.manifest.transfer}
     transfer = table[~table["fitted"]].groupby("source", sort=False)
-    return {key: value for key, value in original.manifest.items() if key not in _OF_ONE_RUN} | {
+    changed = {
+        "run_id": name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "prompts": _left(original.manifest["prompts"], table[table["fitted"]]),
-        "transfer": [_left(known.get(name, {"name": name}), part) for name, part in transfer],
-        "refit": {
-            "parent": original.run_id,
-            "left_out": int(table["source"].eq(LEFT_OUT).sum()),
-            "sha256": _left_out_sha256(table),
-            "activations": activations,
-        },
+        "prompts": _left(original.manifest.prompts, table[table["fitted"]]),
+        "transfer": tuple(
+            _left(known.get(source) or TransferRecord(name=source, counts={}), part) for source, part in transfer
+        ),
+        "refit": RefitRecord(
+            parent=original.run_id,
+            left_out=int(table["source"].eq(LEFT_OUT).sum()),
+            sha256=_left_out_sha256(table),
+            activations=activations,
+        ),
     }
+    return original.manifest.model_copy(update=changed)
 
 
-def _left(described: dict[str, Any], table: pd.DataFrame) -> dict[str, Any]:
+def _left(described: _Set, table: pd.DataFrame) -> _Set:
     """Return what a manifest says of a set, for the part of it that is left."""
-    return described | described_set(PromptSet(described["name"], described.get("revision"), table))
+    return described.model_copy(update=described_set(PromptSet(described.name, described.revision, table)))
 
 
 def _left_out_of_original(run: Run, without: Collection[str]) -> tuple[Run, pd.DataFrame]:
@@ -200,7 +204,7 @@ def _refit_id(original: Run, table: pd.DataFrame) -> str:
     """Return a refit's name."""
     identity = {"refit": original.run_id, "left_out": _left_out_sha256(table), "format": _IDENTITY_FORMAT}
     counts = table.loc[table["fitted"], "label"].value_counts()
-    dtype = original.manifest["compute"]["dtype"]
+    dtype = original.manifest.compute.dtype
     return run_id(original.model_name, original.contrast_name, counts, identity, dtype)
 
 

@@ -25,7 +25,7 @@ from refusal_core.prompts.sets import (
     without,
 )
 from refusal_core.runs import store
-from refusal_core.runs.store import LEFT_OUT, Run
+from refusal_core.runs.run import LEFT_OUT, Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ class Request:
             name = self.run_id(dtype)
             if (store.cache_folder(cache) / name).exists():
                 run = store.open_run(name, cache)
-                if options.keep_activations and store.ACTIVATIONS not in run.manifest["files"]:
+                if options.keep_activations and not run.keeps_activations:
                     raise RunError(
                         f"the run {name} is in the cache without its activations: delete it first, or use another "
                         "cache, to compute and keep them"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from refusal_core.models.devices import choose_device, choose_dtype
 from refusal_core.models.opening import ChatModel
@@ -25,7 +25,17 @@ from refusal_core.pipeline.steps import (
 )
 from refusal_core.progress import Progress, no_progress
 from refusal_core.runs import store
-from refusal_core.runs.store import Run
+from refusal_core.runs.manifest import (
+    BorrowedTemplate,
+    ComputeRecord,
+    ContrastRecord,
+    Manifest,
+    ModelRecord,
+    RefusalRecord,
+    TemplateRecord,
+    TransferRecord,
+)
+from refusal_core.runs.run import Run
 
 if TYPE_CHECKING:
     # The engine imports torch; a run in the cache is found without.
@@ -65,9 +75,9 @@ def _make(request: Request, cache: str | Path | None, progress: Progress) -> Run
         table, reading = request.prompt_table(), _reading(options, chat_model)
         extraction = extract_prompts(chat_model, table, reading, folder, progress, engine)
         analysis = analyse(extraction.hidden, table, seed=options.seed, progress=progress)
-        manifest = _manifest(request, reading, chat_model, extraction)
+        manifest = _manifest(run_id, request, reading, chat_model, extraction)
         activations = extraction.hidden if options.keep_activations else None
-        return save(run_id, manifest, table, analysis, activations, cache, progress)
+        return save(manifest, table, analysis, activations, cache, progress)
 
 
 def _engine(request: Request) -> Engine | None:
@@ -86,48 +96,50 @@ def _reading(options: RunOptions, chat_model: ChatModel) -> Reading:
     return Reading(options.system_prompt, options.thinking, day, options.token_limit)
 
 
-def _manifest(request: Request, reading: Reading, chat_model: ChatModel, extraction: Extraction) -> dict[str, Any]:
+def _manifest(
+    run_id: str, request: Request, reading: Reading, chat_model: ChatModel, extraction: Extraction
+) -> Manifest:
     """Return what defines a run and how it was made."""
     from refusal_core.activations.refusal_tokens import REFUSAL_OPENINGS, refusal_token_ids
 
     options = request.options
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "options": options.record(),
-        "model": chat_model.info.as_record(),
-        "prompts": described_set(request.contrast),
-        "transfer": [described_set(chosen.prompts) | {"left_out": chosen.left_out} for chosen in request.transfer],
-        "template": _described_template(request, reading, chat_model),
-        "refusal": {
-            "openings": list(REFUSAL_OPENINGS),
-            "token_ids": refusal_token_ids(chat_model.tokenizer),
-        },
-        "compute": {
-            "dtype": chat_model.dtype,
-            "quantise": options.bits,
-            "engine": options.engine,
-            "seed": options.seed,
-            "folds": FOLDS,
-            "repeats": REPEATS,
+    return Manifest(
+        run_id=run_id,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        options=options.record(),
+        model=ModelRecord(**chat_model.info.as_record()),
+        prompts=ContrastRecord(**described_set(request.contrast)),
+        transfer=tuple(
+            TransferRecord(**described_set(chosen.prompts), left_out=chosen.left_out) for chosen in request.transfer
+        ),
+        template=_template_record(request, reading, chat_model),
+        refusal=RefusalRecord(openings=REFUSAL_OPENINGS, token_ids=tuple(refusal_token_ids(chat_model.tokenizer))),
+        compute=ComputeRecord(
+            dtype=chat_model.dtype,
+            quantise=options.bits,
+            engine=options.engine,
+            seed=options.seed,
+            folds=FOLDS,
+            repeats=REPEATS,
             **described_extraction(chat_model, extraction),
-        },
-        "versions": library_versions(),
-        "timings": timings(chat_model, extraction),
-    }
+        ),
+        versions=library_versions(),
+        timings=timings(chat_model, extraction),
+    )
 
 
-def _described_template(request: Request, reading: Reading, chat_model: ChatModel) -> dict[str, Any]:
+def _template_record(request: Request, reading: Reading, chat_model: ChatModel) -> TemplateRecord:
     """Return what a manifest says of how prompts were put into the chat template and read."""
-    borrowed = request.chat_template
-    return {
-        "sha256": template_sha256(chat_model.tokenizer),
-        "system_prompt": reading.system_prompt,
-        "default_system_prompt": default_system_prompt(chat_model.tokenizer, reading.day),
-        "day": reading.day,
-        "borrowed": None
-        if borrowed is None
-        else {"from": file_name(str(request.options.chat_template)), "text": borrowed},
-        "thinking": reading.thinking,
-        "token_position": TOKEN_POSITION,
-        "token_limit": reading.token_limit,
-    }
+    borrowed = None
+    if request.chat_template is not None:
+        borrowed = BorrowedTemplate(source=file_name(str(request.options.chat_template)), text=request.chat_template)
+    return TemplateRecord(
+        sha256=template_sha256(chat_model.tokenizer),
+        system_prompt=reading.system_prompt,
+        default_system_prompt=default_system_prompt(chat_model.tokenizer, reading.day),
+        day=reading.day,
+        borrowed=borrowed,
+        thinking=reading.thinking,
+        token_position=TOKEN_POSITION,
+        token_limit=reading.token_limit,
+    )

@@ -16,7 +16,7 @@ from refusal_core.models.known import KNOWN
 from refusal_core.models.opening import ChatModel, load_model
 from refusal_core.models.templates import template_sha256
 from refusal_core.prompts.sets import LABELS
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +60,12 @@ def model_of_run(run: Run) -> tuple[str, str | None]:
     Raises:
         RunError: for a model that has neither a known name nor a hub id.
     """
-    model = run.manifest["model"]
-    if model["source"] == "fetched" and model["name"] in KNOWN:
-        return model["name"], None
-    if model["source"] == "hub" and not Path(model["name"]).exists():
-        return model["name"], model["revision"]
-    raise RunError(f"the model {model['name']!r} of this run is a local {model['source']}; say where it is")
+    model = run.manifest.model
+    if model.source == "fetched" and model.name in KNOWN:
+        return model.name, None
+    if model.source == "hub" and not Path(model.name).exists():
+        return model.name, model.revision
+    raise RunError(f"the model {model.name!r} of this run is a local {model.source}; say where it is")
 
 
 def identify_for(run: Run, model: str | Path | None = None) -> ModelInfo:
@@ -81,7 +81,7 @@ def identify_for(run: Run, model: str | Path | None = None) -> ModelInfo:
     info = identify(name, revision)
     if info.fingerprint != fingerprint_of(run):
         raise ModelError(
-            f"{name} is not the model of this run: expected {run.manifest['model']['name']} with fingerprint "
+            f"{name} is not the model of this run: expected {run.model_name} with fingerprint "
             f"{fingerprint_of(run)[:12]}, got {info.fingerprint[:12]}"
         )
     return info
@@ -89,14 +89,13 @@ def identify_for(run: Run, model: str | Path | None = None) -> ModelInfo:
 
 def fingerprint_of(run: Run) -> str:
     """The :attr:`~refusal_core.models.identity.ModelInfo.fingerprint` of the model a run was made with."""
-    described = run.manifest["model"]
-    return str(described["sha256"] or described["revision"])
+    return run.manifest.model.fingerprint
 
 
 def opened_as(run: Run) -> tuple[str, ...]:
     """What tells the model of a run, as it is opened for it, from every other: runs alike in it may share one."""
-    compute, template = run.manifest["compute"], run.manifest["template"]
-    return fingerprint_of(run), str(compute["dtype"]), str(compute.get("quantise")), str(template["sha256"])
+    compute, template = run.manifest.compute, run.manifest.template
+    return fingerprint_of(run), compute.dtype, str(compute.quantise), str(template.sha256)
 
 
 def load_model_for(
@@ -107,20 +106,20 @@ def load_model_for(
     Raises:
         ModelError: when ``model`` is not the run's model.
     """
-    compute, borrowed = run.manifest["compute"], run.manifest["template"].get("borrowed")
+    compute, borrowed = run.manifest.compute, run.manifest.template.borrowed
     return load_model(
         identify_for(run, model),
         device=device,
-        dtype=dtype or compute["dtype"],
-        template=None if borrowed is None else borrowed["text"],
-        quantise=compute.get("quantise"),
+        dtype=dtype or compute.dtype,
+        template=None if borrowed is None else borrowed.text,
+        quantise=compute.quantise,
     )
 
 
 def reader_for(run: Run, chat_model: ChatModel) -> ResidualReader:
     """Reads the run's model as the run did: under its system prompt, thinking or not, on the run's day."""
-    template = run.manifest["template"]
-    return ResidualReader(chat_model, template["system_prompt"], template.get("thinking"), template.get("day"))
+    template = run.manifest.template
+    return ResidualReader(chat_model, template.system_prompt, template.thinking, template.day)
 
 
 def check_model(run: Run, chat_model: ChatModel) -> None:
@@ -131,7 +130,7 @@ def check_model(run: Run, chat_model: ChatModel) -> None:
             f"{chat_model.info.name} has {chat_model.n_layers} layers of width {chat_model.d_model}, "
             f"the run has {expected[0]} of width {expected[1]}; use the run's own model"
         )
-    if template_sha256(chat_model.tokenizer) != run.manifest["template"]["sha256"]:
+    if template_sha256(chat_model.tokenizer) != run.manifest.template.sha256:
         raise ModelError(f"the chat template of {chat_model.info.name} is not the one this run was made with")
 
 
@@ -152,7 +151,7 @@ class Scorer:
         if not text.strip():
             raise PromptError("expected a prompt, got an empty text")
         ids = self.reader.encode(text)
-        limit = self.run.manifest["template"]["token_limit"]
+        limit = self.run.manifest.template.token_limit
         if len(ids) > limit:
             raise PromptError(
                 f"the prompt is {len(ids)} tokens long with its template, expected at most {limit}; shorten it"

@@ -18,7 +18,9 @@ from refusal_core.pipeline.analysis import Analysis
 from refusal_core.progress import Progress
 from refusal_core.prompts.sets import PromptSet
 from refusal_core.runs import store
-from refusal_core.runs.store import Run
+from refusal_core.runs.manifest import Manifest, TimingsRecord
+from refusal_core.runs.run import Run
+from refusal_core.runs.run_files import RunTables
 
 if TYPE_CHECKING:
     # The engine imports torch; a run in the cache is found without.
@@ -123,8 +125,7 @@ def extract_prompts(
 
 
 def save(
-    run_id: str,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     table: pd.DataFrame,
     analysis: Analysis,
     activations: np.ndarray | None,
@@ -133,18 +134,10 @@ def save(
 ) -> Run:
     """Save a run and open it; see :func:`refusal_core.runs.store.save_run`."""
     progress(SAVING, 0, 1)
-    saved = store.save_run(
-        run_id,
-        manifest,
-        table,
-        analysis.projections,
-        analysis.projections_crossfit,
-        analysis.layer_stats,
-        analysis.directions,
-        analysis.evidence.to_tables(),
-        activations=activations,
-        cache=cache,
+    tables = RunTables(
+        table, analysis.projections, analysis.projections_crossfit, analysis.layer_stats, analysis.directions
     )
+    saved = store.save_run(manifest, tables, analysis.evidence.to_tables(), activations, cache)
     progress(SAVING, 1, 1)
     return saved
 
@@ -181,13 +174,13 @@ def library_versions() -> dict[str, str]:
     }
 
 
-def timings(chat_model: ChatModel, extraction: Extraction) -> dict[str, float]:
+def timings(chat_model: ChatModel, extraction: Extraction) -> TimingsRecord:
     """Return what a manifest says of how long loading and extraction took."""
-    return {
-        "load_seconds": round(chat_model.load_seconds, 3),
-        "extract_seconds": round(extraction.seconds, 3),
-        "prompts_per_second": round(len(extraction.n_tokens) / extraction.seconds, 3),
-    }
+    return TimingsRecord(
+        load_seconds=round(chat_model.load_seconds, 3),
+        extract_seconds=round(extraction.seconds, 3),
+        prompts_per_second=round(len(extraction.n_tokens) / extraction.seconds, 3),
+    )
 
 
 def _origins(table: pd.DataFrame) -> list[str]:

@@ -17,21 +17,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from refusal_core.behaviour import measurement
-from refusal_core.errors import RunError
+from refusal_core.errors import RunError, first_line
 from refusal_core.evidence.evaluation import Evidence
+from refusal_core.files import PARTIAL, move_into_place
 from refusal_core.intervention import experiment
-from refusal_core.runs.store import (
-    ADDITIONS,
-    MANIFEST,
-    PARTIAL,
-    Run,
-    cache_folder,
-    check_files,
-    load_activations,
-    open_run,
-    verify_run,
-    writable_cache,
-)
+from refusal_core.runs.additions import FILES as ADDED_FILES
+from refusal_core.runs.run import Run
+from refusal_core.runs.run_files import MANIFEST
+from refusal_core.runs.store import cache_folder, open_run, verify_run, writable_cache
 
 LARGEST = 8 * 2**30
 """Bytes that a run may have once it is unpacked."""
@@ -39,7 +32,7 @@ _LARGEST_RATIO = 25
 _SMALL = 2**20
 _MOST_FILES = 64
 _ENTRY = re.compile(r"([a-z0-9][a-z0-9._-]{0,180})/([a-z0-9_]+\.(?:parquet|safetensors)|[a-z]+\.json)")
-_JSON = {MANIFEST, *(f"{name}.json" for name in ADDITIONS)}
+_JSON = {MANIFEST, *(name for name in ADDED_FILES if name.endswith(".json"))}
 _BLOCK = 1 << 20
 
 
@@ -58,7 +51,7 @@ def pack_run(run_id: str, file: str | Path | BinaryIO, cache: str | Path | None 
         RunError: when there is no such run, it is damaged, or the file cannot be written.
     """
     names = verify_run(run_id, cache)
-    described = [name.replace(".parquet", ".json") for name in names if name.removesuffix(".parquet") in ADDITIONS]
+    described = [name.replace(".parquet", ".json") for name in names if name in ADDED_FILES]
     folder = cache_folder(cache) / run_id
     if isinstance(file, str | Path):
         path = Path(file).expanduser()
@@ -86,9 +79,9 @@ def import_run(archive: str | Path | BinaryIO, cache: str | Path | None = None) 
         _check_run(run_id, partial)
         return _put_in_place(partial / run_id, folder / run_id)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
-        raise RunError(f"this is no zip file, or a damaged one ({_first_line(error)}); ask for it again") from error
+        raise RunError(f"this is no zip file, or a damaged one ({first_line(error)}); ask for it again") from error
     except OSError as error:
-        raise RunError(f"the run cannot be unpacked in {folder} ({error.strerror or _first_line(error)})") from error
+        raise RunError(f"the run cannot be unpacked in {folder} ({error.strerror or first_line(error)})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -150,22 +143,18 @@ def _check_sizes(entries: list[zipfile.ZipInfo], partial: Path) -> None:
 
 
 def _check_run(run_id: str, partial: Path) -> None:
-    """Raise RunError unless the unpacked folder is a whole run that every page could read."""
+    """Raise RunError unless the unpacked folder is a complete run that every page could read."""
     try:
         # Hashes before anything is opened: no library reads what the manifest does not vouch for.
-        listed = {MANIFEST, *check_files(run_id, partial)}
-        additions = {f"{name}.{ending}" for name in ADDITIONS for ending in ("parquet", "json")}
-        extra = {path.name for path in (partial / run_id).iterdir()} - listed - additions
+        run = open_run(run_id, partial, everything=True)
+        extra = {path.name for path in run.path.iterdir()} - {MANIFEST, *run.manifest.files, *ADDED_FILES}
         if extra:
             raise RunError(f"{min(extra)} is not in the run's manifest; it was refused")
-        verify_run(run_id, partial)
-        run = open_run(run_id, partial)
-        if run.manifest.get("run_id") != run_id:
+        if run.manifest.run_id != run_id:
             raise RunError(f"the folder is called {run_id!r} and its manifest is of another run; it was refused")
         _check_readable(run)
     except RunError as error:
-        message = str(error).replace("delete the run and make it again", "ask for it again")
-        raise RunError(message.replace("delete it and run again", "ask for it again")) from error
+        raise RunError(str(error).replace("delete the run and make it again", "ask for it again")) from error
 
 
 def _check_readable(run: Run) -> None:
@@ -173,13 +162,12 @@ def _check_readable(run: Run) -> None:
         tables = run.evidence_tables()
         if tables:
             Evidence.from_tables(tables)
-        load_activations(run)
         measurement.recorded(run)
         experiment.recorded(run)
     except RunError:
         raise
     except Exception as error:  # a malformed file, whatever its reader calls it
-        raise RunError(f"run {run.run_id!r} cannot be read: {_first_line(error)}; ask for it again") from error
+        raise RunError(f"run {run.run_id!r} cannot be read: {first_line(error)}; ask for it again") from error
 
 
 def _put_in_place(unpacked: Path, target: Path) -> Imported:
@@ -187,9 +175,5 @@ def _put_in_place(unpacked: Path, target: Path) -> Imported:
         if (target / MANIFEST).is_file() and (target / MANIFEST).read_bytes() == (unpacked / MANIFEST).read_bytes():
             return Imported(target.name, new=False)
         raise RunError(f"another run called {target.name!r} is here already; delete that one first to import this")
-    unpacked.rename(target)
+    move_into_place(unpacked, target)
     return Imported(target.name, new=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

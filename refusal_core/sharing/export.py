@@ -17,7 +17,8 @@ from refusal_core.errors import RenderingError, RunError
 from refusal_core.evidence.evaluation import Evidence
 from refusal_core.figures.study import HISTOGRAMS, pictures
 from refusal_core.intervention import effects, experiment
-from refusal_core.runs.store import DIRECTIONS, Run
+from refusal_core.runs.run import Run
+from refusal_core.runs.run_files import DIRECTIONS
 from refusal_core.sharing.rendering import write_images
 from refusal_core.sharing.report import report_html
 from refusal_core.sharing.snippets import transformer_lens_snippet, transformers_snippet
@@ -55,9 +56,9 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
     layers = published_layers(run)
     strongest = layers.loc[layers["cohens_d"].idxmax()] if layers["cohens_d"].notna().any() else None
     largest = layers.loc[layers["magnitude"].idxmax()]
-    counts = run.manifest["prompts"]["counts"]
+    counts = run.manifest.prompts.counts
     summary = {
-        "date": run.manifest["created"],
+        "date": run.manifest.created,
         "model": run.model_name,
         "n_layers": run.n_layers,
         "n_harmful_prompts": counts["harmful"],
@@ -93,8 +94,8 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
         for name, table in tables.items():
             table.to_csv(folder / name, index=False)
         (folder / REPORT).write_text(report_html(run, evidence, replies, interventions), encoding="utf-8")
-        for name, content in {"summary.json": summary, "manifest.json": run.manifest}.items():
-            (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "manifest.json").write_text(run.manifest.to_json(), encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}; choose a folder that can be written") from error
     return [folder / name for name in (*tables, REPORT, "summary.json", "manifest.json")]

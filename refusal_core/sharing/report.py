@@ -18,7 +18,8 @@ from refusal_core.figures.layers import separation, three_questions
 from refusal_core.figures.panels import linked
 from refusal_core.figures.style import page_look
 from refusal_core.intervention import effects
-from refusal_core.runs.store import Run
+from refusal_core.runs.manifest import InterventionManifest
+from refusal_core.runs.run import Run
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2321; max-width: 980px; margin: 2rem auto; padding: 0 1rem; }
@@ -33,7 +34,7 @@ def report_html(
     run: Run,
     evidence: Evidence,
     replies: pd.DataFrame | None = None,
-    interventions: tuple[pd.DataFrame, dict] | None = None,
+    interventions: tuple[pd.DataFrame, InterventionManifest] | None = None,
 ) -> str:
     """The report as HTML text; every text that comes from the run is escaped.
 
@@ -42,10 +43,10 @@ def report_html(
         interventions: the run's recorded interventions and their manifest, when there are some.
     """
     site = strongest_site(evidence)
-    counts = run.manifest["prompts"]["counts"]
+    counts = run.manifest.prompts.counts
     facts = (
         f"{run.model_name}, {run.n_layers} layers; contrast set {run.contrast_name}: {counts['harmful']} harmful, "
-        f"{counts['harmless']} harmless prompts; {run.manifest['compute']['dtype']}; made {run.manifest['created']}."
+        f"{counts['harmless']} harmless prompts; {run.manifest.compute.dtype}; made {run.manifest.created}."
     )
     table = overview_table(evidence)
     table.index = [run.site_label(int(each)) for each in table.index]
@@ -89,9 +90,7 @@ def report_html(
         ]
         for sweep, (*_, title) in intervention_figures.SWEEPS.items():
             parts += [f"<h3>{title}</h3>", _figure(intervention_figures.over_layers(run, summary, sweep))]
-        parts.append(
-            _figure(intervention_figures.doses(run, summary, manifest["dose_layer"], manifest["dose_position"]))
-        )
+        parts.append(_figure(intervention_figures.doses(run, summary, manifest.dose_layer, manifest.dose_position)))
     parts += ["<h2>The layers in numbers</h2>", table.to_html(float_format=lambda value: f"{value:.2f}", border=0)]
     title = html.escape(f"{run.model_name} on {run.contrast_name}")
     return (

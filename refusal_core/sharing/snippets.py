@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from refusal_core.models.known import KNOWN, KnownModel
-from refusal_core.runs.store import DIRECTIONS, Run
+from refusal_core.runs.manifest import TemplateRecord
+from refusal_core.runs.run import Run
+from refusal_core.runs.run_files import DIRECTIONS
 from refusal_core.sites import hidden_state_index, transformer_lens_name
 
 PROMPT = "How do I kill the weeds between my paving stones?"
@@ -62,16 +64,16 @@ print(projection)
 
 def _model_and_ids(run: Run, site: int, *imports: str) -> str:
     """What both begin with: ``direction``, ``name``, ``tokenizer``, ``model`` and the prompt's token ``ids``."""
-    model, compute, template = (run.manifest[part] for part in ("model", "compute", "template"))
+    model, compute, template = run.manifest.model, run.manifest.compute, run.manifest.template
     auto = "AutoModelForCausalLM"
-    if model["architecture"].endswith("ForConditionalGeneration"):
+    if model.architecture.endswith("ForConditionalGeneration"):
         auto = "AutoModelForImageTextToText"
-    classes, arguments, quantisation = [auto, "AutoTokenizer"], [f"dtype={compute['dtype']!r}"], _quantisation(run)
+    classes, arguments, quantisation = [auto, "AutoTokenizer"], [f"dtype={compute.dtype!r}"], _quantisation(run)
     if quantisation:
         classes.append(quantisation.partition("(")[0])
         arguments.append("quantization_config=quantisation")
     standard = []
-    if template.get("day") is not None:
+    if template.day is not None:
         standard += ["import re", "from datetime import date"]
     if _known(run):
         standard.append("from os.path import expanduser")
@@ -97,19 +99,19 @@ def _model_and_ids(run: Run, site: int, *imports: str) -> str:
 
 def _known(run: Run) -> KnownModel | None:
     """The model that ``fetch`` knows by the run's name, if it was opened as such."""
-    model = run.manifest["model"]
-    return KNOWN.get(model["name"]) if model["source"] == "fetched" else None
+    model = run.manifest.model
+    return KNOWN.get(model.name) if model.source == "fetched" else None
 
 
 def _source(run: Run) -> tuple[list[str], list[str]]:
     """The lines that say where the run's model is, and what ``from_pretrained`` takes beside that name."""
-    model, known = run.manifest["model"], _known(run)
-    name = model["name"]
+    model, known = run.manifest.model, _known(run)
+    name = model.name
     if known is not None:
         return _fetched(known), []
-    if model["source"] == "hub":
-        return [f"name = {name!r}"], [f"revision={model['revision']!r}"]
-    if model["source"] == "gguf":
+    if model.source == "hub":
+        return [f"name = {name!r}"], [f"revision={model.revision!r}"]
+    if model.source == "gguf":
         return ['name = "."  # the folder of the GGUF file'], [f"gguf_file={f'{name}.gguf'!r}"]
     return [f"name = {f'./{name}'!r}  # the folder of the model"], []
 
@@ -130,26 +132,26 @@ def _fetched(known: KnownModel) -> list[str]:
 
 def _quantisation(run: Run) -> str:
     """How the weights are quantised or dequantised on opening; empty where they are left as they are."""
-    bits, dtype = run.manifest["compute"].get("quantise"), run.manifest["compute"]["dtype"]
+    bits, dtype = run.manifest.compute.quantise, run.manifest.compute.dtype
     if bits == 8:
         return "BitsAndBytesConfig(load_in_8bit=True)"
     if bits == 4:
         return f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype={dtype!r})'
-    return "GgufConfig(dequantize=True)" if run.manifest["model"]["source"] == "gguf" else ""
+    return "GgufConfig(dequantize=True)" if run.manifest.model.source == "gguf" else ""
 
 
-def _ids(template: dict) -> list[str]:
+def _ids(template: TemplateRecord) -> list[str]:
     """Lines that tokenise the prompt as the run did: see :func:`refusal_core.models.templates.render`."""
-    if template["sha256"] is None:
+    if template.sha256 is None:
         return ['ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)']
     lines, options = [], ["add_generation_prompt=True"]
-    borrowed, day, system_prompt = template.get("borrowed"), template.get("day"), template["system_prompt"]
+    borrowed, day, system_prompt = template.borrowed, template.day, template.system_prompt
     if borrowed is not None:
-        text = [f"    {line!r}" for line in borrowed["text"].splitlines(keepends=True)]
+        text = [f"    {line!r}" for line in borrowed.text.splitlines(keepends=True)]
         lines += ["# The model's chat template was borrowed.", "tokenizer.chat_template = (", *text, ")"]
     messages = '{"role": "user", "content": prompt}'
     # Empty, it takes away the template's own system text, and where there is none it adds nothing.
-    if system_prompt or (system_prompt == "" and template["default_system_prompt"] is not None):
+    if system_prompt or (system_prompt == "" and template.default_system_prompt is not None):
         messages = f'{{"role": "system", "content": {system_prompt!r}}}, {messages}'
     if day is not None:
         lines += [
@@ -159,8 +161,8 @@ def _ids(template: dict) -> list[str]:
             "template = re.sub(clock, lambda call: repr(day.strftime(call[2])), tokenizer.get_chat_template())",
             "tokenizer.chat_template = template",
         ]
-    if template.get("thinking") is not None:
-        options.append(f"enable_thinking={template['thinking']!r}")
+    if template.thinking is not None:
+        options.append(f"enable_thinking={template.thinking!r}")
     return [
         *lines,
         f"messages = [{messages}]",

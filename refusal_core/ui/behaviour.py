@@ -17,7 +17,7 @@ from refusal_core.errors import RefusalError
 from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import behaviour as figures
 from refusal_core.figures.plotly_internals import serialise_once
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.glossary import meaning_of, name_of
 from refusal_core.ui.layout import chart, csv_button, identity, marked, sentences, show_error
@@ -64,7 +64,7 @@ def recorded_replies(run: Run) -> tuple[pd.DataFrame, Key]:
         st.stop()
     table, manifest = recorded
     st.caption(f"Openings of at most {OPENING_TOKENS} tokens, written greedily by the run's model.")
-    return table, (*identity(run), manifest["sha256"])
+    return table, (*identity(run), manifest.sha256)
 
 
 def shares(run: Run, table: pd.DataFrame) -> None:

@@ -15,7 +15,7 @@ from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import comparison as figures
 from refusal_core.figures.comparison import MOST_RUNS, Side
 from refusal_core.figures.plotly_internals import serialise_once
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 from refusal_core.sites import relative_depth
 from refusal_core.ui import address
 from refusal_core.ui.frame import described_runs, listed, shared_run

@@ -10,7 +10,7 @@ from refusal_core.errors import RunError
 from refusal_core.evidence.evaluation import Evidence
 from refusal_core.figures.evidence import FIGURES, OVER_LAYERS, cosines
 from refusal_core.figures.plotly_internals import serialise_once
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 from refusal_core.ui import numbers
 from refusal_core.ui.layout import chart, identity, marked, show_error
 

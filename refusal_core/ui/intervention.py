@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -18,7 +17,8 @@ from refusal_core.intervention import effects, experiment
 from refusal_core.intervention.conditions import ABLATE, ADD, PLAIN, Condition
 from refusal_core.intervention.effects import MEASURES
 from refusal_core.intervention.experiment import INTERVENTION, Tried, TriedPrompt
-from refusal_core.runs.store import Run
+from refusal_core.runs.manifest import InterventionManifest
+from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.layout import chart, marked, sentences, show_error
 from refusal_core.ui.markdown import plain
@@ -54,7 +54,7 @@ class Summary:
     doses: go.Figure
 
 
-def recorded_interventions(run: Run) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+def recorded_interventions(run: Run) -> tuple[pd.DataFrame, InterventionManifest] | None:
     """Return the run's recorded interventions and their manifest; ``None`` after showing how to measure them."""
     try:
         recorded = experiment.recorded(run)
@@ -73,22 +73,22 @@ def recorded_interventions(run: Run) -> tuple[pd.DataFrame, dict[str, Any]] | No
     return recorded
 
 
-def summary_of(run: Run, table: pd.DataFrame, manifest: dict[str, Any]) -> Summary:
+def summary_of(run: Run, table: pd.DataFrame, manifest: InterventionManifest) -> Summary:
     """Return what the run's interventions say."""
-    return _summarised(run.run_id, str(manifest["sha256"]), run, table, manifest)
+    return _summarised(run.run_id, manifest.sha256, run, table, manifest)
 
 
-def how_measured(run: Run, table: pd.DataFrame, manifest: dict[str, Any]) -> None:
+def how_measured(run: Run, table: pd.DataFrame, manifest: InterventionManifest) -> None:
     """Show which prompts were edited, and compared with which controls."""
     labels = run.prompts.set_index("prompt_id").loc[table["prompt_id"].unique(), "label"].value_counts()
-    layers = ", ".join(str(layer) for layer in manifest["controls"]["layers"])
-    source = manifest["prompts"]["source"]
-    edited = "every token" if manifest["tokens"] == "all" else "the prompt's last token"
+    layers = ", ".join(str(layer) for layer in manifest.controls.layers)
+    source = manifest.prompts.source
+    edited = "every token" if manifest.tokens == "all" else "the prompt's last token"
     fitted = "on which the direction was fitted, " if source == run.contrast_name else ""
     st.caption(
         f"{labels['harmful']} harmful and {labels['harmless']} harmless prompts of {plain(source)}, {fitted}{edited} "
-        f"edited, in {plain(manifest['compute']['dtype'])}. Controls at layers {plain(layers)}: "
-        f"{len(manifest['controls']['names'])} directions, random ones, one of permuted labels and one orthogonal. A "
+        f"edited, in {plain(manifest.compute.dtype)}. Controls at layers {plain(layers)}: "
+        f"{len(manifest.controls.names)} directions, random ones, one of permuted labels and one orthogonal. A "
         "number is called an effect only outside the band in which 95 % of such controls fall."
     )
 
@@ -216,7 +216,7 @@ def _tried(run: Run, source: str, text: str, condition: Condition, tokens: str) 
 
 
 @st.cache_resource(max_entries=8, show_spinner="Comparing with the controls …")
-def _summarised(run_id: str, sha256: str, _run: Run, _table: pd.DataFrame, _manifest: dict[str, Any]) -> Summary:
+def _summarised(run_id: str, sha256: str, _run: Run, _table: pd.DataFrame, _manifest: InterventionManifest) -> Summary:
     summary, candidates = effects.summarise(_run, _table), effects.candidates(_run, _table)
     return Summary(
         sha256=sha256,
@@ -226,5 +226,5 @@ def _summarised(run_id: str, sha256: str, _run: Run, _table: pd.DataFrame, _mani
         numbers=effects.numbers(_run, summary),
         candidates=candidates,
         choice=serialise_once(figures.choice(_run, candidates, effects.published_choice(_run, _table))),
-        doses=serialise_once(figures.doses(_run, summary, _manifest["dose_layer"], _manifest["dose_position"])),
+        doses=serialise_once(figures.doses(_run, summary, _manifest.dose_layer, _manifest.dose_position)),
     )

@@ -13,7 +13,7 @@ from refusal_core.exploration.published import published_table
 from refusal_core.figures.layers import SUMMARIES, eight_layers, three_questions
 from refusal_core.figures.panels import AXES, PANELS, linked
 from refusal_core.figures.plotly_internals import serialise_once
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.frame import site_picker
 from refusal_core.ui.layout import chart, csv_button, identity, layer_numbers, marked

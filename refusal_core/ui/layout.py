@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import pandas as pd
@@ -13,7 +13,10 @@ import streamlit as st
 from refusal_core.figures.layers import QUESTIONS
 from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.figures.style import move_mark
-from refusal_core.runs.store import MANIFEST, Run, run_titles
+from refusal_core.runs.manifest import TemplateRecord
+from refusal_core.runs.run import Run
+from refusal_core.runs.run_files import MANIFEST
+from refusal_core.runs.store import run_titles
 from refusal_core.sharing.rendering import MIME, browser_found, image, page
 from refusal_core.ui import address
 from refusal_core.ui.glossary import glossary_link, link_terms, meaning_of
@@ -224,15 +227,15 @@ def layer_numbers(run: Run, site: int) -> None:
 
 def run_in_a_line(run: Run) -> str:
     """Return the model and the contrast set as a line of text."""
-    model, prompts = run.manifest["model"], run.manifest["prompts"]
-    counts = " + ".join(f"{count} {label}" for label, count in prompts["counts"].items())
-    return f"{model['name']}, {model['n_layers']} layers × {model['d_model']}, on {prompts['name']}: {counts} prompts"
+    model, prompts = run.manifest.model, run.manifest.prompts
+    counts = " + ".join(f"{count} {label}" for label, count in prompts.counts.items())
+    return f"{model.name}, {model.n_layers} layers × {model.d_model}, on {prompts.name}: {counts} prompts"
 
 
-def _describe_template(template: Mapping[str, Any]) -> str:
-    borrowed, day = template.get("borrowed"), template.get("day")
-    whose = "none: bare prompts" if template["sha256"] is None else "the model's own"
-    return (whose if borrowed is None else f"borrowed from {borrowed['from']}") + (
+def _describe_template(template: TemplateRecord) -> str:
+    borrowed, day = template.borrowed, template.day
+    whose = "none: bare prompts" if template.sha256 is None else "the model's own"
+    return (whose if borrowed is None else f"borrowed from {borrowed.source}") + (
         f", which tells the date: {day}" if day else ""
     )
 
@@ -240,30 +243,25 @@ def _describe_template(template: Mapping[str, Any]) -> str:
 def run_facts(run: Run) -> None:
     """Show how the run was made, so that it can be repeated."""
     manifest = run.manifest
-    model, prompts, compute = manifest["model"], manifest["prompts"], manifest["compute"]
-    counts = prompts["counts"]
+    model, prompts, template, compute = manifest.model, manifest.prompts, manifest.template, manifest.compute
     facts = {
-        "model": f"{model['name']} ({model['architecture']}, {model['n_layers']} layers × {model['d_model']}"
-        + (f", {model['quantisation']}" if model["quantisation"] else "")
+        "model": f"{model.name} ({model.architecture}, {model.n_layers} layers × {model.d_model}"
+        + (f", {model.quantisation}" if model.quantisation else "")
         + ")",
-        "licence of the model": model["licence"] or "not stated",
-        "contrast set": f"{prompts['name']}: {counts['harmful']} harmful, {counts['harmless']} harmless",
-        "transfer sets": ", ".join(f"{part['name']} ({sum(part['counts'].values())})" for part in manifest["transfer"]),
-        "chat template": _describe_template(manifest["template"]),
-        "thinking": {None: "default of the chat template", True: "on", False: "off"}.get(
-            manifest["template"].get("thinking"), "–"
-        ),
-        "system prompt": manifest["template"]["system_prompt"]
-        or manifest["template"]["default_system_prompt"]
-        or "none",
-        "read position": manifest["template"]["token_position"],
-        "computed in": f"{compute['dtype']} on {compute['device']}, seed {compute['seed']}",
-        "weights": str(compute.get("weights", "not recorded")),
-        "engine": {"process": "one process", "ray": "Ray's actors"}.get(compute.get("engine"), "not recorded"),
-        "batches": compute.get("batch_note") or "default size",
-        "prompts per pass": str(compute.get("pack_note", "not recorded")),
-        "template prefix": str(compute.get("prefix_note", "not recorded")),
-        "made": manifest["created"],
+        "licence of the model": model.licence or "not stated",
+        "contrast set": f"{prompts.name}: {prompts.counts['harmful']} harmful, {prompts.counts['harmless']} harmless",
+        "transfer sets": ", ".join(f"{scored.name} ({sum(scored.counts.values())})" for scored in manifest.transfer),
+        "chat template": _describe_template(template),
+        "thinking": {None: "default of the chat template", True: "on", False: "off"}[template.thinking],
+        "system prompt": template.system_prompt or template.default_system_prompt or "none",
+        "read position": template.token_position,
+        "computed in": f"{compute.dtype} on {compute.device}, seed {compute.seed}",
+        "weights": compute.weights or "not recorded",
+        "engine": {"process": "one process", "ray": "Ray's actors"}.get(compute.engine or "", "not recorded"),
+        "batches": compute.batch_note or "default size",
+        "prompts per pass": compute.pack_note or "not recorded",
+        "template prefix": compute.prefix_note or "not recorded",
+        "made": manifest.created,
         "name": run.run_id,
         "title": run_titles(run.path.parent).get(run.run_id, "none"),
     }

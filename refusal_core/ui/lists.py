@@ -18,7 +18,7 @@ from refusal_core.activations.packing import group_by_length
 from refusal_core.errors import PromptError, RefusalError
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.sets import read_texts
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 from refusal_core.ui.background import duration
 from refusal_core.ui.layout import show_error
 from refusal_core.ui.model import OneModel, OpenRun, T, one_model

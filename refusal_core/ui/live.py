@@ -15,7 +15,7 @@ from refusal_core.figures.style import LINE_COLOURS, safe
 from refusal_core.figures.tokens import COLOURS_END, token_heatmap
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.suggestions import Contrast, contrasts
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.glossary import meaning_of
 from refusal_core.ui.layout import chart, raw_units, show_error

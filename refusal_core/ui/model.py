@@ -19,7 +19,7 @@ from refusal_core.models.known import KNOWN
 from refusal_core.models.opening import ChatModel
 from refusal_core.options import ModelOptions
 from refusal_core.pipeline.scoring import Scorer, identify_for, load_model_for, model_of_run, opened_as
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 from refusal_core.ui.background import offer
 from refusal_core.ui.jobs import Command
 from refusal_core.ui.markdown import plain
@@ -154,9 +154,9 @@ def measure_here(run: Run, measurement: str) -> None:
 
 
 def _path_of_local_model(run: Run) -> str | None:
-    model = run.manifest["model"]
+    model = run.manifest.model
     st.info(
-        f"This run's model came from a local {plain(model['source'])}, whose place is not stored with a run. "
+        f"This run's model came from a local {plain(model.source)}, whose place is not stored with a run. "
         "Enter its path; it is checked against the run.",
         icon=":material/folder_open:",
     )

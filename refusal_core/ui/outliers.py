@@ -18,7 +18,7 @@ from refusal_core.figures import outliers as figures
 from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.style import LABEL_COLOUR
 from refusal_core.prompts.sets import PROMPT_ID
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.clicks import on_point
 from refusal_core.ui.layout import chart, csv_button, raw_units

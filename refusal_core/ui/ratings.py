@@ -13,7 +13,7 @@ from refusal_core.errors import RefusalError
 from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import ratings as figures
 from refusal_core.prompts.sets import MOST_BYTES
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.glossary import meaning_of, name_of
 from refusal_core.ui.layout import chart, sentences, show_error

@@ -10,7 +10,8 @@ from refusal_core.errors import RefusalError
 from refusal_core.exploration import refits
 from refusal_core.figures.refits import change as change_figure
 from refusal_core.pipeline.refit import leave_out, original_of, refit_id
-from refusal_core.runs.store import ACTIVATIONS, LEFT_OUT, Run, cache_folder
+from refusal_core.runs.run import LEFT_OUT, Run
+from refusal_core.runs.store import cache_folder
 from refusal_core.ui import address
 from refusal_core.ui.background import offer
 from refusal_core.ui.frame import shared_run
@@ -55,7 +56,7 @@ def refit_panel(run: Run, marks: pd.DataFrame) -> None:
         _show_change(original, run_id)
         return
     arguments = [f"--marked={','.join(kinds)}"]
-    if ACTIVATIONS in original.manifest["files"]:
+    if original.keeps_activations:
         st.caption("From the run's stored activations: seconds to a minute.")
     else:
         st.caption("Activations were not stored with this run, so its model reads the prompts again: minutes.")

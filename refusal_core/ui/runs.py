@@ -216,14 +216,7 @@ def _rename(entry: RunSummary) -> None:
 def _delete(name: str, title: str) -> None:
     with st.popover("Delete", icon=":material/delete:"):
         st.text(f"Delete {title}?")
-        st.caption(
-            "The folder is deleted with all that was measured on this run. This cannot be undone."
-            + (
-                " A run that came with the project is deleted too; only a fresh copy of the project has it."
-                if store.cache_folder() == store.DEFAULT_CACHE
-                else ""
-            )
-        )
+        st.caption("The folder is deleted with all that was measured on this run. This cannot be undone.")
         if st.button("Delete permanently", icon=":material/delete_forever:", type="primary", key=f"delete_{name}"):
             if address.view().run == name:
                 address.open_run(None)

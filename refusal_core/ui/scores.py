@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from refusal_core.pipeline.scoring import Score
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 from refusal_core.ui.glossary import meaning_of
 
 

@@ -119,8 +119,8 @@ def test_the_command_line_runs_with_ray_and_a_borrowed_template(tiny_folder, tmp
     assert main([*command, "--cache", str(tmp_path / "b"), "--engine", "ray", "--actors", "2"]) == 0
     first, second = (store.open_run(next(iter(os.listdir(tmp_path / c))), tmp_path / c) for c in "ab")
     assert first.run_id == second.run_id
-    assert first.manifest["compute"]["engine"] == "process"
-    assert second.manifest["compute"]["engine"] == "ray"
+    assert first.manifest.compute.engine == "process"
+    assert second.manifest.compute.engine == "ray"
     np.testing.assert_array_equal(first.projections, second.projections)
 
 

@@ -86,8 +86,8 @@ def test_a_run_says_where_the_weights_were(tiny_folder: Path, tmp_path: Path) ->
     request = {"limit_per_label": 8, "dtype": "float32"}
     run = make_run(tiny_folder, "pairs", device="spread", cache=tmp_path / "spread", **request).run
     whole = make_run(tiny_folder, "pairs", device="cpu", cache=tmp_path / "whole", **request).run
-    assert "disk" in run.manifest["compute"]["device"]
-    assert whole.manifest["compute"]["device"] == "cpu"
+    assert "disk" in run.manifest.compute.device
+    assert whole.manifest.compute.device == "cpu"
     np.testing.assert_allclose(run.projections, whole.projections, rtol=1e-4, atol=1e-4)
     spread = load_model_for(run, tiny_folder, device="spread")
     np.testing.assert_allclose(

@@ -16,7 +16,7 @@ from scipy import stats
 from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 from streamlit.testing.v1 import AppTest
-from synthetic import RUN
+from synthetic import RUN, behaviour_manifest
 from tiny import CHATML, PLANTED_SIGN, THINKING, planted_model, tiny_model, tiny_tokenizer
 
 from refusal_core.activations.reader import ResidualReader
@@ -30,7 +30,8 @@ from refusal_core.figures import behaviour as figures
 from refusal_core.intervention import experiment
 from refusal_core.models.templates import render, reply_thinks
 from refusal_core.runs import store
-from refusal_core.runs.store import Run
+from refusal_core.runs.additions import save_addition
+from refusal_core.runs.run import Run
 from refusal_core.ui import behaviour as page
 
 OFF_BY_DEFAULT = THINKING.replace("is defined and enable_thinking is false", "is not defined or not enable_thinking")
@@ -171,8 +172,7 @@ def test_the_page_of_a_large_run_says_what_is_of_some_of_its_prompts(
 ):
     monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "cache"))
     shutil.copytree(synthetic_cache, tmp_path / "cache")
-    rules = {"sha256": "0" * 64, "phrases": ["Sorry"]}
-    store.save_addition(store.open_run(RUN, tmp_path / "cache"), "behaviour", mixed, {"rules": rules})
+    save_addition(store.open_run(RUN, tmp_path / "cache"), mixed, behaviour_manifest("Sorry"))
 
     def visit() -> AppTest:
         st.cache_data.clear()
@@ -269,7 +269,7 @@ def test_behaviour_is_recorded_beside_the_run_and_read_again_by_other_rules(meas
     made, cache = measured
     table, manifest = measurement.recorded(made)
     assert table["prompt_id"].tolist() == made.prompts["prompt_id"].tolist()
-    assert (manifest["opening_tokens"], manifest["run_id"]) == (16, made.run_id)
+    assert (manifest.opening_tokens, manifest.run_id) == (16, made.run_id)
     assert set(table["opening_label"]) <= set(OPENING_LABELS)
     rules = cache / "rules.toml"
     rules.write_text(BUNDLED.read_text(encoding="utf-8").replace(r"'\s*$'", "'.*'"), encoding="utf-8")
@@ -280,13 +280,13 @@ def test_behaviour_is_recorded_beside_the_run_and_read_again_by_other_rules(meas
     again, manifest = measurement.recorded(made)
     assert set(again["opening_label"]) == {"degenerate"}
     assert again["opening"].tolist() == table["opening"].tolist()
-    assert manifest["rules"]["sha256"] == read_rules(rules).sha256
+    assert manifest.rules.sha256 == read_rules(rules).sha256
 
 
 def test_openings_are_read_beside_their_prompts(measured):
     made, cache = measured
     table, manifest = measurement.recorded(made)
-    store.save_addition(made, "behaviour", table.assign(opening="Конечно, вот рецепт"), manifest)
+    save_addition(made, table.assign(opening="Конечно, вот рецепт"), manifest)
     assert main(["measure", "behaviour", made.run_id, "--cache", str(cache)]) == 0
     # The run's prompts are English.
     assert set(measurement.recorded(made)[0]["opening_label"]) == {"degenerate"}
@@ -295,7 +295,7 @@ def test_openings_are_read_beside_their_prompts(measured):
 def test_behaviour_of_other_prompts_is_refused(measured):
     made, _ = measured
     table, manifest = measurement.recorded(made)
-    store.save_addition(made, "behaviour", table.iloc[1:], manifest)
+    save_addition(made, table.iloc[1:], manifest)
     with pytest.raises(RunError, match="of other prompts"):
         measurement.recorded(made)
 
@@ -380,11 +380,11 @@ def test_a_run_says_whether_the_model_thought(tmp_path):
         for thinking in (None, False)
     }
     assert made[None].run_id != made[False].run_id
-    assert [run.manifest["template"]["thinking"] for run in made.values()] == [None, False]
+    assert [run.manifest.template.thinking for run in made.values()] == [None, False]
     assert made[None].prompts["n_tokens"].iloc[0] < made[False].prompts["n_tokens"].iloc[0]
     measurement.record(made[None], chat_model)
-    assert measurement.recorded(made[None])[1]["thinking"]["unclosed"] > 0
+    assert measurement.recorded(made[None])[1].thinking.unclosed > 0
     measurement.record(made[False], chat_model)
-    assert measurement.recorded(made[False])[1]["thinking"] is None
+    assert measurement.recorded(made[False])[1].thinking is None
     with pytest.raises(RefusalError, match="--thinking off"):
         experiment.record(made[None], chat_model)

@@ -17,7 +17,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expec
 
 from refusal_core.behaviour import measurement
 from refusal_core.models.opening import load_model
-from refusal_core.runs.store import Run, open_run
+from refusal_core.runs.run import Run
+from refusal_core.runs.store import open_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]

@@ -18,7 +18,8 @@ from refusal_core.models.known import models_folder
 from refusal_core.models.opening import load_model
 from refusal_core.pipeline.scoring import score
 from refusal_core.prompts.suggestions import contrasts
-from refusal_core.runs.store import Run, open_run
+from refusal_core.runs.run import Run
+from refusal_core.runs.store import open_run
 
 SITE = 2
 DELAY = 4

@@ -17,7 +17,8 @@ from refusal_core.annotations import marks
 from refusal_core.exploration.outliers import derived_band, prompts_in_band
 from refusal_core.pipeline.refit import refit_id
 from refusal_core.prompts.sets import prompt_id
-from refusal_core.runs.store import LEFT_OUT, open_run
+from refusal_core.runs.run import LEFT_OUT
+from refusal_core.runs.store import open_run
 
 SITE, ROW = 2, 35
 

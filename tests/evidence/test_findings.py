@@ -12,7 +12,7 @@ from planted import evaluate_run, planted_run
 from refusal_core.evidence.evaluation import Evidence
 from refusal_core.evidence.findings import caveats, onset, overview_table, probe_source, strongest_site, verdict
 from refusal_core.evidence.phrases import NO_DIFFERENCE
-from refusal_core.runs.store import LEFT_OUT
+from refusal_core.runs.run import LEFT_OUT
 
 
 @pytest.fixture(scope="module")

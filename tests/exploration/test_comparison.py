@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from synthetic import save_synthetic_run, synthetic_prompts
+from synthetic import changed, save_synthetic_run, synthetic_prompts, with_tables
 
 from refusal_core.analysis.directions import fit_directions
 from refusal_core.analysis.effect_sizes import auroc
@@ -14,7 +14,8 @@ from refusal_core.analysis.groups import bootstrap_counts, redraw_prompts
 from refusal_core.evidence.evaluation import Evidence
 from refusal_core.exploration import comparison
 from refusal_core.prompts.sets import prompt_groups
-from refusal_core.runs.store import Run, list_runs, open_run
+from refusal_core.runs.run import Run
+from refusal_core.runs.store import list_runs, open_run
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def shuffled(run: Run, seed: int = 7) -> Run:
     order = np.random.default_rng(seed).permutation(len(run.prompts))
-    return dataclasses.replace(
+    return with_tables(
         run,
         prompts=run.prompts.iloc[order].reset_index(drop=True),
         projections=run.projections[order],
@@ -40,7 +41,7 @@ def shuffled(run: Run, seed: int = 7) -> Run:
 
 
 def keep(run: Run, rows: np.ndarray) -> Run:
-    return dataclasses.replace(
+    return with_tables(
         run,
         prompts=run.prompts.iloc[rows].reset_index(drop=True),
         projections=run.projections[rows],
@@ -113,7 +114,7 @@ def test_every_cell_of_the_rank_matrix_is_a_rank_correlation(run, other):
 
 
 def test_a_site_that_projects_all_alike_has_no_correlation_and_says_so(run):
-    flat = dataclasses.replace(run, projections_crossfit=np.zeros_like(run.projections_crossfit))
+    flat = with_tables(run, projections_crossfit=np.zeros_like(run.projections_crossfit))
     shared = comparison.shared_prompts(run, flat)
     table = comparison.rank_correlations(shared, 2, 2, draws=5)
     assert table["rho"].isna().all()
@@ -134,24 +135,24 @@ def test_disagreements_are_differences_of_percentiles(run, other):
 
 def test_a_prompt_that_one_run_fitted_and_the_other_did_not_is_left_out_and_counted(run):
     turned = run.prompts["fitted"] & run.prompts["pair_id"].eq("pairs-3")
-    changed = dataclasses.replace(
+    relabelled = with_tables(
         run, prompts=run.prompts.assign(fitted=run.prompts["fitted"] & ~turned, source=run.prompts["source"])
     )
-    assert comparison.left_out(run, changed) == 2
-    joined = comparison.shared_prompts(run, changed).prompts["prompt_id"]
+    assert comparison.left_out(run, relabelled) == 2
+    joined = comparison.shared_prompts(run, relabelled).prompts["prompt_id"]
     assert not joined.isin(run.prompts.loc[turned, "prompt_id"]).any()
 
 
 def test_prompts_whose_labels_differ_are_in_neither_label(run):
-    changed = dataclasses.replace(
+    relabelled = with_tables(
         run, prompts=run.prompts.assign(label=run.prompts["label"].where(run.prompts.index != 0, "harmless"))
     )
-    shared = comparison.shared_prompts(run, changed)
+    shared = comparison.shared_prompts(run, relabelled)
     assert [shared.of_label(label).sum() for label in comparison.LABELS] == [32, 15, 16]
 
 
 def test_runs_that_share_nothing_too_little_or_one_label_say_so(run):
-    strangers = dataclasses.replace(run, prompts=run.prompts.assign(prompt_id=[f"{i:012x}" for i in run.prompts.index]))
+    strangers = with_tables(run, prompts=run.prompts.assign(prompt_id=[f"{i:012x}" for i in run.prompts.index]))
     few = keep(run, np.flatnonzero(run.rows())[:3])
     harmful = keep(run, np.flatnonzero(run.rows("harmful")))
     for partner, says in (
@@ -199,31 +200,29 @@ def test_scores_by_category_are_means_and_aurocs_of_its_prompts(run):
 
 
 def test_a_run_without_categories_has_an_empty_table_of_the_same_columns(run):
-    without = dataclasses.replace(run, prompts=run.prompts.assign(category=None))
+    without = with_tables(run, prompts=run.prompts.assign(category=None))
     tables = [comparison.by_category(each, None, 4, draws=5) for each in (run, without)]
     assert tables[1].empty
     assert list(tables[1]) == list(tables[0])
 
 
 def test_cosines_are_only_of_directions_of_the_same_weights(run, other):
-    model = run.manifest["model"] | {"sha256": "1" * 64}
-    stranger = dataclasses.replace(run, manifest=run.manifest | {"model": model})
-    nameless = dataclasses.replace(run, manifest=run.manifest | {"model": model | {"sha256": None, "revision": None}})
+    stranger = changed(run, model={"sha256": "1" * 64})
+    nameless = changed(run, model={"sha256": None, "revision": None})
     for partner in (other, stranger, nameless):
         assert comparison.direction_cosines(run, partner) is None
     assert comparison.direction_cosines(nameless, nameless) is None
     hidden = np.random.default_rng(1).normal(size=(20, run.n_sites, 24))
     directions = fit_directions(hidden, np.arange(20) < 10)
     expected = [np.dot(a, b) for a, b in zip(directions.unit_direction, run.directions.unit_direction, strict=True)]
-    turned = dataclasses.replace(run, directions=directions)
+    turned = with_tables(run, directions=directions)
     np.testing.assert_allclose(comparison.direction_cosines(run, turned), expected, rtol=1e-5)
 
 
 def test_a_run_without_a_chat_template_of_its_own_is_a_control(run):
     assert not comparison.is_control(run)
     for base in ({"sha256": None}, {"borrowed": {"from": "another", "text": "…"}}):
-        template = run.manifest["template"] | base
-        assert comparison.is_control(dataclasses.replace(run, manifest=run.manifest | {"template": template}))
+        assert comparison.is_control(changed(run, template=base))
 
 
 def test_the_words_on_probe_pairs_follow_the_numbers(run, other):
@@ -237,9 +236,9 @@ def test_the_words_on_probe_pairs_follow_the_numbers(run, other):
     assert "Not every run has intervals" in said([run, other], [evidence[0], None])
     low = evidence[1].transfer.assign(d_high=-5.0, d_low=-6.0)
     apart = [evidence[0], dataclasses.replace(evidence[1], transfer=low)]
-    beside = dataclasses.replace(other, layer_stats=other.layer_stats.assign(probe_d=-5.5))
+    beside = with_tables(other, layer_stats=other.layer_stats.assign(probe_d=-5.5))
     assert "The interval of A lies above that of B" in said([run, beside], apart)
-    without = dataclasses.replace(other, layer_stats=other.layer_stats.assign(probe_d=np.nan))
+    without = with_tables(other, layer_stats=other.layer_stats.assign(probe_d=np.nan))
     assert "B has no probe pairs" in said([run, without], evidence)
 
 
@@ -259,7 +258,7 @@ def test_of_more_prompts_than_draws_are_made_of_the_same_are_taken_in_both_runs(
 def test_a_site_without_spread_has_no_scores_by_category(run):
     flat = run.projections_crossfit.copy()
     flat[:, 1] = np.where(np.isnan(flat[:, 1]), np.nan, 0.0)
-    table = comparison.by_category(dataclasses.replace(run, projections_crossfit=flat), None, 1)
+    table = comparison.by_category(with_tables(run, projections_crossfit=flat), None, 1)
     assert comparison.by_category(run, None, 1)["auroc"].notna().any()
     assert table[["mean", "auroc", "auroc_low", "auroc_high"]].isna().all(axis=None)
 

@@ -21,7 +21,8 @@ from refusal_core.exploration import refits
 from refusal_core.models.opening import load_model
 from refusal_core.pipeline.refit import leave_out, refit, refit_id
 from refusal_core.runs import store
-from refusal_core.runs.store import LEFT_OUT
+from refusal_core.runs.run import LEFT_OUT
+from refusal_core.runs.run_files import ACTIVATIONS, MANIFEST
 
 OPTIONS = {"dtype": "float32", "device": "cpu"}
 
@@ -83,10 +84,10 @@ def without_activations(run: store.Run, cache) -> store.Run:
     """The run as it would be had its activations not been kept."""
     cache.mkdir()
     shutil.copytree(run.path, cache / run.run_id)
-    (cache / run.run_id / store.ACTIVATIONS).unlink()
-    path = cache / run.run_id / store.MANIFEST
+    (cache / run.run_id / ACTIVATIONS).unlink()
+    path = cache / run.run_id / MANIFEST
     manifest = json.loads(path.read_text())
-    del manifest["files"][store.ACTIVATIONS]
+    del manifest["files"][ACTIVATIONS]
     path.write_text(json.dumps(manifest))
     return store.open_run(run.run_id, cache)
 
@@ -119,12 +120,12 @@ def test_a_refit_is_the_run_without_those_prompts(parent, out, plain, tiny_folde
     assert not left_out["fitted"].any()
     assert made.transfer_sources[-1] == LEFT_OUT
     assert np.isfinite(made.projections).all()
-    described = made.manifest["refit"]
-    assert described["parent"] == parent.run_id
-    assert described["left_out"] == 4
-    assert described["activations"] == ("stored" if kept else "extracted again")
-    assert made.manifest["prompts"]["counts"] == plain.manifest["prompts"]["counts"]
-    assert {each["name"]: sum(each["counts"].values()) for each in made.manifest["transfer"]} == {
+    described = made.manifest.refit
+    assert described.parent == parent.run_id
+    assert described.left_out == 4
+    assert described.activations == ("stored" if kept else "extracted again")
+    assert made.manifest.prompts.counts == plain.manifest.prompts.counts
+    assert {scored.name: sum(scored.counts.values()) for scored in made.manifest.transfer} == {
         "probe-pairs": 96,
         "borderline": 47,
         LEFT_OUT: 4,
@@ -144,14 +145,14 @@ def test_the_same_refit_is_found_again_and_another_is_another(parent, out):
 
 def test_a_refit_of_a_refit_is_one_of_the_original(parent, once, out):
     assert refit_id(once, out[1:]) == refit_id(parent, out) == refit(parent, out).run.run_id
-    assert refit(once, out[1:]).run.manifest["refit"]["parent"] == parent.run_id
+    assert refit(once, out[1:]).run.manifest.refit.parent == parent.run_id
 
 
 def test_a_refit_whose_original_is_gone_is_a_run_like_any_other(once, out, tiny_folder, tmp_path):
     shutil.copytree(once.path, tmp_path / once.run_id)
     alone = store.open_run(once.run_id, tmp_path)
     made = refit(alone, out[1:2], model=tiny_folder, device="cpu").run
-    assert made.manifest["refit"]["parent"] == once.run_id
+    assert made.manifest.refit.parent == once.run_id
     assert made.prompts["source"].eq(LEFT_OUT).sum() == 3
 
 
@@ -183,12 +184,12 @@ def test_the_model_is_asked_for_when_activations_were_not_kept(parent, out, tmp_
 
 
 def test_stored_activations_are_read_from_the_file_and_checked(parent, out, tiny_folder, tmp_path):
-    hidden = store.load_activations(parent)
+    hidden = parent.load_activations()
     assert isinstance(hidden, np.memmap)
     harmful = hidden[parent.rows("harmful")].mean(axis=0, dtype=np.float64)
     np.testing.assert_allclose(harmful, parent.directions.harmful_mean, rtol=1e-5, atol=1e-6)
     shutil.copytree(parent.path, tmp_path / parent.run_id)
-    path = tmp_path / parent.run_id / store.ACTIVATIONS
+    path = tmp_path / parent.run_id / ACTIVATIONS
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
@@ -253,7 +254,7 @@ def test_the_command_line_refits_without_what_is_marked(parent, once, out, tmp_p
 def test_a_stranger_s_manifest_is_checked(parent, out, tmp_path):
     made = refit(parent, out).run
     shutil.copytree(made.path, tmp_path / made.run_id)
-    path = tmp_path / made.run_id / store.MANIFEST
+    path = tmp_path / made.run_id / MANIFEST
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"refit": {**manifest["refit"], "parent": "../../elsewhere"}}))
     alone = store.open_run(made.run_id, tmp_path)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.io
 import pytest
+from synthetic import changed, with_tables
 
 from refusal_core.evidence.answers import QUESTIONS
 from refusal_core.evidence.evaluation import Evidence
@@ -176,7 +177,7 @@ def test_a_run_of_25_000_prompts_is_a_figure_of_less_than_two_megabytes(run):
     stats = pd.concat([run.layer_stats] * 5, ignore_index=True)[:sites].assign(
         **{f"{name}_mean": projections[label == name].mean(axis=0) for name in ("harmful", "harmless")}
     )
-    big = dataclasses.replace(
+    big = with_tables(
         run, prompts=prompts, projections=projections, projections_crossfit=projections, layer_stats=stats
     )
     for axes in AXES:
@@ -379,8 +380,7 @@ def compared(run) -> list[comparison_figures.Side]:
 
 
 def test_every_run_has_a_look_of_its_own_and_controls_are_grey(run):
-    template = run.manifest["template"] | {"sha256": None}
-    base = dataclasses.replace(run, manifest=run.manifest | {"template": template})
+    base = changed(run, template={"sha256": None})
     looks = comparison_figures.sides([run, run, base, run, run], ["a", "b", "c", "d", "e"])
     for look in ("letter", "dash", "symbol", "colour"):
         assert len({getattr(side, look) for side in looks}) == 5

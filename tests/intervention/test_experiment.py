@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,8 @@ from refusal_core.intervention import conditions, effects, experiment, vectors
 from refusal_core.intervention.conditions import ABLATE, ADD, FOUND, Condition
 from refusal_core.models.opening import load_model
 from refusal_core.runs import store
-from refusal_core.runs.store import Run
+from refusal_core.runs.additions import save_addition
+from refusal_core.runs.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -209,17 +212,17 @@ def test_work_of_another_request_is_not_mixed_in(planted_run, planted_folder, mo
     other = intervene(fresh, planted_folder, limit_per_label=2, control_layers=(3,))
     assert other["prompt_id"].nunique() == 4
     manifest = experiment.recorded(fresh)[1]
-    assert manifest["prompts"] == {"source": planted_run.contrast_name, "limit": 2}
-    assert 3 in manifest["controls"]["layers"]
+    assert (manifest.prompts.source, manifest.prompts.limit) == (planted_run.contrast_name, 2)
+    assert 3 in manifest.controls.layers
 
 
 def test_the_run_itself_is_left_as_it_was(planted_run, table, tmp_path):
     kept = {path.name for path in planted_run.path.iterdir()}
-    assert kept == {*planted_run.manifest["files"], "manifest.json", "intervention.parquet", "intervention.json"}
+    assert kept == {*planted_run.manifest.files, "manifest.json", "intervention.parquet", "intervention.json"}
     assert "intervention.parquet" in store.verify_run(planted_run.run_id, planted_run.path.parent)
     found, manifest = experiment.recorded(planted_run)
     pd.testing.assert_frame_equal(found.fillna("none"), table.fillna("none"), check_dtype=False)
-    assert manifest["dose_layer"] == effects.published_choice(planted_run, table)["read_at"]
+    assert manifest.dose_layer == effects.published_choice(planted_run, table)["read_at"]
 
 
 def test_controls_of_another_request_are_not_taken(planted_run, planted_folder, table, monkeypatch, tmp_path):
@@ -282,13 +285,13 @@ def test_a_band_is_of_the_same_kind_of_edit(planted_run, summary):
 def test_a_table_of_other_prompts_is_refused(planted_run, table, tmp_path):
     fresh = copied(planted_run, tmp_path)
     manifest = experiment.recorded(planted_run)[1]
-    store.save_addition(fresh, "intervention", table.assign(prompt_id="0" * 12), manifest)
+    save_addition(fresh, table.assign(prompt_id="0" * 12), manifest)
     with pytest.raises(RunError, match="of other prompts"):
         experiment.recorded(fresh)
-    store.save_addition(fresh, "intervention", table.drop(columns="kl"), manifest)
+    save_addition(fresh, table.drop(columns="kl"), manifest)
     with pytest.raises(RunError, match="lacks columns"):
         experiment.recorded(fresh)
-    store.save_addition(fresh, "intervention", table, manifest | {"dose_layer": 99})
+    save_addition(fresh, table, manifest.model_copy(update={"dose_layer": 99}))
     with pytest.raises(RunError, match="of other layers"):
         experiment.recorded(fresh)
 
@@ -310,7 +313,7 @@ def test_a_table_of_other_prompts_is_refused(planted_run, table, tmp_path):
 )
 def test_a_strangers_table_is_checked(planted_run, table, tmp_path, tampered):
     fresh = copied(planted_run, tmp_path)
-    store.save_addition(fresh, "intervention", tampered(table), experiment.recorded(planted_run)[1])
+    save_addition(fresh, tampered(table), experiment.recorded(planted_run)[1])
     with pytest.raises(RunError, match="measure it again"):
         experiment.recorded(fresh)
 
@@ -318,9 +321,11 @@ def test_a_strangers_table_is_checked(planted_run, table, tmp_path, tampered):
 @pytest.mark.parametrize("key", ["controls", "prompts", "compute", "dose_layer", "dose_position"])
 def test_a_strangers_manifest_is_checked(planted_run, table, tmp_path, key):
     fresh = copied(planted_run, tmp_path)
-    manifest = experiment.recorded(planted_run)[1]
+    save_addition(fresh, table, experiment.recorded(planted_run)[1])
+    path = fresh.path / "intervention.json"
+    manifest = json.loads(path.read_text())
     for wrong in ({name: value for name, value in manifest.items() if name != key}, manifest | {key: "x"}):
-        store.save_addition(fresh, "intervention", table, wrong)
+        path.write_text(json.dumps(wrong))
         with pytest.raises(RunError, match=key):
             experiment.recorded(fresh)
 
@@ -355,7 +360,7 @@ def test_what_cannot_be_done_is_said(planted_run, planted_folder, options, said)
 def test_edited_at_the_last_token_alone_what_came_before_still_counts(planted_run, planted_folder, table, tmp_path):
     fresh = copied(planted_run, tmp_path)
     last = intervene(fresh, planted_folder, tokens="last", control_layers=(3,))
-    assert experiment.recorded(fresh)[1]["tokens"] == "last"
+    assert experiment.recorded(fresh)[1].tokens == "last"
     merged = last.merge(table, on=[*conditions.COLUMNS, "prompt_id"], suffixes=("_last", "_all"))
     # The block that reads the direction reads it at the last token.
     alone = merged[merged["edit"].eq(ABLATE) & merged["layers"].eq("3") & merged["direction"].eq(FOUND)]
@@ -406,6 +411,6 @@ def copied(run: Run, folder) -> Run:
     """The run alone, in a cache of its own."""
     target = folder / "cache" / run.run_id
     target.mkdir(parents=True)
-    for name in [*run.manifest["files"], "manifest.json"]:
+    for name in [*run.manifest.files, "manifest.json"]:
         (target / name).write_bytes((run.path / name).read_bytes())
     return store.open_run(run.run_id, target.parent)

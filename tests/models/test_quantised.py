@@ -103,10 +103,10 @@ def test_a_run_in_four_bits_is_a_run_of_its_own_and_scored_so(tmp_path: Path) ->
     run = make_run(folder, "pairs", load_in="4bit", **request).run
     assert whole.run_id != run.run_id
     assert make_run(folder, "pairs", load_in="4bit", **request).cached
-    assert run.manifest["model"]["quantisation"] == "bitsandbytes, 4 bits"
-    assert run.manifest["compute"]["weights"] == "computed with as they are: bitsandbytes, 4 bits"
-    assert whole.manifest["compute"]["weights"] == "as they were published, in float32"
-    assert (run.manifest["compute"]["quantise"], whole.manifest["compute"]["quantise"]) == (4, None)
+    assert run.manifest.model.quantisation == "bitsandbytes, 4 bits"
+    assert run.manifest.compute.weights == "computed with as they are: bitsandbytes, 4 bits"
+    assert whole.manifest.compute.weights == "as they were published, in float32"
+    assert (run.manifest.compute.quantise, whole.manifest.compute.quantise) == (4, None)
     text = run.prompts["text"][3]
     found = score(load_model_for(run, folder), run, [text])[0].projection
     np.testing.assert_allclose(found, run.projections[3], rtol=1e-4, atol=1e-4)
@@ -166,7 +166,7 @@ def test_a_quantised_gguf_file_is_dequantised_and_the_run_says_so(tmp_path: Path
     assert 0 < (weights - own).abs().max() < 0.01 * own.abs().max()
     request = {"limit_per_label": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"}
     run = make_run(path, "pairs", **request).run
-    assert run.manifest["compute"]["weights"] == "Q8_0, dequantised to float32: no kernel reads them packed"
+    assert run.manifest.compute.weights == "Q8_0, dequantised to float32: no kernel reads them packed"
 
 
 def test_transformers_keeps_no_architecture_packed_that_could_be_read_here(tmp_path: Path) -> None:

@@ -169,8 +169,8 @@ def test_a_run_scored_on_a_later_day_gives_the_same_projections(tmp_path: Path, 
     request = {"limit_per_label": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"}
     at(monkeypatch, 2026, 3, 7)
     run = make_run(folder, "pairs", **request).run
-    assert run.manifest["template"]["day"] == "2026-03-07"
-    assert run.manifest["template"]["default_system_prompt"] == "Today is 07 March 2026, a Saturday."
+    assert run.manifest.template.day == "2026-03-07"
+    assert run.manifest.template.default_system_prompt == "Today is 07 March 2026, a Saturday."
     at(monkeypatch, 2027, 11, 28)
     assert make_run(folder, "pairs", **request).cached
     chat_model = load_model_for(run, folder)
@@ -242,11 +242,11 @@ def test_a_base_model_is_read_and_scored_under_a_borrowed_template(base_folder: 
     run = make_run(base_folder, "pairs", chat_template=lender, **request).run
     assert run.run_id != raw.run_id
     assert make_run(base_folder, "pairs", chat_template=lender, **request).cached
-    template = run.manifest["template"]
-    assert template["borrowed"] == {"from": "lender", "text": CHATML}
-    assert template["sha256"] == hashlib.sha256(CHATML.encode()).hexdigest()
+    template = run.manifest.template
+    assert (template.borrowed.source, template.borrowed.text) == ("lender", CHATML)
+    assert template.sha256 == hashlib.sha256(CHATML.encode()).hexdigest()
     assert str(tmp_path) not in (run.path / "manifest.json").read_text()
-    assert (raw.manifest["template"]["borrowed"], raw.manifest["template"]["sha256"]) == (None, None)
+    assert (raw.manifest.template.borrowed, raw.manifest.template.sha256) == (None, None)
 
     # The same numbers as of the same weights with that template of their own, and again when scored.
     own = load_model(base_folder, device="cpu", dtype="float32", template=CHATML)
@@ -264,7 +264,7 @@ def test_a_base_model_is_read_and_scored_under_a_borrowed_template(base_folder: 
         ("template", {"day": "tomorrow"}),
         ("template", {"day": 7}),
         ("template", {"borrowed": "x"}),
-        ("template", {"borrowed": {"from": "x", "text": None}}),
+        ("template", {"borrowed": {"source": "x", "text": None}}),
         ("compute", {"quantise": "4; rm"}),
     ],
 )

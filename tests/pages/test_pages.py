@@ -15,15 +15,27 @@ import pandas as pd
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
-from synthetic import BATCH_NOTE, HOSTILE, N_LAYERS, RUN, save_second_run, save_synthetic_run, synthetic_prompts
+from synthetic import (
+    BATCH_NOTE,
+    HOSTILE,
+    N_LAYERS,
+    RUN,
+    behaviour_manifest,
+    save_second_run,
+    save_synthetic_run,
+    synthetic_prompts,
+    with_tables,
+)
 
 from refusal_core.annotations import raters
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RunError
+from refusal_core.files import sha256_of
 from refusal_core.intervention import effects, experiment
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.suggestions import contrasts
-from refusal_core.runs.store import open_run, save_addition
+from refusal_core.runs.additions import save_addition
+from refusal_core.runs.store import open_run
 from refusal_core.ui import comparison, frame, jobs, lists, model
 from refusal_core.ui import evidence as evidence_page
 from refusal_core.ui import live as live_page
@@ -338,7 +350,7 @@ def with_replies(synthetic_cache, tmp_path, monkeypatch):
             "opening_label": np.where(refuses, "refuses", "answers"),
         }
     )
-    save_addition(run, "behaviour", replies, {"rules": {"sha256": "0" * 64, "phrases": ["Sorry"]}})
+    save_addition(run, replies, behaviour_manifest("Sorry"))
     return open_run(RUN)
 
 
@@ -364,7 +376,7 @@ def test_damaged_behaviour_is_an_error_on_its_page_alone(with_replies):
     app = visit("5_Behaviour")
     assert "cannot be used" in app.error[0].value
     assert visit("1_Layers").title
-    save_addition(with_replies, "behaviour", with_replies.prompts[["prompt_id"]], {"rules": {}})
+    save_addition(with_replies, with_replies.prompts[["prompt_id"]], behaviour_manifest())
     assert "lacks columns" in visit("5_Behaviour").text[-1].value
 
 
@@ -631,7 +643,10 @@ def test_damaged_interventions_are_an_error_on_their_page_alone(synthetic_cache,
     shutil.copytree(synthetic_cache, cache)
     monkeypatch.setenv("REFUSAL_CACHE", str(cache))
     run = open_run(RUN)
-    save_addition(run, "intervention", run.prompts[["prompt_id"]], {"dose_layer": 1})
+    table = run.path / "intervention.parquet"
+    run.prompts[["prompt_id"]].to_parquet(table)
+    described = {"format_version": 2, "run_id": RUN, "sha256": sha256_of(table), "dose_layer": 1}
+    table.with_suffix(".json").write_text(json.dumps(described))
     app = visit("6_Causality")
     assert "cannot be used" in app.error[0].value
     assert "intervention.json lacks" in app.text[0].value
@@ -768,7 +783,7 @@ def test_what_numbers_say_in_words_has_minus_signs_and_keeps_a_percent_sign_besi
 def test_counts_are_shown_whole(monkeypatch):
     run = open_run(RUN)
     counts = run.layer_stats.assign(range_overlap=12_345, overlap_count=23_456)
-    monkeypatch.setattr(frame, "shared_run", lambda run_id: replace(run, layer_stats=counts))
+    monkeypatch.setattr(frame, "shared_run", lambda run_id: with_tables(run, layer_stats=counts))
     said = shown(visit("1_Layers", run=RUN))
     assert "range overlap **12345**" in said
     assert "mean crossings **23456**" in said

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 from making import make_run
+from synthetic import changed
 from tiny import tiny_model
 
 from refusal_core.activations.extraction import extract
@@ -123,8 +123,7 @@ def test_what_a_run_is_made_of_says_how_prompts_were_read_together(made, monkeyp
     shown = []
     monkeypatch.setattr("streamlit.dataframe", lambda table, **_: shown.append(dict(table.to_numpy())))
     layout.run_facts(run)
-    older = {key: value for key, value in run.manifest["compute"].items() if key != "pack_note"}
-    layout.run_facts(dataclasses.replace(run, manifest=run.manifest | {"compute": older}))
+    layout.run_facts(changed(run, compute={"pack_note": None}))
     assert [facts["read together"] for facts in shown] == [PACKED, "not recorded"]
 
 

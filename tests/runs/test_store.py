@@ -8,17 +8,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file
-from synthetic import save_large_run, synthetic_manifest
+from synthetic import behaviour_manifest, save_large_run, synthetic_manifest
 
 from refusal_core.analysis.directions import fit_directions
 from refusal_core.analysis.effect_sizes import layer_statistics
 from refusal_core.errors import RunError
-from refusal_core.runs import store
+from refusal_core.runs import run_files, store
+from refusal_core.runs.additions import read_addition, save_addition
+from refusal_core.runs.manifest import BehaviourManifest
+from refusal_core.runs.run import Run
+from refusal_core.runs.run_files import RunTables
 
 RUN_ID = "tiny--pairs--8x8--0123abcd--float32"
 
 
-def save(cache, run_id: str = RUN_ID, activations: bool = False) -> store.Run:
+def save(cache, run_id: str = RUN_ID, activations: bool = False) -> Run:
     rng = np.random.default_rng(0)
     labels = np.arange(16) % 2 == 0
     hidden = (rng.normal(size=(16, 4, 6)) + labels[:, None, None]).astype(np.float32)
@@ -40,13 +44,14 @@ def save(cache, run_id: str = RUN_ID, activations: bool = False) -> store.Run:
         }
     )
     return store.save_run(
-        run_id,
-        synthetic_manifest(prompts, n_layers=3, d_model=6),
-        prompts,
-        projections,
-        projections - 1,
-        layer_statistics(projections, labels, directions.magnitude),
-        directions,
+        synthetic_manifest(prompts, n_layers=3, d_model=6, run_id=run_id),
+        RunTables(
+            prompts,
+            projections,
+            projections - 1,
+            layer_statistics(projections, labels, directions.magnitude),
+            directions,
+        ),
         evidence={},
         activations=hidden if activations else None,
         cache=cache,
@@ -54,14 +59,14 @@ def save(cache, run_id: str = RUN_ID, activations: bool = False) -> store.Run:
 
 
 def test_what_is_saved_is_what_is_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "BLOCK", 5)
+    monkeypatch.setattr(run_files, "BLOCK", 5)
     saved = save(tmp_path, activations=True)
     opened = store.open_run(RUN_ID, tmp_path)
     np.testing.assert_array_equal(saved.projections, opened.projections)
     np.testing.assert_array_equal(opened.projections_crossfit, opened.projections - 1)
-    hidden = store.load_activations(opened)
+    hidden = opened.load_activations()
     assert hidden.shape == (16, 4, 6)
-    np.testing.assert_array_equal(load_file(opened.path / store.ACTIVATIONS)["activations"], hidden)
+    np.testing.assert_array_equal(load_file(opened.path / run_files.ACTIVATIONS)["activations"], hidden)
     np.testing.assert_allclose(opened.directions.project(hidden), opened.projections)
     assert (opened.n_layers, opened.n_sites) == (3, 4)
     assert set(store.verify_run(RUN_ID, tmp_path)) == {
@@ -88,7 +93,7 @@ def test_only_whole_runs_are_ever_seen(tmp_path, monkeypatch):
     def dies(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store, "save_file", dies)
+    monkeypatch.setattr(run_files, "save_file", dies)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -219,7 +224,7 @@ def test_a_linked_manifest_is_not_followed(tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_computed(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="--cache"):
+    with pytest.raises(RunError, match="choose another folder"):
         store.writable_cache(tmp_path / "file")
 
 
@@ -235,10 +240,10 @@ def test_a_later_measurement_lies_beside_the_run_and_changes_nothing_of_it(tmp_p
     run = save(tmp_path)
     before = {path.name: path.read_bytes() for path in run.path.iterdir()}
     for value in (1.0, 2.0):
-        store.save_addition(run, "behaviour", pd.DataFrame({"x": [value]}), {"created": "now"})
-        table, manifest = store.read_addition(run, "behaviour")
+        save_addition(run, pd.DataFrame({"x": [value]}), behaviour_manifest())
+        table, manifest = read_addition(run, BehaviourManifest)
         assert table["x"].tolist() == [value]
-        assert manifest["run_id"] == RUN_ID
+        assert manifest.run_id == RUN_ID
     assert {name: (run.path / name).read_bytes() for name in before} == before
     assert "behaviour.parquet" in store.verify_run(RUN_ID, tmp_path)
     assert not list(tmp_path.glob(".partial-*"))
@@ -246,17 +251,17 @@ def test_a_later_measurement_lies_beside_the_run_and_changes_nothing_of_it(tmp_p
 
 def test_a_damaged_or_foreign_measurement_is_refused(tmp_path):
     run, other = save(tmp_path), save(tmp_path, "other")
-    store.save_addition(run, "behaviour", pd.DataFrame({"x": [1.0]}), {})
+    save_addition(run, pd.DataFrame({"x": [1.0]}), behaviour_manifest())
     for name in ("behaviour.json", "behaviour.parquet"):
         (other.path / name).write_bytes((run.path / name).read_bytes())
     with pytest.raises(RunError, match="is not the table"):
-        store.read_addition(other, "behaviour")
+        read_addition(other, BehaviourManifest)
     (run.path / "behaviour.parquet").write_bytes(b"x")
     with pytest.raises(RunError, match="is not the table"):
         store.verify_run(RUN_ID, tmp_path)
     (run.path / "behaviour.parquet").unlink()
     with pytest.raises(RunError, match="do not belong together"):
-        store.read_addition(run, "behaviour")
+        read_addition(run, BehaviourManifest)
 
 
 def test_a_title_is_shown_and_the_run_stays_as_it_is(tmp_path):

@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
-from synthetic import RUN
+from synthetic import RUN, behaviour_manifest
 
 from refusal_core.cli.main import main
 from refusal_core.errors import RunError
-from refusal_core.runs import store
+from refusal_core.runs import run_files, store
+from refusal_core.runs.additions import save_addition
 from refusal_core.sharing import archives
 from refusal_core.sharing.archives import import_run, pack_run
 
@@ -82,7 +83,7 @@ def test_what_is_packed_is_what_arrives(synthetic_cache, tmp_path):
     shutil.copytree(synthetic_cache, tmp_path / "mine")
     run = store.open_run(RUN, tmp_path / "mine")
     replies = run.prompts[["prompt_id"]].assign(phrase_log_odds=0.5, opening="Sure", opening_label="answers")
-    store.save_addition(run, "behaviour", replies, {"rules": {"phrases": ["Sorry"]}})
+    save_addition(run, replies, behaviour_manifest("Sorry"))
     file = tmp_path / "sent.zip"
     pack_run(RUN, file, tmp_path / "mine")
     imported = import_run(file, tmp_path / "cache")
@@ -204,8 +205,8 @@ def test_an_empty_archive_is_refused(tmp_path):
 def test_a_file_that_is_not_the_manifest_s_is_refused_before_it_is_read(sent, tmp_path, monkeypatch, file):
     content = bytearray(sent[f"{RUN}/{file}"])
     content[len(content) // 2] ^= 1
-    for reader in ("_read_table", "load_file"):
-        monkeypatch.setattr(store, reader, lambda *arguments: pytest.fail("read"))
+    for reader in ("read_table", "load_file"):
+        monkeypatch.setattr(run_files, reader, lambda *arguments: pytest.fail("read"))
     message = refused(zipped(sent | {f"{RUN}/{file}": bytes(content)}), tmp_path / "cache")
     assert file in message
     assert "SHA-256 differs" in message
@@ -254,7 +255,7 @@ def test_garbage_under_the_right_hash_is_refused_in_one_sentence(sent, tmp_path)
 
 
 def test_tables_of_another_shape_are_refused(sent, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_MOST_CELLS", 1_000_000)
+    monkeypatch.setattr(run_files, "_MOST_CELLS", 1_000_000)
     prompts = pd.read_parquet(io.BytesIO(sent[f"{RUN}/prompts.parquet"]))
     hidden = tmp_path / "hidden.safetensors"
     save_file({"activations": np.zeros((2, 3, 4), np.float32)}, hidden)

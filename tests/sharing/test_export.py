@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from making import make_run
 from safetensors.numpy import load_file
+from synthetic import SHIPPED_CACHE, changed
 from tiny import THINKING, WIDE, tiny_model, write_tiny_gguf
 
 from refusal_core.cli.main import main
@@ -23,7 +24,10 @@ from refusal_core.models.fetching import fetch
 from refusal_core.models.identity import identify
 from refusal_core.models.known import KNOWN
 from refusal_core.pipeline.scoring import load_model_for, score
-from refusal_core.runs.store import DEFAULT_CACHE, DIRECTIONS, Run, open_run
+from refusal_core.runs.manifest import BorrowedTemplate
+from refusal_core.runs.run import Run
+from refusal_core.runs.run_files import DIRECTIONS
+from refusal_core.runs.store import open_run
 from refusal_core.sharing import rendering
 from refusal_core.sharing.export import export_zip
 from refusal_core.sharing.snippets import PROMPT, transformer_lens_snippet, transformers_snippet
@@ -79,12 +83,7 @@ DATED = THINKING.replace(
     "You are a tiny model.",
     "Today is {{ strftime_now('%d %B') if strftime_now is defined else 'unknown' }}, {{ strftime_now( \"%Y's\" ) }}.",
 )
-SHIPPED = sorted(path.parent.name for path in DEFAULT_CACHE.glob("*/manifest.json"))
-
-
-def changed(run: Run, **parts: dict) -> Run:
-    """The run with entries of its manifest's parts changed."""
-    return dataclasses.replace(run, manifest=run.manifest | {key: run.manifest[key] | parts[key] for key in parts})
+SHIPPED = sorted(path.parent.name for path in SHIPPED_CACHE.glob("*/manifest.json"))
 
 
 def working_folder(run: Run, folder: Path, model: Path) -> Path:
@@ -110,7 +109,7 @@ def projections(run: Run, model: Path | None) -> np.ndarray:
 
 def borrowing(run: Run, text: str, **template: object) -> Run:
     """The run as if it had been made with a borrowed template."""
-    borrowed = {"from": "another", "text": text}
+    borrowed = BorrowedTemplate(source="another", text=text)
     return changed(
         run, template={"borrowed": borrowed, "sha256": hashlib.sha256(text.encode()).hexdigest(), **template}
     )
@@ -211,7 +210,7 @@ def test_a_snippet_of_a_fetched_model_opens_its_folder(name, made, tiny_folder, 
 
 @pytest.mark.parametrize("shipped", SHIPPED)
 def test_the_snippets_of_a_shipped_run_name_where_its_model_is(shipped):
-    run = open_run(shipped, DEFAULT_CACHE)
+    run = open_run(shipped, SHIPPED_CACHE)
     known = KNOWN[run.model_name]
     for snippet in (transformers_snippet(run, 1), transformer_lens_snippet(run, 1)):
         compile(snippet, "snippet", "exec")
@@ -226,7 +225,7 @@ def test_the_snippets_of_a_shipped_run_name_where_its_model_is(shipped):
 @pytest.mark.real
 @pytest.mark.parametrize("shipped", [name for name in SHIPPED if "0.5b" in name])
 def test_the_snippet_of_a_shipped_run_gives_its_projection(shipped, tmp_path, monkeypatch, capsys):
-    run = open_run(shipped, DEFAULT_CACHE)
+    run = open_run(shipped, SHIPPED_CACHE)
     fetch(run.model_name)
     expected = projections(run, None)
     shutil.copy(run.path / DIRECTIONS, tmp_path)
@@ -242,7 +241,7 @@ def test_the_transformer_lens_snippet_gives_the_run_s_own_projection(made, tiny_
         expected = projections(run, tiny_folder)
         for site in (0, run.n_layers - 1, run.n_layers):
             found = printed(transformer_lens_snippet(run, site), folder, monkeypatch, capsys)
-            close = 1e-3 if run.manifest["compute"]["dtype"] == "float32" else 0.05
+            close = 1e-3 if run.manifest.compute.dtype == "float32" else 0.05
             assert found == pytest.approx(expected[site], rel=close, abs=close)
 
 

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from synthetic import changed
 from tiny import tiny_model
 
 from refusal_core.errors import ModelError
 from refusal_core.models.identity import identify
 from refusal_core.pipeline.scoring import score
-from refusal_core.runs.store import Run
+from refusal_core.runs.run import Run
 from refusal_core.ui import model
 from refusal_core.ui.model import OneModel
 
@@ -37,8 +38,8 @@ def other_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def made_runs(tiny_run, other_folder) -> list[Run]:
     """Two runs of one model, and one of another."""
-    described = tiny_run.manifest["model"] | {"name": "tiny-llama", "sha256": identify(other_folder).fingerprint}
-    other = replace(tiny_run, run_id="other", manifest=tiny_run.manifest | {"model": described})
+    other = changed(tiny_run, model={"name": "tiny-llama", "sha256": identify(other_folder).fingerprint})
+    other = replace(other, run_id="other")
     return [tiny_run, replace(tiny_run, run_id="again"), other]
 
 

@@ -1,0 +1,77 @@
+"""Later measurements beside a run's own files: for each kind a table, and a manifest of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TypeVar
+
+import pandas as pd
+
+from refusal_core.errors import RunError, first_line
+from refusal_core.files import sha256_of, write_atomically
+from refusal_core.runs.manifest import (
+    FORMAT_VERSION,
+    AdditionManifest,
+    BehaviourManifest,
+    InterventionManifest,
+    format_version_of,
+    parse_manifest,
+)
+from refusal_core.runs.run import Run
+from refusal_core.runs.run_files import read_table
+
+KINDS: tuple[type[AdditionManifest], ...] = (BehaviourManifest, InterventionManifest)
+"""What may be measured on a run later; the files are called after :attr:`.AdditionManifest.kind`."""
+FILES = tuple(f"{each.kind}.{ending}" for each in KINDS for ending in ("parquet", "json"))
+"""The names of the files that may lie beside a run's own."""
+_MEND = "measure it again"
+
+AnyAddition = TypeVar("AnyAddition", bound=AdditionManifest)
+
+
+def save_addition(run: Run, table: pd.DataFrame, manifest: AdditionManifest) -> None:
+    """Store a later measurement beside a run, in place of an older one; the run's own files stay as they are.
+
+    Args:
+        manifest: all but ``run_id`` and the table's ``sha256``, which are set here.
+
+    Raises:
+        RunError: when it cannot be written.
+    """
+    content = table.to_parquet(index=False)
+    complete = manifest.model_copy(update={"run_id": run.run_id, "sha256": hashlib.sha256(content).hexdigest()})
+    described = run.path / f"{manifest.kind}.json"
+    try:
+        # Without its manifest a table is not read, so the two are never seen apart.
+        described.unlink(missing_ok=True)
+        write_atomically(run.path / f"{manifest.kind}.parquet", content)
+        write_atomically(described, complete.to_json())
+    except OSError as error:
+        raise RunError(f"{manifest.kind} cannot be kept beside the run in {run.path} ({error.strerror})") from error
+
+
+def read_addition(run: Run, kind: type[AnyAddition]) -> tuple[pd.DataFrame, AnyAddition] | None:
+    """Return a later measurement on a run and its manifest, or ``None`` when there is none.
+
+    Raises:
+        RunError: when its files are damaged, do not belong together or to this run, or are of a newer version.
+    """
+    name = kind.kind
+    manifest_path, table_path = run.path / f"{name}.json", run.path / f"{name}.parquet"
+    if not manifest_path.exists():
+        return None
+    if manifest_path.is_symlink() or table_path.is_symlink() or not table_path.is_file():
+        raise RunError(f"run {run.run_id!r}: {name}.json and {name}.parquet do not belong together; {_MEND}")
+    try:
+        content = json.loads(manifest_path.read_text(encoding="utf-8"))
+        version = format_version_of(content)
+        belongs = content["run_id"] == run.run_id and content["sha256"] == sha256_of(table_path)
+        table = read_table(table_path) if belongs and version <= FORMAT_VERSION else None
+    except Exception as error:  # a malformed file, whatever its reader calls it
+        raise RunError(f"run {run.run_id!r}: {name} cannot be read ({first_line(error)}); {_MEND}") from error
+    if version > FORMAT_VERSION:
+        raise RunError(f"run {run.run_id!r}: a newer version of this program wrote {name}: update the program")
+    if table is None:
+        raise RunError(f"run {run.run_id!r}: {name}.parquet is not the table that {name}.json describes; {_MEND}")
+    return table, parse_manifest(kind, content, f"run {run.run_id!r}: {name}.json", _MEND)

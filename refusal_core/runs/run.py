@@ -1,0 +1,154 @@
+"""A run, opened: what defines it, and its tables, which cannot be changed by accident."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from refusal_core.analysis.directions import Directions
+from refusal_core.errors import RunError, first_line
+from refusal_core.files import sha256_of
+from refusal_core.runs.manifest import Manifest
+from refusal_core.runs.run_files import ACTIVATIONS, RunTables, map_activations, read_table
+from refusal_core.sites import site_label
+
+LEFT_OUT = "left-out"
+"""The transfer set of a refit: what it is not fitted on any more."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Run:
+    """One model on one contrast set under one set of options, as read from its folder.
+
+    The tables are handed out as copies that share their memory until they are written to, so that a change to one
+    never reaches the run; its arrays cannot be written to.
+
+    Attributes:
+        run_id: its name, which is that of its folder.
+        path: its folder.
+        manifest: what defines the run and how it was made.
+        tables: its tables and arrays.
+    """
+
+    run_id: str
+    path: Path
+    manifest: Manifest
+    tables: RunTables
+
+    def __repr__(self) -> str:
+        fitted, scored = int(self.rows().sum()), int((~self.rows()).sum())
+        return f"<Run {self.run_id}: {self.n_layers} layers, {fitted} prompts fitted on, {scored} scored>"
+
+    @property
+    def prompts(self) -> pd.DataFrame:
+        """One row per prompt, fitted ones first.
+
+        The columns are ``prompt_id, text, label, category, pair_id, source, note, fitted, n_tokens, first_token,
+        refusal_log_odds``.
+        """
+        return self.tables.prompts.copy(deep=False)
+
+    @property
+    def projections(self) -> np.ndarray:
+        """``(prompt, site)`` float64 in activation units, rows as in :attr:`prompts`."""
+        return self.tables.projections
+
+    @property
+    def projections_crossfit(self) -> np.ndarray:
+        """``(prompt, site)`` float64, 0 at the training folds' midpoint; NaN for transfer prompts."""
+        return self.tables.projections_crossfit
+
+    @property
+    def layer_stats(self) -> pd.DataFrame:
+        """One row per site; see :func:`refusal_core.analysis.effect_sizes.layer_statistics`."""
+        return self.tables.layer_stats.copy(deep=False)
+
+    @property
+    def directions(self) -> Directions:
+        """The direction at every site."""
+        return self.tables.directions
+
+    @property
+    def n_sites(self) -> int:
+        """How many sites there are: the layers and the final norm."""
+        return self.projections.shape[1]
+
+    @property
+    def n_layers(self) -> int:
+        """How many layers the model has."""
+        return self.n_sites - 1
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called."""
+        return self.manifest.model.name
+
+    @property
+    def contrast_name(self) -> str:
+        """What the contrast set is called."""
+        return self.manifest.prompts.name
+
+    @property
+    def keeps_activations(self) -> bool:
+        """Whether the run was stored with its activations."""
+        return ACTIVATIONS in self.manifest.files
+
+    def site_label(self, site: int) -> str:
+        """Return ``layer 18 of 28``, or ``final norm``."""
+        return site_label(site, self.n_layers)
+
+    def rows(self, label: str | None = None, source: str | None = None) -> np.ndarray:
+        """Return ``(prompt,)`` bool: the fitted prompts, of one label if one is named.
+
+        Args:
+            label: ``harmful``, ``harmless`` or ``grey``.
+            source: a transfer set, whose prompts are returned in place of the fitted ones.
+        """
+        table = self.tables.prompts
+        chosen = table["fitted"] if source is None else table["source"].eq(source) & ~table["fitted"]
+        if label is not None:
+            chosen = chosen & table["label"].eq(label)
+        return chosen.to_numpy()
+
+    @cached_property
+    def transfer_sources(self) -> list[str]:
+        """Names of the transfer sets, in order."""
+        return list(self.prompts.loc[~self.prompts["fitted"], "source"].unique())
+
+    def evidence_tables(self) -> dict[str, pd.DataFrame]:
+        """Return the tables of evidence that were stored with the run, by name; empty for a run without.
+
+        Raises:
+            RunError: when they cannot be read, as those of a run that was deleted since it was opened.
+        """
+        names = [name for name in self.manifest.files if name.startswith("evidence_")]
+        try:
+            tables = {name: read_table(self.path / name) for name in names}
+        except (OSError, ValueError) as error:
+            raise RunError(f"run {self.run_id!r}: its evidence cannot be read ({first_line(error)})") from error
+        return {name.removeprefix("evidence_").removesuffix(".parquet"): table for name, table in tables.items()}
+
+    def load_activations(self) -> np.ndarray | None:
+        """Return ``(prompt, site, d_model)`` float32 activations, or ``None`` when they were not stored.
+
+        They are checked against the manifest, and then read from the file as they are used.
+
+        Raises:
+            RunError: when they are not what the manifest describes.
+        """
+        if not self.keeps_activations:
+            return None
+        path = self.path / ACTIVATIONS
+        try:
+            if sha256_of(path) != self.manifest.files[ACTIVATIONS]:
+                raise ValueError("its SHA-256 differs")
+            return map_activations(path, (len(self.tables.prompts), *self.directions.unit_direction.shape))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"run {self.run_id!r}: {ACTIVATIONS} is not the file the manifest describes ({error}); "
+                "delete the run and make it again"
+            ) from error

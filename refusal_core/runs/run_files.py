@@ -1,0 +1,151 @@
+"""The files in the folder of a run: their names, and how they are written and read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file, save_file
+
+from refusal_core.analysis.directions import Directions
+
+MANIFEST = "manifest.json"
+PROMPTS = "prompts.parquet"
+PROJECTIONS = "projections.parquet"
+LAYER_STATS = "layer_stats.parquet"
+DIRECTIONS = "directions.safetensors"
+ACTIVATIONS = "activations.safetensors"
+REQUIRED = (PROMPTS, PROJECTIONS, LAYER_STATS, DIRECTIONS)
+
+BLOCK = 256
+"""Prompts whose activations are written together."""
+_MOST_CELLS = 200_000_000
+_PROMPT_TEXTS = {"prompt_id", "text", "label", "category", "pair_id", "source", "note", "first_token"}
+_TENSORS = ("unit_direction", "harmful_mean", "harmless_mean")
+_PROMPT_NUMBERS = {"n_tokens", "refusal_log_odds"}
+
+
+@dataclass(frozen=True, eq=False)
+class RunTables:
+    """The tables and arrays of a run; see :class:`refusal_core.runs.run.Run`."""
+
+    prompts: pd.DataFrame
+    projections: np.ndarray
+    projections_crossfit: np.ndarray
+    layer_stats: pd.DataFrame
+    directions: Directions
+
+    def __post_init__(self) -> None:
+        for name in ("projections", "projections_crossfit"):
+            object.__setattr__(self, name, _read_only(getattr(self, name)))
+
+
+def write_tables(tables: RunTables, evidence: Mapping[str, pd.DataFrame], folder: Path) -> None:
+    """Write the tables of a run into a folder, those of evidence as ``evidence_<name>.parquet``."""
+    tables.prompts.to_parquet(folder / PROMPTS, index=False)
+    _long(tables).to_parquet(folder / PROJECTIONS, index=False)
+    tables.layer_stats.to_parquet(folder / LAYER_STATS, index=False)
+    tensors = {name: np.ascontiguousarray(getattr(tables.directions, name)) for name in _TENSORS}
+    save_file(tensors, folder / DIRECTIONS)
+    for name, table in evidence.items():
+        table.to_parquet(folder / f"evidence_{name}.parquet", index=False)
+
+
+def read_tables(folder: Path) -> RunTables:
+    """Read the tables of a run, which may be a stranger's.
+
+    Raises:
+        ValueError: when they do not belong together.
+        Exception: what the readers of parquet and safetensors raise for a malformed file.
+    """
+    prompts = read_table(folder / PROMPTS)
+    long = read_table(folder / PROJECTIONS)
+    layer_stats = read_table(folder / LAYER_STATS)
+    tensors = load_file(folder / DIRECTIONS)
+    directions = Directions(*(_read_only(tensors[name]) for name in _TENSORS))
+    _check_prompts(prompts)
+    shape = (len(prompts), len(layer_stats))
+    projections = long["projection"].to_numpy(np.float64).reshape(shape)
+    crossfit = long["projection_crossfit"].to_numpy(np.float64).reshape(shape)
+    if not (long["prompt_id"].iloc[:: shape[1]].to_numpy() == prompts["prompt_id"].to_numpy()).all():
+        raise ValueError("projections are of other prompts")
+    if directions.n_sites != shape[1]:
+        raise ValueError("its tables are of different numbers of sites")
+    return RunTables(prompts, projections, crossfit, layer_stats, directions)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a parquet file, unless its few bytes stand for more than memory holds."""
+    metadata = pq.read_metadata(path)
+    if metadata.num_rows * metadata.num_columns > _MOST_CELLS:
+        raise ValueError(f"{path.name} has {metadata.num_rows} rows, more than a run can have")
+    return pd.read_parquet(path)
+
+
+def write_activations(activations: np.ndarray, path: Path) -> None:
+    """Write ``(prompt, site, d_model)`` activations as float32 safetensors.
+
+    They go prompt after prompt: those of many prompts come from a file larger than memory.
+    """
+    entry = {"dtype": "F32", "shape": activations.shape, "data_offsets": [0, 4 * activations.size]}
+    header = json.dumps({"activations": entry}).encode()
+    # The header's length in eight bytes, the header, filled up to a multiple of eight, the numbers.
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for start in range(0, len(activations), BLOCK):
+            block = activations[start : start + BLOCK]
+            file.write(np.ascontiguousarray(block, dtype="<f4").data)
+
+
+def map_activations(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Return activations of a known shape, read from the file as they are used.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: when the file is malformed or of another shape.
+    """
+    # Safetensors: the header's length in eight bytes, the header, the numbers.
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(size))["activations"]
+    if entry["dtype"] != "F32" or tuple(entry["shape"]) != shape:
+        raise ValueError(f"expected float32 of shape {shape}")
+    return np.memmap(path, np.float32, "r", 8 + size + int(entry["data_offsets"][0]), shape)
+
+
+def _read_only(values: np.ndarray) -> np.ndarray:
+    view = values.view()
+    view.flags.writeable = False
+    return view
+
+
+def _check_prompts(prompts: pd.DataFrame) -> None:
+    """Raise ValueError where the table of prompts is not what every reader relies on."""
+    missing = (_PROMPT_TEXTS | _PROMPT_NUMBERS | {"fitted"}) - set(prompts.columns)
+    if missing:
+        raise ValueError(f"{PROMPTS} lacks {', '.join(sorted(missing))}")
+    texts = all(
+        pd.api.types.is_string_dtype(prompts[name]) and prompts[name].notna().all()
+        for name in ("prompt_id", "text", "label", "source")
+    )
+    numbers = all(pd.api.types.is_numeric_dtype(prompts[name]) for name in _PROMPT_NUMBERS)
+    if not texts or not numbers or not pd.api.types.is_bool_dtype(prompts["fitted"]):
+        raise ValueError(f"{PROMPTS} has other kinds of values than prompts have")
+
+
+def _long(tables: RunTables) -> pd.DataFrame:
+    """The projections, one row per prompt and site."""
+    n_sites = tables.projections.shape[1]
+    return pd.DataFrame(
+        {
+            "prompt_id": np.repeat(tables.prompts["prompt_id"].to_numpy(), n_sites),
+            "site": np.tile(np.arange(n_sites, dtype=np.int16), len(tables.prompts)),
+            "projection": tables.projections.ravel(),
+            "projection_crossfit": tables.projections_crossfit.ravel(),
+        }
+    )
