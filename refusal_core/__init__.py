@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from refusal_core.models.opening import load_model
     from refusal_core.options import RunOptions
     from refusal_core.runs.run import Run
-from refusal_core.runs.store import list_runs, open_run
+    from refusal_core.runs.store import list_runs, open_run
 
 _HOMES = {
     "Direction": "analysis.directions",
-    "Run": "runs.store",
+    "Run": "runs.run",
     "RunOptions": "options",
+    "card_html": "sharing.card",
     "fit_directions": "analysis.directions",
     "list_runs": "runs.store",
     "load_model": "models.opening",

@@ -8,7 +8,8 @@ import pandas as pd
 from refusal_core.analysis.directions import fit_directions
 from refusal_core.analysis.groups import assign_folds
 from refusal_core.analysis.resampling import Draws, draw_bootstrap
-from refusal_core.evidence.evaluation import Evidence, evaluate
+from refusal_core.evidence.evaluation import evaluate
+from refusal_core.runs.evidence_tables import Evidence
 
 WIDTH = 24
 QUICK = {"permutations": 199, "draws": 200, "random_directions": 200, "repeats": 2, "learning_draws": 4}

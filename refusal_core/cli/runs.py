@@ -101,12 +101,11 @@ def show(
 def evidence(run: RunName, /, *, as_json: AsJson = False, cache: Cache = None) -> None:
     """Show what the numbers say to each question, layer by layer."""
     from refusal_core.evidence.answers import QUESTIONS, answer
-    from refusal_core.evidence.evaluation import Evidence
-    from refusal_core.evidence.findings import caveats, overview_table, strongest_site, verdict
+    from refusal_core.evidence.findings import caveats, overview_table, verdict
 
     opened = store.open_run(run, cache)
-    found = Evidence.from_tables(opened.evidence_tables())
-    answers = {question: answer(found, name, strongest_site(found)) for name, question in QUESTIONS.items()}
+    found = opened.evidence
+    answers = {question: answer(found, name, opened.best_site()) for name, question in QUESTIONS.items()}
     if as_json:
         tables = {name: records(table) for name, table in (("sites", found.sites), ("reasons", found.reasons))}
         print_json({"run_id": opened.run_id, "verdict": verdict(found), "answers": answers, **tables})

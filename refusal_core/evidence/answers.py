@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from refusal_core.analysis.baselines import TFIDF
-from refusal_core.evidence.evaluation import BOTH, CONTRAST, Evidence
+from refusal_core.evidence.evaluation import BOTH, CONTRAST
 from refusal_core.evidence.findings import probe_source
 from refusal_core.evidence.phrases import (
     NO_DIFFERENCE,
@@ -20,6 +20,7 @@ from refusal_core.evidence.phrases import (
     with_interval,
     words_auroc,
 )
+from refusal_core.runs.evidence_tables import Evidence
 
 QUESTIONS = {
     "fit": "Does it fit?",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,6 @@ from refusal_core.analysis.crossfit import TOO_FEW_GROUPS
 from refusal_core.analysis.directions import Directions
 from refusal_core.analysis.gram import BLOCK, EXPLICIT
 from refusal_core.analysis.inference import corrected_p, onset, onset_interval, permutation_p
-from refusal_core.errors import RunError
 from refusal_core.evidence import questions
 from refusal_core.evidence.design import CONTRAST, Design, plan_design
 from refusal_core.evidence.questions import BOTH
@@ -29,6 +27,7 @@ from refusal_core.evidence.rows import Rows
 from refusal_core.evidence.site_answers import answer_site
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts.sets import detected_pairs
+from refusal_core.runs.evidence_tables import Evidence
 
 __all__ = ["BOTH", "CONTRAST", "Evidence", "evaluate"]
 
@@ -36,93 +35,6 @@ TESTING = "testing (sites)"
 MOST_WORKERS = 8
 MOST_MEMORY = 300e6
 """Bytes that the sites which are under way may take together."""
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """The evidence of one run as tidy tables; a number that does not exist is missing, and ``reasons`` says why.
-
-    ``x_low`` and ``x_high`` are the 95 % bootstrap interval of ``x``: groups of prompts redrawn, the direction
-    refitted in every draw (:func:`refusal_core.analysis.inference.interval`).
-
-    Every number is of all prompts. Of a set of more than :data:`.MOST_REDRAWN`, what needs thousands of directions, or
-    every prompt's distance to every other, is of a sample, whole pairs and labels in proportion: intervals (wider than
-    those of all prompts would be), permutations, random directions, learning and ``Silh``. ``settings`` says so.
-
-    Attributes:
-        sites: one row per site: ``in_sample_d, in_sample_auroc, mean_crossings``; ``crossfit_d, crossfit_auroc,
-            crossfit_accuracy, crossfit_range_overlap, crossfit_pair_accuracy`` with intervals; ``permutation_p`` and
-            ``permutation_p_corrected`` of the in-sample d; ``chance_d_median, chance_d_95`` what shuffled labels give
-            in-sample and ``chance_crossfit_low, chance_crossfit_high`` where 95 % of them lie cross-fitted;
-            ``length_d, length_auroc`` cross-fitted after prompt length is regressed out of the activations, with
-            intervals, and ``length_cosine`` of that direction with the full one; ``behaviour_d, behaviour_auroc``
-            cross-fitted for the direction fitted on what the model refuses, and ``behaviour_cosine`` with the harm
-            direction, with interval; ``effective_dimension, variance_share, pc1_share …``.
-        transfer: one row per site and transfer set: ``d, auroc, pair_accuracy`` with intervals, ``n_harmful,
-            n_harmless, n_pairs``.
-        onset: one row per number (``measure, source``): the first ``site`` from which its lower bound stays above
-            chance, and ``site_low, site_high`` the bootstrap interval of that site; the published decision layer
-            (first site without mean crossings) as ``mean_crossings``. Missing means never.
-        random_directions: one row per site and ``kind`` (isotropic, covariance, component): ``directions`` drawn,
-            ``d_median, d_95, d_max`` of their |d|, and ``share_reaching`` the in-sample d.
-        permutations: ``site, quantile, d``: the in-sample d of shuffled labels, by quantile.
-        learning: ``site, size``: cross-fitted ``d`` of directions that saw ``size`` prompts and their ``cosine`` to
-            the full direction; means over draws, ``_low`` and ``_high`` where 95 % of the draws lie.
-        baselines: one row per text-only baseline and source: ``d, auroc`` with intervals (prompts redrawn, rule kept).
-        refusal: ``site, source, label, n``: Spearman's ``rho`` of projection and refusal log-odds within the label,
-            with interval; cross-fitted projections on the contrast set; ``both`` is the labels' mean weighted by
-            prompts.
-        geometry: one row per site, the columns of heretic's table.
-        cosines: ``site, other, cosine`` of the directions of every two sites.
-        components: ``prompt_id, site, pc1 …``: scores on the contrast set's principal components, in activation units.
-        reasons: ``table, number, source, site, reason``: why a number is missing; a missing site means at every site.
-        settings: one row: seed, draws, folds, prompts, width; ``most_redrawn`` prompts of a set; ``n_detected_pairs``
-            of the contrast set that were found by their texts.
-    """
-
-    sites: pd.DataFrame
-    transfer: pd.DataFrame
-    onset: pd.DataFrame
-    random_directions: pd.DataFrame
-    permutations: pd.DataFrame
-    learning: pd.DataFrame
-    baselines: pd.DataFrame
-    refusal: pd.DataFrame
-    geometry: pd.DataFrame
-    cosines: pd.DataFrame
-    components: pd.DataFrame
-    reasons: pd.DataFrame
-    settings: pd.DataFrame
-
-    @property
-    def n_sites(self) -> int:
-        """Layers plus one, for the final norm."""
-        return len(self.sites)
-
-    def to_tables(self) -> dict[str, pd.DataFrame]:
-        """Return the tables by name, fit for parquet."""
-        return {table.name: getattr(self, table.name) for table in fields(self)}
-
-    @classmethod
-    def from_tables(cls, tables: Mapping[str, pd.DataFrame]) -> Evidence:
-        """Return what :meth:`to_tables` was of.
-
-        Raises:
-            RunError: naming the tables that are missing.
-        """
-        missing = [table.name for table in fields(cls) if table.name not in tables]
-        if missing:
-            raise RunError(f"the run's evidence lacks {', '.join(missing)}; delete the run and make it again")
-        return cls(**{table.name: tables[table.name] for table in fields(cls)})
-
-    def reason(self, table: str, number: str, site: int | None = None, source: str | None = None) -> str | None:
-        """Return why a number of a table is missing (at a site, of a source), or None when it is not."""
-        rows = self.reasons[self.reasons["table"].eq(table) & self.reasons["number"].eq(number)]
-        if site is not None:
-            rows = rows[rows["site"].isna() | rows["site"].eq(site).fillna(False).astype(bool)]
-        if source is not None:
-            rows = rows[rows["source"].eq(source)]
-        return None if rows.empty else str(rows["reason"].iloc[0])
 
 
 def evaluate(

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.analysis import inference
-from refusal_core.evidence.evaluation import BOTH, CONTRAST, Evidence
+from refusal_core.evidence.evaluation import BOTH, CONTRAST
 from refusal_core.evidence.phrases import (
     NO_DIFFERENCE,
     NO_REASON,
@@ -17,6 +17,7 @@ from refusal_core.evidence.phrases import (
     with_interval,
     words_auroc,
 )
+from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import LEFT_OUT
 from refusal_core.sites import site_short
 
@@ -111,17 +112,6 @@ def overview_table(evidence: Evidence) -> pd.DataFrame:
         }
     refusal = evidence.refusal[evidence.refusal["source"].eq(CONTRAST) & evidence.refusal["label"].eq(BOTH)]
     return pd.DataFrame({**columns, "rho refusing": refusal.set_index("site")["rho"]})
-
-
-def strongest_site(evidence: Evidence) -> int:
-    """Return the site that tells harm best on the set asked about it; else the strongest cross-fitted or in-sample."""
-    source = probe_source(evidence)
-    transfer = evidence.transfer[evidence.transfer["source"].eq(source)].set_index("site")["d"]
-    sites = evidence.sites.set_index("site")
-    for values in (transfer, sites["crossfit_d"], sites["in_sample_d"]):
-        if values.notna().any():
-            return int(values.idxmax())
-    return 0
 
 
 def probe_source(evidence: Evidence) -> str | None:

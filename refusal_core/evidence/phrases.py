@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from refusal_core.analysis.baselines import TFIDF
-from refusal_core.evidence.evaluation import CONTRAST, Evidence
+from refusal_core.evidence.evaluation import CONTRAST
+from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.sites import site_label
 
 NO_DIFFERENCE = "not distinguishable from chance"

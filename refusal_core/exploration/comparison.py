@@ -24,10 +24,10 @@ from refusal_core.analysis.weighted_statistics import (
     weighted_correlation,
     weighted_ranks,
 )
-from refusal_core.evidence.evaluation import Evidence
 from refusal_core.evidence.findings import PROBE_PAIRS, onset
 from refusal_core.exploration.outliers import standardised
 from refusal_core.prompts.sets import prompt_groups
+from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import Run
 from refusal_core.sites import matched_site, relative_depth, site_label, site_short
 
@@ -109,14 +109,6 @@ def left_out(run: Run, other: Run) -> int:
     """How many shared prompts only one of the runs fitted."""
     both = run.prompts[["prompt_id", "fitted"]].merge(other.prompts[["prompt_id", "fitted"]], on="prompt_id")
     return int((both["fitted_x"] != both["fitted_y"]).sum())
-
-
-def best_site(run: Run) -> int:
-    """The site at which the run tells probe pairs best; else the strongest cross-fitted or in-sample."""
-    for number in ("probe_d", "crossfit_d", "cohens_d"):
-        if run.layer_stats[number].notna().any():
-            return int(run.layer_stats[number].idxmax())
-    return 0
 
 
 def matched(run: Run, site: int, other: Run) -> int:
@@ -287,7 +279,7 @@ def probe_reading(runs: Sequence[Run], names: Sequence[str], tables: Sequence[pd
     lacking = [name for place, name in enumerate(names) if place not in known]
     said = []
     if known:
-        best = {place: tables[place].loc[best_site(runs[place])] for place in known}
+        best = {place: tables[place].loc[runs[place].best_site()] for place in known}
         order = sorted(known, key=lambda place: -best[place]["probe_d"])
         numbers = [
             f"{names[place]} {best[place]['probe_d']:.2f}{_ends(best[place], 'probe_d')} at "

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.errors import RunError
-from refusal_core.evidence.evaluation import Evidence
 from refusal_core.evidence.findings import onset
 from refusal_core.runs.run import LEFT_OUT, Run
 
@@ -51,7 +50,7 @@ def compare(before: Run, after: Run) -> Change:
     units = [run.directions.unit_direction.astype(np.float64) for run in (before, after)]
     exist = units[0].any(axis=1) & units[1].any(axis=1)
     table["cosine"] = np.where(exist, (units[0] * units[1]).sum(axis=1), np.nan)
-    first, second = (onset(Evidence.from_tables(run.evidence_tables()), "d", "probe-pairs") for run in (before, after))
+    first, second = (onset(run.evidence, "d", "probe-pairs") for run in (before, after))
     left_out = after.prompts[after.prompts["source"].eq(LEFT_OUT)]
     return Change(before, after, table, left_out, first, second)
 

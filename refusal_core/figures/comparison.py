@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from refusal_core.evidence.evaluation import Evidence
 from refusal_core.evidence.findings import PROBE_PAIRS, onset
 from refusal_core.exploration.comparison import NUMBERS, Shared, is_control, matched
 from refusal_core.exploration.outliers import standardised
 from refusal_core.figures.style import ACCENT, GREY, PROBE, blank, line_at, ribbon, safe
+from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import Run
 from refusal_core.sites import relative_depth, site_short
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from refusal_core.evidence.evaluation import BOTH, CONTRAST, Evidence
+from refusal_core.evidence.evaluation import BOTH, CONTRAST
 from refusal_core.evidence.findings import onset, probe_source
 from refusal_core.figures.style import (
     ACCENT,
@@ -29,6 +29,7 @@ from refusal_core.figures.style import (
     site_mark,
     translucent,
 )
+from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import Run
 
 HEIGHT = 320

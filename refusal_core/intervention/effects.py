@@ -137,13 +137,6 @@ def published_choice(run: Run, table: pd.DataFrame) -> pd.Series | None:
     return None if allowed.empty else allowed.iloc[0]
 
 
-def strongest_layer(run: Run) -> int:
-    """The layer that tells the probe pairs best, else the contrast set."""
-    stats = run.layer_stats[run.layer_stats["site"] < run.n_layers]
-    column = "probe_d" if stats["probe_d"].notna().any() else "cohens_d"
-    return int(stats.loc[stats[column].idxmax(), "site"]) if stats[column].notna().any() else 0
-
-
 def verdict(row: pd.Series, measure: str = "change") -> str:
     """Whether a number of one condition is an effect: told from no change, and outside what controls do."""
     nothing = row[f"{measure}_low"] <= 0 <= row[f"{measure}_high"]

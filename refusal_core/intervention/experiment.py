@@ -33,7 +33,7 @@ from refusal_core.intervention.conditions import (
     sweep,
 )
 from refusal_core.intervention.controls import control_names
-from refusal_core.intervention.effects import published_choice, strongest_layer
+from refusal_core.intervention.effects import published_choice
 from refusal_core.intervention.vectors import Vectors, all_vectors, own_vectors
 from refusal_core.options import PRESETS, InterventionOptions
 from refusal_core.progress import Progress, no_progress
@@ -143,7 +143,7 @@ def record(
         swept = sweep(run.n_layers, considered, span)
         table = _measure(run, reader, vectors, rules, rows, swept, tokens, finished, SWEEPING, progress)
         chosen = published_choice(run, table)
-        layer, position = (strongest_layer(run), -1) if chosen is None else (chosen["read_at"], chosen["position"])
+        layer, position = (run.best_site(), -1) if chosen is None else (chosen["read_at"], chosen["position"])
         at = sorted({*options.control_layers, int(layer)} & set(range(run.n_layers)))
         later = doses_and_controls(run.n_layers, int(layer), int(position), at, names, span)
         later = [condition for condition in later if condition not in set(swept)]

@@ -9,9 +9,10 @@ import pandas as pd
 
 from refusal_core.analysis.directions import Directions, fit_directions
 from refusal_core.analysis.effect_sizes import layer_statistics
-from refusal_core.evidence.evaluation import Evidence, evaluate
+from refusal_core.evidence.evaluation import evaluate
 from refusal_core.options import FOLDS, REPEATS
 from refusal_core.progress import Progress, no_progress
+from refusal_core.runs.evidence_tables import Evidence
 
 
 @dataclass(frozen=True, eq=False)

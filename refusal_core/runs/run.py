@@ -12,6 +12,7 @@ import pandas as pd
 from refusal_core.analysis.directions import Directions
 from refusal_core.errors import RunError, first_line
 from refusal_core.files import sha256_of
+from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.manifest import Manifest
 from refusal_core.runs.run_files import ACTIVATIONS, RunTables, map_activations, read_table
 from refusal_core.sites import site_label
@@ -119,18 +120,58 @@ class Run:
         """Names of the transfer sets, in order."""
         return list(self.prompts.loc[~self.prompts["fitted"], "source"].unique())
 
-    def evidence_tables(self) -> dict[str, pd.DataFrame]:
-        """Return the tables of evidence that were stored with the run, by name; empty for a run without.
+    @property
+    def has_evidence(self) -> bool:
+        """Whether tables of evidence were stored with the run."""
+        return any(name.startswith("evidence_") for name in self.manifest.files)
+
+    @property
+    def evidence(self) -> Evidence:
+        """The tables of evidence that were stored with the run, read when they are first asked for.
 
         Raises:
-            RunError: when they cannot be read, as those of a run that was deleted since it was opened.
+            RunError: when the run has none, or they cannot be read, as those of a run that was deleted since.
         """
+        tables = self._evidence.to_tables()
+        return Evidence(**{name: table.copy(deep=False) for name, table in tables.items()})
+
+    @cached_property
+    def _evidence(self) -> Evidence:
         names = [name for name in self.manifest.files if name.startswith("evidence_")]
         try:
             tables = {name: read_table(self.path / name) for name in names}
         except (OSError, ValueError) as error:
             raise RunError(f"run {self.run_id!r}: its evidence cannot be read ({first_line(error)})") from error
-        return {name.removeprefix("evidence_").removesuffix(".parquet"): table for name, table in tables.items()}
+        return Evidence.from_tables(
+            {name.removeprefix("evidence_").removesuffix(".parquet"): table for name, table in tables.items()}
+        )
+
+    def best_site(self) -> int:
+        """Return the layer with the highest cross-fitted d: the first of several, and layer 0 where none is known.
+
+        The final norm is no candidate, since nothing can be edited there.
+        """
+        held_out = self.tables.layer_stats["crossfit_d"].to_numpy(float)[: self.n_layers]
+        return int(np.nanargmax(held_out)) if np.isfinite(held_out).any() else 0
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return one row per prompt and site: the prompt's columns, ``site``, and the two projections.
+
+        ``projection`` and ``projection_crossfit`` are in activation units; the latter is missing for transfer prompts.
+        """
+        rows = np.repeat(np.arange(len(self.tables.prompts)), self.n_sites)
+        table = self.tables.prompts.iloc[rows].reset_index(drop=True)
+        table["site"] = np.tile(np.arange(self.n_sites), len(self.tables.prompts))
+        table["projection"] = self.projections.ravel()
+        table["projection_crossfit"] = self.projections_crossfit.ravel()
+        return table
+
+    def _repr_html_(self) -> str:
+        """Return the run as a card, for notebooks."""
+        # The card needs rooms above this one; the front door knows where it is.
+        import refusal_core
+
+        return str(refusal_core.__getattr__("card_html")(self))
 
     def load_activations(self) -> np.ndarray | None:
         """Return ``(prompt, site, d_model)`` float32 activations, or ``None`` when they were not stored.

@@ -18,7 +18,6 @@ from typing import BinaryIO
 
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RunError, first_line
-from refusal_core.evidence.evaluation import Evidence
 from refusal_core.files import PARTIAL, move_into_place
 from refusal_core.intervention import experiment
 from refusal_core.runs.additions import FILES as ADDED_FILES
@@ -159,9 +158,8 @@ def _check_run(run_id: str, partial: Path) -> None:
 
 def _check_readable(run: Run) -> None:
     try:
-        tables = run.evidence_tables()
-        if tables:
-            Evidence.from_tables(tables)
+        if run.has_evidence:
+            run.evidence  # noqa: B018 - reads it
         measurement.recorded(run)
         experiment.recorded(run)
     except RunError:

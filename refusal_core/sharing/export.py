@@ -14,7 +14,6 @@ import pandas as pd
 from refusal_core.analysis.effect_sizes import VALIDATION_COLUMNS, VARIANCE_COLUMNS
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RenderingError, RunError
-from refusal_core.evidence.evaluation import Evidence
 from refusal_core.figures.study import HISTOGRAMS, pictures
 from refusal_core.intervention import effects, experiment
 from refusal_core.runs.run import Run
@@ -70,7 +69,7 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
         "max_magnitude": float(largest["magnitude"]),
     }
     top10 = layers.sort_values("cohens_d", ascending=False).head(10)
-    evidence = Evidence.from_tables(run.evidence_tables())
+    evidence = run.evidence
     tables = {
         "validation_results.csv": layers[list(VALIDATION_COLUMNS)],
         "variance_by_layer.csv": layers[list(VARIANCE_COLUMNS)],

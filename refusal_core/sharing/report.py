@@ -9,8 +9,7 @@ import plotly.graph_objects as go
 
 from refusal_core.behaviour import measurement
 from refusal_core.evidence.answers import QUESTIONS, answer
-from refusal_core.evidence.evaluation import Evidence
-from refusal_core.evidence.findings import caveats, overview_table, strongest_site, verdict
+from refusal_core.evidence.findings import caveats, overview_table, verdict
 from refusal_core.figures import behaviour as behaviour_figures
 from refusal_core.figures import intervention as intervention_figures
 from refusal_core.figures.evidence import FIGURES, cosines, overview
@@ -18,6 +17,7 @@ from refusal_core.figures.layers import separation, three_questions
 from refusal_core.figures.panels import linked
 from refusal_core.figures.style import page_look
 from refusal_core.intervention import effects
+from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.manifest import InterventionManifest
 from refusal_core.runs.run import Run
 
@@ -42,7 +42,7 @@ def report_html(
         replies: the run's recorded behaviour, when there is one.
         interventions: the run's recorded interventions and their manifest, when there are some.
     """
-    site = strongest_site(evidence)
+    site = run.best_site()
     counts = run.manifest.prompts.counts
     facts = (
         f"{run.model_name}, {run.n_layers} layers; contrast set {run.contrast_name}: {counts['harmful']} harmful, "

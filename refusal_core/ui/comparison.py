@@ -8,13 +8,13 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core.errors import RunError
-from refusal_core.evidence.evaluation import Evidence
 from refusal_core.exploration import comparison
 from refusal_core.exploration.comparison import NUMBERS, Shared
 from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import comparison as figures
 from refusal_core.figures.comparison import MOST_RUNS, Side
 from refusal_core.figures.plotly_internals import serialise_once
+from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import Run
 from refusal_core.sites import relative_depth
 from refusal_core.ui import address
@@ -180,7 +180,7 @@ def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int,
             f"This and the categories below are of {comparison.MOST_DRAWN} prompts, always the same ones; curves, map "
             f"and list are of all {len(shared.prompts)}."
         )
-    best = (comparison.best_site(first.run), comparison.best_site(other.run))
+    best = (first.run.best_site(), other.run.best_site())
     at_best = _correlations(*pair, shared.source, *best, shared)
     tables = [
         table.assign(where=f"{first.run.site_label(ours)} and {other.run.site_label(theirs)}", kind=kind)

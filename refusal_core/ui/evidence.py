@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core.errors import RunError
-from refusal_core.evidence.evaluation import Evidence
 from refusal_core.figures.evidence import FIGURES, OVER_LAYERS, cosines
 from refusal_core.figures.plotly_internals import serialise_once
+from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import Run
 from refusal_core.ui import numbers
 from refusal_core.ui.layout import chart, identity, marked, show_error
@@ -35,7 +34,7 @@ def evidence_of(run: Run) -> Evidence:
     Raises:
         RunError: when the run has none, or it cannot be read.
     """
-    return _read(*identity(run), run)
+    return run.evidence
 
 
 def evidence_or_none(run: Run) -> Evidence | None:
@@ -102,9 +101,3 @@ def _at_layer(run_id: str, changed: int, name: str, site: int, _run: Run, _evide
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _cosines(run_id: str, changed: int, _run: Run, _evidence: Evidence) -> go.Figure:
     return serialise_once(cosines(_run, _evidence))
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _read(run_id: str, changed: int, _run: Run) -> Evidence:
-    tables: dict[str, pd.DataFrame] = _run.evidence_tables()
-    return Evidence.from_tables(tables)

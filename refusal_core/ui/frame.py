@@ -221,5 +221,4 @@ def _keep_site_inside(run: Run) -> None:
     site = address.view().site
     if site is not None and 0 <= site <= run.n_layers:
         return
-    telling = [column for column in ("probe_d", "cohens_d") if run.layer_stats[column].notna().any()]
-    address.change(site=int(run.layer_stats[telling[0]].idxmax()) if telling else 0)
+    address.change(site=run.best_site())

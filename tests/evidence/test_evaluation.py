@@ -12,9 +12,10 @@ from planted import WIDTH, evaluate_run, harmful_rows, planted_run, prompt_table
 from refusal_core.analysis.directions import fit_directions
 from refusal_core.errors import RunError
 from refusal_core.evidence.answers import QUESTIONS, answer
-from refusal_core.evidence.evaluation import BOTH, CONTRAST, Evidence, evaluate
+from refusal_core.evidence.evaluation import BOTH, CONTRAST, evaluate
 from refusal_core.evidence.findings import verdict
 from refusal_core.evidence.phrases import NO_DIFFERENCE
+from refusal_core.runs.evidence_tables import Evidence
 
 
 @pytest.fixture(scope="module")

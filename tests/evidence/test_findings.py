@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from planted import evaluate_run, planted_run
 
-from refusal_core.evidence.evaluation import Evidence
-from refusal_core.evidence.findings import caveats, onset, overview_table, probe_source, strongest_site, verdict
+from refusal_core.evidence.findings import caveats, onset, overview_table, probe_source, verdict
 from refusal_core.evidence.phrases import NO_DIFFERENCE
+from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import LEFT_OUT
 
 
@@ -94,17 +94,6 @@ def test_the_onset_is_that_of_the_table(small):
     assert onset(evidence, "d", "a") == 3
     assert onset(evidence, "d", "b") is None
     assert onset(evidence, "d", "c") is None
-
-
-def test_the_strongest_site_is_by_harm_then_held_out_then_in_sample(small):
-    evidence = with_transfer(small, [0.2, 1.2, 0.7])
-    assert strongest_site(evidence) == 1
-    without = replace(evidence, transfer=evidence.transfer.iloc[:0])
-    held_out = replace(without, sites=evidence.sites.assign(crossfit_d=[0.0, 0.1, 0.2], in_sample_d=[3, 2, 1]))
-    assert strongest_site(held_out) == 2
-    in_sample = replace(held_out, sites=held_out.sites.assign(crossfit_d=np.nan))
-    assert strongest_site(in_sample) == 0
-    assert strongest_site(replace(without, sites=evidence.sites.assign(crossfit_d=np.nan, in_sample_d=np.nan))) == 0
 
 
 def test_a_set_that_is_redrawn_in_part_is_named(small):

@@ -11,7 +11,6 @@ from synthetic import changed, save_synthetic_run, synthetic_prompts, with_table
 from refusal_core.analysis.directions import fit_directions
 from refusal_core.analysis.effect_sizes import auroc
 from refusal_core.analysis.groups import bootstrap_counts, redraw_prompts
-from refusal_core.evidence.evaluation import Evidence
 from refusal_core.exploration import comparison
 from refusal_core.prompts.sets import prompt_groups
 from refusal_core.runs.run import Run
@@ -170,7 +169,7 @@ def test_runs_that_share_nothing_too_little_or_one_label_say_so(run):
 
 
 def test_the_numbers_over_depth_are_the_run_s_and_its_evidence_s(run):
-    evidence = Evidence.from_tables(run.evidence_tables())
+    evidence = run.evidence
     table = comparison.over_depth(run, evidence)
     np.testing.assert_array_equal(table["probe_d"], run.layer_stats["probe_d"])
     np.testing.assert_array_equal(table["crossfit_d_low"], evidence.sites["crossfit_d_low"])
@@ -230,8 +229,8 @@ def test_the_words_on_probe_pairs_follow_the_numbers(run, other):
         tables = [comparison.over_depth(each, found) for each, found in zip(runs, evidence, strict=True)]
         return comparison.probe_reading(runs, ["A", "B"], tables)
 
-    evidence = [Evidence.from_tables(each.evidence_tables()) for each in (run, other)]
-    best = comparison.best_site(run)
+    evidence = [each.evidence for each in (run, other)]
+    best = run.best_site()
     assert f"A {run.layer_stats['probe_d'][best]:.2f} (" in said([run, other], evidence)
     assert "Not every run has intervals" in said([run, other], [evidence[0], None])
     low = evidence[1].transfer.assign(d_high=-5.0, d_low=-6.0)

@@ -15,7 +15,6 @@ from refusal_core.annotations import marks
 from refusal_core.annotations.marks import Mark
 from refusal_core.cli.main import main
 from refusal_core.errors import PromptError, RefusalError, RunError
-from refusal_core.evidence.evaluation import Evidence
 from refusal_core.evidence.findings import PROBE_PAIRS, probe_source
 from refusal_core.exploration import refits
 from refusal_core.models.opening import load_model
@@ -111,7 +110,7 @@ def test_a_refit_is_the_run_without_those_prompts(parent, out, plain, tiny_folde
     np.testing.assert_allclose(
         made.projections_crossfit[fitted], plain.projections_crossfit[plain.rows()], rtol=1e-3, atol=1e-3
     )
-    ours, theirs = (run.evidence_tables()["transfer"].query("source == 'probe-pairs'") for run in (made, plain))
+    ours, theirs = (run.evidence.transfer.query("source == 'probe-pairs'") for run in (made, plain))
     np.testing.assert_allclose(ours["d_low"], theirs["d_low"], rtol=1e-3, atol=1e-3)
     # A pair whole, the one without a twin, and the one of the transfer set.
     left_out = made.prompts[made.prompts["source"].eq(LEFT_OUT)]
@@ -223,7 +222,7 @@ def test_a_change_is_told_site_by_site(parent, out):
 
 
 def test_what_is_left_out_is_no_set_to_ask_about_harm(once):
-    evidence = Evidence.from_tables(once.evidence_tables())
+    evidence = once.evidence
     assert probe_source(evidence) == PROBE_PAIRS
     alone = replace(evidence, transfer=evidence.transfer[evidence.transfer["source"].eq(LEFT_OUT)])
     assert len(alone.transfer)

@@ -10,7 +10,6 @@ import pytest
 from synthetic import changed, with_tables
 
 from refusal_core.evidence.answers import QUESTIONS
-from refusal_core.evidence.evaluation import Evidence
 from refusal_core.exploration import comparison
 from refusal_core.exploration.published import published_table
 from refusal_core.figures import comparison as comparison_figures
@@ -25,12 +24,13 @@ from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.figures.style import move_mark, safe
 from refusal_core.figures.tokens import COLOURS_END, END_OF_PROMPT, token_heatmap
 from refusal_core.intervention import effects, experiment
+from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.sharing.report import report_html
 
 
 @pytest.fixture
 def evidence(run) -> Evidence:
-    return Evidence.from_tables(run.evidence_tables())
+    return run.evidence
 
 
 def traces_of(figure, place: int, kind: str, name: str | None = None) -> list:
@@ -367,7 +367,7 @@ def test_the_chosen_candidate_is_the_one_marked(planted_run):
 
 
 def test_the_report_says_what_interventions_found(planted_run):
-    found = Evidence.from_tables(planted_run.evidence_tables())
+    found = planted_run.evidence
     with_them = report_html(planted_run, found, None, experiment.recorded(planted_run))
     assert "The published rule chooses" in with_them
     assert "The published rule chooses" not in report_html(planted_run, found)

@@ -86,7 +86,7 @@ def test_a_run_of_25000_prompts_opens_in_less_than_a_second(tmp_path):
     run = store.open_run(run_id, tmp_path)
     assert time.process_time() - started < 1
     assert run.projections.shape == (25_000, 29)
-    assert len(run.evidence_tables()["components"]) == 25_000 * 29
+    assert len(run.evidence.components) == 25_000 * 29
 
 
 def test_only_whole_runs_are_ever_seen(tmp_path, monkeypatch):
