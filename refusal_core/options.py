@@ -80,7 +80,7 @@ class Options(BaseModel):
     def arguments(self) -> tuple[str, ...]:
         """Return the command-line arguments that give these options, those at their defaults left out.
 
-        A value is in one argument with its option's name, so that nothing typed can become an option of its own.
+        A text is in one argument with its option's name, so that nothing typed can become an option of its own.
         """
         arguments: list[str] = []
         for name, field in type(self).model_fields.items():
@@ -89,9 +89,12 @@ class Options(BaseModel):
                 continue
             if isinstance(value, bool):
                 arguments.append(f"--{option}" if value else f"--no-{option}")
+            elif not isinstance(value, tuple):
+                arguments.append(f"--{option}={value}")
+            elif Ellipsis in get_args(field.annotation):
+                arguments += [f"--{option}={single}" for single in value]
             else:
-                values = value if isinstance(value, tuple) else (value,)
-                arguments += [f"--{option}={single}" for single in values]
+                arguments += [f"--{option}", *map(str, value)]
         return tuple(arguments)
 
 
@@ -107,7 +110,7 @@ class RunOptions(Options):
     prompts: Source = _option(
         "pairs",
         "Prompts",
-        "Contrast set: pairs, everyday, experiment-0; a labelled csv, json, jsonl, parquet or txt file; or "
+        "Contrast set: pairs, everyday, quartets, experiment-0; a labelled csv, json, jsonl, parquet or txt file; or "
         "HARMFUL,HARMLESS as two files or hub datasets.",
         min_length=1,
     )
