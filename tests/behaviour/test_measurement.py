@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -257,12 +258,20 @@ def test_calibration_rises_where_refusing_follows_projection(run, answered):
     assert curve["refused"].iloc[-1] == 1
 
 
+@pytest.fixture(scope="module")
+def measured_once(tiny_folder, tmp_path_factory):
+    """A run of a tiny model whose behaviour was recorded by the command line."""
+    cache = tmp_path_factory.mktemp("cache")
+    made = make_run(tiny_folder, "pairs", limit_per_label=8, dtype="float32", device="cpu", cache=cache).run
+    assert main(["measure", "behaviour", made.run_id, "--model", str(tiny_folder), "--cache", str(cache)]) == 0
+    return made
+
+
 @pytest.fixture
-def measured(tiny_folder, tmp_path):
-    """A run of a tiny model whose behaviour was recorded, and its cache."""
-    made = make_run(tiny_folder, "pairs", limit_per_label=8, dtype="float32", device="cpu", cache=tmp_path).run
-    assert main(["measure", "behaviour", made.run_id, "--model", str(tiny_folder), "--cache", str(tmp_path)]) == 0
-    return made, tmp_path
+def measured(measured_once, tmp_path):
+    """That run in a cache of its own, and the cache."""
+    shutil.copytree(measured_once.path, tmp_path / measured_once.run_id)
+    return store.open_run(measured_once.run_id, tmp_path), tmp_path
 
 
 def test_behaviour_is_recorded_beside_the_run_and_read_again_by_other_rules(measured, capsys):
@@ -290,6 +299,22 @@ def test_openings_are_read_beside_their_prompts(measured):
     assert main(["measure", "behaviour", made.run_id, "--cache", str(cache)]) == 0
     # The run's prompts are English.
     assert set(measurement.recorded(made)[0]["opening_label"]) == {"degenerate"}
+
+
+def test_behaviour_is_measured_once_and_shown_by_another_verb(measured, monkeypatch, capsys):
+    made, cache = measured
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    # Without the model, which is in no place that the run could name.
+    assert main(["measure", "behaviour", made.run_id]) == 0
+    assert "nothing was generated" in capsys.readouterr().out
+    assert main(["measure", "behaviour", made.run_id, "--again"]) == 1
+    assert "is a local folder" in capsys.readouterr().err
+    assert main(["show", made.run_id, "--behaviour"]) == 0
+    assert "the model refuses" in capsys.readouterr().out
+    assert main(["show", made.run_id, "--behaviour", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [prompt["prompt_id"] for prompt in shown["prompts"]] == made.prompts["prompt_id"].tolist()
+    assert {site["label"] for site in shown["sites"]} == {"harmful", "harmless"}
 
 
 def test_behaviour_of_other_prompts_is_refused(measured):

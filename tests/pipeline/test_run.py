@@ -6,28 +6,21 @@ import json
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from filelock import FileLock
 from making import make_run
 from synthetic import changed
-from tiny import tiny_model
 
 from refusal_core.activations.extraction import extract
 from refusal_core.activations.reader import PACKED, ResidualReader
 from refusal_core.analysis.effect_sizes import VALIDATION_COLUMNS, VARIANCE_COLUMNS
-from refusal_core.cli.main import main
 from refusal_core.errors import ModelError, PromptError, RefusalError, RunError
 from refusal_core.exploration.published import published_table
 from refusal_core.models.opening import ChatModel, load_model
 from refusal_core.pipeline import steps
-from refusal_core.pipeline.scoring import load_model_for, score
-from refusal_core.progress.file import WAITING
 from refusal_core.runs import store
 from refusal_core.sharing.export import export_run
 from refusal_core.ui import layout
@@ -127,81 +120,6 @@ def test_what_a_run_is_made_of_says_how_prompts_were_read_together(made, monkeyp
     assert [facts["read together"] for facts in shown] == [PACKED, "not recorded"]
 
 
-def test_a_fitted_prompt_scores_what_the_run_says(made, chat_model):
-    run, _ = made
-    row = 5
-    result = score(chat_model, run, [run.prompts["text"][row]])[0]
-    np.testing.assert_allclose(result.projection, run.projections[row], rtol=1e-4, atol=1e-4)
-    assert result.refusal_log_odds == pytest.approx(run.prompts["refusal_log_odds"][row], abs=1e-3)
-    assert result.token_projection.shape == (len(result.tokens), run.n_sites)
-    own = run.projections[run.rows(run.prompts["label"][row]), 3]
-    assert (
-        abs(result.percentile[run.prompts["label"][row]][3] - 100 * (own < run.projections[row, 3]).mean()) < 100 / 12
-    )
-
-
-def test_scoring_refuses_another_model(made, tmp_path):
-    run, _ = made
-    other = tiny_model("llama")
-    other.model.save_pretrained(tmp_path)
-    other.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="is not the model of this run"):
-        load_model_for(run, tmp_path)
-    with pytest.raises(RunError, match="say where it is"):
-        load_model_for(run)
-
-
-def test_scoring_refuses_what_cannot_be_scored(made, chat_model):
-    run, _ = made
-    with pytest.raises(PromptError, match=r"text 2: .*empty"):
-        score(chat_model, run, ["fine", "  "])
-    with pytest.raises(PromptError, match="tokens long"):
-        score(chat_model, run, ["word " * 2000])
-
-
-def test_the_command_line_from_run_to_delete(tiny_folder, tmp_path, capsys):
-    cache = ["--cache", str(tmp_path / "cache")]
-    command = [
-        "run",
-        "--model",
-        str(tiny_folder),
-        "--prompts",
-        "pairs",
-        "--limit-per-label",
-        "8",
-        "--device",
-        "cpu",
-        *cache,
-    ]
-    assert main(command) == 0
-    first = capsys.readouterr()
-    run_id = first.out.splitlines()[-1]
-    assert "prompts/s" in first.out
-    assert main(command) == 0
-    again = capsys.readouterr().out.splitlines()
-    assert again[-1] == run_id
-    assert "found in the cache" in again[0]
-    assert main(["list", *cache]) == 0
-    assert run_id in capsys.readouterr().out
-    assert main(["show", run_id, *cache]) == 0
-    assert "layer 3 of 4" in capsys.readouterr().out
-    assert main(["verify", run_id, *cache]) == 0
-    capsys.readouterr()
-
-    (tmp_path / "mine.csv").write_text("text\nfirst one\nsecond one\n")
-    scoring = ["score", run_id, "--model", str(tiny_folder), "--device", "cpu", "--json", *cache]
-    assert main([*scoring, "--file", str(tmp_path / "mine.csv")]) == 0
-    scores = json.loads(capsys.readouterr().out)
-    assert [entry["text"] for entry in scores] == ["first one", "second one"]
-    assert len(scores[0]["projection"]) == len(scores[0]["percentile"]["harmless"]) == 5
-    assert isinstance(scores[0]["refusal_log_odds"], float)
-
-    assert main(["report", run_id, str(tmp_path / "out"), *cache]) == 0
-    capsys.readouterr()
-    assert main(["delete", run_id, *cache]) == 0
-    assert not (tmp_path / "cache" / run_id).exists()
-
-
 def test_exported_files_have_the_published_form(made, tmp_path):
     from refusal_core.sharing.export import export_run
 
@@ -221,69 +139,6 @@ def test_exported_files_have_the_published_form(made, tmp_path):
     assert summary["n_layers"] == 4
     assert summary["strongest_layer"] == int(validation.loc[validation["cohens_d"].idxmax(), "layer"])
     assert len(pd.read_csv(tmp_path / "layer_stats.csv")) == 5
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["run", "--model", "no-such-model"], "no-such-model"),
-        (["run", "--model", "MODEL", "--prompts", "no-such-file.csv"], "no-such-file.csv"),
-        (["run", "--model", "MODEL", "--limit-per-label", "2"], "8 or more"),
-        (["run", "--model", "MODEL", "--device", "warp"], "warp"),
-        (["show", "no-such-run"], "no-such-run"),
-        (["verify", "../../etc"], "no run name"),
-        (["delete", "no-such-run"], "nothing was deleted"),
-        (["report", "no-such-run", "x"], "no-such-run"),
-        (["score", "no-such-run", "hello"], "no-such-run"),
-        (["fetch", "no-such-model"], "no-such-model"),
-        (["fetch", "../.."], "no hub id"),
-        (["fetch", "Owner/Name:latest"], "no hub id"),
-        (["fetch", "no-such-model", "--progress-file", "no/such/folder/x"], "cannot be written"),
-        (["run", "--model", "MODEL", "--chat-template", "~nobody-of-that-name/x.jinja"], "no template"),
-        (["run", "--model", "MODEL", "--chat-template", "x" * 300], "no template"),
-        (["run", "--model", "MODEL", "--progress-file", "SAME/progress.json"], "turn of this work cannot be taken"),
-        (["run", "--model", "x" * 300], "no model named"),
-        (["run", "--model", "MODEL", "--seed", "-1"], "0 or more for seed"),
-        (["run", "--model", "MODEL", "--system-prompt", "\udcff"], "expected text in UTF-8"),
-        (["run", "--model", "MODEL", "--prompts", "x" * 300], "no prompt set"),
-        (["run", "--model", "MODEL", "--limit-per-label", "8", "--token-limit", "40"], "pairs, row "),
-        (["run", "--model", "MODEL", "--transfer", "SAME/pairs.csv"], "name of the contrast set"),
-        (["run", "--model", "MODEL", "--transfer", "SAME/contrast.csv"], "name of the contrast set"),
-        (["run", "--model", "MODEL", "--transfer", "SAME/probe-pairs.csv"], "name of another transfer set"),
-    ],
-)
-def test_what_a_user_gets_wrong_is_one_line(arguments, message, tiny_folder, tmp_path, capsys, monkeypatch):
-    for name in ("pairs", "contrast", "probe-pairs"):
-        (tmp_path / f"{name}.csv").write_text("text,label\nA prompt of one's own,harmful\n")
-    (tmp_path / ".turn").mkdir()
-    arguments = [
-        str(tiny_folder) if argument == "MODEL" else argument.replace("SAME", str(tmp_path)) for argument in arguments
-    ]
-    monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "cache"))
-    assert main(arguments) == 1
-    captured = capsys.readouterr()
-    assert captured.err.splitlines()[-1].startswith("error: ")
-    assert message in captured.err
-    assert "Traceback" not in captured.err
-    assert captured.out == ""
-
-
-def test_work_that_is_watched_takes_turns(tiny_folder, tmp_path):
-    said, cache = tmp_path / "progress.json", tmp_path / "cache"
-    command = ["run", "--model", str(tiny_folder), "--limit-per-label", "8", "--device", "cpu", "--cache", str(cache)]
-    working = threading.Thread(target=main, args=([*command, "--progress-file", str(said)],))
-    with FileLock(tmp_path / ".turn"):
-        working.start()
-        deadline = time.monotonic() + 60
-        while not said.exists() or json.loads(said.read_text())["stage"] != WAITING:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        time.sleep(1.5)
-        assert json.loads(said.read_text())["stage"] == WAITING
-        assert working.is_alive()
-    working.join()
-    assert json.loads(said.read_text())["state"] == "done"
-    assert len(list(cache.glob("[!.]*"))) == 1
 
 
 def test_a_cached_run_without_activations_does_not_pass_for_one_with_them(tiny_folder, tmp_path):

@@ -1,0 +1,266 @@
+"""The command line as a user meets it: results, errors in one line, exit status, and what it takes to start."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from synthetic import RUN
+
+from refusal_core.cli.main import app, main
+from refusal_core.options import RunOptions
+from refusal_core.progress.file import WAITING
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_command_line_from_run_to_delete(tiny_folder, tmp_path, capsys):
+    cache = ["--cache", str(tmp_path / "cache")]
+    command = [
+        "run",
+        "--model",
+        str(tiny_folder),
+        "--prompts",
+        "pairs",
+        "--limit-per-label",
+        "8",
+        "--device",
+        "cpu",
+        *cache,
+    ]
+    assert main(command) == 0
+    first = capsys.readouterr()
+    run_id = first.out.splitlines()[-1]
+    assert "prompts/s" in first.out
+    assert main(command) == 0
+    again = capsys.readouterr().out.splitlines()
+    assert again[-1] == run_id
+    assert "found in the cache" in again[0]
+    assert main(["list", *cache]) == 0
+    assert run_id in capsys.readouterr().out
+    assert main(["show", run_id, *cache]) == 0
+    assert "layer 3 of 4" in capsys.readouterr().out
+    assert main(["verify", run_id, *cache]) == 0
+    capsys.readouterr()
+
+    (tmp_path / "mine.csv").write_text("text\nfirst one\nsecond one\n")
+    scoring = ["score", run_id, "--model", str(tiny_folder), "--device", "cpu", "--json", *cache]
+    assert main([*scoring, "--file", str(tmp_path / "mine.csv")]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert [entry["text"] for entry in scores] == ["first one", "second one"]
+    assert len(scores[0]["projection"]) == len(scores[0]["percentile"]["harmless"]) == 5
+    assert isinstance(scores[0]["refusal_log_odds"], float)
+
+    assert main(["report", run_id, str(tmp_path / "out"), *cache]) == 0
+    capsys.readouterr()
+    assert main(["delete", run_id, *cache]) == 0
+    assert not (tmp_path / "cache" / run_id).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--model", "no-such-model"], "no-such-model"),
+        (["run", "--model", "MODEL", "--prompts", "no-such-file.csv"], "no-such-file.csv"),
+        (["run", "--model", "MODEL", "--limit-per-label", "2"], "8 or more"),
+        (["run", "--model", "MODEL", "--device", "warp"], "warp"),
+        (["show", "no-such-run"], "no-such-run"),
+        (["verify", "../../etc"], "no run name"),
+        (["delete", "no-such-run"], "nothing was deleted"),
+        (["report", "no-such-run", "x"], "no-such-run"),
+        (["score", "no-such-run", "hello"], "no-such-run"),
+        (["fetch", "no-such-model"], "no-such-model"),
+        (["fetch", "../.."], "no hub id"),
+        (["fetch", "Owner/Name:latest"], "no hub id"),
+        (["fetch", "no-such-model", "--progress-file", "no/such/folder/x"], "cannot be written"),
+        (["run", "--model", "MODEL", "--chat-template", "~nobody-of-that-name/x.jinja"], "no template"),
+        (["run", "--model", "MODEL", "--chat-template", "x" * 300], "no template"),
+        (["run", "--model", "MODEL", "--progress-file", "SAME/progress.json"], "turn of this work cannot be taken"),
+        (["run", "--model", "x" * 300], "no model named"),
+        (["run", "--model", "MODEL", "--seed", "-1"], "0 or more for seed"),
+        (["run", "--model", "MODEL", "--system-prompt", "\udcff"], "expected text in UTF-8"),
+        (["run", "--model", "MODEL", "--prompts", "x" * 300], "no prompt set"),
+        (["run", "--model", "MODEL", "--limit-per-label", "8", "--token-limit", "40"], "pairs, row "),
+        (["run", "--model", "MODEL", "--transfer", "SAME/pairs.csv"], "name of the contrast set"),
+        (["run", "--model", "MODEL", "--transfer", "SAME/contrast.csv"], "name of the contrast set"),
+        (["run", "--model", "MODEL", "--transfer", "SAME/probe-pairs.csv"], "name of another transfer set"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line(arguments, message, tiny_folder, tmp_path, capsys, monkeypatch):
+    for name in ("pairs", "contrast", "probe-pairs"):
+        (tmp_path / f"{name}.csv").write_text("text,label\nA prompt of one's own,harmful\n")
+    (tmp_path / ".turn").mkdir()
+    arguments = [
+        str(tiny_folder) if argument == "MODEL" else argument.replace("SAME", str(tmp_path)) for argument in arguments
+    ]
+    monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "cache"))
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith("error: ")
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_work_that_is_watched_takes_turns(tiny_folder, tmp_path):
+    said, cache = tmp_path / "progress.json", tmp_path / "cache"
+    command = ["run", "--model", str(tiny_folder), "--limit-per-label", "8", "--device", "cpu", "--cache", str(cache)]
+    working = threading.Thread(target=main, args=([*command, "--progress-file", str(said)],))
+    with FileLock(tmp_path / ".turn"):
+        working.start()
+        deadline = time.monotonic() + 60
+        while not said.exists() or json.loads(said.read_text())["stage"] != WAITING:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(1.5)
+        assert json.loads(said.read_text())["stage"] == WAITING
+        assert working.is_alive()
+    working.join()
+    assert json.loads(said.read_text())["state"] == "done"
+    assert len(list(cache.glob("[!.]*"))) == 1
+
+
+VERBS = {
+    *("run", "list", "show", "evidence", "score", "refit", "fetch", "verify", "rename", "delete"),
+    *("pack", "unpack", "report", "measure", "dashboard"),
+}
+
+
+def run_program(*arguments: str, program: str = "from refusal_core.cli.main import main; main(sys.argv[1:])"):
+    """Run the command line in a process of its own; what it imported is on the last line of stderr."""
+    script = f"import sys; {program}; print(*sys.modules, file=sys.stderr)"
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [
+        (["--help"], {"pydantic", "pandas", "numpy"}),
+        (["--version"], {"pydantic", "pandas", "numpy"}),
+        (["run", "--help"], {"scipy", "sklearn"}),
+        (["list"], {"scipy", "sklearn"}),
+        (["show", RUN], {"sklearn"}),
+    ],
+)
+def test_a_verb_imports_what_it_needs_and_no_more(arguments, absent, synthetic_cache, monkeypatch):
+    monkeypatch.setenv("REFUSAL_CACHE", str(synthetic_cache))
+    done = run_program(*arguments)
+    assert done.stdout
+    imported = {*done.stderr.splitlines()[-1].split()}
+    assert "refusal_core" in imported
+    assert not imported & {"torch", "transformers", "streamlit", "plotly", *absent}
+
+
+def test_the_help_has_every_verb_and_every_verb_its_own(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert {name for name in app if not name.startswith("-")} == VERBS
+    for verb in VERBS:
+        assert f" {verb} " in shown
+        assert main([verb, "--help"]) == 0
+        assert f"Usage: refusal {verb}" in capsys.readouterr().out
+
+
+def test_the_help_of_run_has_every_option(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["run", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, field in RunOptions.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in shown
+        assert str(field.description) in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], ""),
+        (["bogus"], "bogus"),
+        (["run"], "--model"),
+        (["run", "--model", "x", "--bogus", "1"], "--bogus"),
+        (["show"], "RUN"),
+        (["show", RUN, "--behaviour", "--ratings"], "Mutually exclusive"),
+        (["measure", "bogus", RUN], "bogus"),
+    ],
+)
+def test_a_command_that_cannot_be_understood_is_one_line_and_status_2(arguments, message, capsys):
+    status = main(arguments)
+    captured = capsys.readouterr()
+    if not arguments:
+        assert (status, captured.err) == (0, "")
+        assert "Usage: refusal" in captured.out
+        return
+    assert status == 2
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", RUN, "--behaviour"], "behaviour was not measured"),
+        (["show", RUN, "--intervention"], "no intervention was measured"),
+        (["score", RUN], "either a prompt or a file"),
+        (["score", RUN, "a", "--file", "b.csv"], "either a prompt or a file"),
+    ],
+)
+def test_what_a_run_does_not_have_is_said(arguments, message, synthetic_cache, monkeypatch, capsys):
+    monkeypatch.setenv("REFUSAL_CACHE", str(synthetic_cache))
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keys"),
+    [
+        (["list"], None),
+        (["show", RUN], {"run_id", "model", "sites"}),
+        (["show", RUN, "--ratings"], {"run_id", "ratings", "sites"}),
+        (["evidence", RUN], {"run_id", "verdict", "answers", "sites", "reasons"}),
+    ],
+)
+def test_json_is_plain_and_complete(arguments, keys, synthetic_cache, monkeypatch, capsys):
+    monkeypatch.setenv("REFUSAL_CACHE", str(synthetic_cache))
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert main([*arguments, "--json"]) == 0
+    value = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    if keys is None:
+        (listed,) = value
+        assert listed["run_id"] == RUN
+        assert listed["counts"] == {"harmful": 16, "harmless": 16}
+        return
+    assert set(value) == keys
+    if "ratings" not in keys:
+        assert [site["site"] for site in value["sites"]] == list(range(7))
+
+
+def test_an_interrupted_command_says_so_and_ends_with_130(monkeypatch, capsys):
+    def interrupt(cache=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("refusal_core.runs.store.list_runs", interrupt)
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_closed_pipe_is_no_error(synthetic_cache):
+    command = [sys.executable, "-m", "refusal_core", "show", RUN, "--json", "--cache", str(synthetic_cache)]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
