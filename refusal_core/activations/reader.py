@@ -12,7 +12,6 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import count
 from threading import Lock
 from typing import Any
 
@@ -303,7 +302,7 @@ class ResidualReader:
         """Return whether the last prompts of a long pack give what they give alone; a short one need not tell."""
         sample: list[list[int]] = []
         n_new = 0
-        for number in count():
+        for number in range(pack_tokens + 2):  # enough, if each has a token of its own
             ids = self.encode(f"{number} {_SAMPLES[number % len(_SAMPLES)]}")
             n_new += len(ids) - self.prefix_tokens
             if len(sample) > 1 and n_new > pack_tokens:

@@ -178,7 +178,7 @@ def download_chat_template(repo: str) -> Path:
         snapshot_download(
             repo,
             revision=snapshot.commit,
-            allow_patterns=["chat_template.jinja", "tokenizer_config.json"],
+            allow_patterns=["chat_template.jinja", "additional_chat_templates/*.jinja", "tokenizer_config.json"],
             etag_timeout=_TIMEOUT_SECONDS,
         )
     return snapshot.folder

@@ -33,7 +33,7 @@ from refusal_core.models.gguf_files import load_gguf, require_all_weights
 from refusal_core.models.hub import download_snapshot
 from refusal_core.models.identity import ModelInfo, as_opened, identify
 from refusal_core.models.known import KNOWN, is_fetched
-from refusal_core.models.templates import put_template
+from refusal_core.models.templates import check_template, put_template
 from refusal_core.models.transformers_internals import placed_parts
 from refusal_core.progress import Progress, no_progress, quiet_libraries
 
@@ -177,13 +177,14 @@ def load_model(
 def wrap_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, info: ModelInfo, dtype: str | None = None
 ) -> ChatModel:
-    """Make a ChatModel of a transformers model that is in memory, after a check that its parts can be found.
+    """Make a ChatModel of a transformers model that is in memory, after a check of its parts and its chat template.
 
     Raises:
-        ModelError: for an architecture without a stack of blocks and a final norm, and for a model that has other
-            layers or another width than `info` says.
+        ModelError: for an architecture without a stack of blocks and a final norm, for a model that has other layers or
+            another width than `info` says, and for a chat template that cannot be used.
     """
     refuse_unsupported(model.config, type(model), info.name)
+    check_template(tokenizer, f"The chat template of {info.name}")
     model.eval().requires_grad_(False)
     chat_model = ChatModel(
         model=model,

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusal_core.errors import ModelError, PromptError
 from refusal_core.models.hub import download_chat_template
 from refusal_core.models.known import KNOWN, is_fetched
+from refusal_core.models.template_trial import require_bounded
+from refusal_core.models.transformers_internals import render_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,7 +23,8 @@ if TYPE_CHECKING:
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 """How Qwen3, DeepSeek-R1, GLM and others mark the part of a reply in which the model thinks."""
 
-_USER, _SYSTEM = "zqxuserqxz", "zqxsystemqxz"
+_USER, _SYSTEM, _REPLY = "zqxuserqxz", "zqxsystemqxz", "zqxreplyqxz"
+_DEFAULT = "default"
 _LONGEST_TEMPLATE = 1 << 18
 _DATE_CODES = "aAbBcdHIjmMpSuUVwWxXyYG"
 
@@ -67,13 +72,67 @@ def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(tokenizer.chat_template)
 
 
+def check_template(tokenizer: PreTrainedTokenizerBase, what: str) -> None:
+    """Check that a tokenizer's chat template, if it has one, renders a prompt and then opens the model's reply.
+
+    Args:
+        tokenizer: of the model.
+        what: the template, as the message is to name it at its beginning.
+
+    Raises:
+        ModelError: saying what is wrong with the template and what to do.
+    """
+    template = tokenizer.chat_template
+    if not template:
+        return
+    if isinstance(template, dict) and _DEFAULT not in template:
+        raise ModelError(f"{what} is missing: {_named_templates(template)}")
+    for text in template.values() if isinstance(template, dict) else (template,):
+        try:
+            require_bounded(text)
+        except ValueError as error:
+            raise ModelError(f"{what} cannot be rendered: {error}. Borrow another model's chat template.") from error
+    prompt = _rendered(tokenizer, None)
+    if _USER not in prompt:
+        raise ModelError(
+            f"{what} leaves the prompt out, given as text and as a list of parts. Borrow another model's chat template."
+        )
+    if not _opens_reply(tokenizer, prompt):
+        raise ModelError(
+            f"{what} does not open the model's reply: asked to, it ends after the user's turn all the same, where "
+            "prompts would be read at the wrong token. Borrow another model's chat template."
+        )
+
+
+def _opens_reply(tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:
+    """Return whether a rendered prompt ends where the reply begins, as far as the template lets that be seen."""
+    try:
+        unopened = _apply_template(tokenizer, [_message(tokenizer, "user", _USER)], opens_reply=False, tokenize=False)
+        turns = [_message(tokenizer, "user", _USER), _message(tokenizer, "assistant", _REPLY)]
+        answered = str(_apply_template(tokenizer, turns, opens_reply=False, tokenize=False))
+    except ModelError:
+        return True
+    before, found, _ = answered.partition(_REPLY)
+    # Where asking changes nothing, the reply may follow the user's turn at once, as in Mistral's templates.
+    return prompt != unopened or not found or _USER not in before or before.rstrip() == prompt.rstrip()
+
+
+def _named_templates(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return (
+        f"there are several, {', '.join(listed)}, and none is the default. Borrow one of them, as SOURCE#{listed[0]}, "
+        "where SOURCE is the model's folder or hub id."
+    )
+
+
 def default_system_prompt(tokenizer: PreTrainedTokenizerBase, day: str | None = None) -> str | None:
     """The system text that the template puts in when none is given, or None when it puts in nothing."""
     if not has_chat_template(tokenizer) or not takes_system_prompt(tokenizer):
         return None
-    given: str = _apply_template(tokenizer, [_message("system", _SYSTEM), _message("user", _USER)], day, tokenize=False)
+    user = _message(tokenizer, "user", _USER)
+    given: str = _apply_template(tokenizer, [_message(tokenizer, "system", _SYSTEM), user], day, tokenize=False)
     before, after = given.split(_SYSTEM, 1)
-    plain: str = _apply_template(tokenizer, [_message("user", _USER)], day, tokenize=False)
+    plain: str = _apply_template(tokenizer, [user], day, tokenize=False)
     if len(plain) <= len(before) + len(after) or not plain.startswith(before) or not plain.endswith(after):
         return None
     return plain[len(before) : len(plain) - len(after)]
@@ -85,7 +144,7 @@ def takes_system_prompt(tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
     try:
         return _SYSTEM in _apply_template(
-            tokenizer, [_message("system", _SYSTEM), _message("user", _USER)], tokenize=False
+            tokenizer, [_message(tokenizer, "system", _SYSTEM), _message(tokenizer, "user", _USER)], tokenize=False
         )
     except ModelError:
         return False
@@ -95,63 +154,88 @@ def tells_the_date(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the template tells the model the date, so that its text is another one tomorrow."""
     if not has_chat_template(tokenizer):
         return False
-    message = [_message("user", _USER)]
+    message = [_message(tokenizer, "user", _USER)]
     days = ("2001-02-03", "2019-11-28")
     return len({_apply_template(tokenizer, message, day, tokenize=False) for day in days}) > 1
 
 
 def borrow_template(source: str) -> str:
-    """The text of a chat template that belongs to another model, for one that has none or a different one.
+    """Return the text of a chat template that belongs to another model, for one that has none or a different one.
 
-    `source` is a known name that is fetched, a hub id, a model's folder, or a file with the template itself. What it
-    says is a stranger's program: transformers renders it in jinja's sandbox, where it reaches nothing but the prompt.
+    What it says is a stranger's program: transformers renders it in jinja's sandbox, where it reaches nothing but the
+    prompt.
 
-    Raises ModelError where there is none.
+    Args:
+        source: a known name that is fetched, a hub id, a model's folder, or a file with the template itself. One of
+            several named templates is SOURCE#NAME.
+
+    Raises:
+        ModelError: when there is none.
     """
+    name = None
+    if not os.path.exists(os.path.expanduser(source)):
+        source, _, name = source.partition("#")
     known, path = KNOWN.get(source), Path(os.path.expanduser(source))
     if known is not None:
         if not is_fetched(known):
             raise ModelError(
                 f"{source} is not on this machine, so its template cannot be borrowed: fetch the model first."
             )
-        text = _template_in(known.folder)
-    elif os.path.isdir(path):
-        text = _template_in(path)
-    elif os.path.isfile(path):
-        text = _read(path)
-    elif source.count("/") == 1 and not source.endswith(".jinja"):
-        text = _template_in(download_chat_template(source))
-    else:
-        raise ModelError(
-            f"There is no template {source!r:.120}: expected a known name ({', '.join(KNOWN)}), a hub id, a model's "
-            "folder, or a .jinja file."
-        )
-    if text is None:
-        raise ModelError(f"{source} has no chat template to borrow; choose a model that was made to chat.")
-    return text
+        return _template_in(known.folder, source, name or None)
+    if os.path.isdir(path):
+        return _template_in(path, source, name or None)
+    if os.path.isfile(path):
+        return _read(path)
+    if source.count("/") == 1 and not source.endswith(".jinja"):
+        return _template_in(download_chat_template(source), source, name or None)
+    raise ModelError(
+        f"There is no template {source!r:.120}: expected a known name ({', '.join(KNOWN)}), a hub id, a model's "
+        "folder, or a .jinja file."
+    )
 
 
 def put_template(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    """Let a tokenizer use a borrowed template. Raises ModelError for one that does not render a prompt."""
+    """Let a tokenizer use a borrowed template.
+
+    Raises:
+        ModelError: see :func:`check_template`.
+    """
     tokenizer.chat_template = text
-    if _USER not in _rendered(tokenizer, None):
-        raise ModelError("The borrowed chat template leaves the prompt out: it is none for one user message.")
+    check_template(tokenizer, "The borrowed chat template")
 
 
-def _template_in(folder: Path) -> str | None:
-    """The default template of a tokenizer's folder, as transformers reads it."""
+def _template_in(folder: Path, source: str, name: str | None) -> str:
+    """Return a template of a tokenizer's folder, as transformers reads it: the default one, or one by name.
+
+    Raises:
+        ModelError: when there is none, and when there are several and none is the default.
+    """
+    templates = {path.stem: _read(path) for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     if (folder / "chat_template.jinja").is_file():
-        return _read(folder / "chat_template.jinja")
-    settings = folder / "tokenizer_config.json"
+        templates[_DEFAULT] = _read(folder / "chat_template.jinja")
+    else:
+        templates |= _listed_templates(folder / "tokenizer_config.json")
+    if not templates:
+        raise ModelError(f"{source} has no chat template to borrow; choose a model that was made to chat.")
+    if name is None and len(templates) == 1:
+        return next(iter(templates.values()))
+    if (name or _DEFAULT) not in templates:
+        wanted = "default chat template" if name is None else f"chat template {name!r:.60}"
+        raise ModelError(f"{source} has no {wanted}: {_named_templates(templates)}")
+    return templates[name or _DEFAULT]
+
+
+def _listed_templates(settings: Path) -> dict[str, str]:
+    """Read the templates in a tokenizer's settings: one, or a list of named ones."""
     if not settings.is_file():
-        return None
+        return {}
     try:
-        found = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
-    except (OSError, ValueError, AttributeError) as error:
+        listed = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+        if isinstance(listed, str):
+            return {_DEFAULT: listed}
+        return {str(entry["name"]): str(entry["template"]) for entry in listed or ()}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{settings} cannot be read ({error}), so its template cannot be borrowed.") from error
-    if isinstance(found, list):
-        found = next((each.get("template") for each in found if each.get("name") == "default"), None)
-    return found if isinstance(found, str) else None
 
 
 def _read(path: Path) -> str:
@@ -186,7 +270,7 @@ def _has_thinking_switch(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> str:
     switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
-    return str(_apply_template(tokenizer, [_message("user", _USER)], tokenize=False, **switch))
+    return str(_apply_template(tokenizer, [_message(tokenizer, "user", _USER)], tokenize=False, **switch))
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -196,26 +280,47 @@ def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
 
 
-def _messages(tokenizer: PreTrainedTokenizerBase, text: str, system_prompt: str | None) -> list[dict[str, str]]:
-    user = _message("user", text)
+def _messages(tokenizer: PreTrainedTokenizerBase, text: str, system_prompt: str | None) -> list[dict[str, Any]]:
+    user = _message(tokenizer, "user", text)
     if system_prompt is None or (system_prompt == "" and default_system_prompt(tokenizer) is None):
         return [user]
     if not takes_system_prompt(tokenizer):
         raise ModelError("This model's chat template has no system role, so it takes no system prompt: leave it out.")
-    return [_message("system", system_prompt), user]
+    return [_message(tokenizer, "system", system_prompt), user]
 
 
-def _message(role: str, content: str) -> dict[str, str]:
+def _message(tokenizer: PreTrainedTokenizerBase, role: str, content: str) -> dict[str, Any]:
+    """Return one turn: its content is a text, or a list of parts for templates that lose a text."""
+    if _takes_parts(tokenizer.get_chat_template()):
+        return {"role": role, "content": [{"type": "text", "text": content}]}
     return {"role": role, "content": content}
 
 
+@lru_cache(maxsize=64)
+def _takes_parts(template: str) -> bool:
+    """Return whether a template renders a prompt only as a list of parts, as those of Idefics3 and SmolVLM do."""
+    for parts in (False, True):
+        content: Any = [{"type": "text", "text": _USER}] if parts else _USER
+        try:
+            rendered = render_template(template, [{"role": "user", "content": content}])
+        except Exception:  # a template is a program of its own, and may fail in any way
+            continue
+        if _USER in rendered:
+            return parts
+    return False
+
+
 def _apply_template(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], day: str | None = None, **options: Any
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, Any]],
+    day: str | None = None,
+    opens_reply: bool = True,
+    **options: Any,
 ) -> Any:
     if day is not None:
         options["chat_template"] = _on_day(tokenizer.get_chat_template(), date.fromisoformat(day))
     try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=opens_reply, **options)
     except Exception as error:  # a template is a program of its own, and may fail in any way
         raise ModelError(f"The model's chat template refused the prompt: {error}") from error
 

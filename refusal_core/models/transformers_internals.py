@@ -84,6 +84,16 @@ def rope_limit(config: PreTrainedConfig) -> float:
     )
 
 
+def render_template(template: str, messages: list[dict[str, Any]]) -> str:
+    """Render a chat template without a tokenizer, up to where the reply begins."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    rendered, _ = cast(Any, render_jinja_template)(
+        conversations=[messages], chat_template=template, add_generation_prompt=True, bos_token="", eos_token=""
+    )
+    return str(rendered[0])
+
+
 def gguf_class_name(family: str) -> str | None:
     """Return the name of the transformers class for a GGUF family such as "qwen2", or None where there is none."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASS_NAMES

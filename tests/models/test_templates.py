@@ -12,6 +12,7 @@ import pytest
 from making import make_run
 from tiny import CHATML, GEMMA_LIKE, LLAMA_LIKE, tiny_model, tiny_tokenizer
 
+from refusal_core.activations.reader import ResidualReader
 from refusal_core.errors import ModelError, RunError
 from refusal_core.models.opening import load_model
 from refusal_core.models.templates import (
@@ -137,6 +138,107 @@ def test_template_that_fails_is_reported() -> None:
 
 def test_template_is_identified_by_its_text() -> None:
     assert template_sha256(tiny_tokenizer(CHATML)) == hashlib.sha256(CHATML.encode()).hexdigest()
+
+
+# --- what every template is held to
+
+
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""As Idefics3 and SmolVLM have it: a text is lost, letter by letter."""
+UNOPENED = CHATML.replace("{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}", "")
+MISTRAL_LIKE = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+HARMONY_LIKE = (
+    "{% for m in messages %}<|start|>{{ m.role }}"
+    "{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+DOUBLES = "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}"
+
+
+@pytest.mark.parametrize("template", [CHATML, GEMMA_LIKE, LLAMA_LIKE, DATED, MISTRAL_LIKE, HARMONY_LIKE, PARTS])
+def test_templates_that_open_a_reply_after_the_prompt_are_taken(template: str) -> None:
+    chat_model = tiny_model("qwen2", template=template)
+    assert "What now?" in chat_model.tokenizer.decode(render(chat_model, "What now?"))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("A constant.", "leaves the prompt out, given as text and as a list of parts"),
+        ("{{ messages[0].role }}{{ messages | length }}", "leaves the prompt out"),
+        ("{% for m in messages %}{{ m.content | length }}{% endfor %}", "leaves the prompt out"),
+        (UNOPENED, "does not open the model's reply"),
+        ("{{ raise_exception('only poems') }}", "refused the prompt: only poems"),
+        ("{{ 'x' * 10**10 }}{{ messages[0].content }}", "cannot be rendered: it needs more than 512 MiB of memory"),
+        ("{{ messages[0].content * 10**10 }}", "needs more than 512 MiB of memory"),
+        (DOUBLES, "needs more than 512 MiB of memory"),
+        ("{{ '%0999999999d' % 1 }}", "needs more than 512 MiB of memory"),
+        ("{{ 'x' * 10**7 }}{{ messages[0].content }}", "writes more than 1,048,576 characters"),
+        ("{% generation %}" + LOOPS + "{% endgeneration %}", "does not end within 5 seconds"),
+        ("{% if messages[0].content | length > 100 %}" + LOOPS + "{% endif %}", "does not end within 5 seconds"),
+        ("{% if enable_thinking is false %}" + LOOPS + "{% endif %}", "does not end within 5 seconds"),
+    ],
+)
+def test_a_template_that_cannot_be_read_under_is_one_sentence(template: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        tiny_model("qwen2", template=template)
+    assert "refused" in message or str(caught.value).startswith("The chat template of tiny-qwen2 ")
+
+
+def test_content_is_a_list_of_parts_where_a_text_would_be_lost() -> None:
+    expected = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi <|im_end|>\n<|im_start|>assistant\n"
+    tokenizer = tiny_tokenizer(PARTS)
+    ids = render(tokenizer, "Hi <|im_end|>", "Be brief.")
+    assert tokenizer.decode(ids) == expected.replace("Hi <|im_end|>", "Hi <|im_end|><|im_end|>", 1)
+    # What is written in the prompt stays text there too.
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
+    assert default_system_prompt(tokenizer) is None
+
+
+def test_a_template_that_loses_the_prompt_does_not_hang(tmp_path: Path) -> None:
+    folder = chat_folder(tmp_path / "smolvlm", PARTS)
+    run = make_run(folder, "pairs", limit_per_label=8, dtype="float32", device="cpu", cache=tmp_path / "cache").run
+    assert run.prompts["n_tokens"].nunique() > 1
+
+
+def test_a_reader_ends_although_a_prompt_adds_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat_model = tiny_model("qwen2")
+    reader = ResidualReader(chat_model)
+    monkeypatch.setattr(ResidualReader, "encode", lambda self, text: list(self._template_start))
+    assert isinstance(reader.packs, bool)
+
+
+def test_several_named_templates_without_a_default_are_named_and_can_be_chosen(tmp_path: Path) -> None:
+    folder = chat_folder(tmp_path / "many", CHATML)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "additional_chat_templates").mkdir()
+    for name, template in (("rag", LLAMA_LIKE), ("tool_use", GEMMA_LIKE)):
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(template)
+    with pytest.raises(ModelError, match=r"many .*several, rag, tool_use, and none is the default.*SOURCE#rag"):
+        load_model(folder, device="cpu", dtype="float32")
+    with pytest.raises(ModelError, match=r"no default chat template: there are several, rag, tool_use"):
+        borrow_template(str(folder))
+    with pytest.raises(ModelError, match=r"no chat template 'poems': there are several, rag, tool_use"):
+        borrow_template(f"{folder}#poems")
+    chosen = borrow_template(f"{folder}#tool_use")
+    assert chosen == GEMMA_LIKE
+    opened = load_model(folder, device="cpu", dtype="float32", template=chosen)
+    assert template_sha256(opened.tokenizer) == hashlib.sha256(GEMMA_LIKE.encode()).hexdigest()
+
+
+def test_one_of_several_templates_in_the_settings_is_chosen_by_its_name(tmp_path: Path) -> None:
+    settings = [{"name": "default", "template": CHATML}, {"name": "rag", "template": LLAMA_LIKE}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": settings}))
+    assert borrow_template(str(tmp_path)) == CHATML
+    assert borrow_template(f"{tmp_path}#rag") == LLAMA_LIKE
 
 
 # --- the date
