@@ -10,32 +10,6 @@ import numpy as np
 import pandas as pd
 from scipy import special, stats
 
-VALIDATION_COLUMNS = (
-    "layer",
-    "magnitude",
-    "harmful_mean_proj",
-    "harmless_mean_proj",
-    "t_statistic",
-    "p_value",
-    "cohens_d",
-    "valid",
-)
-VARIANCE_COLUMNS = (
-    "layer",
-    "harmful_mean",
-    "harmful_std",
-    "harmful_min",
-    "harmful_max",
-    "harmful_range",
-    "harmless_mean",
-    "harmless_std",
-    "harmless_min",
-    "harmless_max",
-    "harmless_range",
-    "mean_separation",
-    "overlap_count",
-)
-
 
 def cohens_d(harmful: np.ndarray, harmless: np.ndarray) -> float:
     """Return the mean difference over ``sqrt((s1² + s2²) / 2)`` with ``ddof=0``, as published; NaN without spread.
@@ -107,7 +81,7 @@ def log10_p(t: float, df: float) -> float:
 
 
 def layer_statistics(projections: np.ndarray, is_harmful: np.ndarray, magnitude: np.ndarray) -> pd.DataFrame:
-    """Return the in-sample statistics of every site, published names first.
+    """Return the in-sample statistics of every site.
 
     Args:
         projections: ``(prompt, site)`` in-sample projections of the contrast set.
@@ -115,8 +89,10 @@ def layer_statistics(projections: np.ndarray, is_harmful: np.ndarray, magnitude:
         magnitude: ``(site,)`` norm of the direction before it was normalised.
 
     Returns:
-        One row per site with ``site``, ``layer`` (missing at the final norm), the published columns, then ``log10_p``,
-        ``hedges_g``, ``auroc`` and ``range_overlap``. Numbers that do not exist (no spread at a site) are NaN.
+        One row per site with ``site``, ``layer`` (missing at the final norm), ``magnitude``,
+        ``t_statistic``, ``in_sample_d``, ``valid``, of each label ``harmful_projection_mean``, ``_std``, ``_min``,
+        ``_max`` and ``_range``, then ``mean_crossings``, ``log10_p``, ``hedges_g``, ``in_sample_auroc`` and
+        ``range_overlap``. Numbers that do not exist (no spread at a site) are NaN.
     """
     n_sites = projections.shape[1]
     rows = []
@@ -134,27 +110,23 @@ def layer_statistics(projections: np.ndarray, is_harmful: np.ndarray, magnitude:
                 "site": site,
                 "layer": site if site < n_sites - 1 else None,
                 "magnitude": float(magnitude[site]),
-                "harmful_mean_proj": harmful.mean(),
-                "harmless_mean_proj": harmless.mean(),
                 "t_statistic": t,
-                "p_value": p,
-                "cohens_d": d,
+                "in_sample_d": d,
                 "valid": bool(p < 0.01 and abs(d) > 0.5),
-                "harmful_mean": harmful.mean(),
-                "harmful_std": harmful.std(),
-                "harmful_min": harmful.min(),
-                "harmful_max": harmful.max(),
-                "harmful_range": np.ptp(harmful),
-                "harmless_mean": harmless.mean(),
-                "harmless_std": harmless.std(),
-                "harmless_min": harmless.min(),
-                "harmless_max": harmless.max(),
-                "harmless_range": np.ptp(harmless),
-                "mean_separation": harmful.mean() - harmless.mean(),
-                "overlap_count": mean_crossings(harmful, harmless),
+                "harmful_projection_mean": harmful.mean(),
+                "harmful_projection_std": harmful.std(),
+                "harmful_projection_min": harmful.min(),
+                "harmful_projection_max": harmful.max(),
+                "harmful_projection_range": np.ptp(harmful),
+                "harmless_projection_mean": harmless.mean(),
+                "harmless_projection_std": harmless.std(),
+                "harmless_projection_min": harmless.min(),
+                "harmless_projection_max": harmless.max(),
+                "harmless_projection_range": np.ptp(harmless),
+                "mean_crossings": mean_crossings(harmful, harmless),
                 "log10_p": log10_p(t, len(harmful) + len(harmless) - 2),
                 "hedges_g": hedges_g(harmful, harmless),
-                "auroc": auroc(harmful, harmless),
+                "in_sample_auroc": auroc(harmful, harmless),
                 "range_overlap": range_overlap(harmful, harmless),
             }
         )

@@ -16,16 +16,16 @@ from refusal_core.runs.run import Run
 
 _COLUMNS = {
     "magnitude": "magnitude",
-    "cohens_d": "in-sample d",
+    "in_sample_d": "in-sample d",
     "crossfit_d": "cross-fitted d",
     "probe_d": "d on matched pairs",
     "probe_auroc": "AUROC on matched pairs",
-    "overlap_count": "mean crossings",
+    "mean_crossings": "mean crossings",
     "range_overlap": "range overlap",
     "log10_p": "log10 p",
 }
 _QUESTIONS = {
-    "cohens_d": "does it fit (in-sample d)",
+    "in_sample_d": "does it fit (in-sample d)",
     "crossfit_d": "does it hold on new prompts (cross-fitted d)",
     "probe_d": "is it about harm (d on matched pairs)",
 }

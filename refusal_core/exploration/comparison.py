@@ -40,7 +40,7 @@ NUMBERS = {
     "probe_d": "d on probe pairs",
     "probe_auroc": "AUROC on probe pairs",
     "crossfit_d": "d cross-fitted",
-    "cohens_d": "d in-sample",
+    "in_sample_d": "d in-sample",
 }
 """Columns of :func:`over_depth`, and their names on screen."""
 

@@ -94,8 +94,8 @@ def standardised(run: Run, projection: np.ndarray) -> np.ndarray:
         ``(..., site)``; NaN at a site without spread.
     """
     stats = run.layer_stats
-    midpoint = ((stats["harmful_mean"] + stats["harmless_mean"]) / 2).to_numpy()
-    spread = np.sqrt((stats["harmful_std"] ** 2 + stats["harmless_std"] ** 2) / 2).to_numpy()
+    midpoint = ((stats["harmful_projection_mean"] + stats["harmless_projection_mean"]) / 2).to_numpy()
+    spread = np.sqrt((stats["harmful_projection_std"] ** 2 + stats["harmless_projection_std"] ** 2) / 2).to_numpy()
     return (projection - midpoint) / np.where(spread > 0, spread, np.nan)
 
 

@@ -11,8 +11,8 @@ from refusal_core.errors import RunError
 from refusal_core.evidence.findings import onset
 from refusal_core.runs.run import LEFT_OUT, Run
 
-MEASURES = ("cohens_d", "crossfit_d", "probe_d")
-_ASKED = {"cohens_d": "in-sample", "crossfit_d": "cross-fitted", "probe_d": "on the probe pairs"}
+MEASURES = ("in_sample_d", "crossfit_d", "probe_d")
+_ASKED = {"in_sample_d": "in-sample", "crossfit_d": "cross-fitted", "probe_d": "on the probe pairs"}
 
 
 @dataclass(frozen=True, eq=False)

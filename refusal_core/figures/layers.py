@@ -27,7 +27,7 @@ from refusal_core.runs.run import Run
 _SMALL = 300
 
 QUESTIONS = {
-    "cohens_d": ("does it fit? in-sample", GREY, "dot", "circle"),
+    "in_sample_d": ("does it fit? in-sample", GREY, "dot", "circle"),
     "crossfit_d": ("does it hold on new prompts? cross-fitted", ACCENT, "dash", "square"),
     "probe_d": ("is it about harm? probe pairs", PROBE, "solid", "diamond"),
 }
@@ -50,7 +50,7 @@ def three_questions(run: Run, site: int | None = None, published: pd.DataFrame |
             **_line(name, colour, dash, symbol),
         )
     if published is not None:
-        _add_published(figure, run, published, "cohens_d", "d")
+        _add_published(figure, run, published, "in_sample_d", "d")
     _finish(figure, run, site, "Cohen's d")
     return figure
 
@@ -78,7 +78,7 @@ def together(run: Run, site: int | None = None, published: pd.DataFrame | None =
     table = run.layer_stats
     for column, name, colour, dash in (
         ("magnitude", "separation", ACCENT, "solid"),
-        ("cohens_d", "d in-sample", GREY, "dot"),
+        ("in_sample_d", "d in-sample", GREY, "dot"),
     ):
         figure.add_scatter(
             x=table["site"],
@@ -88,7 +88,7 @@ def together(run: Run, site: int | None = None, published: pd.DataFrame | None =
             **_line(name, colour, dash),
         )
     if published is not None:
-        for column, dash in (("magnitude", "dashdot"), ("cohens_d", "longdashdot")):
+        for column, dash in (("magnitude", "dashdot"), ("in_sample_d", "longdashdot")):
             _add_published(
                 figure,
                 run,
@@ -108,13 +108,15 @@ def spread(run: Run, site: int | None = None, published: pd.DataFrame | None = N
     for label in ("harmful", "harmless"):
         figure.add_scatter(
             x=run.layer_stats["site"],
-            y=run.layer_stats[f"{label}_std"],
+            y=run.layer_stats[f"{label}_projection_std"],
             customdata=_labels(run),
             hovertemplate=f"%{{customdata}}<br>standard deviation of the {label} prompts %{{y:.3g}}<extra></extra>",
             **_line(label, LABEL_COLOUR[label], LABEL_DASH[label], LABEL_SYMBOL[label]),
         )
         if published is not None:
-            _add_published(figure, run, published, f"{label}_std", f"standard deviation, {label}", LABEL_DASH[label])
+            _add_published(
+                figure, run, published, f"{label}_projection_std", f"standard deviation, {label}", LABEL_DASH[label]
+            )
     _finish(figure, run, site, "standard deviation")
     figure.update_yaxes(type="log", dtick=1)
     return figure
@@ -125,13 +127,13 @@ def crossings(run: Run, site: int | None = None, published: pd.DataFrame | None 
     figure = blank(_SMALL)
     figure.add_scatter(
         x=run.layer_stats["site"],
-        y=run.layer_stats["overlap_count"],
+        y=run.layer_stats["mean_crossings"],
         customdata=_labels(run),
         hovertemplate="%{customdata}<br>%{y} prompts beyond the other label's mean<extra></extra>",
         **_line("this run", ACCENT),
     )
     if published is not None:
-        _add_published(figure, run, published, "overlap_count", "mean crossings")
+        _add_published(figure, run, published, "mean_crossings", "mean crossings")
     _finish(figure, run, site, "mean crossings")
     figure.update_yaxes(rangemode="tozero")
     return figure

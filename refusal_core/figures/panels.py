@@ -588,9 +588,9 @@ def _headline(run: Run, site: int) -> str:
     row = run.layer_stats.loc[site]
     return (
         f"<b>{run.site_label(site)}</b><br>"
-        f"<span style='font-size:{SMALL_SIZE}px;font-weight:400'>d in-sample {_number(row['cohens_d'])} · cross-fitted "
-        f"{_number(row['crossfit_d'])} · probe pairs {_number(row['probe_d'])}"
-        f"<br>mean crossings {row['overlap_count']} · in the other label's range {row['range_overlap']}</span>"
+        f"<span style='font-size:{SMALL_SIZE}px;font-weight:400'>d in-sample {_number(row['in_sample_d'])} "
+        f"· cross-fitted {_number(row['crossfit_d'])} · probe pairs {_number(row['probe_d'])}"
+        f"<br>mean crossings {row['mean_crossings']} · in the other label's range {row['range_overlap']}</span>"
     )
 
 

@@ -38,7 +38,7 @@ def pictures(run: Run) -> dict[str, tuple[go.Figure, str | None]]:
     named ``…_before_norm``.
     """
     last = run.n_layers - 1
-    strongest = int(np.nan_to_num(run.layer_stats["cohens_d"], nan=-np.inf).argmax())
+    strongest = int(np.nan_to_num(run.layer_stats["in_sample_d"], nan=-np.inf).argmax())
     histograms = linked(run, 0, ("histogram",))
     named = {site: f"layer_{site:02d}_histogram" for site in range(last)}
     named |= {last: f"layer_{last:02d}_histogram_before_norm", run.n_layers: f"layer_{last:02d}_histogram"}

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
+
 from refusal_core.runs.manifest import FORMAT_VERSION
+
+_COPIES_OF_1 = ["harmful_mean_proj", "harmless_mean_proj", "mean_separation", "p_value"]
+"""Columns that said once more what others say: means of projections, their difference, and a p-value that underflows
+where its logarithm does not."""
+_LAYER_STATS_OF_1 = {
+    "cohens_d": "in_sample_d",
+    "auroc": "in_sample_auroc",
+    "overlap_count": "mean_crossings",
+    **{
+        f"{label}_{number}": f"{label}_projection_{number}"
+        for label in ("harmful", "harmless")
+        for number in ("mean", "std", "min", "max", "range")
+    },
+}
 
 
 def migrated_manifest(content: dict[str, Any], version: int) -> dict[str, Any]:
@@ -27,3 +43,15 @@ def _manifest_from_1(content: dict[str, Any]) -> dict[str, Any]:
         return content
     renamed = {"source" if name == "from" else name: value for name, value in borrowed.items()}
     return content | {"template": template | {"borrowed": renamed}}
+
+
+def migrated_layer_stats(table: pd.DataFrame, version: int) -> pd.DataFrame:
+    """Return a run's table of layers as the present format has it; no number changes.
+
+    Args:
+        table: as read from ``layer_stats.parquet``.
+        version: the ``format_version`` of the run's manifest.
+    """
+    if version < 2:
+        table = table.drop(columns=_COPIES_OF_1, errors="ignore").rename(columns=_LAYER_STATS_OF_1)
+    return table

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
 from refusal_core.analysis.directions import Directions
+from refusal_core.runs.migrations import migrated_layer_stats
 
 MANIFEST = "manifest.json"
 PROMPTS = "prompts.parquet"
@@ -56,8 +57,12 @@ def write_tables(tables: RunTables, evidence: Mapping[str, pd.DataFrame], folder
         table.to_parquet(folder / f"evidence_{name}.parquet", index=False)
 
 
-def read_tables(folder: Path) -> RunTables:
+def read_tables(folder: Path, version: int) -> RunTables:
     """Read the tables of a run, which may be a stranger's.
+
+    Args:
+        folder: of the run.
+        version: the format version that it was written in.
 
     Raises:
         ValueError: when they do not belong together.
@@ -65,7 +70,7 @@ def read_tables(folder: Path) -> RunTables:
     """
     prompts = read_table(folder / PROMPTS)
     long = read_table(folder / PROJECTIONS)
-    layer_stats = read_table(folder / LAYER_STATS)
+    layer_stats = migrated_layer_stats(read_table(folder / LAYER_STATS), version)
     tensors = load_file(folder / DIRECTIONS)
     directions = Directions(*(_read_only(tensors[name]) for name in _TENSORS))
     _check_prompts(prompts)

@@ -196,9 +196,9 @@ def open_run(run_id: str, cache: str | Path | None = None, *, everything: bool =
     path = _run_folder(run_id, cache_folder(cache))
     if not path.is_dir():
         raise RunError(f"no run called {run_id!r} in {path.parent}: expected the name of a run in that folder")
-    manifest = _checked_manifest(path, everything)
+    manifest, version = _checked_manifest(path, everything)
     try:
-        tables = read_tables(path)
+        tables = read_tables(path, version)
         if tables.directions.n_sites != manifest.model.n_layers + 1:
             raise ValueError("its tables are of another number of layers than its model")
         if everything and ACTIVATIONS in manifest.files:
@@ -218,7 +218,7 @@ def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[B
         if path.name.startswith(".") or not (path.is_dir() or path.is_symlink()):
             continue
         try:
-            manifest = _checked_manifest(_run_folder(path.name, folder), everything=False)
+            manifest, _ = _checked_manifest(_run_folder(path.name, folder), everything=False)
             runs.append(
                 RunSummary(
                     run_id=path.name,
@@ -314,8 +314,12 @@ def _run_folder(run_id: str, folder: Path) -> Path:
     return path
 
 
-def _checked_manifest(path: Path, everything: bool) -> Manifest:
-    """Read a run's manifest and compare its files, but for stored activations unless asked for, with their hashes."""
+def _checked_manifest(path: Path, everything: bool) -> tuple[Manifest, int]:
+    """Compare a run's files, but for stored activations unless asked for, with the hashes of its manifest.
+
+    Returns:
+        The manifest in the present format, and the format version that the run was written in.
+    """
     name = path.name
     if (path / MANIFEST).is_symlink():
         raise RunError(f"the manifest of {name!r} is a link, and links are not followed; delete the run")
@@ -341,4 +345,4 @@ def _checked_manifest(path: Path, everything: bool) -> Manifest:
             raise RunError(
                 f"run {name!r}: {file} is not the file the manifest describes (its SHA-256 differs); {_MEND}"
             )
-    return manifest
+    return manifest, version

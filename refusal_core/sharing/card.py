@@ -11,7 +11,7 @@ from refusal_core.evidence.findings import verdict
 from refusal_core.runs.run import Run
 
 _CURVES = (
-    ("cohens_d", "in-sample", "#8A8F98", "2 4"),
+    ("in_sample_d", "in-sample", "#8A8F98", "2 4"),
     ("crossfit_d", "cross-fitted", "#1B8A6B", "7 4"),
     ("probe_d", "matched pairs", "#C2529D", ""),
 )

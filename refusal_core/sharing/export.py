@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student_t
 
-from refusal_core.analysis.effect_sizes import VALIDATION_COLUMNS, VARIANCE_COLUMNS
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RenderingError, RunError
+from refusal_core.exploration.published import PUBLISHED_NAMES
 from refusal_core.figures.study import HISTOGRAMS, pictures
 from refusal_core.intervention import effects, experiment
 from refusal_core.runs.run import Run
@@ -25,15 +26,51 @@ from refusal_core.sharing.snippets import transformer_lens_snippet, transformers
 REPORT = "report.html"
 
 
-def published_layers(run: Run) -> pd.DataFrame:
-    """One row a layer as Experiment 0 counts them: Hugging Face's ``hidden_states[layer + 1]``.
+VALIDATION_COLUMNS = (
+    "layer",
+    "magnitude",
+    "harmful_mean_proj",
+    "harmless_mean_proj",
+    "t_statistic",
+    "p_value",
+    "cohens_d",
+    "valid",
+)
+"""Columns of the published ``validation_results.csv``."""
+VARIANCE_COLUMNS = (
+    "layer",
+    "harmful_mean",
+    "harmful_std",
+    "harmful_min",
+    "harmful_max",
+    "harmful_range",
+    "harmless_mean",
+    "harmless_std",
+    "harmless_min",
+    "harmless_max",
+    "harmless_range",
+    "mean_separation",
+    "overlap_count",
+)
+"""Columns of the published ``variance_by_layer.csv``."""
 
-    That makes the last "layer" the final norm; our layer ``L - 1``, which the study never read, is left out.
+
+def published_layers(run: Run) -> pd.DataFrame:
+    """Return one row per layer under the published names, as Experiment 0 counts layers.
+
+    Its layers are Hugging Face's ``hidden_states[layer + 1]``. That makes the last "layer" the final norm; our layer
+    ``L - 1``, which the study never read, is left out.
     """
     last = run.n_layers - 1
     stats = run.layer_stats
-    chosen = stats[stats["site"] != last].copy()
+    chosen = stats[stats["site"] != last].rename(columns=PUBLISHED_NAMES)
     chosen["layer"] = chosen["layer"].fillna(last).astype(int)
+    for label in ("harmful", "harmless"):
+        chosen[f"{label}_mean_proj"] = chosen[f"{label}_mean"]
+    chosen["mean_separation"] = chosen["harmful_mean"] - chosen["harmless_mean"]
+    # The published test is Student's, of all fitted prompts.
+    degrees_of_freedom = int(run.rows().sum()) - 2
+    chosen["p_value"] = 2 * student_t.sf(chosen["t_statistic"].abs(), degrees_of_freedom)
     return chosen.reset_index(drop=True)
 
 

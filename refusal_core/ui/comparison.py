@@ -22,7 +22,7 @@ from refusal_core.ui.frame import described_runs, listed, shared_run
 from refusal_core.ui.glossary import meaning_of, name_of
 from refusal_core.ui.layout import chart, csv_button, identity, own_figure, sentences, show_error
 from refusal_core.ui.markdown import plain
-from refusal_core.ui.numbers import number_key, numbers_table
+from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.selection import chosen_row
 
 FITTED = "fitted in both"
@@ -102,9 +102,7 @@ def overview(compared: list[Side], evidence: list[Evidence | None], tables: list
             "run": st.column_config.TextColumn("run", width="small"),
             "of": st.column_config.TextColumn("contrast set · model"),
             **{
-                number: st.column_config.TextColumn(
-                    f"highest {name}", help=f"{meaning_of(number_key(number))}{_INTERVAL}"
-                )
+                number: st.column_config.TextColumn(f"highest {name}", help=f"{meaning_of(number)}{_INTERVAL}")
                 for number, name in NUMBERS.items()
             },
             "onset": st.column_config.TextColumn(
@@ -123,7 +121,7 @@ def over_depth(compared: list[Side], evidence: list[Evidence | None], tables: li
     places = st.columns(2)
     for place, number in enumerate(NUMBERS):
         with places[place % 2]:
-            st.caption(meaning_of(number_key(number)) or "")
+            st.caption(meaning_of(number) or "")
             figure = _over_depth(_identities(compared), number, compared, tables, evidence)
             chart(figure, f"compare_{number}")
 

@@ -21,28 +21,27 @@ from refusal_core.sharing.rendering import MIME, browser_found, image, page
 from refusal_core.ui import address
 from refusal_core.ui.glossary import glossary_link, link_terms, meaning_of
 from refusal_core.ui.markdown import typeset
-from refusal_core.ui.numbers import number_key
 
 _OWN = "own_figures"
 _CHART_CONFIG = {"displaylogo": False, "displayModeBar": False}
 
 _LAYER_NUMBERS = (
     "magnitude",
-    "cohens_d",
+    "in_sample_d",
     "crossfit_d",
     "crossfit_auroc",
     "probe_d",
     "probe_auroc",
     "hedges_g",
-    "auroc",
+    "in_sample_auroc",
     "log10_p",
     "t_statistic",
-    "overlap_count",
+    "mean_crossings",
     "range_overlap",
-    "harmful_mean",
-    "harmless_mean",
-    "harmful_std",
-    "harmless_std",
+    "harmful_projection_mean",
+    "harmless_projection_mean",
+    "harmful_projection_std",
+    "harmless_projection_std",
 )
 """Columns of the layers' statistics that a page lists, in this order."""
 
@@ -200,7 +199,7 @@ def strongest_layers(run: Run) -> None:
         values = run.layer_stats[column]
         question, *_ = QUESTIONS[column][0].partition("?")
         if values.isna().all():
-            container.metric(f"{question.capitalize()}?", "–", help=meaning_of(number_key(column)))
+            container.metric(f"{question.capitalize()}?", "–", help=meaning_of(column))
             continue
         site = int(values.idxmax())
         container.metric(
@@ -209,7 +208,7 @@ def strongest_layers(run: Run) -> None:
             delta=run.site_label(site),
             delta_color="off",
             delta_arrow="off",
-            help=meaning_of(number_key(column)),
+            help=meaning_of(column),
         )
 
 
@@ -218,11 +217,11 @@ def layer_numbers(run: Run, site: int) -> None:
     row = run.layer_stats.loc[site]
     columns = st.columns(4)
     for place, column in enumerate(_LAYER_NUMBERS):
-        key, value = number_key(column), row[column]
+        value = row[column]
         shown = (
             "–" if pd.isna(value) else f"{value:.0f}" if run.layer_stats[column].dtype.kind in "iu" else f"{value:.3g}"
         )
-        columns[4 * place // len(_LAYER_NUMBERS)].markdown(f"{glossary_link(key)} **{shown}**")
+        columns[4 * place // len(_LAYER_NUMBERS)].markdown(f"{glossary_link(column)} **{shown}**")
 
 
 def run_in_a_line(run: Run) -> str:

@@ -10,20 +10,6 @@ from streamlit.elements.lib.column_types import ColumnConfig
 from refusal_core.ui.glossary import meaning_of, name_of
 
 _COUNTS = ("mean_crossings", "crossfit_range_overlap", "range_overlap")
-_KEYS = {
-    "cohens_d": "in_sample_d",
-    "auroc": "in_sample_auroc",
-    "overlap_count": "mean_crossings",
-    "harmful_mean": "harmful_projection_mean",
-    "harmless_mean": "harmless_projection_mean",
-    "harmful_std": "harmful_projection_std",
-    "harmless_std": "harmless_projection_std",
-}
-
-
-def number_key(column: str) -> str:
-    """Return the glossary's key of a column of the layers' statistics."""
-    return _KEYS.get(column, column)
 
 
 def numbers_table(table: pd.DataFrame) -> None:

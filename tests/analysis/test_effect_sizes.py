@@ -10,7 +10,7 @@ from refusal_core.exploration.published import published_table
 
 def test_published_t_follows_from_published_d():
     table = published_table()
-    for d, t in zip(table["cohens_d"], table["t_statistic"], strict=True):
+    for d, t in zip(table["in_sample_d"], table["t_statistic"], strict=True):
         # The published d is rounded to half precision.
         assert d * np.sqrt(255 / 2) == pytest.approx(t, rel=2e-3)
 
@@ -45,9 +45,9 @@ def test_layer_statistics_agree_with_scipy_and_the_definitions():
         assert row["t_statistic"] == pytest.approx(test.statistic)
         assert row["log10_p"] == pytest.approx(np.log10(test.pvalue))
         pooled = np.sqrt((harmful.std() ** 2 + harmless.std() ** 2) / 2)
-        assert row["cohens_d"] == pytest.approx((harmful.mean() - harmless.mean()) / pooled)
+        assert row["in_sample_d"] == pytest.approx((harmful.mean() - harmless.mean()) / pooled)
         greater = (harmful[:, None] > harmless).mean() + 0.5 * (harmful[:, None] == harmless).mean()
-        assert row["auroc"] == pytest.approx(greater)
+        assert row["in_sample_auroc"] == pytest.approx(greater)
     assert table["layer"].tolist()[0] == 0
     assert table["layer"].isna().tolist() == [False, True]
 
@@ -73,7 +73,7 @@ def test_ties_count_half():
 def test_no_spread_means_no_effect_size():
     labels = np.arange(10) < 5
     table = effect_sizes.layer_statistics(np.full((10, 1), 0.1), labels, np.zeros(1))
-    assert np.isnan(table.loc[0, ["cohens_d", "t_statistic", "log10_p", "hedges_g"]].astype(float)).all()
+    assert np.isnan(table.loc[0, ["in_sample_d", "t_statistic", "log10_p", "hedges_g"]].astype(float)).all()
     assert not table.loc[0, "valid"]
 
 
@@ -86,4 +86,4 @@ def test_published_table_places_its_last_layer_at_the_final_norm():
     assert len(table) == 28
     assert table.loc[table["layer"] == 27, "site"].item() == 28
     assert table.loc[table["layer"] == 18, "site"].item() == 18
-    assert table["cohens_d"].idxmax() == 18
+    assert table["in_sample_d"].idxmax() == 18

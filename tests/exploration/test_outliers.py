@@ -54,7 +54,7 @@ def test_twins_are_the_other_half_of_a_pair(run):
 
 def test_the_standard_scale_puts_the_means_half_a_d_from_zero(run):
     values = standardised(run, run.projections[run.rows("harmful")])
-    np.testing.assert_allclose(values.mean(axis=0), run.layer_stats["cohens_d"] / 2, atol=1e-9)
+    np.testing.assert_allclose(values.mean(axis=0), run.layer_stats["in_sample_d"] / 2, atol=1e-9)
 
 
 def test_the_nearest_prompt_to_a_course_is_its_own(run):

@@ -105,7 +105,7 @@ def test_a_refit_is_the_run_without_those_prompts(parent, out, plain, tiny_folde
         made.prompts.loc[fitted, columns].reset_index(drop=True), plain.prompts.loc[plain.rows(), columns]
     )
     np.testing.assert_allclose(made.directions.harmful_mean, plain.directions.harmful_mean, atol=1e-5)
-    for number in ("magnitude", "cohens_d", "crossfit_d", "probe_d", "probe_auroc", "overlap_count"):
+    for number in ("magnitude", "in_sample_d", "crossfit_d", "probe_d", "probe_auroc", "mean_crossings"):
         np.testing.assert_allclose(made.layer_stats[number], plain.layer_stats[number], rtol=1e-3, err_msg=number)
     np.testing.assert_allclose(
         made.projections_crossfit[fitted], plain.projections_crossfit[plain.rows()], rtol=1e-3, atol=1e-3
@@ -205,7 +205,7 @@ def test_a_transfer_set_cannot_take_the_name_of_what_is_left_out(tiny_folder, tm
 def test_a_change_is_told_site_by_site(parent, out):
     after = refit(parent, out).run
     change = refits.compare(parent, after)
-    assert change.table["cohens_d_before"].equals(parent.layer_stats["cohens_d"].rename("cohens_d_before"))
+    assert change.table["in_sample_d_before"].equals(parent.layer_stats["in_sample_d"].rename("in_sample_d_before"))
     assert change.table["probe_d_after"].equals(after.layer_stats["probe_d"].rename("probe_d_after"))
     site = 2
     one, two = (run.directions.harmful_mean[site] - run.directions.harmless_mean[site] for run in (parent, after))

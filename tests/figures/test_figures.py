@@ -68,7 +68,7 @@ def test_the_panels_mark_the_means_where_they_are(run):
     for site, frame in enumerate(figure.frames):
         for label in ("harmful", "harmless"):
             mean = frame.data[names.index(f"{label} mean")].x[0]
-            assert mean == pytest.approx(run.layer_stats[f"{label}_mean"][site])
+            assert mean == pytest.approx(run.layer_stats[f"{label}_projection_mean"][site])
 
 
 def test_cumulative_curves_rise_to_all_prompts(run):
@@ -115,7 +115,7 @@ def test_the_same_axes_hold_every_layer(run):
     names = [trace.name for trace in scaled.data]
     for site, frame in enumerate(scaled.frames):
         apart = frame.data[names.index("harmful mean")].x[0] - frame.data[names.index("harmless mean")].x[0]
-        assert apart == pytest.approx(run.layer_stats["cohens_d"][site])
+        assert apart == pytest.approx(run.layer_stats["in_sample_d"][site])
 
 
 def test_followed_prompts_are_marked_and_have_a_course(run):
@@ -175,7 +175,7 @@ def test_a_run_of_25_000_prompts_is_a_figure_of_less_than_two_megabytes(run):
     )
     projections = rng.normal(size=(count, sites)) + 2 * (label == "harmful")[:, None]
     stats = pd.concat([run.layer_stats] * 5, ignore_index=True)[:sites].assign(
-        **{f"{name}_mean": projections[label == name].mean(axis=0) for name in ("harmful", "harmless")}
+        **{f"{name}_projection_mean": projections[label == name].mean(axis=0) for name in ("harmful", "harmless")}
     )
     big = with_tables(
         run, prompts=prompts, projections=projections, projections_crossfit=projections, layer_stats=stats
@@ -264,8 +264,10 @@ def test_the_heat_map_shows_every_token_at_every_layer_and_ends_where_the_direct
     tokens = ["How", " do", " I", "\n"]
     drawn = heatmap_of(run, tokens).data[0]
     raw = run.projections[: len(tokens) + 1]
-    spread = np.sqrt((run.layer_stats["harmful_std"] ** 2 + run.layer_stats["harmless_std"] ** 2) / 2).to_numpy()
-    middle = ((run.layer_stats["harmful_mean"] + run.layer_stats["harmless_mean"]) / 2).to_numpy()
+    spread = np.sqrt(
+        (run.layer_stats["harmful_projection_std"] ** 2 + run.layer_stats["harmless_projection_std"] ** 2) / 2
+    ).to_numpy()
+    middle = ((run.layer_stats["harmful_projection_mean"] + run.layer_stats["harmless_projection_mean"]) / 2).to_numpy()
     np.testing.assert_allclose(drawn.z, (raw - middle) / spread, atol=1e-3)
     assert (drawn.zmin, drawn.zmax) == (-COLOURS_END, COLOURS_END)
     hovered = drawn.customdata

@@ -45,7 +45,7 @@ def test_unedited_the_model_refuses_what_it_should(table, planted_run):
 
 def test_the_directions_of_early_layers_separate_the_labels_and_change_nothing(planted_run, summary):
     stats = planted_run.layer_stats.set_index("site")
-    assert (stats.loc[range(PLANTED_LAYER), "cohens_d"] > 1.5).all()
+    assert (stats.loc[range(PLANTED_LAYER), "in_sample_d"] > 1.5).all()
     for edit, label in ((ABLATE, "harmful"), (ADD, "harmless")):
         early = effects.over_layers(summary, edit, label).head(PLANTED_LAYER)
         assert early["site"].tolist() == list(range(PLANTED_LAYER))

@@ -154,7 +154,7 @@ def test_evidence_follows_the_layer_and_unfolds_its_numbers():
     app.session_state["evidence_numbers_fit"] = True
     app.number_input(key="site_field").set_value(3).run()
     (numbers,) = app.dataframe
-    assert numbers.value["in_sample_d"].iloc[0] == pytest.approx(open_run(RUN).layer_stats["cohens_d"][3])
+    assert numbers.value["in_sample_d"].iloc[0] == pytest.approx(open_run(RUN).layer_stats["in_sample_d"][3])
     figures = [json.loads(element.proto.spec) for element in app.get("plotly_chart")]
     assert [figure["layout"]["shapes"][-1]["x0"] for figure in figures[:3]] == [3, 3, 3]
 
@@ -782,7 +782,7 @@ def test_what_numbers_say_in_words_has_minus_signs_and_keeps_a_percent_sign_besi
 
 def test_counts_are_shown_whole(monkeypatch):
     run = open_run(RUN)
-    counts = run.layer_stats.assign(range_overlap=12_345, overlap_count=23_456)
+    counts = run.layer_stats.assign(range_overlap=12_345, mean_crossings=23_456)
     monkeypatch.setattr(frame, "shared_run", lambda run_id: with_tables(run, layer_stats=counts))
     said = shown(visit("1_Layers", run=RUN))
     assert "range overlap **12345**" in said

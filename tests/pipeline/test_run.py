@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from making import make_run
+from scipy import stats
 from synthetic import changed
 
+from refusal_core import exploration
 from refusal_core.activations.extraction import extract
 from refusal_core.activations.reader import PACKED, ResidualReader
-from refusal_core.analysis.effect_sizes import VALIDATION_COLUMNS, VARIANCE_COLUMNS
 from refusal_core.errors import ModelError, PromptError, RefusalError, RunError
-from refusal_core.exploration.published import published_table
 from refusal_core.models.opening import ChatModel, load_model
 from refusal_core.pipeline import steps
 from refusal_core.runs import store
@@ -125,13 +125,14 @@ def test_exported_files_have_the_published_form(made, tmp_path):
 
     run, _ = made
     export_run(run, tmp_path)
-    published = published_table()
-    validation, variance = (
-        pd.read_csv(tmp_path / name) for name in ("validation_results.csv", "variance_by_layer.csv")
-    )
-    assert tuple(validation.columns) == VALIDATION_COLUMNS
-    assert tuple(variance.columns) == VARIANCE_COLUMNS
-    assert set(VALIDATION_COLUMNS) | set(VARIANCE_COLUMNS) == set(published.columns) - {"site"}
+    names = ("validation_results.csv", "variance_by_layer.csv", "top10_layers.csv")
+    tables = [pd.read_csv(tmp_path / name) for name in names]
+    published = Path(exploration.__file__).parent / "published_tables"
+    assert [list(table) for table in tables] == [list(pd.read_csv(published / name)) for name in names]
+    validation, variance, _ = tables
+    assert (variance["mean_separation"] == variance["harmful_mean"] - variance["harmless_mean"]).all()
+    test = stats.ttest_ind(run.projections[run.rows("harmful")], run.projections[run.rows("harmless")])
+    np.testing.assert_allclose(validation["p_value"], test.pvalue[[0, 1, 2, 4]], rtol=1e-12)
     # The study's last layer is our final norm; it never read our last layer.
     assert validation["layer"].tolist() == [0, 1, 2, 3]
     assert validation["magnitude"].iloc[-1] == pytest.approx(run.layer_stats["magnitude"][4])

@@ -25,7 +25,7 @@ def test_the_best_site_is_the_layer_with_the_highest_cross_fitted_d(run):
     assert with_held_out(run, [np.nan, 0.5, *[np.nan] * (n - 1)]).best_site() == 1
     assert with_held_out(run, [np.nan] * (n + 1)).best_site() == 0
     # Neither what was fitted nor the transfer sets have a say.
-    other = run.layer_stats.assign(crossfit_d=rising, probe_d=rising[::-1], cohens_d=rising[::-1])
+    other = run.layer_stats.assign(crossfit_d=rising, probe_d=rising[::-1], in_sample_d=rising[::-1])
     changed = dataclasses.replace(run, tables=dataclasses.replace(run.tables, layer_stats=other))
     assert changed.best_site() == n - 1
 

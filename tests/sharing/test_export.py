@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from making import make_run
 from safetensors.numpy import load_file
@@ -29,7 +30,7 @@ from refusal_core.runs.run import Run
 from refusal_core.runs.run_files import DIRECTIONS
 from refusal_core.runs.store import open_run
 from refusal_core.sharing import rendering
-from refusal_core.sharing.export import export_zip
+from refusal_core.sharing.export import VALIDATION_COLUMNS, VARIANCE_COLUMNS, export_zip, published_layers
 from refusal_core.sharing.snippets import PROMPT, transformer_lens_snippet, transformers_snippet
 from refusal_core.sites import transformer_lens_name
 
@@ -206,6 +207,16 @@ def test_a_snippet_of_a_fetched_model_opens_its_folder(name, made, tiny_folder, 
         shutil.copy(run.path / DIRECTIONS, folder)
         expected = projections(made, tiny_folder)[1]
         assert printed(snippet, folder, monkeypatch, capsys) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("shipped", SHIPPED)
+def test_published_columns_of_a_shipped_run_are_those_of_its_file_bit_for_bit(shipped):
+    stored = pd.read_parquet(SHIPPED_CACHE / shipped / "layer_stats.parquet")
+    run = open_run(shipped, SHIPPED_CACHE)
+    written = published_layers(run)
+    stored = stored[stored["site"].ne(run.n_layers - 1)].reset_index(drop=True)
+    for column in {*VALIDATION_COLUMNS, *VARIANCE_COLUMNS} - {"layer"}:
+        np.testing.assert_array_equal(written[column].to_numpy(), stored[column].to_numpy())
 
 
 @pytest.mark.parametrize("shipped", SHIPPED)

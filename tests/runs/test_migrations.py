@@ -1,0 +1,76 @@
+"""Runs of format 1, which ship with the project, open with the numbers that are in their files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+from synthetic import SHIPPED_CACHE
+
+from refusal_core.runs import store
+from refusal_core.runs.manifest import FORMAT_VERSION
+from refusal_core.runs.run import Run
+
+SHIPPED = sorted(path.parent.name for path in SHIPPED_CACHE.glob("*/manifest.json"))
+RENAMED = {"in_sample_d": "cohens_d", "in_sample_auroc": "auroc", "mean_crossings": "overlap_count"}
+
+
+@pytest.fixture(params=SHIPPED)
+def shipped(request) -> Run:
+    return store.open_run(request.param, SHIPPED_CACHE)
+
+
+def test_there_are_shipped_runs_of_format_1():
+    formats = [json.loads((SHIPPED_CACHE / name / "manifest.json").read_text())["format_version"] for name in SHIPPED]
+    assert 1 in formats
+
+
+def test_projections_and_directions_are_those_on_disk_bit_for_bit(shipped):
+    long = pd.read_parquet(shipped.path / "projections.parquet")
+    for name, ours in (("projection", shipped.projections), ("projection_crossfit", shipped.projections_crossfit)):
+        np.testing.assert_array_equal(ours.ravel(), long[name].to_numpy(), strict=True)
+    for name, values in load_file(shipped.path / "directions.safetensors").items():
+        np.testing.assert_array_equal(getattr(shipped.directions, name), values, strict=True)
+    pd.testing.assert_frame_equal(shipped.prompts, pd.read_parquet(shipped.path / "prompts.parquet"))
+
+
+def test_statistics_of_layers_have_new_names_and_the_same_numbers(shipped):
+    before, after = pd.read_parquet(shipped.path / "layer_stats.parquet"), shipped.layer_stats
+    for column in after:
+        earlier = RENAMED.get(column, column.replace("_projection_", "_"))
+        np.testing.assert_array_equal(after[column].to_numpy(), before[earlier].to_numpy())
+    # What went is in what stayed.
+    left_out = set(before) - {RENAMED.get(column, column.replace("_projection_", "_")) for column in after}
+    assert left_out == {"harmful_mean_proj", "harmless_mean_proj", "mean_separation", "p_value"}
+    for label in ("harmful", "harmless"):
+        np.testing.assert_array_equal(before[f"{label}_mean_proj"], after[f"{label}_projection_mean"])
+    apart = after["harmful_projection_mean"] - after["harmless_projection_mean"]
+    np.testing.assert_array_equal(before["mean_separation"], apart)
+
+
+def test_evidence_is_that_on_disk(shipped):
+    for name, table in shipped.evidence.to_tables().items():
+        pd.testing.assert_frame_equal(table, pd.read_parquet(shipped.path / f"evidence_{name}.parquet"))
+
+
+def test_opening_leaves_the_files_as_they_are(shipped):
+    before = {path.name: path.stat().st_mtime_ns for path in shipped.path.iterdir()}
+    assert shipped.manifest.format_version == FORMAT_VERSION
+    assert store.verify_run(shipped.run_id, SHIPPED_CACHE)
+    assert {path.name: path.stat().st_mtime_ns for path in shipped.path.iterdir()} == before
+
+
+def test_a_borrowed_template_says_its_source(tmp_path):
+    (tmp_path / SHIPPED[0]).mkdir()
+    for path in (SHIPPED_CACHE / SHIPPED[0]).iterdir():
+        (tmp_path / SHIPPED[0] / path.name).write_bytes(path.read_bytes())
+    file = tmp_path / SHIPPED[0] / "manifest.json"
+    content = json.loads(file.read_text())
+    content["template"]["borrowed"] = {"from": "another", "text": "{{ messages }}"}
+    file.write_text(json.dumps(content))
+    borrowed = store.open_run(SHIPPED[0], tmp_path).manifest.template.borrowed
+    assert borrowed is not None
+    assert (borrowed.source, borrowed.text) == ("another", "{{ messages }}")
