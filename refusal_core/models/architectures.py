@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusal_core.errors import ModelError
+from refusal_core.models.folder_checks import read_raw_config
 from refusal_core.models.transformers_internals import is_recurrent
 from refusal_core.progress import quiet_libraries
 
@@ -20,17 +21,16 @@ def read_config(folder: Path) -> PreTrainedConfig:
     Raises:
         ModelError: when there is none, when it cannot be read, or when its model is of a kind that cannot be used.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} has no config.json, so it is not a model folder{_hint_for(folder)}.")
+    read_raw_config(folder)
     try:
         with quiet_libraries():
             config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+    except Exception as error:  # each of hundreds of configurations fails in its own way
         raise ModelError(
-            f"The configuration in {folder} cannot be used (code in a model folder is never run): {error}"
+            f"The configuration in {folder} cannot be used (code in a model folder is never run): "
+            f"{' '.join(str(error).split())}"
         ) from error
     refuse_unsupported(config, model_class_of(config), str(folder))
     return config
@@ -116,12 +116,3 @@ def _find_stack(decoder: torch.nn.Module, n_layers: int) -> tuple[torch.nn.Modul
             if isinstance(child, ModuleList) and len(child) == n_layers:
                 return owner, child
     raise ModelError(f"no list of {n_layers} blocks was found in {type(decoder).__name__}.")
-
-
-def _hint_for(folder: Path) -> str:
-    gguf_files = sorted(path.name for path in folder.glob("*.gguf"))
-    if gguf_files:
-        return f"; to open {gguf_files[0]}, give the path of the file itself"
-    if (folder / "adapter_config.json").is_file():
-        return "; it holds an adapter, which has to be merged into its base model first"
-    return ""

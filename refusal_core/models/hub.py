@@ -27,6 +27,7 @@ from huggingface_hub.utils import build_hf_headers, filter_repo_objects
 from tqdm import tqdm
 
 from refusal_core.errors import ModelError
+from refusal_core.models.folder_checks import has_tokenizer
 from refusal_core.progress import Progress, quiet_libraries
 
 DOWNLOADING = "downloading (bytes)"
@@ -66,7 +67,7 @@ class HubSnapshot:
     @property
     def is_whole(self) -> bool:
         """Whether all files that are needed to open the model are in the cache."""
-        if not self.has_weights or not self._has_tokenizer:
+        if not self.has_weights or not has_tokenizer(self.folder):
             return False
         try:
             with quiet_libraries():
@@ -81,13 +82,11 @@ class HubSnapshot:
         index = self.folder / "model.safetensors.index.json"
         if not index.is_file():
             return any(not _SHARD.search(path.name) for path in self.folder.glob("*.safetensors"))
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return all((self.folder / shard).is_file() for shard in shards)
-
-    @property
-    def _has_tokenizer(self) -> bool:
-        names = {path.name for pattern in ("tokenizer*", "vocab.*") for path in self.folder.glob(pattern)}
-        return bool(names - {"tokenizer_config.json"})
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            return all((self.folder / shard).is_file() for shard in shards)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return False
 
 
 def find_snapshot(repo: str, revision: str | None = None, offline: bool = False) -> HubSnapshot:

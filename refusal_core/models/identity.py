@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from refusal_core.errors import ModelError
 from refusal_core.models.architectures import model_class_of, read_config, text_config
+from refusal_core.models.folder_checks import read_raw_config, require_tokenizer, require_weights
 from refusal_core.models.gguf_files import read_header
 from refusal_core.models.hub import HubSnapshot, find_snapshot
 from refusal_core.models.known import KNOWN, KnownModel, is_fetched
@@ -171,9 +172,9 @@ def _known_info(known: KnownModel) -> ModelInfo:
 
 
 def _folder_info(folder: Path) -> ModelInfo:
+    require_weights(folder, read_raw_config(folder))
     config = read_config(folder)
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder} has no safetensors weights; pickled ones (.bin, .pt) are never opened.")
+    require_tokenizer(folder)
     names = sorted({path.name for pattern in _IDENTIFYING_FILES for path in folder.glob(pattern)})
     return _config_info(
         config,

@@ -29,6 +29,7 @@ from refusal_core.models.architectures import (
     text_config,
 )
 from refusal_core.models.devices import SPREAD, choose_device, choose_dtype, torch_dtype
+from refusal_core.models.folder_checks import read_raw_config, require_tokenizer, require_weights
 from refusal_core.models.gguf_files import load_gguf, require_all_weights
 from refusal_core.models.hub import download_snapshot
 from refusal_core.models.identity import ModelInfo, as_opened, identify
@@ -248,7 +249,9 @@ def _load_folder(
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
+    require_weights(folder, read_raw_config(folder))
     config = read_config(folder)
+    require_tokenizer(folder)
     placement = _placement(device, dtype, quantise)
     # It says with every product that LLM.int8() works on float16.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

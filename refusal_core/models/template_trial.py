@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 _BYTES = 1 << 29
 _CPU_SECONDS = 5
@@ -65,7 +65,7 @@ def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(jinja2.ext.Extension):
-        tags: ClassVar = {"generation"}
+        tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno

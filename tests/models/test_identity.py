@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from tiny import LLAMA_LIKE, tiny_tokenizer
 
 from refusal_core.errors import ModelError
@@ -24,7 +25,7 @@ def save(chat_model: ChatModel, folder: Path) -> None:
 def save_config(config: transformers.PreTrainedConfig, folder: Path) -> Path:
     config.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    (folder / "model.safetensors").touch()
+    save_file({}, folder / "model.safetensors")
     return folder
 
 

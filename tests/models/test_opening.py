@@ -93,9 +93,11 @@ def test_missing_weights_are_not_made_up(saved: tuple[Path, ChatModel]) -> None:
 
 def test_torn_weights_are_reported(saved: tuple[Path, ChatModel]) -> None:
     weights = saved[0] / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="cannot be opened"):
-        load_model(saved[0], device="cpu", dtype="float32")
+    whole = weights.read_bytes()
+    for size in (0, 4, 1000, len(whole) - 1):
+        weights.write_bytes(whole[:size])
+        with pytest.raises(ModelError, match=r"model\.safetensors is cut off.*download it again"):
+            load_model(saved[0], device="cpu", dtype="float32")
 
 
 def test_a_model_that_was_identified_is_opened_and_nothing_else(saved: tuple[Path, ChatModel]) -> None:

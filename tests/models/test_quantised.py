@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from making import make_run
+from safetensors.torch import save_file
 from tiny import WIDE, tiny_model, write_tiny_gguf
 
 from refusal_core.activations.extraction import extract
@@ -181,6 +182,6 @@ def test_transformers_keeps_no_architecture_packed_that_could_be_read_here(tmp_p
     assert set(GGUF_ARCHS) == set(configs)
     for name, config in configs.items():
         config.save_pretrained(tmp_path / name)
-        (tmp_path / name / "model.safetensors").touch()
+        save_file({}, tmp_path / name / "model.safetensors")
         with pytest.raises(ModelError, match="recurrent state"):
             identify(tmp_path / name)
