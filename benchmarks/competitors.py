@@ -6,7 +6,7 @@ A way takes templated prompts as token ids and returns ``(prompt, layer, d_model
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -108,7 +108,7 @@ def nnsight(chat_model: ChatModel) -> Way:
     return read
 
 
-def _padded(chat_model: ChatModel, sequences: list[list[int]]):
+def _padded(chat_model: ChatModel, sequences: list[list[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of token ids and masks, padded on the right, in the order of the prompts."""
     for start in range(0, len(sequences), BATCH):
         given = sequences[start : start + BATCH]

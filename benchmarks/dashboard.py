@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -188,7 +189,7 @@ def _run(app: AppTest) -> tuple[float, float]:
     return taken
 
 
-def _elements(app: AppTest) -> Iterator:
+def _elements(app: AppTest) -> Iterator[Any]:
     for block in (app.main, app.sidebar):
         yield from (node for node in block if getattr(node, "proto", None) is not None)
 

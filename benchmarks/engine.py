@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ PEAK_WANTED = {"cpu": ">= 80 %"}
 _TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 1e-1}
 _NOTEBOOK_PROMPTS = 2
 _TIMED_BATCHES = 4
-_COMPETITORS: dict[str, tuple[Callable, Callable[[int], str]]] = {
+_COMPETITORS: dict[str, tuple[Callable[..., Any], Callable[[int], str]]] = {
     "notebook, a pass a layer and prompt": (competitors.notebook, lambda layers: f">= {60 * layers / 28:.3g} x"),
     "transformers, padded batches of 16": (competitors.transformers, lambda layers: ">= 2.5 x"),
     "TransformerLens run_with_cache": (competitors.transformer_lens, lambda layers: ">= 3 x"),
@@ -81,7 +82,7 @@ def rows(bench: Bench) -> list[Row]:
     return [*rows, Row(SECTION, "matmul peak, the engine's share", aim, share.tolist(), "%", note, timed_engine)]
 
 
-def _given(make: Callable, sequences: list[list[int]]) -> list[list[int]]:
+def _given(make: Callable[..., Any], sequences: list[list[int]]) -> list[list[int]]:
     """What a competitor is timed on: a few whole batches, spread evenly over the prompts in their order."""
     if make is competitors.notebook:
         return sequences[:_NOTEBOOK_PROMPTS]

@@ -73,4 +73,5 @@ def _keys_and_values(bench: Bench, ids: list[int]) -> Cache | None:
         return None
     with torch.inference_mode():
         given = torch.tensor([ids], device=bench.chat_model.device)
-        return bench.chat_model.model(given, use_cache=True, logits_to_keep=1).past_key_values
+        cache: Cache = bench.chat_model.model(given, use_cache=True, logits_to_keep=1).past_key_values
+    return cache

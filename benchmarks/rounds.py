@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from refusal_core.models.opening import ChatModel
 
@@ -53,7 +54,7 @@ class Row:
         spread = f"{min(self.values):.3g} - {max(self.values):.3g}"
         return [self.section, self.name, self.wanted, found, spread, self.note]
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """The row as plain numbers and texts, its median beside its rounds."""
         return asdict(self) | {"median": statistics.median(self.values) if self.values else None}
 

@@ -51,6 +51,7 @@ def _option(default: Any, title: str, help: str, unset: str = "", **bounds: Any)
     """Describe an option that may be left out.
 
     Args:
+        default: its value when it is left out.
         title: its label in a form.
         help: one sentence.
         unset: what ``None`` means, in words.

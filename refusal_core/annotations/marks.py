@@ -143,7 +143,7 @@ def read_marks(source: str | Path | BinaryIO, usual: str | None = None) -> list[
 
 def to_csv(marks: pd.DataFrame) -> bytes:
     """Marks as a csv that :func:`read_marks` reads."""
-    return marks.to_csv(index=False, columns=list(COLUMNS)).encode("utf-8", "replace")
+    return bytes(marks.to_csv(index=False, columns=list(COLUMNS)).encode("utf-8", "replace"))
 
 
 def table_of(marks: Iterable[Mark]) -> pd.DataFrame:
@@ -161,7 +161,7 @@ def prompts_marked(marks: pd.DataFrame, kinds: Collection[str]) -> list[str]:
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise MarkError(f"expected marks among {', '.join(KINDS)}, found {unknown[0]!r:.60}")
-    return marks.loc[marks["mark"].isin(list(kinds)), "prompt_id"].tolist()
+    return list(marks.loc[marks["mark"].isin(list(kinds)), "prompt_id"].tolist())
 
 
 def _lines(path: Path) -> Iterator[Mark]:

@@ -118,7 +118,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write(path: Path, rows: list[tuple]) -> None:
+def _write(path: Path, rows: list[tuple[object, ...]]) -> None:
     """Replace a file with a whole one; whoever reads it meanwhile, or a power cut, finds the old one."""
     text = io.StringIO(newline="")
     csv.writer(text, quoting=csv.QUOTE_MINIMAL, lineterminator="\n").writerows([COLUMNS, *rows])

@@ -49,11 +49,13 @@ class Ratings:
 
     @property
     def n_prompts(self) -> int:
-        return self.table["prompt_id"].nunique()
+        """How many prompts were rated."""
+        return int(self.table["prompt_id"].nunique())
 
     @property
     def n_raters(self) -> int:
-        return self.table["rater"].nunique()
+        """How many people rated."""
+        return int(self.table["rater"].nunique())
 
 
 def read_ratings(
@@ -67,6 +69,8 @@ def read_ratings(
     Args:
         source: a file's path or an open file.
         rating_column, rater_column: where they are not called ``rating`` and ``rater``.
+        rating_column: its name in the file, where it is not ``rating``.
+        rater_column: its name in the file, where it is not ``rater``.
 
     Raises:
         RefusalError: when it cannot be read, naming the row.
@@ -125,7 +129,7 @@ def of_run(run: Run, ratings: Ratings) -> Ratings:
 
 def to_csv(ratings: Ratings) -> bytes:
     """The ratings as a csv that :func:`read_ratings` reads, without anything that a run says of the prompts."""
-    return ratings.table.to_csv(index=False).encode()
+    return bytes(ratings.table.to_csv(index=False).encode())
 
 
 def write_csv(ratings: Ratings, path: str | Path) -> None:
@@ -144,7 +148,7 @@ def mean_ratings(run: Run, ratings: Ratings) -> np.ndarray:
     """``(prompt,)`` mean rating over raters, as they gave them; NaN where a prompt was not rated."""
     # In one order, since a sum's last digit decides what is tied.
     table = ratings.table.sort_values(["prompt_id", "rater"])
-    return run.prompts["prompt_id"].map(table.groupby("prompt_id")["rating"].mean()).to_numpy(dtype=float)
+    return np.asarray(run.prompts["prompt_id"].map(table.groupby("prompt_id")["rating"].mean()).to_numpy(dtype=float))
 
 
 def rows_of(run: Run, group: str) -> np.ndarray:
@@ -169,7 +173,7 @@ def by_site(run: Run, ratings: Ratings, draws: int = 1000, seed: int = 0) -> pd.
     """
     rng = np.random.default_rng(seed)
     means = mean_ratings(run, ratings)
-    rows: list[tuple] = []
+    rows: list[tuple[int, str, float, float, float, int]] = []
     for group in GROUPS:
         chosen = rows_of(run, group) & np.isfinite(means)
         n = int(chosen.sum())
@@ -242,7 +246,9 @@ def reading(run: Run, numbers: pd.DataFrame, site: int) -> str:
     """What the ratings say at a site, in words.
 
     Args:
+        run: the run.
         numbers: of :func:`by_site`.
+        site: where: a layer, or the final norm.
     """
     said = []
     for row in numbers[numbers["site"].eq(site)].itertuples():

@@ -207,7 +207,10 @@ def reading(run: Run, table: pd.DataFrame, numbers: pd.DataFrame, site: int) -> 
     """What the replies say, in words: how much is refused, and whether projection at a site goes with it.
 
     Args:
+        run: the run.
+        table: one row per prompt, as it was recorded.
         numbers: of :func:`by_site`.
+        site: where: a layer, or the final norm.
     """
     refuses = refused(run, table)["opening rules"].to_numpy()
     shares = [f"{100 * refuses[run.rows(label)].mean():.0f} % of the {label}" for label in ("harmful", "harmless")]
@@ -275,6 +278,8 @@ def _with_refusing(
     Args:
         projections: ``(prompt, site)``.
         log_odds, refuses: ``(prompt,)``.
+        log_odds: ``(prompt,)`` log-odds of the refusal phrases.
+        refuses: ``(prompt,)`` bool, whether the opening refuses.
         counts: ``(draw, prompt)`` multiplicities.
 
     Returns:

@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import regex
 
@@ -118,7 +119,7 @@ def read_rules(path: str | Path = BUNDLED) -> OpeningRules:
     return OpeningRules(phrases, rules, hashlib.sha256(content).hexdigest(), str(path))
 
 
-def _rule(entry: dict, preambles: dict[str, str]) -> Rule:
+def _rule(entry: dict[str, Any], preambles: dict[str, str]) -> Rule:
     language, patterns = entry.get("language", ""), entry["patterns"]
     whole = _any_of(patterns)
     if language in preambles:
@@ -140,7 +141,7 @@ def _any_of(patterns: list[str]) -> str:
 def _folded(text: str) -> str:
     """Drop accents of Latin letters, Arabic vowel signs and hamzas, and straighten apostrophes, to compare texts."""
     text = regex.sub(r"\p{Latin}\K\p{Mn}+|[\u064b-\u0655\u0640]", "", unicodedata.normalize("NFD", text))
-    return regex.sub("[’‘ʼ`´]", "'", unicodedata.normalize("NFC", text)).replace("\u00a0", " ")
+    return str(regex.sub("[’‘ʼ`´]", "'", unicodedata.normalize("NFC", text)).replace("\u00a0", " "))
 
 
 def _scripts(text: str) -> Counter[str]:

@@ -82,6 +82,7 @@ def phrase_log_odds(
     before it. No phrase may begin with another.
 
     Args:
+        chat_model: the model.
         logits: ``(prompt, vocabulary)`` at the first reply token.
         cache: keys and values of the prompts; left as it is.
         phrases: token ids of each phrase.
@@ -115,6 +116,7 @@ def greedy_openings(chat_model: ChatModel, logits: torch.Tensor, cache: Cache) -
     """The likeliest reply, token by token, up to its end or :data:`OPENING_TOKENS` tokens.
 
     Args:
+        chat_model: the model.
         logits: ``(prompt, vocabulary)`` at the first reply token.
         cache: keys and values of the prompts; continued in place.
     """
@@ -179,7 +181,9 @@ def _log_probability(
     """Every wanted continuation of a beginning by one token, and that token's log-probability ``(prompt,)`` float64.
 
     Args:
+        beginning: the keys and values after the prompts.
         logits: ``(prompt, vocabulary)`` after the beginning.
+        wanted: the tokens whose probability is asked for.
     """
     total = logits.logsumexp(dim=-1)
     for opening in wanted:

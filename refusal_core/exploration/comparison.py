@@ -64,24 +64,26 @@ class Shared:
     @cached_property
     def scores(self) -> np.ndarray:
         """``(prompt, site)`` projections of the first run, in activation units; cross-fitted where it fitted them."""
-        return _scores(self.run, self.source)[self.prompts["row"]]
+        return np.asarray(_scores(self.run, self.source)[self.prompts["row"]])
 
     @cached_property
     def other_scores(self) -> np.ndarray:
         """``(prompt, other_site)`` of the other run."""
-        return _scores(self.other, self.source)[self.prompts["other_row"]]
+        return np.asarray(_scores(self.other, self.source)[self.prompts["other_row"]])
 
     def of_label(self, label: str) -> np.ndarray:
         """``(prompt,)`` bool: prompts that both runs give a label, or all for ``both``."""
         if label == "both":
             return np.ones(len(self.prompts), dtype=bool)
-        return (self.prompts["label"].eq(label) & self.prompts["other_label"].eq(label)).to_numpy()
+        return np.asarray((self.prompts["label"].eq(label) & self.prompts["other_label"].eq(label)).to_numpy())
 
 
 def shared_prompts(run: Run, other: Run, source: str | None = None) -> Shared:
     """Join two runs by ``prompt_id``, whatever the order of their rows.
 
     Args:
+        run: the run.
+        other: the other run.
         source: a transfer set of the first run; without it the prompts that both runs fitted.
     """
     columns = ["prompt_id", "text", "label", "category", "pair_id", "source"]
@@ -196,7 +198,7 @@ def rank_matrix(shared: Shared, label: str = "both") -> np.ndarray:
     if chosen.sum() < MINIMUM:
         return np.full((shared.run.n_sites, shared.other.n_sites), np.nan)
     ours, theirs = (_unit_ranks(scores[chosen]) for scores in (shared.scores, shared.other_scores))
-    return ours.T @ theirs
+    return np.asarray(ours.T @ theirs)
 
 
 def disagreements(shared: Shared, site: int, other_site: int) -> pd.DataFrame:
@@ -221,7 +223,11 @@ def by_category(run: Run, source: str | None, site: int, draws: int = 1000, seed
     """How far along the direction each harm category's prompts lie, and how well it tells them from harmless ones.
 
     Args:
+        run: the run.
         source: a transfer set of the run; without it the prompts it fitted, cross-fitted.
+        site: where: a layer, or the final norm.
+        draws: bootstrap draws.
+        seed: of everything random.
 
     Returns:
         One row a category with harmful prompts: ``category, n_harmful, n_harmless, mean`` (projection of the harmful
@@ -272,6 +278,7 @@ def probe_reading(runs: Sequence[Run], names: Sequence[str], tables: Sequence[pd
     """What the runs' d on probe pairs says, side by side, in words.
 
     Args:
+        runs: the runs, in the order of their letters.
         names: what each run is called on screen.
         tables: each run's :func:`over_depth`.
     """
@@ -299,7 +306,10 @@ def rank_reading(shared: Shared, numbers: pd.DataFrame, site: int, other_site: i
     """What the rank correlations of two runs say, in words.
 
     Args:
+        shared: the prompts of both runs.
         numbers: of :func:`rank_correlations` at these sites.
+        site: where: a layer, or the final norm.
+        other_site: the site of the other run.
         names: what the two runs are called on screen.
     """
     kind = f"of {shared.source}" if shared.source else "that both fitted, cross-fitted,"
@@ -375,7 +385,7 @@ def _sampled(prompts: pd.DataFrame, most: int) -> np.ndarray:
     """``(prompt,)`` bool: those that draws are made of."""
     if len(prompts) <= most:
         return np.ones(len(prompts), dtype=bool)
-    return prompts["prompt_id"].isin(np.sort(prompts["prompt_id"].to_numpy())[:most]).to_numpy()
+    return np.asarray(prompts["prompt_id"].isin(np.sort(prompts["prompt_id"].to_numpy())[:most]).to_numpy())
 
 
 def _drawn(prompts: pd.DataFrame, draws: int, seed: int) -> np.ndarray:
@@ -419,13 +429,13 @@ def _draw_kendall(ours: np.ndarray, theirs: np.ndarray, counts: np.ndarray) -> n
     pairs = counts.sum(axis=1) ** 2
     untied, others_untied = (pairs - _squares(values, counts) for values in (ours, theirs))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return agreeing / np.sqrt(untied * others_untied)
+        return np.asarray(agreeing / np.sqrt(untied * others_untied))
 
 
 def _squares(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """``(draw,)`` how many pairs of draws, each with itself included, are of one value."""
     tied = counts if len(np.unique(values)) == len(values) else tied_counts(values, counts)
-    return np.einsum("dv,dv->d", tied, tied)
+    return np.asarray(np.einsum("dv,dv->d", tied, tied))
 
 
 def _unit_ranks(scores: np.ndarray) -> np.ndarray:
@@ -433,7 +443,7 @@ def _unit_ranks(scores: np.ndarray) -> np.ndarray:
     ranks = stats.rankdata(scores, axis=0, nan_policy="propagate")
     ranks = ranks - ranks.mean(axis=0)
     norm = np.linalg.norm(ranks, axis=0)
-    return ranks / np.where(norm > 0, norm, np.nan)
+    return np.asarray(ranks / np.where(norm > 0, norm, np.nan))
 
 
 def _told_apart(rows: Sequence[pd.Series], names: Sequence[str]) -> str:

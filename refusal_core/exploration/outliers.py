@@ -88,6 +88,7 @@ def standardised(run: Run, projection: np.ndarray) -> np.ndarray:
     The means then lie at plus and minus half the site's in-sample Cohen's d.
 
     Args:
+        run: the run.
         projection: ``(..., site)`` in activation units.
 
     Returns:
@@ -96,14 +97,16 @@ def standardised(run: Run, projection: np.ndarray) -> np.ndarray:
     stats = run.layer_stats
     midpoint = ((stats["harmful_projection_mean"] + stats["harmless_projection_mean"]) / 2).to_numpy()
     spread = np.sqrt((stats["harmful_projection_std"] ** 2 + stats["harmless_projection_std"] ** 2) / 2).to_numpy()
-    return (projection - midpoint) / np.where(spread > 0, spread, np.nan)
+    return np.asarray((projection - midpoint) / np.where(spread > 0, spread, np.nan))
 
 
 def nearest_prompts(run: Run, course: np.ndarray, count: int, leave_out: int | None = None) -> pd.DataFrame:
     """The run's prompts whose course over the layers is most like one's own.
 
     Args:
+        run: the run.
         course: ``(site,)`` projections in activation units.
+        count: how many prompts.
         leave_out: a row not to return, such as the prompt itself.
 
     Returns:

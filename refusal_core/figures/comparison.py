@@ -53,6 +53,7 @@ class Side:
 
     @property
     def name(self) -> str:
+        """Its letter and what it is, as text that may stand in a figure."""
         return safe(f"{self.letter}: {self.described}", limit=70)
 
 

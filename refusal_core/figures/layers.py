@@ -37,6 +37,7 @@ def three_questions(run: Run, site: int | None = None, published: pd.DataFrame |
     """Cohen's d over the layers by each of the three questions; clicking a point selects its site.
 
     Args:
+        run: the run.
         site: marked with a vertical line.
         published: the table of Experiment 0, drawn over it at relative depth when the layer counts differ.
     """

@@ -24,6 +24,9 @@ def band(run: Run, site: int, ends: tuple[float, float], found: pd.DataFrame, ch
     A point's ``customdata`` is its ``prompt_id``.
 
     Args:
+        run: the run.
+        site: where: a layer, or the final norm.
+        ends: the ends of the band, in activation units.
         found: rows of :func:`.outliers.prompts_in_band` with ``mark``; marked ones are drawn hollow.
         chosen: a row of the run, drawn ringed wherever it projects.
     """
@@ -98,6 +101,7 @@ def ranks(run: Run, table: pd.DataFrame, label: str, site: int) -> go.Figure:
     """Where one prompt ranks over the layers, in percent of the fitted prompts that project below it.
 
     Args:
+        run: the run.
         table: of :func:`refusal_core.exploration.outliers.ranks`.
         label: the prompt's.
         site: marked with a vertical line.

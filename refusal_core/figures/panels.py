@@ -84,6 +84,7 @@ def linked(
     :data:`POINTS` points and :data:`LEVELS` steps of a curve a label, so that the figure stays small.
 
     Args:
+        run: the run.
         site: shown at first.
         panels: of :data:`PANELS`.
         sources: transfer sets drawn as outlines and curves beside the contrast set.
@@ -429,7 +430,7 @@ def _grid(
     columns = 1 if stacked or len(panels) < 2 else 2
     places = {panel: (i // columns + 1, i % columns + 1) for i, panel in enumerate(panels)}
     rows = -(-len(panels) // columns)
-    specs: list[list[dict | None]] = [[{} for _ in range(columns)] for _ in range(rows)]
+    specs: list[list[dict[str, Any] | None]] = [[{} for _ in range(columns)] for _ in range(rows)]
     if len(panels) % columns:
         specs[-1] = [{"colspan": 2}, None]
     if with_course:
@@ -526,6 +527,9 @@ def _controls(run: Run, site: int, stacked: bool, steps: Sequence[dict[str, Any]
     """Play, pause and the slider, between the headline and the panels.
 
     Args:
+        run: the run.
+        site: where: a layer, or the final norm.
+        stacked: whether panels stand below one another.
         steps: what the slider does at each site.
         play_method: Plotly's method of Play and Pause.
     """

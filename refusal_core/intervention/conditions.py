@@ -88,6 +88,7 @@ def sweep(n_layers: int, positions: Sequence[int], span: tuple[int, int] | None 
     Candidates are told apart by their first token alone, so no openings are generated for them.
 
     Args:
+        n_layers: transformer blocks of the model.
         positions: tokens at which candidate directions were read.
         span: first and last layer of a range to ablate together as well, each layer its own direction.
     """
@@ -118,8 +119,13 @@ def doses_and_controls(
     Openings take most of the time; of controls they are generated where the found direction is looked at most closely.
 
     Args:
+        n_layers: transformer blocks of the model.
         layer, position: where the direction was read.
+        layer: the layer at which the direction was read.
+        position: the token at which it was read, counted from the end.
         at: layers of which controls are measured alone.
+        controls: names of the control directions.
+        span: first and last of the layers that are edited together.
     """
     every = tuple(range(n_layers))
     conditions = [Condition(ADD, FOUND, position, layer, (layer,), dose) for dose in DOSES]

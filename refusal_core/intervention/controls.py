@@ -32,6 +32,7 @@ def control_direction(
         hidden: ``(prompt, d_model)`` activations of the prompts the direction was fitted on.
         is_harmful: ``(prompt,)`` bool.
         found: ``(d_model,)`` the found unit direction.
+        rng: source of random numbers.
 
     Returns:
         ``(d_model,)`` float32 unit vector; zeros where activations do not vary.

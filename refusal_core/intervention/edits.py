@@ -60,6 +60,7 @@ class PromptBatch:
         """How the replies begin under an edit.
 
         Args:
+            edit: the change to the residual stream.
             openings: whether to generate them too, which takes as many passes as they have tokens.
         """
         below = min(edit.vectors) + 1 if self.reuses else 0
@@ -117,7 +118,8 @@ class PromptBatch:
 
     def _continued(self, token: torch.Tensor, read: _Pass) -> torch.Tensor:
         cache = copy_cache(read.cache)
-        return self._chat_model.model(token, past_key_values=cache, use_cache=True).logits
+        logits: torch.Tensor = self._chat_model.model(token, past_key_values=cache, use_cache=True).logits
+        return logits
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,7 +45,10 @@ def summarise(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -
     4.7). Quantiles of some twenty directions would be too narrow.
 
     Args:
+        run: the run.
         table: of :func:`refusal_core.intervention.experiment.record`.
+        draws: bootstrap draws.
+        seed: of everything random.
 
     Returns:
         One row a condition and label: the condition's columns, ``label, n``, each of :data:`MEASURES` with ``_low`` and

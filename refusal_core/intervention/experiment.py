@@ -69,6 +69,8 @@ def chosen_prompts(run: Run, limit: int, source: str | None = None) -> np.ndarra
     """Rows of ``limit`` prompts a label, of as few token lengths as possible, since those are read together.
 
     Args:
+        run: the run.
+        limit: prompts per label.
         source: the name of the contrast set or a transfer set; by default the probe pairs, which the direction was
             never fitted on, or the contrast set where a run has none.
 

@@ -64,8 +64,13 @@ def all_vectors(
     """The run's directions, those at the template's other closing tokens, and the controls.
 
     Args:
+        run: the run.
+        reader: reads prompts with the run's model.
+        random_directions: how many of them are drawn.
+        seed: of everything random.
         path: where they are kept while interventions are under way, and read again when those are resumed.
         request: what is asked for, in a string; vectors kept for another request are not taken.
+        progress: called with stage, units done and units in all.
     """
     own = own_vectors(run)
     positions = range(-max(reader.template_end, 1), 0)

@@ -131,6 +131,8 @@ def run_id(model: str, contrast: str, counts: Mapping[str, int], identity: dict[
 
     Args:
         model, contrast: the names of the model and the contrast set.
+        model: name of the model.
+        contrast: name of the contrast set.
         counts: fitted prompts per label.
         identity: what tells the run from others.
         dtype: what its model is computed in.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class Score:
     tokens: list[str]
     token_projection: np.ndarray
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """The score as plain numbers and texts."""
         return {
             "text": self.text,
@@ -72,6 +73,7 @@ def identify_for(run: Run, model: str | Path | None = None) -> ModelInfo:
     """Find the model a run was made with, without loading it.
 
     Args:
+        run: the run.
         model: where it is, for a model that :func:`model_of_run` cannot name.
 
     Raises:

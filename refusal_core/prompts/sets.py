@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -112,6 +112,8 @@ def load_contrast_set(
             hub dataset.
         limit: prompts a label, spread evenly over the set; matched pairs stay together.
         text_column, label_column: where they are not called ``text`` and ``label``.
+        text_column: its name in a file, where it is not found by itself.
+        label_column: its name in a file, where it is not found by itself.
 
     Raises:
         PromptError: when the source cannot be read or is not a contrast set.
@@ -220,6 +222,7 @@ def read_csv(text: str, name: str) -> pd.DataFrame:
     """A csv file with as many fields in every row as its header names; pandas would guess where they are not.
 
     Args:
+        text: the file's content.
         name: what errors call the file.
 
     Raises:
@@ -360,7 +363,7 @@ def _from_hub(dataset: str, text_column: str | None) -> tuple[list[str], str | N
     return _texts(frame, column, dataset), revision
 
 
-def _table(columns: dict, source: str) -> pd.DataFrame:
+def _table(columns: dict[str, Any], source: str) -> pd.DataFrame:
     table = pd.DataFrame({name: columns.get(name) for name in COLUMNS if name in columns})
     table["prompt_id"] = [prompt_id(text) for text in table["text"]]
     table["source"] = source
@@ -412,7 +415,7 @@ def _lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in _decode(path).split("\n") if line.strip()]
 
 
-def _json(text: str, name: str, where: str):
+def _json(text: str, name: str, where: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
@@ -543,4 +546,4 @@ def prompt_groups(prompts: pd.DataFrame) -> np.ndarray:
 
     Prompts of one group are never split between folds and are resampled together.
     """
-    return prompts["pair_id"].where(prompts["pair_id"].notna(), prompts["prompt_id"]).to_numpy(str)
+    return np.asarray(prompts["pair_id"].where(prompts["pair_id"].notna(), prompts["prompt_id"]).to_numpy(str))

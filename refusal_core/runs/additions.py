@@ -34,6 +34,8 @@ def save_addition(run: Run, table: pd.DataFrame, manifest: AdditionManifest) -> 
     """Store a later measurement beside a run, in place of an older one; the run's own files stay as they are.
 
     Args:
+        run: the run.
+        table: one row per prompt, as it was recorded.
         manifest: all but ``run_id`` and the table's ``sha256``, which are set here.
 
     Raises:

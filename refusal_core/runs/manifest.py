@@ -304,6 +304,8 @@ def parse_manifest(kind: type[AnyManifest], content: Mapping[str, Any], where: s
     """Check a manifest of the current format that was read from a file.
 
     Args:
+        kind: what it is to be.
+        content: the file's content, as JSON has it.
         where: begins the message, such as ``run 'x': the manifest``.
         mend: ends it: what to do.
 

@@ -41,6 +41,7 @@ class Run:
     tables: RunTables
 
     def __repr__(self) -> str:
+        """Return it in one line."""
         fitted, scored = int(self.rows().sum()), int((~self.rows()).sum())
         return f"<Run {self.run_id}: {self.n_layers} layers, {fitted} prompts fitted on, {scored} scored>"
 
@@ -76,7 +77,7 @@ class Run:
     @property
     def n_sites(self) -> int:
         """How many sites there are: the layers and the final norm."""
-        return self.projections.shape[1]
+        return int(self.projections.shape[1])
 
     @property
     def n_layers(self) -> int:
@@ -113,7 +114,7 @@ class Run:
         chosen = table["fitted"] if source is None else table["source"].eq(source) & ~table["fitted"]
         if label is not None:
             chosen = chosen & table["label"].eq(label)
-        return chosen.to_numpy()
+        return np.asarray(chosen.to_numpy())
 
     @cached_property
     def transfer_sources(self) -> list[str]:

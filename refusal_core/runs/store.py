@@ -115,6 +115,7 @@ def unfinished_work(folder: Path, what: str) -> Iterator[Path]:
     It stays when the work is stopped, so that it can go on there, and is removed once the work is done or refused.
 
     Args:
+        folder: where the work is.
         what: names the work in errors.
 
     Raises:
@@ -157,8 +158,10 @@ def save_run(
 
     Args:
         manifest: all but ``files``, which are set here.
+        tables: its tables and arrays.
         evidence: tables by name, kept as ``evidence_<name>.parquet``.
         activations: ``(prompt, site, d_model)``, kept only when given.
+        cache: the folder of runs.
 
     Raises:
         RunError: when it cannot be written.
@@ -188,6 +191,8 @@ def open_run(run_id: str, cache: str | Path | None = None, *, everything: bool =
     """Open a run, checking every file it reads against the manifest.
 
     Args:
+        run_id: its name.
+        cache: the folder of runs.
         everything: check stored activations too.
 
     Raises:

@@ -155,8 +155,10 @@ def export_pictures(run: Run, folder: str | Path) -> list[Path]:
 
 
 def export_zip(run: Run, site: int) -> bytes:
-    """All that a run says as one zip: what :func:`export_run` and :func:`export_pictures` write, the directions, and
-    Python that uses them at a site. Without a browser ``pictures.txt`` says why there are none.
+    """Return all that a run says as one zip.
+
+    It has what :func:`export_run` and :func:`export_pictures` write, the directions, and Python that uses them at a
+    site. Without a browser ``pictures.txt`` says why there are none.
     """
     packed = BytesIO()
     with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:

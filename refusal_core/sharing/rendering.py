@@ -37,6 +37,7 @@ def image(figure: go.Figure, kind: str, dark: bool = False, width: int = WIDTH) 
     """A figure as PNG, at twice its size in pixels, or SVG.
 
     Args:
+        figure: the figure.
         kind: ``png`` or ``svg``.
         dark: in the dark theme's look.
         width: of the figure, in pixels.
@@ -51,7 +52,7 @@ def image(figure: go.Figure, kind: str, dark: bool = False, width: int = WIDTH) 
     try:
         with _DRAWING:
             # Without MathJax nothing is asked of the network, and prompts stay text.
-            return kaleido.calc_fig_sync(_still(figure, dark), opts=size, kopts={"mathjax": False})
+            return bytes(kaleido.calc_fig_sync(_still(figure, dark), opts=size, kopts={"mathjax": False}))
     except Exception as error:
         raise _failed(error) from error
 
@@ -93,6 +94,7 @@ def page(figure: go.Figure, title: str, dark: bool = False) -> bytes:
     """A figure as an HTML page of its own, with Plotly's script in it: interactive, and without any network.
 
     Args:
+        figure: the figure.
         title: the page's title, plain text.
         dark: in the dark theme's look.
     """
@@ -127,7 +129,7 @@ def _still(figure: go.Figure, dark: bool = False, frame: str | None = None) -> d
 
 
 def _dressed(figure: go.Figure, look: dict[str, Any]) -> dict[str, Any]:
-    drawn = json.loads(figure.to_json())
+    drawn: dict[str, Any] = json.loads(figure.to_json())
     drawn["layout"] |= look
     # On a page the layout around a figure keeps it off the edges.
     drawn["layout"].setdefault("margin", {}).update(l=_EDGE, r=_EDGE, b=_EDGE)

@@ -39,6 +39,8 @@ def report_html(
     """The report as HTML text; every text that comes from the run is escaped.
 
     Args:
+        run: the run.
+        evidence: its evidence.
         replies: the run's recorded behaviour, when there is one.
         interventions: the run's recorded interventions and their manifest, when there are some.
     """
@@ -101,4 +103,4 @@ def report_html(
 
 def _figure(figure: go.Figure, with_script: bool = False) -> str:
     figure.update_layout(page_look(dark=False))
-    return figure.to_html(full_html=False, include_plotlyjs=with_script, config={"displaylogo": False})
+    return str(figure.to_html(full_html=False, include_plotlyjs=with_script, config={"displaylogo": False}))

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 from filelock import FileLock
@@ -83,6 +83,7 @@ class Job:
 
     @property
     def name(self) -> str:
+        """The job's name: that of its command."""
         return self.command.name
 
 
@@ -264,11 +265,11 @@ def _lock() -> FileLock:
     return FileLock(cache_folder() / _FOLDER / "lock")
 
 
-def _record(name: str) -> dict | None:
+def _record(name: str) -> dict[str, Any] | None:
     return _read(_path(name, ".json"))
 
 
-def _read(path: Path) -> dict | None:
+def _read(path: Path) -> dict[str, Any] | None:
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -276,7 +277,7 @@ def _read(path: Path) -> dict | None:
     return read if isinstance(read, dict) else None
 
 
-def _write(path: Path, content: dict) -> None:
+def _write(path: Path, content: dict[str, Any]) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(json.dumps(content), encoding="utf-8")
     os.replace(beside, path)

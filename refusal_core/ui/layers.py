@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -27,7 +28,7 @@ _STARTS, _SHOWN = "layers_starts", "layers_shown"
 MOST_FOLLOWED = 6
 
 
-def panel_options(run: Run) -> dict:
+def panel_options(run: Run) -> dict[str, Any]:
     """Fields for what the panels show; returns options of :func:`~refusal_core.figures.panels.linked`."""
     view = address.view()
     wanted = [each for each in PANELS if each in (view.panels or PANELS)]
@@ -65,7 +66,7 @@ def panel_options(run: Run) -> dict:
     return {"panels": tuple(panels), "axes": axes, "sources": tuple(sources)}
 
 
-def linked_panels(run: Run, options: dict) -> None:
+def linked_panels(run: Run, options: dict[str, Any]) -> None:
     """Draw the panels with their slider; a click on a prompt's point follows it over the layers.
 
     The figure is drawn for the site it was first asked for and is not drawn again when the site changes: the browser
@@ -185,7 +186,7 @@ def _follow(run: Run, rows: Sequence[int]) -> list[int]:
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _figure(run_id: str, changed: int, _run: Run, start: int, **options) -> go.Figure:
+def _figure(run_id: str, changed: int, _run: Run, start: int, **options: Any) -> go.Figure:
     return serialise_once(linked(_run, start, framed=False, **options))
 
 

@@ -207,7 +207,7 @@ def about_rater(name: str) -> None:
             ("Download everyone's", "ratings.csv", raters.all_ratings),
         ):
             try:
-                content = ratings.to_csv(read())
+                content = ratings.to_csv(read())  # type: ignore[no-untyped-call]
             except RefusalError as error:
                 st.text(str(error))
             else:
