@@ -15,7 +15,7 @@ one, many = st.tabs(["One prompt", "A list"], key="live_tab", on_change="rerun")
 if one.open:
     with one:
         field, layer = st.columns([4, 1], vertical_alignment="bottom")
-        text = live.prompt_field(field, disabled=source is None)
+        text = live.prompt_field(field, disabled=source is None, page="live")
         site = site_picker(run, layer)
         tools = st.container(horizontal=True, vertical_alignment="center")
         with tools:

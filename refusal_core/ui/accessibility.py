@@ -16,6 +16,6 @@ def make_accessible() -> None:
     backgrounds = "".join(
         f"--{theme}-background: {st.get_option(f'theme.{theme}.backgroundColor')};" for theme in ("light", "dark")
     )
-    css = f":root {{ {backgrounds} }}\n{resource('accessible.css')}"
+    css = f":root {{ {backgrounds} }}\n{resource('page.css')}"
     with st.sidebar:
         component("accessible_names", css=css, isolate_styles=False)(key="accessible_names")

@@ -16,7 +16,7 @@ from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.intervention import effects, experiment
 from refusal_core.intervention.conditions import ABLATE, ADD, PLAIN, Condition
 from refusal_core.intervention.effects import MEASURES
-from refusal_core.intervention.experiment import INTERVENTION, Tried, TriedPrompt
+from refusal_core.intervention.experiment import INTERVENTION, Tried
 from refusal_core.runs.manifest import InterventionManifest
 from refusal_core.runs.run import Run
 from refusal_core.ui import address
@@ -24,9 +24,6 @@ from refusal_core.ui.layout import chart, marked, sentences, show_error
 from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import OpenRun, measure_here, model_source, one_model
 from refusal_core.ui.numbers import numbers_table
-
-_MOST_READ = 4
-"""The most prompts whose activations stay in memory, for visitors who move a slider."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,12 +198,8 @@ def _tried(run: Run, source: str, text: str, condition: Condition, tokens: str) 
     """Return the prompt without and under the edit; the prompt's activations are reused."""
 
     def question(opened: OpenRun) -> tuple[Tried, Tried]:
-        if text not in opened.read:
-            tried = TriedPrompt(opened.scorer, text)
-            while len(opened.read) >= _MOST_READ:
-                del opened.read[next(iter(opened.read))]
-            opened.read[text] = tried
-        return opened.read[text].under(Condition(PLAIN)), opened.read[text].under(condition, tokens)
+        tried = opened.tried(text)
+        return tried.under(Condition(PLAIN)), tried.under(condition, tokens)
 
     slot = st.empty()
     with st.spinner("Asking the model …"):

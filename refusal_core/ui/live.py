@@ -21,12 +21,14 @@ from refusal_core.ui.glossary import meaning_of
 from refusal_core.ui.layout import chart, raw_units, show_error
 from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import one_model
+from refusal_core.ui.numbers import whole
 from refusal_core.ui.scores import score_table
 
 MOST_PINS = len(LINE_COLOURS) - 1
 MOST_REMEMBERED = 30
 
-_FIELD, _LINES, _AREA = "live_text", "live_lines", "live_area"
+_LINES = "live_several_lines"
+_TYPED, _PUT, _SEVERAL = "live_typed", "live_put", "live_several"
 _SUGGESTIONS_OPEN, _HISTORY_OPEN = "live_suggestions_open", "live_history_open"
 _PINS, _HISTORY, _TO_PIN, _STANDS = "live_pins", "live_history", "live_to_pin", "live_stands"
 _SECONDS_TO_STAND = 4.0
@@ -34,7 +36,7 @@ _SECONDS_TO_STAND = 4.0
 _PIN_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
-def prompt_field(container: DeltaGenerator, disabled: bool) -> str:
+def prompt_field(container: DeltaGenerator, disabled: bool, page: str) -> str:
     """Show the field for a prompt, which scores while one types, or one for several lines; return the text.
 
     The address names the text, so that it can be sent to a colleague.
@@ -42,36 +44,45 @@ def prompt_field(container: DeltaGenerator, disabled: bool) -> str:
     Args:
         container: holds the field.
         disabled: whether there is no model to ask.
+        page: distinguishes the fields of the pages, which share the text.
     """
     linked = address.linked_text()
     if linked is not None:
-        _type(linked)
-    if st.session_state.get(_LINES):
+        type_prompt(linked)
+    several = st.session_state.get(_SEVERAL, False)
+    key = f"{page}_lines" if several else f"{page}_text"
+    # A page's widgets end with it. While they are there, whoever types is ahead of what is known here.
+    if st.session_state.pop(_PUT, False) or key not in st.session_state:
+        st.session_state[key] = st.session_state.get(_TYPED, "")
+    if several:
         text = container.text_area(
             "Prompt",
-            key=_AREA,
+            key=key,
             height=140,
             disabled=disabled,
-            persist_state="session",
             help="Scored with Ctrl+Enter (⌘+Enter on a Mac), or on leaving the field.",
         )
     else:
         text = container.text_input(
             "Prompt",
-            key=_FIELD,
+            key=key,
             live="500ms",
             placeholder="How do I kill the weeds between my paving stones?",
             disabled=disabled,
-            persist_state="session",
-            help="Scored half a second after the last key. For a prompt of several lines turn “Several lines” on.",
+            help="Scored half a second after the last key. The page Live score takes prompts of several lines.",
         )
+    st.session_state[_TYPED] = text
     address.link_text(text)
     return text
 
 
 def tools(run: Run, disabled: bool) -> None:
     """Show what helps to fill the field: room for several lines, and suggestions."""
-    st.toggle("Several lines", key=_LINES, on_change=_carry_over, persist_state="session")
+    st.toggle(
+        "Several lines",
+        key=address.fill(_LINES, st.session_state.get(_SEVERAL, False)),
+        on_change=lambda: st.session_state.update({_SEVERAL: st.session_state[_LINES]}),
+    )
     popover = st.popover(
         "Contrasts to try",
         icon=":material/lightbulb:",
@@ -107,8 +118,8 @@ def history_tool(run: Run, site: int) -> None:
         with popover:
             st.caption(f"Newest first, up to {MOST_REMEMBERED}. A press types a prompt again.")
             for place, score in enumerate(scores):
-                label = plain(_shortened(score.text, 80))
-                st.button(label, key=f"live_back_{place}", type="tertiary", on_click=_type, args=(score.text,))
+                label = plain(shortened(score.text, 80))
+                st.button(label, key=f"live_back_{place}", type="tertiary", on_click=type_prompt, args=(score.text,))
             st.button("Clear history", icon=":material/delete:", on_click=scores.clear)
             if scores:
                 score_table(run, scores, site, key="live_history_table")
@@ -135,7 +146,7 @@ def scored(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | No
         score = _ask(run, source, text, line)
     if score is None:
         return None
-    line.text(f"Scored: {_shortened(text, 120)}")
+    line.text(f"Scored: {shortened(text, 120)}")
     _remember(scores, score)
     return score
 
@@ -182,7 +193,7 @@ def pin_controls(run: Run, score: Score | None) -> None:
     clear.button("Clear pins", icon=":material/keep_off:", disabled=not pinned, width="stretch", on_click=pinned.clear)
     for place, pin in enumerate(pinned):
         text, remove = st.columns([6, 1], vertical_alignment="center")
-        text.text(f"{place + 1}. {_shortened(pin.text, 120)}")
+        text.text(f"{place + 1}. {shortened(pin.text, 120)}")
         remove.button("Unpin", key=f"unpin_{place}", width="stretch", on_click=_unpin, args=(pinned, place))
 
 
@@ -193,7 +204,7 @@ def show_numbers(run: Run, score: Score, site: int) -> None:
     for column, label in ((harmful, "harmful"), (harmless, "harmless")):
         column.metric(
             f"percentile, {label}",
-            f"{score.percentile[label][site]:.0f}",
+            str(whole(score.percentile[label][site])),
             help=f"Percent of the run's {label} prompts that project below it at {run.site_label(site)}.",
         )
     odds.metric("refusal log-odds", f"{score.refusal_log_odds:.2f}", help=meaning_of("refusal_log_odds"))
@@ -264,7 +275,7 @@ def _remember(scores: list[Score], score: Score) -> None:
 
 def _ask(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | None:
     """Return the model's answer, or ``None`` after showing why there is none."""
-    line.text(f"Scoring: {_shortened(text, 120)}")
+    line.text(f"Scoring: {shortened(text, 120)}")
     waiting = st.empty()
     try:
         return one_model().ask(run, source, lambda opened: opened.scorer.score(text), waiting.caption)
@@ -278,23 +289,15 @@ def _ask(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | None
     return None
 
 
-def _type(text: str) -> None:
+def type_prompt(text: str) -> None:
     """Put a text into the field that can hold it, and close what it was chosen from."""
     st.session_state[_SUGGESTIONS_OPEN] = st.session_state[_HISTORY_OPEN] = False
-    several = "\n" in text
-    st.session_state[_LINES] = several
-    st.session_state[_AREA if several else _FIELD] = text
+    st.session_state.update({_TYPED: text, _PUT: True, _SEVERAL: "\n" in text})
 
 
 def _try(contrast: Contrast) -> None:
-    _type(contrast.one)
+    type_prompt(contrast.one)
     st.session_state[_TO_PIN] = contrast.other
-
-
-def _carry_over() -> None:
-    """Copy the text from one field to the other."""
-    here, there = (_AREA, _FIELD) if not st.session_state[_LINES] else (_FIELD, _AREA)
-    st.session_state[there] = st.session_state.get(here, "")
 
 
 def _unpin(pinned: list[Score], place: int) -> None:
@@ -306,6 +309,6 @@ def _in_a_legend(text: str) -> str:
     return safe(text, width=40, limit=28)
 
 
-def _shortened(text: str, limit: int) -> str:
+def shortened(text: str, limit: int) -> str:
     one_line = " ".join(text.split())
     return one_line if len(one_line) <= limit else one_line[: limit - 1] + "…"

@@ -27,6 +27,10 @@ from refusal_core.ui.turns import Turns
 
 T = TypeVar("T")
 
+_PATH = "live_model_path"
+
+_MOST_READ = 4
+"""The most prompts whose activations stay in memory, for visitors who move a slider."""
 _MOST_OPEN = 4
 """The most runs of one model that stay open: an open run holds the keys and values of its template."""
 
@@ -42,6 +46,20 @@ class OpenRun:
 
     scorer: Scorer
     read: dict[str, TriedPrompt] = field(default_factory=dict)
+
+    def tried(self, text: str) -> TriedPrompt:
+        """Return a prompt as it was read for edits, reading it where it is not in memory.
+
+        Raises:
+            PromptError: see :meth:`refusal_core.pipeline.scoring.Scorer.encode`.
+            RefusalError: for a model that thinks before it replies.
+        """
+        if text not in self.read:
+            tried = TriedPrompt(self.scorer, text)
+            while len(self.read) >= _MOST_READ:
+                del self.read[next(iter(self.read))]
+            self.read[text] = tried
+        return self.read[text]
 
 
 class OneModel:
@@ -109,6 +127,16 @@ def one_model() -> OneModel:
     return OneModel()
 
 
+def available_source(run: Run) -> str | None:
+    """Return where the run's model is loaded from, or ``None`` where it is not on this machine."""
+    try:
+        name, revision = model_of_run(run)
+    except RefusalError:
+        path: str | None = st.session_state.get(_PATH) or None
+        return path
+    return name if is_available(name, revision) else None
+
+
 def model_source(run: Run) -> str | None:
     """Return where the run's model is loaded from, or ``None`` after showing what is missing."""
     try:
@@ -162,7 +190,7 @@ def _path_of_local_model(run: Run) -> str | None:
     )
     path = st.text_input(
         "Path of the model",
-        key="live_model_path",
+        key=_PATH,
         placeholder="a folder with config.json, or a GGUF file",
         persist_state="session",
     )

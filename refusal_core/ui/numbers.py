@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import streamlit as st
 from streamlit.column_config import Column, NumberColumn
@@ -10,6 +12,11 @@ from streamlit.elements.lib.column_types import ColumnConfig
 from refusal_core.ui.glossary import meaning_of, name_of
 
 _COUNTS = ("mean_crossings", "crossfit_range_overlap", "range_overlap")
+
+
+def whole(value: float) -> int:
+    """Round a number half up, as tables in the browser do; Python rounds halves to even numbers."""
+    return math.floor(value + 0.5)
 
 
 def numbers_table(table: pd.DataFrame) -> None:

@@ -11,6 +11,7 @@ import streamlit as st
 from refusal_core.pipeline.scoring import Score
 from refusal_core.runs.run import Run
 from refusal_core.ui.glossary import meaning_of
+from refusal_core.ui.numbers import whole
 
 
 def score_table(
@@ -35,8 +36,8 @@ def score_table(
         {
             "prompt": [score.text for score in scores],
             "projection": [score.projection[site] for score in scores],
-            "percentile, harmful": [score.percentile["harmful"][site] for score in scores],
-            "percentile, harmless": [score.percentile["harmless"][site] for score in scores],
+            "percentile, harmful": [whole(score.percentile["harmful"][site]) for score in scores],
+            "percentile, harmless": [whole(score.percentile["harmless"][site]) for score in scores],
             "refusal log-odds": [score.refusal_log_odds for score in scores],
             "first token": [score.first_token for score in scores],
         }

@@ -30,16 +30,20 @@ from synthetic import (
 from refusal_core.annotations import raters
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RunError
+from refusal_core.exploration.outliers import derived_band
 from refusal_core.files import sha256_of
 from refusal_core.intervention import effects, experiment
 from refusal_core.pipeline.scoring import Score
+from refusal_core.prompts.sets import prompt_id
 from refusal_core.prompts.suggestions import contrasts
 from refusal_core.runs.additions import save_addition
 from refusal_core.runs.store import open_run
 from refusal_core.ui import comparison, frame, jobs, lists, model
 from refusal_core.ui import evidence as evidence_page
+from refusal_core.ui import home as home_page
 from refusal_core.ui import live as live_page
 from refusal_core.ui.markdown import typeset
+from refusal_core.ui.numbers import whole
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
@@ -80,15 +84,62 @@ def shown(app: AppTest) -> str:
     return re.sub(r"\\(.)", r"\1", re.sub(r'\[([^]]*)]\(Glossary "[^"]*"\)', r"\1", "\n".join(texts)))
 
 
-def test_home_says_what_the_run_says():
+def test_home_says_in_one_sentence_what_the_run_says():
     app = visit()
-    assert "probe-pairs" in app.markdown[0].value
-    assert [metric.label for metric in app.metric][:3] == [
-        "Does it fit?",
-        "Does it hold on new prompts?",
-        "Is it about harm?",
-    ]
-    assert all(metric.value.startswith("d = ") for metric in app.metric[:3])
+    layer = open_run(RUN).layer_stats["crossfit_d"][:N_LAYERS].idxmax()
+    sentence = app.markdown[0].value
+    assert sentence.startswith(f"#### At layer {layer} of {N_LAYERS} the direction separates new harmful requests")
+    assert sentence.count(".") == 1
+
+
+def test_home_shows_an_example_that_the_run_has_without_a_model(synthetic_cache, tmp_path, monkeypatch):
+    prompts = synthetic_prompts()
+    (text,) = [text for name, text in home_page.EXAMPLES.items() if name == "Calm but harmful"]
+    prompts.loc[prompts.index[-1], ["text", "prompt_id"]] = text, prompt_id(text)
+    hidden = np.random.default_rng(0).normal(size=(len(prompts), N_LAYERS + 1, 24))
+    save_synthetic_run(hidden, prompts, tmp_path / "cache")
+    monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "cache"))
+    app = visit()
+    assert app.text_input(key="home_text").disabled
+    assert "needs the run's model" in shown(app)
+    app.button(key="home_Calm but harmful").click().run()
+    run = open_run(RUN)
+    said = home_page.place_in_words(run, run.projections[-1], run.best_site())
+    assert said in shown(app).replace("\u00a0", " ")
+    assert text in [each.value for each in app.text]
+
+
+@pytest.mark.usefixtures("with_model")
+@pytest.mark.parametrize("text", HOSTILE)
+def test_home_places_a_typed_prompt_and_shows_how_its_reply_opens(monkeypatch, text):
+    text = " ".join(text.split())
+    monkeypatch.setattr(home_page, "available_source", lambda run: "tiny")
+    monkeypatch.setattr(home_page, "one_model", FakeModel)
+    monkeypatch.setattr(model, "TriedPrompt", FakeTried)
+    app = visit()
+    app.text_input(key="home_text").set_value(text).run()
+    assert not app.exception
+    run = open_run(RUN)
+    placed = run.projections[len(text) % 10]
+    assert home_page.place_in_words(run, placed, run.best_site()) in shown(app).replace("\u00a0", " ")
+    assert f"Sure, {text}" in [each.value for each in app.text]
+
+
+def test_a_place_in_words_agrees_with_the_projections():
+    run = open_run(RUN)
+    site = N_LAYERS - 1
+    highest, lowest = run.projections[run.rows()].max(axis=0), run.projections[run.rows()].min(axis=0)
+    assert home_page.place_in_words(run, highest + 1, site).startswith("Reads as harmful: ")
+    assert "above all of the harmless and all of the harmful" in home_page.place_in_words(run, highest + 1, site)
+    assert home_page.place_in_words(run, lowest - 1, site).startswith("Reads as harmless: ")
+    assert "above none of the harmless and none of the harmful" in home_page.place_in_words(run, lowest - 1, site)
+    low, high = derived_band(run, site)
+    middle = lowest * 0 + (low + high) / 2
+    assert home_page.place_in_words(run, middle, site).startswith("Reads as neither clearly: ")
+
+
+def test_a_half_percent_is_rounded_as_tables_round_it():
+    assert [whole(value) for value in (12.5, 13.5, 12.49, 0.0, 100.0)] == [13, 14, 12, 0, 100]
 
 
 def test_a_run_that_loses_its_evidence_while_it_is_open_says_so(synthetic_cache, tmp_path, monkeypatch):
@@ -258,7 +309,7 @@ def test_a_damaged_run_is_named_and_the_others_still_open(synthetic_cache, tmp_p
     monkeypatch.setenv("REFUSAL_CACHE", str(cache))
     app = visit()
     assert any("damaged" in text.value for text in app.sidebar.text)
-    assert app.metric
+    assert "At layer" in app.markdown[0].value
 
 
 @pytest.fixture
@@ -434,9 +485,9 @@ def test_a_rating_can_be_corrected_and_a_prompt_skipped(own_cache):
     press(press(app, "Back"), "Leave it")
     assert prompt_shown(app) == texts[2]
     assert prompt_shown(press(app, "Skip")) == texts[3]
-    for prompt_id, text in zip(run.prompts["prompt_id"], run.prompts["text"], strict=True):
+    for rated, text in zip(run.prompts["prompt_id"], run.prompts["text"], strict=True):
         if text not in texts[2:4]:
-            raters.rate("Ana", prompt_id, text, 3)
+            raters.rate("Ana", rated, text, 3)
     assert prompt_shown(press(app, "slightly")) == texts[2]
     press(app, "slightly")
     assert "every prompt" in app.success[0].value
@@ -468,9 +519,9 @@ def test_whoever_rates_sees_nothing_of_the_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_prompt_is_rated_as_text(own_cache, text):
     run = open_run(RUN)
-    for prompt_id, other in zip(run.prompts["prompt_id"], run.prompts["text"], strict=True):
+    for rated, other in zip(run.prompts["prompt_id"], run.prompts["text"], strict=True):
         if other != text:
-            raters.rate("Ana", prompt_id, other, 3)
+            raters.rate("Ana", rated, other, 3)
     app = begin("Ana")
     assert prompt_shown(app) == text
     assert text not in shown(app)
@@ -570,6 +621,16 @@ class FakeModel:
 
     def ask(self, run, source, question, say):
         return question(model.OpenRun(FakeScorer(run)))
+
+
+class FakeTried:
+    """A prompt whose reply repeats it."""
+
+    def __init__(self, scorer, text: str) -> None:
+        self.text = text
+
+    def under(self, condition) -> experiment.Tried:
+        return experiment.Tried(0.0, 0.0, f"Sure, {self.text}")
 
 
 @pytest.fixture
@@ -885,7 +946,7 @@ def test_a_click_in_the_history_brings_a_prompt_back(text):
     label = app.button(key="live_back_1").label
     assert "<script" not in label.replace("\\<", "")
     app.button(key="live_back_1").click().run()
-    field = app.text_area(key="live_area") if "\n" in text else app.text_input(key="live_text")
+    field = app.text_area(key="live_lines") if "\n" in text else app.text_input(key="live_text")
     assert field.value == text
     assert next(metric for metric in app.metric if metric.label == "refusal log-odds").value == f"{len(text):.2f}"
 
@@ -907,11 +968,11 @@ def test_a_suggestion_types_one_side_and_pins_the_other():
 @pytest.mark.usefixtures("with_model")
 def test_a_prompt_of_several_lines_is_typed_into_an_area():
     app = live(visit("4_Live_score"), "one line")
-    app.toggle(key="live_lines").set_value(True).run()
-    assert app.text_area(key="live_area").value == "one line"
-    app.text_area(key="live_area").set_value("two\nlines").run()
+    app.toggle(key="live_several_lines").set_value(True).run()
+    assert app.text_area(key="live_lines").value == "one line"
+    app.text_area(key="live_lines").set_value("two\nlines").run()
     assert next(metric for metric in app.metric if metric.label == "refusal log-odds").value == f"{9:.2f}"
-    app.toggle(key="live_lines").set_value(False).run()
+    app.toggle(key="live_several_lines").set_value(False).run()
     assert not app.exception
 
 

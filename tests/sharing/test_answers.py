@@ -1,0 +1,145 @@
+"""The five answers of the home page, on evidence whose truth is planted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from refusal_core.intervention import effects, experiment
+from refusal_core.runs.evidence_tables import Evidence
+from refusal_core.sharing.answers import QUESTIONS, Answer, answers, headline
+
+SITE = 3
+
+
+@pytest.fixture
+def evidence(run) -> Evidence:
+    return run.evidence
+
+
+def planted(evidence: Evidence, table: str, rows, **values: float) -> Evidence:
+    """The evidence with numbers of some rows of a table replaced."""
+    changed = getattr(evidence, table).copy()
+    for name, value in values.items():
+        changed.loc[rows(changed), name] = value
+    return replace(evidence, **{table: changed})
+
+
+def answer(answered: list[Answer], key: str) -> Answer:
+    return next(each for each in answered if each.key == key)
+
+
+def test_every_question_is_answered_in_order_at_one_site(run, evidence):
+    answered = answers(run, evidence, SITE)
+    assert [each.key for each in answered] == list(QUESTIONS)
+    hold = answer(answered, "hold")
+    assert hold.values[SITE] == evidence.sites["crossfit_d"][SITE]
+    assert f"{hold.values[SITE]:.2f}" in hold.number
+    assert len(hold.values) == run.n_sites
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(0.1, 2.0, "yes"), (-2.0, -0.1, "no"), (-0.5, 0.5, "unclear"), (0.0, 1.0, "unclear")]
+)
+def test_an_interval_answers_only_where_it_excludes_nothing(run, evidence, low, high, verdict):
+    def here(table):
+        return table["site"].eq(SITE)
+
+    middle = (low + high) / 2
+    changed = planted(evidence, "sites", here, crossfit_d=middle, crossfit_d_low=low, crossfit_d_high=high)
+    changed = planted(changed, "transfer", here, d=middle, d_low=low, d_high=high)
+    changed = planted(changed, "refusal", here, rho=middle, rho_low=low, rho_high=high)
+    answered = answers(run, changed, SITE)
+    assert {answer(answered, key).verdict for key in ("hold", "intent", "refusing")} == {verdict}
+    # Elsewhere nothing was changed.
+    assert answer(answers(run, changed, 1), "hold").number != answer(answered, "hold").number
+
+
+def test_in_sample_d_is_compared_with_what_shuffled_labels_reach(run, evidence):
+    above = planted(evidence, "sites", lambda table: table["site"].eq(SITE), in_sample_d=1.0, chance_d_95=0.9)
+    below = planted(evidence, "sites", lambda table: table["site"].eq(SITE), in_sample_d=1.0, chance_d_95=1.1)
+    assert answer(answers(run, above, SITE), "fit").verdict == "yes"
+    assert answer(answers(run, below, SITE), "fit").verdict == "unclear"
+
+
+def test_intent_is_asked_of_the_set_in_which_wording_and_intent_disagree(run, evidence):
+    assert answer(answers(run, evidence, SITE), "intent").number.startswith("d on borderline")
+    renamed = evidence.transfer.assign(source=evidence.transfer["source"].replace("probe-pairs", "quartets"))
+    assert answer(answers(run, replace(evidence, transfer=renamed), SITE), "intent").number.startswith("d on quartets")
+    without = evidence.transfer[~evidence.transfer["source"].eq("borderline")]
+    missing = answer(answers(run, replace(evidence, transfer=without), SITE), "intent")
+    assert (missing.verdict, missing.number) == ("not measured", "")
+
+
+def edits(change: float, half: float, band: tuple[float, float] | None) -> pd.DataFrame:
+    """Effects of ablating the layer on harmful prompts, as :func:`effects.summarise` returns them."""
+    row = {
+        "edit": "ablate",
+        "direction": "found",
+        "label": "harmful",
+        "layers": (SITE,),
+        "read_at": SITE,
+        "position": -1,
+        "alpha": 0.0,
+        "n": 16,
+        "n_controls": 20 if band else 0,
+        "change": change,
+        "change_low": change - half,
+        "change_high": change + half,
+        "change_band_low": band[0] if band else np.nan,
+        "change_band_high": band[1] if band else np.nan,
+    }
+    return pd.DataFrame([row])
+
+
+@pytest.mark.parametrize(
+    ("table", "verdict"),
+    [
+        (edits(-2.0, 0.5, (-0.6, 0.6)), "yes"),
+        (edits(2.0, 0.5, (-0.6, 0.6)), "no"),
+        (edits(-0.5, 0.2, (-0.6, 0.6)), "unclear"),
+        (edits(-2.0, 0.5, None), "unclear"),
+        (None, "not measured"),
+    ],
+)
+def test_refusing_is_caused_only_by_more_than_control_directions_do(run, evidence, table, verdict):
+    assert answer(answers(run, evidence, SITE, table), "cause").verdict == verdict
+
+
+def test_at_a_layer_that_was_not_edited_the_cause_is_not_measured(run, evidence):
+    assert answer(answers(run, evidence, SITE + 1, edits(-2.0, 0.5, (-0.6, 0.6))), "cause").verdict == "not measured"
+    assert (
+        answer(answers(run, evidence, run.n_layers, edits(-2.0, 0.5, (-0.6, 0.6))), "cause").verdict == "not measured"
+    )
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "says", "never"),
+    [
+        ({"hold": "unclear"}, "does not separate new harmful requests", "intent"),
+        ({"intent": "yes", "refusing": "yes"}, "intent rather than their wording", "removing"),
+        ({"intent": "no", "cause": "yes", "refusing": "yes"}, "removing it makes the model refuse less", "likelier"),
+        ({"intent": "unclear", "refusing": "unclear"}, "is not settled", "refuse"),
+    ],
+)
+def test_the_headline_says_no_more_than_the_answers(verdicts, says, never):
+    nothing = np.array([])
+    answered = [
+        Answer(key, verdicts.get(key, "yes" if key != "cause" else "not measured"), "", "", nothing, nothing, nothing)
+        for key in QUESTIONS
+    ]
+    sentence = headline(answered, "layer 3 of 6")
+    assert says in sentence
+    assert never not in sentence
+    assert sentence.count(".") == 1
+
+
+def test_the_rows_that_effects_are_read_from_are_theirs(planted_run):
+    table, _ = experiment.recorded(planted_run)
+    measured = effects.summarise(planted_run, table)
+    cause = answer(answers(planted_run, planted_run.evidence, 2, measured), "cause")
+    swept = effects.over_layers(measured, "ablate", "harmful").set_index("read_at")
+    assert cause.values[2] == swept["change"][2]
