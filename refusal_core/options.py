@@ -129,6 +129,12 @@ class RunOptions(Options):
         None, "Text column", "Column of the prompt files that has the texts.", "text, prompt, …"
     )
     label_column: str | None = _option(None, "Label column", "Column of the prompt files that has the labels.", "label")
+    label: tuple[str, ...] = _option(
+        (),
+        "Meaning of labels",
+        "What a label of the prompt files means, as unsafe=harmful: harmful, harmless, grey, or skip to leave its rows "
+        "out; may be repeated.",
+    )
     system_prompt: str | None = _option(
         None, "System prompt", "System prompt before every prompt.", "what the chat template does by itself"
     )

@@ -18,8 +18,11 @@ from typing import BinaryIO
 import pandas as pd
 from filelock import FileLock
 
+from refusal_core.annotations.answers import identify_prompt, read_answers
 from refusal_core.errors import MarkError
-from refusal_core.prompts.sets import PROMPT_ID, TEXT_COLUMNS, decode, identified, read_csv, small_file
+from refusal_core.prompts.columns import TEXT_COLUMNS
+from refusal_core.prompts.delimited import decode, read_csv
+from refusal_core.prompts.sets import PROMPT_ID
 from refusal_core.runs.store import cache_folder, writable_cache
 
 KINDS = {
@@ -116,7 +119,7 @@ def read_marks(source: str | Path | BinaryIO, usual: str | None = None) -> list[
     Raises:
         RefusalError: when it cannot be read, naming the row.
     """
-    content, name = small_file(source)
+    content, name = read_answers(source)
     frame = read_csv(decode(content, name), name)
     by_name = {str(column).strip().lower(): str(column) for column in frame.columns}
     mark_name, id_name = by_name.get("mark"), by_name.get("prompt_id")
@@ -136,7 +139,7 @@ def read_marks(source: str | Path | BinaryIO, usual: str | None = None) -> list[
         note = str(record.get(by_name.get("note", ""), ""))
         if len(note) > LONGEST_NOTE:
             raise MarkError(f"{where}: expected a note of at most {LONGEST_NOTE} characters, found {len(note)}")
-        prompt_id = identified(record[id_name] if id_name else "", text, where)
+        prompt_id = identify_prompt(record[id_name] if id_name else "", text, where)
         found[prompt_id] = Mark(prompt_id, text, mark, note)
     return list(found.values())
 

@@ -18,8 +18,11 @@ import pandas as pd
 from refusal_core.analysis.groups import bootstrap_counts
 from refusal_core.analysis.inference import correlation_interval
 from refusal_core.analysis.weighted_statistics import weighted_ranks
+from refusal_core.annotations.answers import identify_prompt, read_answers
 from refusal_core.errors import RatingError
-from refusal_core.prompts.sets import TEXT_COLUMNS, decode, find_column, identified, prompt_groups, read_csv, small_file
+from refusal_core.prompts.columns import TEXT_COLUMNS, find_column
+from refusal_core.prompts.delimited import decode, read_csv
+from refusal_core.prompts.sets import prompt_groups
 from refusal_core.runs.run import Run
 
 COLUMNS = ("prompt_id", "text", "rater", "rating", "rated_at")
@@ -75,12 +78,12 @@ def read_ratings(
     Raises:
         RefusalError: when it cannot be read, naming the row.
     """
-    content, name = small_file(source)
+    content, name = read_answers(source)
     frame = read_csv(decode(content, name), name)
-    rating_name = find_column(frame, rating_column, ("rating",), name, "rating")
+    rating_name = find_column(list(frame.columns), rating_column, ("rating",), name, "rating")
     by_name = {str(column).strip().lower(): column for column in frame.columns}
     if rater_column is not None:
-        find_column(frame, rater_column, (), name, "rater")
+        find_column(list(frame.columns), rater_column, (), name, "rater")
     rater_name = rater_column or by_name.get("rater")
     id_name = by_name.get("prompt_id")
     text_name = next((by_name[usual] for usual in TEXT_COLUMNS if usual in by_name), None)
@@ -98,7 +101,7 @@ def read_ratings(
         if not rater:
             raise RatingError(f"{where}: expected a rater in column {rater_name!r}, found none")
         text = record[text_name] if text_name else ""
-        found = identified(record[id_name] if id_name else "", text, where)
+        found = identify_prompt(record[id_name] if id_name else "", text, where)
         rows.append((found, text, rater, _rating(record[rating_name], where), record.get("rated_at", "")))
     return combined([Ratings(pd.DataFrame(rows, columns=list(COLUMNS)).astype({"rating": float}), blank)])
 
@@ -109,7 +112,7 @@ def columns(source: str | Path | BinaryIO) -> list[str]:
     Raises:
         RefusalError: when it cannot be read.
     """
-    content, name = small_file(source)
+    content, name = read_answers(source)
     return [str(column) for column in read_csv(decode(content, name), name).columns]
 
 

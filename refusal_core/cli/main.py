@@ -40,6 +40,7 @@ app.command(measure)
 # By name, so that a verb imports what it needs and no more; without it `--help` would import all of them.
 _VERBS = {
     "run": ("making:run", "Measure a model's refusal directions on a contrast set; prints the run's name."),
+    "prompts": ("prompts:prompts", "Show what would be read from a file or set of prompts, and what is left out."),
     "list": ("runs:list_runs", "List the runs in the cache."),
     "show": ("runs:show", "Show a run's table of layers, or what was measured on it later."),
     "evidence": ("runs:evidence", "Show what the numbers say to each question, layer by layer."),

@@ -7,8 +7,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from refusal_core.cli.parameters import AsJson, Cache, Flat, RunName, print_json, printable
+from refusal_core.cli.prompts import Labels, TextColumn, print_left_out
 from refusal_core.errors import PromptError
 from refusal_core.options import ModelOptions
+from refusal_core.prompts.labels import Choice, parse_labels
 from refusal_core.runs import store
 
 
@@ -17,8 +19,11 @@ def score(
     text: Annotated[str | None, Parameter(help="A prompt.")] = None,
     /,
     *,
-    file: Annotated[str | None, Parameter(help="Prompts in a csv, json, jsonl, parquet or txt file.")] = None,
-    text_column: Annotated[str | None, Parameter(help="Column of the file that has the texts.")] = None,
+    file: Annotated[
+        str | None, Parameter(help="Prompts in a file of any kind that `refusal prompts` reads; labels are not scored.")
+    ] = None,
+    text_column: TextColumn = None,
+    label: Labels = (),
     as_json: AsJson = False,
     where: Annotated[ModelOptions | None, Flat] = None,
     cache: Cache = None,
@@ -26,12 +31,16 @@ def score(
     """Project prompts on a run's direction at every site."""
     from refusal_core.cli.measuring import load_model_of
     from refusal_core.pipeline.scoring import score as score_texts
-    from refusal_core.prompts.sets import read_texts
+    from refusal_core.prompts.sets import read_source
 
     if (text is None) == (file is None):
         raise PromptError("expected either a prompt or a file of prompts")
     opened = store.open_run(run, cache)
-    texts = [str(text)] if file is None else read_texts(file, text_column)["text"].tolist()
+    texts = [str(text)]
+    if file is not None:
+        prompts = read_source(file, Choice(text_column, labels=parse_labels(label)))
+        print_left_out(prompts.report)
+        texts = prompts.table["text"].tolist()
     scores = score_texts(load_model_of(opened, where or ModelOptions()), opened, texts)
     if as_json:
         print_json([result.to_json() for result in scores])

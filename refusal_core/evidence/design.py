@@ -15,7 +15,8 @@ from refusal_core.analysis.groups import ALL_PROMPTS, assign_folds, bootstrap_co
 from refusal_core.analysis.learning import TrainingSample, sample_training_sizes
 from refusal_core.analysis.projections import contrast_weights
 from refusal_core.analysis.resampling import Draws, draw_bootstrap, draw_permutations
-from refusal_core.prompts.sets import LABELS, prompt_groups
+from refusal_core.prompts.labels import LABELS
+from refusal_core.prompts.sets import prompt_groups
 
 CONTRAST = "contrast"
 """What the tables call the fitted prompts, where transfer sets go by their own names."""

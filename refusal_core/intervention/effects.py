@@ -9,7 +9,7 @@ from scipy.stats import t as student
 from refusal_core.analysis.inference import LEVEL, interval
 from refusal_core.intervention.conditions import ABLATE, ADD, COLUMNS, FOUND, OWN, PLAIN, candidate_layers
 from refusal_core.options import PRESETS
-from refusal_core.prompts.sets import LABELS
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 
 MEASURES = {

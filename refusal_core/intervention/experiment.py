@@ -37,7 +37,7 @@ from refusal_core.intervention.effects import published_choice
 from refusal_core.intervention.vectors import Vectors, all_vectors, own_vectors
 from refusal_core.options import PRESETS, InterventionOptions
 from refusal_core.progress import Progress, no_progress
-from refusal_core.prompts.sets import LABELS
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.additions import read_addition, save_addition
 from refusal_core.runs.manifest import (
     ControlsRecord,

@@ -13,7 +13,7 @@ from refusal_core.models.identity import ModelInfo, as_opened, is_available
 from refusal_core.models.known import KNOWN
 from refusal_core.options import RunOptions
 from refusal_core.pipeline.request import Request, prepare
-from refusal_core.prompts.sets import CONTRAST_SETS
+from refusal_core.prompts.bundled import CONTRAST_SETS
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from refusal_core.pipeline.steps import (
     timings,
 )
 from refusal_core.progress import Progress, no_progress
-from refusal_core.prompts.sets import LABELS, PromptSet
+from refusal_core.prompts.labels import LABELS
+from refusal_core.prompts.sets import PromptSet
 from refusal_core.runs import store
 from refusal_core.runs.manifest import ContrastRecord, Manifest, RefitRecord, TransferRecord
 from refusal_core.runs.run import LEFT_OUT, Run

@@ -16,14 +16,9 @@ from refusal_core.evidence.evaluation import CONTRAST
 from refusal_core.models.identity import ModelInfo, as_opened, identify
 from refusal_core.models.templates import borrow_template
 from refusal_core.options import DTYPES, RunOptions
-from refusal_core.prompts.sets import (
-    TRANSFER_SETS,
-    PromptSet,
-    load_contrast_set,
-    load_transfer_set,
-    slug,
-    without,
-)
+from refusal_core.prompts.bundled import TRANSFER_SETS
+from refusal_core.prompts.labels import Choice, parse_labels
+from refusal_core.prompts.sets import PromptSet, load_contrast_set, load_transfer_set, slug, without
 from refusal_core.runs import store
 from refusal_core.runs.run import LEFT_OUT, Run
 
@@ -96,8 +91,8 @@ class Request:
         if repeated.any():
             row = table[repeated].iloc[0]
             raise RefusalError(
-                f"the prompt {row['text']!r:.60} is in two transfer sets, of which one is {row['source']}; keep it in "
-                "one"
+                f"the prompt {row['text']!r:.60} is in two transfer sets, of which one is {row['source']} "
+                f"({row['origin']}); keep it in one"
             )
         return table
 
@@ -108,10 +103,10 @@ def prepare(options: RunOptions) -> Request:
     Raises:
         RefusalError: of the kind that fits, for what cannot be found or used.
     """
-    columns = options.text_column, options.label_column
-    contrast = load_contrast_set(options.prompts, options.limit_per_label, *columns)
+    choice = Choice(options.text_column, options.label_column, parse_labels(options.label))
+    contrast = load_contrast_set(options.prompts, options.limit_per_label, choice)
     transfer = tuple(
-        TransferSet(*without(load_transfer_set(source, *columns), contrast))
+        TransferSet(*without(load_transfer_set(source, choice), contrast))
         for source in (*TRANSFER_SETS, *options.transfer)
     )
     _check_names(contrast, [chosen.prompts for chosen in transfer])

@@ -16,7 +16,7 @@ from refusal_core.models.identity import ModelInfo, identify
 from refusal_core.models.known import KNOWN
 from refusal_core.models.opening import ChatModel, load_model
 from refusal_core.models.templates import template_sha256
-from refusal_core.prompts.sets import LABELS
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 
 

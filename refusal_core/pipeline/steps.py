@@ -94,7 +94,8 @@ def extract_prompts(
 
     Args:
         chat_model: the run's model.
-        table: all prompts; gets the columns ``n_tokens, first_token, refusal_log_odds``.
+        table: all prompts; gets the columns ``n_tokens, first_token, refusal_log_odds``, and loses ``origin``, which
+            prompts have that come from their files.
         reading: how they are read.
         folder: where finished batches are kept, so that work that was stopped goes on there.
         progress: called with ``(EXTRACTING, prompts done, prompts)``.
@@ -113,7 +114,7 @@ def extract_prompts(
         reading.thinking,
         reading.token_limit,
         progress,
-        origins=_origins(table),
+        origins=table.pop("origin").tolist() if "origin" in table else _origins(table),
         folder=folder,
         day=reading.day,
         engine=engine or in_process,

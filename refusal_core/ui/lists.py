@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +15,7 @@ import streamlit as st
 from refusal_core.activations.packing import group_by_length
 from refusal_core.errors import PromptError, RefusalError
 from refusal_core.pipeline.scoring import Score
-from refusal_core.prompts.sets import read_texts
+from refusal_core.prompts.reading import read_prompts
 from refusal_core.runs.run import Run
 from refusal_core.ui.background import duration
 from refusal_core.ui.layout import show_error
@@ -247,8 +245,4 @@ def _until_the_visit_ends(number: str, _run: Run, source: str, _prompts: pd.Data
 
 
 def _prompts_in(name: str, content: bytes) -> pd.DataFrame:
-    with tempfile.TemporaryDirectory(prefix="refusal-") as folder:
-        # The name is untrusted: only its ending becomes part of a path.
-        path = Path(folder) / f"file{Path(name).suffix.lower()}"
-        path.write_bytes(content)
-        return read_texts(path)
+    return read_prompts(content, name).list

@@ -310,5 +310,6 @@ def _in_a_legend(text: str) -> str:
 
 
 def shortened(text: str, limit: int) -> str:
+    """Return a text on one line, cut at a limit of characters."""
     one_line = " ".join(text.split())
     return one_line if len(one_line) <= limit else one_line[: limit - 1] + "…"

@@ -6,9 +6,9 @@ import pandas as pd
 import streamlit as st
 
 from refusal_core.annotations import marks
+from refusal_core.annotations.answers import MOST_BYTES
 from refusal_core.annotations.marks import KINDS, Mark
 from refusal_core.errors import RefusalError
-from refusal_core.prompts.sets import MOST_BYTES
 from refusal_core.runs.run import Run
 from refusal_core.runs.store import cache_folder
 from refusal_core.ui import address

@@ -8,11 +8,11 @@ import pandas as pd
 import streamlit as st
 
 from refusal_core.annotations import raters, ratings
+from refusal_core.annotations.answers import MOST_BYTES
 from refusal_core.annotations.ratings import Ratings
 from refusal_core.errors import RefusalError
 from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import ratings as figures
-from refusal_core.prompts.sets import MOST_BYTES
 from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.glossary import meaning_of, name_of

@@ -8,7 +8,9 @@ from refusal_core.errors import RefusalError
 from refusal_core.models.known import KNOWN
 from refusal_core.options import RunOptions
 from refusal_core.pipeline.plan import Plan, check
-from refusal_core.prompts.sets import CONTRAST_SETS, LABELS, READABLE
+from refusal_core.prompts.bundled import CONTRAST_SETS
+from refusal_core.prompts.labels import LABELS
+from refusal_core.prompts.records import READABLE
 from refusal_core.ui import jobs
 from refusal_core.ui.background import offer
 from refusal_core.ui.jobs import Command

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from refusal_core.errors import PromptError
-from refusal_core.prompts.sets import READABLE, slug
+from refusal_core.prompts.records import check_ending, stem
+from refusal_core.prompts.sets import slug
 from refusal_core.runs.store import writable_cache
 
 LARGEST = 20_000_000
@@ -30,13 +31,11 @@ def store_upload(name: str, content: bytes, cache: str | Path | None = None) -> 
     Raises:
         RefusalError: when it is too large, of no readable kind, or cannot be stored.
     """
-    suffix = Path(name).suffix.lower()
-    if suffix not in READABLE:
-        raise PromptError(f"{name!r:.80}: expected a file ending in {', '.join(READABLE)}")
+    suffix = check_ending(name)
     if len(content) > LARGEST:
         raise PromptError(f"{name!r:.80} has {len(content) / 1e6:.0f} MB, expected at most {LARGEST / 1e6:.0f} MB")
     folder = writable_cache(cache) / _FOLDER
-    path = folder / hashlib.sha256(content).hexdigest()[:16] / f"{slug(Path(name).stem)}{suffix}"
+    path = folder / hashlib.sha256(content).hexdigest()[:16] / f"{slug(stem(name))}{suffix}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}")

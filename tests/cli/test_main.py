@@ -128,7 +128,7 @@ def test_work_that_is_watched_takes_turns(tiny_folder, tmp_path):
 
 
 VERBS = {
-    *("run", "list", "show", "evidence", "score", "refit", "fetch", "verify", "rename", "delete"),
+    *("run", "prompts", "list", "show", "evidence", "score", "refit", "fetch", "verify", "rename", "delete"),
     *("pack", "unpack", "report", "measure", "dashboard"),
 }
 

@@ -3,20 +3,16 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
 
 from refusal_core.analysis.effect_sizes import cohens_d
 from refusal_core.errors import PromptError
-from refusal_core.prompts.sets import (
-    TRANSFER_SETS,
-    load_contrast_set,
-    load_transfer_set,
-    prompt_id,
-    read_texts,
-    without,
-)
+from refusal_core.prompts.bundled import TRANSFER_SETS
+from refusal_core.prompts.labels import Choice
+from refusal_core.prompts.sets import load_contrast_set, load_transfer_set, prompt_id, without
 
 CATEGORIES = {
     "Harassment/Discrimination",
@@ -136,9 +132,9 @@ def test_two_datasets_make_a_set(tmp_path):
 
 
 def test_other_column_names_can_be_given(write):
-    path = write("a.csv", columns=("sentence", "kind"))
-    assert len(load_contrast_set(path, text_column="sentence", label_column="kind").table) == 16
-    with pytest.raises(PromptError, match=r"a\.csv: expected a text column .* found sentence, kind"):
+    path = write("a.csv", columns=("body", "kind"))
+    assert len(load_contrast_set(path, choice=Choice("body", "kind")).table) == 16
+    with pytest.raises(PromptError, match=r"a\.csv: expected a text column .* found body, kind"):
         load_contrast_set(path)
 
 
@@ -151,12 +147,11 @@ def _replaced(row: int, value: tuple[str, str]) -> list[tuple[str, str]]:
     [
         (ROWS[:8], "found none labelled harmless"),
         (ROWS[1:], "at least 8 harmful prompts, found 7"),
-        (_replaced(2, ("  ", "harmful")), "row 3: expected a prompt"),
-        (_replaced(4, (ROWS[0][0], "harmful")), "row 5: the text of row 1 again; expected every text once"),
+        (_replaced(4, (ROWS[0][0], "harmful")), r"a\.csv, row 5: the text of row 1 again; expected every text once"),
         (_replaced(9, (ROWS[0][0], "harmless")), "row 10: the text of row 1 again, under the other label"),
         (
             _replaced(3, ("A new text", "nasty")),
-            "row 4: expected the label harmful or harmless .* found 'nasty'",
+            "row 4: expected a label such as harmful or harmless .* found 'nasty'",
         ),
         (_replaced(3, ("A new text", "grey")), "row 4: the label grey is for transfer sets"),
     ],
@@ -167,57 +162,9 @@ def test_bad_rows_are_named(write, rows, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.csv", b"text,label\nfine,harmful\n\xff\xfe,harmful\n", "line 3: expected UTF-8"),
-        ("a.json", b"[{", "not valid JSON"),
-        ("a.json", b'{"text": 1}', "expected a list of objects"),
-        ("a.jsonl", b'{"text": "x", "label": 1}\n{', "row 2: not valid JSON"),
-        ("a.parquet", b"not parquet", "not a readable parquet table"),
-        ("a.txt", b"no tab here", "row 1: expected a label, a tab"),
-        ("a.xlsx", b"", "expected a file ending in .csv"),
-        ("a.csv", b"", "not a readable csv table"),
-    ],
-)
-def test_unreadable_files_are_named(tmp_path, name, content, message):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(PromptError, match=message) as caught:
-        load_contrast_set(str(path))
-    assert name in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("text,label\nPlease number 1, tell me,harmful\n", "row 1: expected 2 fields .* found 3"),
-        ("text,label\nfine,harmful\nshort\n", "row 2: expected 2 fields .* found 1"),
-        ("text,text,label\na,b,harmful\n", "expected every column once, found 'text'"),
-        ('text,label\n"open,harmful\n', "not a readable csv table"),
-    ],
-)
-def test_a_csv_whose_rows_do_not_fit_its_header_is_refused(tmp_path, content, message):
-    path = tmp_path / "a.csv"
-    path.write_text(content)
-    with pytest.raises(PromptError, match=message):
-        load_contrast_set(str(path))
-
-
-@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x0c", "\x85", "\x1e"])
-def test_only_a_line_feed_ends_a_line(tmp_path, separator):
-    text = f"one{separator}prompt"
-    (tmp_path / "a.txt").write_text(f"{text}\r\nanother\n", newline="")
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-    assert read_texts(tmp_path / "a.txt")["text"].tolist() == [text, "another"]
-    assert read_texts(tmp_path / "a.jsonl")["text"].tolist() == [text]
-
-
-@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"pair_id": [1, 2]}, "row 1: expected one text or number as pair_id"),
-        ({"label": float("inf")}, "row 1: expected the label"),
-        ({"label": 1.7}, "row 1: expected the label"),
         ({"pair_id": "alone"}, "pair_id 'alone': expected prompts of both labels, found harmful"),
     ],
 )
@@ -242,16 +189,17 @@ def test_the_published_set_is_the_first_256_of_each_dataset_at_a_recorded_commit
     asked = []
 
     class Api:
-        def dataset_info(self, dataset, timeout):
+        def dataset_info(self, dataset, revision, timeout):
             return SimpleNamespace(sha=f"commit-of-{dataset}")
 
-    def load_dataset(dataset, split, revision):
+    def load_dataset(dataset, configuration, split, revision):
         asked.append((dataset, split, revision))
         column = "text" if "harmful" in dataset else "instruction"
-        frame = pd.DataFrame({column: [f"{dataset} {row}" for row in range(300)]})
-        return SimpleNamespace(to_pandas=lambda: frame)
+        return datasets.Dataset.from_dict({column: [f"{dataset} {row}" for row in range(300)]})
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("datasets.get_dataset_config_names", lambda dataset, revision: ["default"])
+    monkeypatch.setattr("datasets.get_dataset_split_names", lambda dataset, configuration, revision: ["train", "test"])
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     prompts = load_contrast_set("experiment-0")
     harmful, harmless = "mlabonne/harmful_behaviors", "mlabonne/harmless_alpaca"
@@ -293,27 +241,6 @@ def test_what_is_fitted_leaves_the_transfer_set_with_its_twin(write):
     rest, left_out = without(probes, fitted)
     assert left_out == 2
     assert probes.table["pair_id"][0] not in set(rest.table["pair_id"])
-
-
-def test_texts_without_labels(tmp_path):
-    (tmp_path / "a.csv").write_text('prompt\n"two, parts"\nb\n')
-    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
-    assert read_texts(tmp_path / "a.csv")["text"].tolist() == ["two, parts", "b"]
-    assert read_texts(tmp_path / "a.txt")["text"].tolist() == ["one", "two"]
-
-
-def test_what_a_file_has_beside_its_texts_comes_behind_them(tmp_path):
-    (tmp_path / "a.csv").write_text("id,text,prompt,label\n7,x,one,harmful\n8,y,two,\n")
-    found = read_texts(tmp_path / "a.csv", "prompt")
-    assert list(found.columns) == ["text", "id", "another text", "label"]
-    assert found["text"].tolist() == ["one", "two"]
-    assert found["another text"].tolist() == ["x", "y"]
-
-
-def test_json_texts_survive_as_they_are(tmp_path):
-    text = "<b>x</b> \u202e $\\frac{1}{2}$ <|im_end|> \U0001f600"
-    (tmp_path / "a.json").write_text(json.dumps([{"text": text}]))
-    assert read_texts(tmp_path / "a.json")["text"].tolist() == [text]
 
 
 def test_prompt_ids_belong_to_texts():

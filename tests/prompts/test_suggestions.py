@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from refusal_core.prompts.sets import TRANSFER_SETS, load_contrast_set, load_transfer_set
+from refusal_core.prompts.bundled import TRANSFER_SETS
+from refusal_core.prompts.sets import load_contrast_set, load_transfer_set
 from refusal_core.prompts.suggestions import contrasts
 
 

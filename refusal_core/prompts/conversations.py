@@ -1,0 +1,139 @@
+"""Conversations as chat data sets have them, and the one prompt that each of them comes to."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_ROLES = {
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "developer": "system",
+}
+_UNREAD_ROLES = ("tool", "function", "ipython")
+_ROLE_KEYS, _CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):[ ]?")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says: ``system``, ``user`` or ``assistant``."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation up to where the last user turn ends.
+
+    Attributes:
+        prompt: the last user turn.
+        before: the turns before it.
+        n_after: turns after it, which are replies to it and are not read.
+    """
+
+    prompt: str
+    before: tuple[Turn, ...] = ()
+    n_after: int = 0
+
+
+class NotAConversationError(ValueError):
+    """Says what is wrong with a conversation."""
+
+
+def is_conversation(value: object) -> bool:
+    """Return whether a value is a list of messages, each with a role and a content."""
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and _is_message(turn) for turn in value)
+    )
+
+
+def is_transcript(text: str) -> bool:
+    """Return whether a text is a conversation written out as HH-RLHF does: ``Human: …`` and ``Assistant: …``."""
+    return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+
+
+def parse_conversation(value: object) -> Conversation:
+    """Return the conversation in a cell: messages, a list of user turns, JSON of either, or a transcript.
+
+    Raises:
+        NotAConversationError: when it is none, or has no user turn.
+    """
+    if isinstance(value, str):
+        value = _from_text(value)
+    if isinstance(value, list) and is_conversation(value):
+        turns = [_turn(message) for message in value]
+    elif isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
+        turns = [Turn("user", turn) for turn in value]
+    else:
+        raise NotAConversationError(
+            f"expected messages, each with a role (user, assistant or system) and a content, found {value!r:.60}"
+        )
+    last = max((place for place, turn in enumerate(turns) if turn.role == "user"), default=None)
+    if last is None:
+        raise NotAConversationError(f"expected a turn of the user, found {', '.join(turn.role for turn in turns[:5])}")
+    return Conversation(turns[last].content, tuple(turns[:last]), len(turns) - last - 1)
+
+
+def looks_like_messages(text: str) -> bool:
+    """Return whether a text is a list of messages, in JSON or as Python writes it."""
+    return re.match(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s*:""", text) is not None
+
+
+def _from_text(text: str) -> object:
+    if is_transcript(text):
+        roles_and_turns = _TURN.split(text)[1:]
+        pairs = zip(roles_and_turns[::2], roles_and_turns[1::2], strict=True)
+        return [{"role": role.lower(), "content": content.strip()} for role, content in pairs]
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise NotAConversationError(
+            f"expected messages as JSON, found {text.strip()!r:.60}; export the column as JSON"
+        ) from None
+
+
+def _turn(message: dict[str, Any]) -> Turn:
+    said = message[_of(message, _ROLE_KEYS)]
+    role = _ROLES.get(str(said).strip().lower())
+    if role is None:
+        raise NotAConversationError(f"expected turns of the user, the assistant or the system, found {said!r:.40}")
+    return Turn(role, _content(message[_of(message, _CONTENT_KEYS)]))
+
+
+def _content(value: object) -> str:
+    """Return the text of a message, which may come in parts."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    parts = value if isinstance(value, Sequence) else [value]
+    texts = []
+    for part in parts:
+        text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
+        if not isinstance(text, str):
+            raise NotAConversationError(f"expected text in every message, found {part!r:.60}")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _is_message(turn: dict[str, Any]) -> bool:
+    role = turn.get(_of(turn, _ROLE_KEYS))
+    return (
+        isinstance(role, str) and role.strip().lower() in {*_ROLES, *_UNREAD_ROLES} and bool(_of(turn, _CONTENT_KEYS))
+    )
+
+
+def _of(message: dict[str, Any], keys: Sequence[str]) -> str:
+    return next((key for key in keys if key in message), "")

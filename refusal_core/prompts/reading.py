@@ -1,0 +1,387 @@
+"""From a file's bytes to prompts, with a report of what they were taken for: nothing is guessed or dropped silently."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+
+from refusal_core.errors import PromptError
+from refusal_core.prompts import delimited, json_files, tables
+from refusal_core.prompts.columns import (
+    CONVERSATION_COLUMNS,
+    SYSTEM_COLUMNS,
+    TEXT_COLUMNS,
+    find_column,
+    first_column,
+    is_missing,
+    join,
+    joined_column,
+    paired_columns,
+    shown,
+)
+from refusal_core.prompts.conversations import (
+    Conversation,
+    NotAConversationError,
+    Turn,
+    is_transcript,
+    looks_like_messages,
+    parse_conversation,
+)
+from refusal_core.prompts.labelling import Labelling, Meaning, find_labels
+from refusal_core.prompts.labels import HARMFUL, HARMLESS, LABELS, NOTHING_CHOSEN, SKIPPED, Choice
+from refusal_core.prompts.records import Records, Row, check_ending, check_size, expand
+from refusal_core.prompts.report import LeftOut, PromptReport, describe
+
+OPTIONAL_COLUMNS = ("category", "pair_id", "note")
+_WITHOUT_TEXT = "without a text"
+
+
+@dataclass(frozen=True, eq=False)
+class PromptFile:
+    """The prompts of one file.
+
+    Attributes:
+        table: one row per prompt with the columns ``text, label, category, pair_id, note, origin``; all but the text
+            and where it is from may be missing (None).
+        others: the columns of the file besides the text, row for row.
+        labelling: where the labels are from, or why there are none.
+        report: what the file was taken for.
+    """
+
+    table: pd.DataFrame
+    others: pd.DataFrame
+    labelling: Labelling
+    report: PromptReport
+
+    @property
+    def list(self) -> pd.DataFrame:
+        """The texts in a column ``text``, and after it the other columns of the file."""
+        return pd.concat([self.table[["text"]], self.others], axis=1)
+
+    def check_labels(self) -> None:
+        """Raise PromptError when the file cannot be used as a labelled one."""
+        if self.labelling.problem:
+            raise PromptError(self.labelling.problem)
+
+    def check_label(self, label: str) -> None:
+        """Raise PromptError when the file says of some of its prompts that they have another label than this one.
+
+        Numbers, and yes or no, in a column that is just called label may be about something else.
+        """
+        others = self.table["label"].notna() & self.table["label"].ne(label)
+        if self.labelling.in_words and others.any():
+            other = self.table[others].iloc[0]
+            raise PromptError(
+                f"{other['origin']}: expected {label} prompts alone, found one that is labelled {other['label']}; give "
+                "the file by itself, it has labels of its own"
+            )
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt with the place and the row that it is from; ``text`` is None where there is none."""
+
+    place: str
+    row: Row
+    text: str | None
+    label: str | None = None
+    pair_id: str | None = None
+
+
+@dataclass
+class _Found:
+    """What was made out on the way to the prompts."""
+
+    prompts: list[_Prompt]
+    text_columns: tuple[str, ...]
+    shape: str = ""
+    pairs_from: str = ""
+    unread: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_prompts(content: bytes, name: str, choice: Choice = NOTHING_CHOSEN) -> PromptFile:
+    """Read the prompts of a file.
+
+    Args:
+        content: the whole file.
+        name: its name; the ending says what kind of file it is, and errors call it so.
+        choice: columns and labels, where they are not to be found by their names and values.
+
+    Raises:
+        PromptError: when it cannot be read, naming the row where there is one. A file without labels can be read; see
+            :meth:`PromptFile.check_labels`.
+    """
+    return interpret(read_records(content, name, choice), choice)
+
+
+def read_prompt_file(path: str | Path, choice: Choice = NOTHING_CHOSEN) -> PromptFile:
+    """Read the prompts of a file on this machine; see :func:`read_prompts`.
+
+    Raises:
+        PromptError: when it cannot be read.
+    """
+    path = Path(path)
+    try:
+        check_size(path.stat().st_size, path.name)
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "no file can have that name"
+        raise PromptError(f"cannot read {path.name!r:.120}: {why}") from error
+    return read_prompts(content, path.name, choice)
+
+
+def read_records(content: bytes, name: str, choice: Choice = NOTHING_CHOSEN) -> Records:
+    """Read the rows of a file as they are.
+
+    Args:
+        content: the whole file.
+        name: its name; the ending says what kind of file it is, and errors call it so.
+        choice: names and labels by which a table's header and labels are told from prompts.
+
+    Raises:
+        PromptError: when it is of no readable kind or shape, or too large, naming the row where there is one.
+    """
+    kind = check_ending(name)
+    check_size(len(content), name)
+    if kind.endswith(".gz"):
+        content, kind = expand(content, name), kind.removesuffix(".gz")
+    binary: dict[str, Callable[[bytes, str], Records]] = {
+        ".parquet": tables.read_parquet,
+        ".feather": tables.read_arrow,
+        ".arrow": tables.read_arrow,
+        ".xlsx": tables.read_workbook,
+    }
+    if kind in binary:
+        return binary[kind](content, name)
+    text = delimited.decode(content, name)
+    if kind in (".csv", ".tsv"):
+        return delimited.read_delimited(text, name, choice)
+    if kind == ".txt":
+        return delimited.read_lines(text, name, choice)
+    return json_files.read_json(text, name) if kind == ".json" else json_files.read_json_lines(text, name)
+
+
+def interpret(records: Records, choice: Choice = NOTHING_CHOSEN) -> PromptFile:
+    """Make prompts of a table's rows.
+
+    Raises:
+        PromptError: when there is no column of texts, a cell of it is no text, or no row has one.
+    """
+    records, left_out = _without_empty_end(records)
+    if not records.rows:
+        raise PromptError(f"{records.file}: expected at least one prompt, found none ({records.shape})")
+    found = _find_prompts(records, choice)
+    prompts = [prompt for prompt in found.prompts if prompt.text is not None]
+    _add(left_out, _WITHOUT_TEXT, [prompt.place for prompt in found.prompts if prompt.text is None])
+    for reason, places in found.unread.items():
+        _add(left_out, reason, places)
+    labelling = _labelling(records, found, prompts, choice)
+    skipped = [label == SKIPPED for label in labelling.labels]
+    _add(left_out, "with a label to skip", [p.place for p, skip in zip(prompts, skipped, strict=True) if skip])
+    kept = [place for place, skip in enumerate(skipped) if not skip]
+    if not kept:
+        why = "".join(f"; left out: {LeftOut(reason, tuple(places))}" for reason, places in left_out.items())
+        raise PromptError(f"{records.file}: expected at least one prompt, found none ({records.shape}){why}")
+    prompts = [prompts[place] for place in kept]
+    labelling = replace(labelling, labels=tuple(labelling.labels[place] for place in kept))
+    _check_unicode(records.file, prompts)
+    used = {*found.text_columns, labelling.column}
+    optional = {name: first_column(records.columns, (name,)) for name in OPTIONAL_COLUMNS}
+    others = [column for column in records.columns if column not in used]
+    columns = {name: _optional(prompts, column, name, records.file, found) for name, column in optional.items()}
+    if any(prompt.pair_id for prompt in prompts):
+        columns["pair_id"] = [prompt.pair_id for prompt in prompts]
+    elif any(columns["pair_id"]):
+        found.pairs_from = f"by the column {optional['pair_id']}"
+    table = pd.DataFrame(
+        {
+            "text": [prompt.text for prompt in prompts],
+            "label": pd.Series(labelling.labels, dtype=object),
+            **{name: pd.Series(values, dtype=object) for name, values in columns.items()},
+            "origin": [f"{records.file}, {prompt.place}" for prompt in prompts],
+        }
+    )
+    report = describe(
+        table,
+        records.file,
+        "; ".join(part for part in (records.shape, found.shape) if part),
+        found.pairs_from,
+        text_columns=found.text_columns if records.has_columns else (),
+        label_column=labelling.column if records.has_columns else None,
+        meanings=labelling.meanings,
+        other_columns=tuple(others),
+        left_out=tuple(LeftOut(reason, tuple(places)) for reason, places in left_out.items()),
+        notes=(*records.notes, *found.notes),
+    )
+    return PromptFile(table, _others(prompts, found.text_columns, records.columns), labelling, report)
+
+
+def _find_prompts(records: Records, choice: Choice) -> _Found:
+    """Return what each row has to say to a model."""
+    columns = records.columns
+    if not records.has_columns:
+        return _from_texts(records, "text")
+    if choice.text_column is None:
+        if first_column(columns, TEXT_COLUMNS) is None:
+            pair = paired_columns(records)
+            if pair is not None:
+                return _from_pairs(records, *pair)
+            conversations = first_column(columns, CONVERSATION_COLUMNS)
+            if conversations is not None:
+                return _from_conversations(records, conversations)
+        column = find_column(columns, None, TEXT_COLUMNS, records.file, "text")
+    else:
+        column = find_column(columns, choice.text_column, (), records.file, "text")
+    cells = [cell for row in records.rows if not is_missing(cell := row.get(column))]
+    if any(isinstance(cell, list) for cell in cells) or all(_is_written_conversation(cell) for cell in cells):
+        return _from_conversations(records, column)
+    return _from_texts(records, column)
+
+
+def _from_texts(records: Records, column: str) -> _Found:
+    joined = joined_column(records.columns, column) if records.has_columns else None
+    system = first_column(records.columns, SYSTEM_COLUMNS)
+    found = _Found([], (column,) if joined is None else (column, joined))
+    if joined is not None:
+        found.notes.append(f"{joined} is a part of the prompt and joined to {column} where it is not empty")
+    for place, row in zip(records.places, records.rows, strict=True):
+        text = _text(row.get(column), column, records.file, place)
+        if text is not None and joined is not None:
+            rest = _text(row.get(joined), joined, records.file, place)
+            text = text if rest is None else join(text, rest, joined)
+        if text is not None and system is not None and system != column and not is_missing(row.get(system)):
+            _add(found.unread, _reason(Conversation(text, (Turn("system", ""),))), [place])
+            continue
+        found.prompts.append(_Prompt(place, row, text))
+    return found
+
+
+def _from_pairs(records: Records, harmful: str, harmless: str) -> _Found:
+    """Return two prompts per row, which are a matched pair where both are there."""
+    found = _Found([], (harmful, harmless), "a column per label", "one per row")
+    for number, (place, row) in enumerate(zip(records.places, records.rows, strict=True), start=1):
+        texts = {
+            label: _text(row.get(column), column, records.file, place)
+            for label, column in ((HARMFUL, harmful), (HARMLESS, harmless))
+        }
+        pair = str(number) if all(texts.values()) else None
+        rest = {name: value for name, value in row.items() if name not in (harmful, harmless)}
+        found.prompts += [_Prompt(f"{place} ({label})", rest, text, label, pair) for label, text in texts.items()]
+    return found
+
+
+def _from_conversations(records: Records, column: str) -> _Found:
+    found = _Found([], (column,), "conversations")
+    system = first_column(records.columns, SYSTEM_COLUMNS)
+    with_replies = 0
+    for place, row in zip(records.places, records.rows, strict=True):
+        if is_missing(row.get(column)) or row.get(column) == []:
+            found.prompts.append(_Prompt(place, row, None))
+            continue
+        try:
+            conversation = parse_conversation(row[column])
+        except NotAConversationError as error:
+            raise PromptError(f"{records.file}, {place}: {error}") from error
+        if system is not None and not is_missing(row.get(system)):
+            conversation = replace(conversation, before=(Turn("system", str(row[system])), *conversation.before))
+        if conversation.before:
+            _add(found.unread, _reason(conversation), [place])
+            continue
+        with_replies += conversation.n_after > 0
+        found.prompts.append(_Prompt(place, row, _text(conversation.prompt, column, records.file, place)))
+    if with_replies:
+        found.notes.append(f"replies after the user's turn are left out, in {with_replies} conversations")
+    return found
+
+
+def _reason(conversation: Conversation) -> str:
+    if all(turn.role == "system" for turn in conversation.before):
+        return "with a system message of its own, which is not supported yet"
+    return "with turns before the user's last one, which are not supported yet"
+
+
+def _labelling(records: Records, found: _Found, prompts: Sequence[_Prompt], choice: Choice) -> Labelling:
+    """Return the labels of the prompts, which a row that has none takes no part in."""
+    if any(prompt.label for prompt in prompts):
+        labels = tuple(prompt.label for prompt in prompts)
+        meanings = tuple(
+            Meaning(column, label, labels.count(label))
+            for column, label in zip(found.text_columns, LABELS, strict=True)
+        )
+        return Labelling(None, labels, meanings, in_words=True)
+    rows, places = [prompt.row for prompt in prompts], [prompt.place for prompt in prompts]
+    return find_labels(replace(records, rows=rows, places=places), choice)
+
+
+def _optional(prompts: Sequence[_Prompt], column: str | None, name: str, file: str, found: _Found) -> list[str | None]:
+    """Return the values of a column that prompts may have, as texts."""
+    if column is None:
+        return [None] * len(prompts)
+    values = [prompt.row.get(column) for prompt in prompts]
+    for prompt, value in zip(prompts, values, strict=True):
+        if isinstance(value, (list, dict)):
+            if name == "pair_id":
+                raise PromptError(
+                    f"{file}, {prompt.place}: expected one text or number as {name}, found {shown(value)}"
+                )
+            found.notes.append(f"{column} holds more than one value per row and is not used as the {name}")
+            return [None] * len(prompts)
+    return [None if is_missing(value) else str(value) for value in values]
+
+
+def _others(prompts: Sequence[_Prompt], text_columns: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Return the columns besides the text, in the file's order; one that is called ``text`` is renamed."""
+    kept = [column for column in columns if column not in text_columns]
+    values = {column: [_plain(prompt.row.get(column)) for prompt in prompts] for column in kept}
+    return pd.DataFrame(values, columns=kept).rename(columns={"text": "another text"})
+
+
+def _plain(value: object) -> object:
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value
+
+
+def _text(value: object, column: str, file: str, place: str) -> str | None:
+    if is_missing(value):
+        return None
+    if not isinstance(value, str):
+        raise PromptError(f"{file}, {place}: expected a prompt in column {column!r:.60}, found {shown(value)}")
+    if looks_like_messages(value):
+        raise PromptError(
+            f"{file}, {place}: expected a prompt, or messages in JSON, found {shown(value)}; export the column as JSON"
+        )
+    return value
+
+
+def _is_written_conversation(cell: object) -> bool:
+    return isinstance(cell, str) and (is_transcript(cell) or looks_like_messages(cell))
+
+
+def _without_empty_end(records: Records) -> tuple[Records, dict[str, list[str]]]:
+    """Return the records without the empty rows at the end, and the places of those."""
+    n_rows = len(records.rows)
+    while n_rows and all(is_missing(cell) for cell in records.rows[n_rows - 1].values()):
+        n_rows -= 1
+    left_out: dict[str, list[str]] = {}
+    _add(left_out, "empty at the end", records.places[n_rows:])
+    return replace(records, rows=records.rows[:n_rows], places=records.places[:n_rows]), left_out
+
+
+def _add(reasons: dict[str, list[str]], reason: str, places: Iterable[str]) -> None:
+    found = list(places)
+    if found:
+        reasons.setdefault(reason, []).extend(found)
+
+
+def _check_unicode(file: str, prompts: Sequence[_Prompt]) -> None:
+    """Raise PromptError for half a character: no model can be given it."""
+    broken = [prompt for prompt in prompts if any("\ud800" <= letter <= "\udfff" for letter in str(prompt.text))]
+    if broken:
+        raise PromptError(
+            f"{file}, {broken[0].place}: expected text in UTF-8, found half of a character, as where an emoji was cut "
+            f"in two, in {len(broken)} {'row' if len(broken) == 1 else 'rows'} ({broken[0].text!r:.60}); take it out"
+        )
