@@ -16,10 +16,11 @@ from threading import Event, Thread
 import pandas as pd
 import psutil
 import torch
-from making import make_run
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from benchmarks.rounds import Bench, Row
+from refusal_core.options import RunOptions
+from refusal_core.pipeline.run import run as make_run
 
 SECTION = "memory"
 COUNTS = (256, 2_500, 25_000)
@@ -96,9 +97,8 @@ def _measure(model: str, prompts: str) -> dict[str, float | str]:
     started = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory() as cache:
-            run = make_run(
-                model, prompts, dtype="float32", device="cpu", keep_activations=True, cache=cache, progress=progress
-            ).run
+            options = RunOptions(model=model, prompts=prompts, dtype="float32", device="cpu", keep_activations=True)
+            run = make_run(options, cache=cache, progress=progress).run
             seconds = time.perf_counter() - started
             activations = (run.path / "activations.safetensors").stat().st_size
     finally:
