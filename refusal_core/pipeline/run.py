@@ -25,6 +25,7 @@ from refusal_core.pipeline.steps import (
 )
 from refusal_core.progress import Progress, no_progress
 from refusal_core.runs import store
+from refusal_core.runs.local_models import remember_model
 from refusal_core.runs.manifest import (
     BorrowedTemplate,
     ComputeRecord,
@@ -58,7 +59,10 @@ def run(options: RunOptions, *, cache: str | Path | None = None, progress: Progr
     """
     request = prepare(options)
     found = request.find_cached(cache)
-    return RunResult(found, cached=True) if found else RunResult(_make(request, cache, progress), cached=False)
+    result = RunResult(found, cached=True) if found else RunResult(_make(request, cache, progress), cached=False)
+    if request.model.path is not None:
+        remember_model(result.run, request.model.path)
+    return result
 
 
 def _make(request: Request, cache: str | Path | None, progress: Progress) -> Run:

@@ -17,6 +17,7 @@ from refusal_core.models.known import KNOWN
 from refusal_core.models.opening import ChatModel, load_model
 from refusal_core.models.templates import template_sha256
 from refusal_core.prompts.labels import LABELS
+from refusal_core.runs.local_models import remember_model, remembered_model
 from refusal_core.runs.run import Run
 
 
@@ -53,19 +54,22 @@ class Score:
 
 
 def model_of_run(run: Run) -> tuple[str, str | None]:
-    """Name and revision under which the run's model is loaded; see :func:`refusal_core.models.opening.load_model`.
+    """Return name and revision under which the run's model is identified; see :func:`.identity.identify`.
 
-    Only names and hub ids are taken from a run. A model that came from a folder or a GGUF file has to be pointed at
-    again, because a run folder may be a stranger's and no path of theirs is followed.
+    Only names and hub ids are taken from a run, because a run folder may be a stranger's and no path of theirs is
+    followed. A model that came from a folder or a GGUF file is looked for where it was when this cache saw it last.
 
     Raises:
-        RunError: for a model that has neither a known name nor a hub id.
+        RunError: for a model that has neither a known name nor a hub id, and is not where it was.
     """
     model = run.manifest.model
     if model.source == "fetched" and model.name in KNOWN:
         return model.name, None
     if model.source == "hub" and not Path(model.name).exists():
         return model.name, model.revision
+    place = remembered_model(run) if model.source in ("folder", "gguf") else None
+    if place is not None:
+        return str(place), None
     raise RunError(f"the model {model.name!r} of this run is a local {model.source}; say where it is")
 
 
@@ -74,14 +78,17 @@ def identify_for(run: Run, model: str | Path | None = None) -> ModelInfo:
 
     Args:
         run: the run.
-        model: where it is, for a model that :func:`model_of_run` cannot name.
+        model: where its model is, for one that :func:`model_of_run` cannot name.
 
     Raises:
-        ModelError: when ``model`` is not the run's model.
+        ModelError: when what is there is not the run's model.
     """
     name, revision = (model, None) if model is not None else model_of_run(run)
     info = identify(name, revision)
     if info.fingerprint != fingerprint_of(run):
+        if model is None and info.path is not None:
+            # Another model has taken its place: the next time the path is asked for.
+            remember_model(run, None)
         raise ModelError(
             f"{name} is not the model of this run: expected {run.model_name} with fingerprint "
             f"{fingerprint_of(run)[:12]}, got {info.fingerprint[:12]}"

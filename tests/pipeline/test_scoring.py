@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
+from making import make_run
 from tiny import tiny_model
 
 from refusal_core.errors import ModelError, PromptError, RunError
-from refusal_core.pipeline.scoring import load_model_for, score
+from refusal_core.pipeline.scoring import identify_for, load_model_for, score
+from refusal_core.runs.local_models import remember_model
+from refusal_core.runs.run import Run
+from refusal_core.runs.store import open_run
+from refusal_core.sharing.archives import import_run, pack_run
 
 
 def test_a_fitted_prompt_scores_what_the_run_says(tiny_run, tiny_chat_model):
@@ -29,8 +38,54 @@ def test_scoring_refuses_another_model(tiny_run, tmp_path):
     other.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="is not the model of this run"):
         load_model_for(tiny_run, tmp_path)
+
+
+def sent_to(run: Run, cache: Path) -> Run:
+    """The run as it is in a packed archive, in another cache."""
+    packed = io.BytesIO()
+    pack_run(run.run_id, packed, run.path.parent)
+    import_run(packed, cache)
+    return open_run(run.run_id, cache)
+
+
+def test_a_local_model_is_found_where_the_run_was_made_and_nowhere_else(tiny_run, tiny_folder, tmp_path):
+    assert load_model_for(tiny_run).info.path == str(tiny_folder)
+    stranger = sent_to(tiny_run, tmp_path / "cache")
+    assert not any(str(tiny_folder) in path.read_text("latin-1") for path in stranger.path.iterdir())
     with pytest.raises(RunError, match="say where it is"):
-        load_model_for(tiny_run)
+        load_model_for(stranger)
+
+
+def test_a_run_that_is_found_in_the_cache_remembers_its_model_too(tiny_run, tiny_folder, tmp_path):
+    run = sent_to(tiny_run, tmp_path)
+    options = {"limit_per_label": 12, "dtype": "float32", "device": "cpu", "cache": tmp_path}
+    assert make_run(tiny_folder, "pairs", **options).cached
+    assert identify_for(run).path == str(tiny_folder)
+
+
+def test_a_model_that_has_gone_or_changed_is_asked_for_again(tiny_run, tiny_folder, tmp_path):
+    run, place = sent_to(tiny_run, tmp_path / "cache"), tmp_path / "model"
+    shutil.copytree(tiny_folder, place)
+    remember_model(run, place)
+    assert identify_for(run).path == str(place)
+    shutil.rmtree(place)
+    with pytest.raises(RunError, match="say where it is"):
+        identify_for(run)
+    other = tiny_model("llama")
+    other.model.save_pretrained(place)
+    other.tokenizer.save_pretrained(place)
+    with pytest.raises(ModelError, match="is not the model of this run"):
+        identify_for(run)
+    with pytest.raises(RunError, match="say where it is"):
+        identify_for(run)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 3}'])
+def test_remembered_models_that_cannot_be_read_are_none(tiny_run, tmp_path, content):
+    run = sent_to(tiny_run, tmp_path)
+    (tmp_path / ".models.json").write_text(content)
+    with pytest.raises(RunError, match="say where it is"):
+        identify_for(run)
 
 
 def test_scoring_refuses_what_cannot_be_scored(tiny_run, tiny_chat_model):
