@@ -16,8 +16,8 @@ heading(verdict(evidence))
 site = site_picker(run, st.columns([1, 3])[0])
 evidence_chart(run, evidence, "overview", site)
 st.caption(
-    "Shaded lines: 95 % bootstrap intervals of prompts, the direction refitted in every draw. The onset is the first "
-    "layer from which the lower end of the interval on the probe pairs stays above 0. The published decision layer is "
+    "Shaded lines: 95 % bootstrap intervals of prompts, the direction refitted in every draw. Harm is detectable "
+    "from the first layer from which the interval on the transfer set stays above 0. The published decision layer is "
     "the first without mean crossings; it says that the two labels' texts come apart, not that harm does."
 )
 for note in caveats(evidence):

@@ -19,7 +19,7 @@ parts.controls(compared, evidence)
 parts.overview(compared, evidence, tables)
 st.subheader("Over relative depth", anchor=False)
 parts.over_depth(compared, evidence, tables)
-st.caption("Shaded: 95 % bootstrap intervals. Stars: the onset. The final norm is no layer and stands apart.")
+st.caption("Shaded: 95 % bootstrap intervals. Stars: detectable from there. The final norm stands apart.")
 
 
 @st.fragment

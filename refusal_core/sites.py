@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 
 def _check(site: int, n_layers: int) -> None:
     if not 0 <= site <= n_layers:
@@ -24,6 +26,18 @@ def site_short(site: int, n_layers: int) -> str:
     """The name on an axis: ``18``, or ``norm`` for the last site."""
     _check(site, n_layers)
     return "norm" if site == n_layers else str(site)
+
+
+def best_layer(crossfit_d: np.ndarray) -> int:
+    """Return the layer with the highest cross-fitted d: the first of several, and layer 0 where none is known.
+
+    The final norm is no candidate, since nothing can be edited there.
+
+    Args:
+        crossfit_d: ``(site,)``.
+    """
+    of_layers = crossfit_d[:-1]
+    return int(np.nanargmax(of_layers)) if np.isfinite(of_layers).any() else 0
 
 
 def hidden_state_index(site: int, n_layers: int) -> int:

@@ -1,4 +1,4 @@
-"""How far the labels can be told apart without the model: by prompt length, words, question marks, TF–IDF."""
+"""How far the labels can be told apart without the model's blocks: by prompt length, question marks, wording."""
 
 from __future__ import annotations
 
@@ -6,39 +6,38 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
 
 from refusal_core.analysis.crossfit import TOO_FEW_GROUPS
 from refusal_core.analysis.effect_sizes import auroc, cohens_d
-from refusal_core.analysis.groups import assign_folds
+from refusal_core.analysis.groups import MOST_REDRAWN, assign_folds
+from refusal_core.analysis.text_models import EMBEDDINGS, TEXT_MODELS, score_texts, text_features
 
-TOKENS, WORDS, QUESTION, TFIDF = "tokens", "words", "question mark", "TF–IDF"
-BASELINES = (TOKENS, WORDS, QUESTION, TFIDF)
+TOKENS, WORD_COUNT, QUESTION = "tokens", "words", "question mark"
+BASELINES = (TOKENS, WORD_COUNT, QUESTION, *TEXT_MODELS)
+
+_NOTHING_TO_SEE = {
+    EMBEDDINGS: "the model's input embeddings were not read",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """One text-only score of every prompt.
+    """One score of every prompt that asks nothing of the model's blocks; higher means more harmful by its rule.
 
     Attributes:
         name: one of :data:`BASELINES`.
-        score: ``(prompt,)``: cross-fitted on fitted prompts, on the others by a rule learnt from all fitted ones;
-            higher means more harmful by that rule; mean over the repeats.
-        d: on the fitted prompts, cross-fitted, mean over the repeats.
-        auroc: the same.
-        reason: why the numbers are NaN, or None.
+        held_out: ``(repeat, fitted prompt)``, cross-fitted; NaN without a score.
+        others: ``(other prompt,)`` by a rule learnt from all fitted prompts.
+        reason: why there is no score, or None.
     """
 
     name: str
-    score: np.ndarray
-    d: float
-    auroc: float
+    held_out: np.ndarray
+    others: np.ndarray
     reason: str | None = None
 
 
-def text_baselines(
+def score_baselines(
     prompts: pd.DataFrame,
     fitted: np.ndarray,
     labels: np.ndarray,
@@ -46,12 +45,11 @@ def text_baselines(
     folds: int,
     repeats: int,
     seed: int,
+    embeddings: np.ndarray | None = None,
 ) -> list[Baseline]:
     """Score every prompt by its text alone, in the same folds as the directions.
 
-    Of a single feature only which side is harmful is learnt. TF–IDF
-    weighs the prompt's words (Spärck Jones 1972) for a logistic regression (scikit-learn's defaults, labels
-    balanced).
+    Of a single feature only which side is harmful is learnt; text models are those of :mod:`.text_models`.
 
     Args:
         prompts: with ``text`` and ``n_tokens``, one row per prompt.
@@ -61,20 +59,41 @@ def text_baselines(
         folds: of the cross-fitting.
         repeats: how often the folds are dealt anew.
         seed: of the folds.
+        embeddings: ``(prompt, width)`` mean of the model's input embeddings over the prompt's tokens, where known.
     """
+    fold = assign_folds(labels, groups, folds, repeats, np.random.default_rng(seed))
+    if not len(fold):
+        return [_nothing(name, fitted, TOO_FEW_GROUPS) for name in BASELINES]
     text = prompts["text"].astype(str)
     features = {
         TOKENS: prompts["n_tokens"],
-        WORDS: text.str.split().str.len(),
+        WORD_COUNT: text.str.split().str.len(),
         QUESTION: text.str.contains("?", regex=False),
     }
-    fold = assign_folds(labels, groups, folds, repeats, np.random.default_rng(seed))
-    if not len(fold):
-        return [_nothing(name, len(text), TOO_FEW_GROUPS) for name in BASELINES]
     baselines = [
         _feature_baseline(name, values.to_numpy(np.float64), fitted, labels, fold) for name, values in features.items()
     ]
-    return [*baselines, _tfidf_baseline(text.to_numpy(), fitted, labels, fold)]
+    # A large set's folds are dealt once: with so many prompts another deal changes little.
+    fold = fold if len(labels) <= MOST_REDRAWN else fold[:1]
+    for name in TEXT_MODELS:
+        seen = text_features(name, text.to_numpy(), embeddings, fitted)
+        if seen is None:
+            baselines.append(_nothing(name, fitted, _NOTHING_TO_SEE.get(name, "the prompts contain no words")))
+        else:
+            baselines.append(Baseline(name, *score_texts(*seen, labels, groups, fold, seed)))
+    return baselines
+
+
+def mean_over_repeats(baseline: Baseline, labels: np.ndarray) -> tuple[float, float]:
+    """Return Cohen's d and the AUROC of the cross-fitted scores, means over the repeats.
+
+    Args:
+        baseline: of the fitted prompts.
+        labels: ``(fitted prompt,)`` bool, harmful.
+    """
+    of_label = [(row[labels], row[~labels]) for row in baseline.held_out]
+    d, area = np.mean([cohens_d(*rows) for rows in of_label]), np.mean([auroc(*rows) for rows in of_label])
+    return float(d), float(area) if np.isfinite(baseline.held_out).all() else float("nan")
 
 
 def _feature_baseline(
@@ -82,7 +101,7 @@ def _feature_baseline(
 ) -> Baseline:
     known = values[fitted]
     if not np.isfinite(known).all() or not np.ptp(known) > 0:
-        return _nothing(name, len(values), "it is the same in every prompt")
+        return _nothing(name, fitted, "it is the same in every prompt")
 
     def towards_harmful(training: np.ndarray, scored: np.ndarray) -> np.ndarray:
         harmful, harmless = known[training & labels].mean(), known[training & ~labels].mean()
@@ -93,40 +112,8 @@ def _feature_baseline(
     for row, folds_of_repeat in zip(held_out, fold, strict=True):
         for k in range(fold.max() + 1):
             row[folds_of_repeat == k] = towards_harmful(folds_of_repeat != k, known[folds_of_repeat == k])
-    return _held_out_baseline(name, held_out, fitted, labels, towards_harmful(np.ones(len(known), bool), values))
+    return Baseline(name, held_out, towards_harmful(np.ones(len(known), bool), values[~fitted]))
 
 
-def _tfidf_baseline(text: np.ndarray, fitted: np.ndarray, labels: np.ndarray, fold: np.ndarray) -> Baseline:
-    known = text[fitted]
-    held_out = np.empty(fold.shape)
-    try:
-        for row, folds_of_repeat in zip(held_out, fold, strict=True):
-            for k in range(fold.max() + 1):
-                rest = folds_of_repeat != k
-                row[~rest] = _classifier().fit(known[rest], labels[rest]).decision_function(known[~rest])
-        score = _classifier().fit(known, labels).decision_function(text)
-    except ValueError as error:
-        if "vocabulary" not in str(error):
-            raise
-        return _nothing(TFIDF, len(text), "the prompts contain no words")
-    return _held_out_baseline(TFIDF, held_out, fitted, labels, score)
-
-
-def _held_out_baseline(
-    name: str, held_out: np.ndarray, fitted: np.ndarray, labels: np.ndarray, score: np.ndarray
-) -> Baseline:
-    d = float(np.mean([cohens_d(row[labels], row[~labels]) for row in held_out]))
-    area = float(np.mean([auroc(row[labels], row[~labels]) for row in held_out]))
-    score[fitted] = held_out.mean(axis=0)
-    return Baseline(name, score, d, area, None if np.isfinite(d) else "it does not vary within the labels")
-
-
-def _nothing(name: str, n_prompts: int, reason: str) -> Baseline:
-    return Baseline(name, np.full(n_prompts, np.nan), np.nan, np.nan, reason)
-
-
-def _classifier() -> Pipeline:
-    return make_pipeline(
-        TfidfVectorizer(token_pattern=r"(?u)\b\w+\b"),
-        LogisticRegression(max_iter=1000, class_weight="balanced"),
-    )
+def _nothing(name: str, fitted: np.ndarray, reason: str) -> Baseline:
+    return Baseline(name, np.full((1, fitted.sum()), np.nan), np.full((~fitted).sum(), np.nan), reason)

@@ -20,8 +20,8 @@ class Crossfit:
     """How a direction does on prompts that it was not fitted with, at one site.
 
     Attributes:
-        projection: ``(prompt,)`` cross-fitted projection in activation units, relative to the training folds'
-            midpoint, mean over the repeats; positive means the harmful side.
+        projections: ``(repeat, prompt)`` cross-fitted projections in activation units, relative to the training folds'
+            midpoint; positive means the harmful side.
         d: Cohen's d of the cross-fitted projections, mean over the repeats.
         auroc: chance that a harmful prompt projects above a harmless one, mean over the repeats.
         accuracy: share of prompts on their label's side of the training midpoint, both labels weighing the same, mean
@@ -32,7 +32,7 @@ class Crossfit:
         reason: why the numbers are NaN, or None.
     """
 
-    projection: np.ndarray
+    projections: np.ndarray
     d: float
     auroc: float
     accuracy: float
@@ -40,6 +40,12 @@ class Crossfit:
     folds: int
     repeats: int
     reason: str | None = None
+
+    @property
+    def projection(self) -> np.ndarray:
+        """``(prompt,)`` mean over the repeats."""
+        mean: np.ndarray = self.projections.mean(axis=0)
+        return mean
 
 
 def crossfit(
@@ -65,7 +71,7 @@ def crossfit(
     """
     is_harmful = np.asarray(is_harmful, dtype=bool)
     fold = assign_folds(is_harmful, groups, folds, repeats, np.random.default_rng(seed))
-    nothing = np.full(len(is_harmful), np.nan)
+    nothing = np.full((1, len(is_harmful)), np.nan)
     if not len(fold):
         return Crossfit(nothing, np.nan, np.nan, np.nan, np.nan, 0, 0, TOO_FEW_GROUPS)
     used = int(fold.max()) + 1
@@ -78,9 +84,7 @@ def crossfit(
         for a, b in zip(projections[:, is_harmful], projections[:, ~is_harmful], strict=True)
     ]
     d, area, accuracy, overlap = (float(value) for value in np.mean(numbers, axis=0))
-    return Crossfit(
-        projections.mean(axis=0), d, area, accuracy, overlap, used, repeats, None if np.isfinite(d) else NO_SPREAD
-    )
+    return Crossfit(projections, d, area, accuracy, overlap, used, repeats, None if np.isfinite(d) else NO_SPREAD)
 
 
 def no_direction(gram: Gram) -> str:

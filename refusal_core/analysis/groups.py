@@ -131,19 +131,24 @@ def permute_labels(is_harmful: np.ndarray, groups: np.ndarray, draws: int, rng: 
     """Return orders of the prompts that are equally likely when the label means nothing.
 
     Within a matched pair the labels are flipped or not; groups of one label are exchanged whole with others of their
-    size (restricted permutations, Anderson & ter Braak 2003).
+    size (restricted permutations, Anderson & ter Braak 2003). Of few pairs all flips are returned, once each: of so few
+    a random choice, the same in every run, would be more or less favourable to the true labels.
 
     Args:
         is_harmful: ``(prompt,)`` bool.
         groups: ``(prompt,)`` the matched pair, or the prompt by itself.
-        draws: how many.
+        draws: how many at most.
         rng: flips the pairs and exchanges the others.
 
     Returns:
-        ``(draw, prompt)`` int: ``is_harmful[order]`` are the permuted labels, and ``fold[order]`` are folds that are
-        as well stratified by them as ``fold`` is by the true ones.
+        ``(draw, prompt)`` int, without the true order where all others are returned: ``is_harmful[order]`` are the
+        permuted labels, and ``fold[order]`` are folds that are as well stratified by them as ``fold`` is by the true
+        ones.
     """
     _, group_of = np.unique(groups, return_inverse=True)
+    pairs = find_twins(is_harmful, groups)
+    if 2 * len(pairs) == len(is_harmful) and 2 ** len(pairs) <= draws + 1:
+        return _all_flips(pairs)
     order = np.tile(np.arange(len(is_harmful)), (draws, 1))
     alone: dict[int, list[np.ndarray]] = {}
     for members in np.split(np.argsort(group_of, kind="stable"), np.cumsum(np.bincount(group_of))[:-1]):
@@ -155,6 +160,15 @@ def permute_labels(is_harmful: np.ndarray, groups: np.ndarray, draws: int, rng: 
         block = np.array(exchangeable)
         shuffled = rng.permuted(np.tile(np.arange(len(block)), (draws, 1)), axis=1)
         order[:, block] = block[shuffled]
+    return order
+
+
+def _all_flips(pairs: np.ndarray) -> np.ndarray:
+    """Return ``(2 ** pair - 1, prompt)`` orders in which any of the pairs are flipped."""
+    flipped = np.arange(1, 2 ** len(pairs))[:, None] >> np.arange(len(pairs)) & 1 == 1
+    order = np.tile(np.arange(2 * len(pairs)), (len(flipped), 1))
+    for place, (harmful, harmless) in enumerate(pairs):
+        order[flipped[:, place], harmful], order[flipped[:, place], harmless] = harmless, harmful
     return order
 
 

@@ -87,14 +87,60 @@ def corrected_p(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
     corrected = np.full(len(observed), np.nan)
     if not exists.any():
         return corrected
-    labellings = np.nan_to_num(np.vstack([observed, null])[:, exists])
-    spread = labellings.std(axis=0)
-    standard = (labellings - labellings.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    corrected[exists] = permutation_p(standard[0], np.repeat(standard[1:].max(axis=1)[:, None], exists.sum(), axis=1))
+    moments = _null_moments(observed[exists], null[:, exists])
+    largest = _standardised(null[:, exists], *moments).max(axis=1)
+    corrected[exists] = permutation_p(
+        _standardised(observed[exists], *moments), np.repeat(largest[:, None], exists.sum(), axis=1)
+    )
     return corrected
 
 
-def onset(lower: np.ndarray, chance: float = 0.0) -> int | None:
+def corrected_p_either_way(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """Return :func:`corrected_p` for a number that may be too high or too low: twice the smaller of the two, at most 1.
+
+    Args:
+        observed: ``(site,)``.
+        null: ``(draw, site)``.
+    """
+    either: np.ndarray = 2 * np.minimum(corrected_p(observed, null), corrected_p(-observed, -null))
+    return either.clip(max=1.0)
+
+
+def smallest_significant(observed: np.ndarray, null: np.ndarray, level: float) -> np.ndarray:
+    """Return what a number has to exceed at each site for :func:`corrected_p` to be at most ``level``.
+
+    Args:
+        observed: ``(site,)``.
+        null: ``(draw, site)``.
+        level: of significance, one-sided.
+
+    Returns:
+        ``(site,)``; NaN where the observed number does not exist, or with too few permutations for that level.
+    """
+    exists = np.isfinite(observed)
+    threshold = np.full(len(observed), np.nan)
+    allowed = int(np.floor(level * (1 + len(null)) + 1e-9)) - 1
+    if not exists.any() or allowed < 0:
+        return threshold
+    mean, spread = _null_moments(observed[exists], null[:, exists])
+    largest = np.sort(_standardised(null[:, exists], mean, spread).max(axis=1))
+    threshold[exists] = mean + spread * largest[-1 - allowed]
+    return threshold
+
+
+def _null_moments(observed: np.ndarray, null: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``(site,)`` mean and spread of all labellings, the observed one included."""
+    labellings = np.nan_to_num(np.vstack([observed, null]))
+    spread = labellings.std(axis=0)
+    return labellings.mean(axis=0), np.where(spread > 0, spread, 1.0)
+
+
+def _standardised(numbers: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    standard: np.ndarray = (np.nan_to_num(numbers) - mean) / spread
+    return standard
+
+
+def detectable_from(lower: np.ndarray, chance: float = 0.0) -> int | None:
     """Return the first site from which a lower confidence bound stays above chance up to the last site, or None.
 
     Args:
@@ -107,10 +153,10 @@ def onset(lower: np.ndarray, chance: float = 0.0) -> int | None:
     return first if first < len(lower) else None
 
 
-def onset_interval(draws: np.ndarray, point: np.ndarray, lower: np.ndarray) -> tuple[int | None, int | None]:
-    """Return the 95 % bootstrap interval of :func:`onset`.
+def detectable_interval(draws: np.ndarray, point: np.ndarray, lower: np.ndarray) -> tuple[int | None, int | None]:
+    """Return the 95 % bootstrap interval of :func:`detectable_from`.
 
-    Each draw is given the estimate's margin and asked for its own onset.
+    Each draw is given the estimate's margin and asked for its own first site.
 
     Args:
         draws: ``(draw, site)`` of the number, recentred or not.
@@ -123,6 +169,6 @@ def onset_interval(draws: np.ndarray, point: np.ndarray, lower: np.ndarray) -> t
     recentred = draws + (point - np.nanmedian(np.where(np.isfinite(point), draws, 0.0), axis=0))
     bounds = recentred - (point - lower)
     n_sites = bounds.shape[1]
-    firsts = [n_sites if first is None else first for first in map(onset, bounds)]
+    firsts = [n_sites if first is None else first for first in map(detectable_from, bounds)]
     low, high = np.quantile(firsts, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
     return None if low == n_sites else int(low), None if high == n_sites else int(high)

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 
-from refusal_core.analysis.baselines import TFIDF
-from refusal_core.evidence.evaluation import BOTH, CONTRAST
-from refusal_core.evidence.findings import probe_source
+from refusal_core.evidence.claims import SIGNIFICANT, against_wording, holds, is_tested, probe_source, separated
+from refusal_core.evidence.design import CONTRAST, FALSE_ALARMS
 from refusal_core.evidence.phrases import (
     NO_DIFFERENCE,
-    SIGNIFICANT,
     contrary,
     missing,
     p_value,
     place,
     style,
+    what_would_have_been_seen,
     with_interval,
-    words_auroc,
 )
+from refusal_core.evidence.questions import BOTH
+from refusal_core.evidence.wording import EVERY_PROMPT, NEAR_TWINS
 from refusal_core.runs.evidence_tables import Evidence
 
 QUESTIONS = {
@@ -100,41 +101,66 @@ def _harm(evidence: Evidence, site: int) -> str:
     if np.isnan(row["d"]):
         return missing(evidence, site, "transfer", "d", source)
     number = f"At {place(evidence, site)} d on {source} is {with_interval(row, 'd')}, AUROC {row['auroc']:.2f}"
-    if row["d_low"] > 0:
-        right = row["pair_accuracy"]
-        pairs = (
-            f", with {100 * right:.0f} % of {row['n_pairs']:.0f} pairs in the right order" if np.isfinite(right) else ""
-        )
-        words = words_auroc(evidence, source)
-        if words >= row["auroc"]:
-            meaning = f"{number}{pairs}: more than chance, but words alone (TF–IDF) reach AUROC {words:.2f} there too."
-        else:
-            meaning = f"{number}{pairs}: it is about harm, as far as these prompts show it."
+    if np.isfinite(row["pair_accuracy"]):
+        number += f", with {100 * row['pair_accuracy']:.0f} % of {row['n_pairs']:.0f} pairs in the right order"
+    if not is_tested(evidence):
+        return f"{number}. Whether that is more than chance was not tested over all sites when this run was made."
+    p = f"{p_value(row['permutation_p_corrected'])} over all sites, {2 * FALSE_ALARMS:g} needed"
+    side = separated(evidence, source)[site]
+    if side > 0:
+        meaning = f"{number}: more than chance ({p}){_and_wording(evidence, source, site)}."
         return " ".join([meaning, *contrary(evidence, site, source)])
-    if row["d_high"] < 0:
-        return f"{number}: it puts harmless prompts on the harmful side, so it is about something else."
-    held = evidence.sites.loc[site, "crossfit_d_low"] > 0
-    return f"{number}, {NO_DIFFERENCE}" + (f": {style(evidence)}." if held else ".")
+    if side < 0:
+        return f"{number}: it puts harmless prompts on the harmful side ({p}), so it is about something else."
+    seen = what_would_have_been_seen(evidence, site, source)
+    held = holds(evidence)[site]
+    return f"{number}, {NO_DIFFERENCE} ({p})" + (f": {style(evidence)}. {seen}" if held else f". {seen}")
+
+
+def _and_wording(evidence: Evidence, source: str, site: int) -> str:
+    """Say what a separation that is more than chance says about harm, given what the prompts' wording reaches."""
+    closest = against_wording(evidence, source)
+    if site not in closest.index:
+        return ""
+    row = closest.loc[site]
+    than = f"{row['opponent']}, AUROC {row['text_auroc']:.2f}, difference {with_interval(row, 'auroc_difference')}"
+    if row["auroc_difference_low"] > 0:
+        return f" and more than their wording tells ({than}): it is about harm, as far as these prompts show it"
+    return f", but it may be their wording ({than})"
 
 
 def _simpler(evidence: Evidence, site: int) -> str:
     row = evidence.sites.loc[site]
     if np.isnan(row["crossfit_d"]):
         return missing(evidence, site, "sites", "crossfit_d")
-    parts = []
-    own = evidence.baselines[evidence.baselines["source"].eq(CONTRAST)].dropna(subset=["d", "auroc"])
-    if not own.empty:
-        best = own.loc[own["auroc"].idxmax()]
-        name = "TF–IDF of the words" if best["baseline"] == TFIDF else best["baseline"]
-        ours = row["crossfit_auroc"]
-        meaning = "which the direction does not exceed" if best["auroc"] >= ours else "less than the direction"
-        parts.append(f"the best text-only baseline, {name}, reaches AUROC {best['auroc']:.2f}, {meaning} ({ours:.2f})")
+    parts = [
+        comparison
+        for prompts in (EVERY_PROMPT, NEAR_TWINS)
+        if (comparison := _compared_with_text(against_wording(evidence, CONTRAST, prompts), site, prompts))
+    ]
     if np.isfinite(row["length_d"]):
         gone = "" if row["length_d_low"] > 0 else f", {NO_DIFFERENCE}"
         parts.append(f"with prompt length regressed out, cross-fitted d is {with_interval(row, 'length_d')}{gone}")
     if not parts:
         return missing(evidence, site, "sites", "length_d")
     return f"At {place(evidence, site)} {'; '.join(parts)}."
+
+
+def _compared_with_text(closest: pd.DataFrame, site: int, prompts: str) -> str:
+    """Write how the direction and the text model that comes closest to it do on held-out contrast prompts."""
+    if site not in closest.index:
+        return ""
+    row = closest.loc[site]
+    where = "on held-out prompts" if prompts == EVERY_PROMPT else f"on the {row['n_pairs']:.0f} {prompts}"
+    above = "more than" if row["auroc_difference_low"] > 0 else "not shown to be more than"
+    pairs = [
+        f" ({100 * row[share]:.0f} % of pairs in order)" if np.isfinite(row[share]) else ""
+        for share in ("pair_accuracy", "text_pair_accuracy")
+    ]
+    return (
+        f"{where} the direction reaches AUROC {row['auroc']:.2f}{pairs[0]}, {above} the wording, "
+        f"{row['text_auroc']:.2f}{pairs[1]} by {row['opponent']}: difference {with_interval(row, 'auroc_difference')}"
+    )
 
 
 def _refusing(evidence: Evidence, site: int) -> str:

@@ -11,7 +11,14 @@ import pandas as pd
 from refusal_core.analysis import groups as grouping
 from refusal_core.analysis.crossfit import Crossfit, crossfit
 from refusal_core.analysis.gram import Gram
-from refusal_core.analysis.groups import ALL_PROMPTS, assign_folds, bootstrap_counts, find_twins, sample_groups
+from refusal_core.analysis.groups import (
+    ALL_PROMPTS,
+    assign_folds,
+    bootstrap_counts,
+    find_twins,
+    permute_labels,
+    sample_groups,
+)
 from refusal_core.analysis.learning import TrainingSample, sample_training_sizes
 from refusal_core.analysis.projections import contrast_weights
 from refusal_core.analysis.resampling import Draws, draw_bootstrap, draw_permutations
@@ -20,6 +27,9 @@ from refusal_core.prompts.sets import prompt_groups
 
 CONTRAST = "contrast"
 """What the tables call the fitted prompts, where transfer sets go by their own names."""
+
+FALSE_ALARMS = 0.01
+"""Share of runs, of those whose labels mean nothing, that may say that they separate harm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +107,7 @@ class TransferSet:
         log_odds: ``(prompt,)`` float64, refusal log-odds; may be NaN.
         twins: ``(pair, 2)`` positions within the set.
         counts: ``(draw, sampled)`` bootstrap multiplicities, pairs drawn as pairs.
+        permuted: ``(draw, sampled)`` bool, labels that are as likely as the true ones when labels mean nothing.
         sample: positions within the set of the prompts that draws are taken of; all of them unless there are too many.
     """
 
@@ -106,6 +117,7 @@ class TransferSet:
     log_odds: np.ndarray
     twins: np.ndarray
     counts: np.ndarray
+    permuted: np.ndarray
     sample: np.ndarray | slice = field(default_factory=lambda: ALL_PROMPTS)
 
     @property
@@ -170,7 +182,7 @@ def plan_design(
         prompts=prompts,
         fitted=fitted,
         contrast=contrast,
-        transfers=_plan_transfer_sets(prompts, draws, seed),
+        transfers=_plan_transfer_sets(prompts, permutations, draws, seed),
         samples=sample_training_sizes(
             sampled.is_harmful, sampled.groups, learning_draws, folds, random_stream(seed, 3)
         ),
@@ -209,8 +221,8 @@ def plan_contrast(
     )
 
 
-def _plan_transfer_sets(prompts: pd.DataFrame, draws: int, seed: int) -> list[TransferSet]:
-    rng, sampling = random_stream(seed, 2), random_stream(seed, 6)
+def _plan_transfer_sets(prompts: pd.DataFrame, permutations: int, draws: int, seed: int) -> list[TransferSet]:
+    rng, sampling, permuting = (random_stream(seed, purpose) for purpose in (2, 6, 7))
     scored = ~prompts["fitted"].to_numpy(bool)
     labelled = scored & prompts["label"].isin(LABELS).to_numpy()
     sets = []
@@ -219,6 +231,7 @@ def _plan_transfer_sets(prompts: pd.DataFrame, draws: int, seed: int) -> list[Tr
         table = prompts.iloc[rows]
         is_harmful, groups = table["label"].eq("harmful").to_numpy(), prompt_groups(table)
         sample = sample_groups(is_harmful, groups, grouping.MOST_REDRAWN, sampling)
+        drawn, drawn_groups = is_harmful[sample], groups[sample]
         sets.append(
             TransferSet(
                 source=str(source),
@@ -226,7 +239,8 @@ def _plan_transfer_sets(prompts: pd.DataFrame, draws: int, seed: int) -> list[Tr
                 is_harmful=is_harmful,
                 log_odds=table["refusal_log_odds"].to_numpy(np.float64),
                 twins=find_twins(is_harmful, groups),
-                counts=bootstrap_counts(is_harmful[sample], groups[sample], draws, rng),
+                counts=bootstrap_counts(drawn, drawn_groups, draws, rng),
+                permuted=drawn[permute_labels(drawn, drawn_groups, permutations, permuting)],
                 sample=sample,
             )
         )

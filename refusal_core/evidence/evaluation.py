@@ -7,24 +7,35 @@ the same bootstrap draws and permutations serve every site.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
 from refusal_core.analysis import groups
-from refusal_core.analysis.baselines import text_baselines
+from refusal_core.analysis.baselines import Baseline
 from refusal_core.analysis.crossfit import TOO_FEW_GROUPS
 from refusal_core.analysis.directions import Directions
 from refusal_core.analysis.gram import BLOCK, EXPLICIT
-from refusal_core.analysis.inference import corrected_p, onset, onset_interval, permutation_p
+from refusal_core.analysis.inference import (
+    LEVEL,
+    corrected_p,
+    corrected_p_either_way,
+    detectable_from,
+    detectable_interval,
+    permutation_p,
+    smallest_significant,
+)
 from refusal_core.evidence import questions
-from refusal_core.evidence.design import CONTRAST, Design, plan_design
+from refusal_core.evidence.design import CONTRAST, FALSE_ALARMS, Design, plan_design
 from refusal_core.evidence.questions import BOTH
 from refusal_core.evidence.rows import Rows
 from refusal_core.evidence.site_answers import answer_site
+from refusal_core.evidence.text_answers import answer_texts, score_texts, strongest_text_model, text_separations
+from refusal_core.evidence.wording import Compared, compared_prompts, wording_table
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts.sets import detected_pairs
 from refusal_core.runs.evidence_tables import Evidence
@@ -32,6 +43,8 @@ from refusal_core.runs.evidence_tables import Evidence
 __all__ = ["BOTH", "CONTRAST", "Evidence", "evaluate"]
 
 TESTING = "testing (sites)"
+POWER = 0.8
+"""Chance with which an effect that is called detectable would have been detected."""
 MOST_WORKERS = 8
 MOST_MEMORY = 300e6
 """Bytes that the sites which are under way may take together."""
@@ -49,6 +62,7 @@ def evaluate(
     draws: int = 1000,
     random_directions: int = 1000,
     learning_draws: int = 20,
+    embeddings: np.ndarray | None = None,
     progress: Progress = no_progress,
 ) -> tuple[Evidence, np.ndarray]:
     """Compute the evidence of a run, and the cross-fitted projections that it rests on.
@@ -65,6 +79,8 @@ def evaluate(
         draws: of the bootstrap.
         random_directions: how many of a kind.
         learning_draws: training samples of every size.
+        embeddings: ``(prompt, width)`` mean of the model's input embeddings over each prompt's own tokens, for one more
+            text model to exceed.
         progress: called once per site.
 
     Returns:
@@ -90,13 +106,27 @@ def evaluate(
         learning_draws=learning_draws,
     )
     workers = _workers(n_prompts, n_sites, d_model, len(design.contrast.sampled.is_harmful) * draws)
-    collected = _answer_all(hidden, design, workers, progress)
+    compared = compared_prompts(design)
+    collected, baselines = _answer_all(hidden, design, compared, embeddings, workers, progress)
+    compared_with_text = wording_table(
+        compared,
+        collected.separations,
+        text_separations(design, compared, baselines),
+        strongest_text_model(baselines, design.contrast.is_harmful),
+    )
     settings = {"permutations": permutations, "draws": draws, "d_model": d_model}
-    return _evidence(collected, design, directions, settings), np.stack(collected.held_out, axis=1)
+    return _evidence(collected, compared_with_text, design, directions, settings), np.stack(collected.held_out, axis=1)
 
 
-def _answer_all(hidden: np.ndarray, design: Design, workers: int, progress: Progress) -> Rows:
-    """Ask every site all questions, several sites side by side, and then the texts theirs."""
+def _answer_all(
+    hidden: np.ndarray,
+    design: Design,
+    compared: Sequence[Compared],
+    embeddings: np.ndarray | None,
+    workers: int,
+    progress: Progress,
+) -> tuple[Rows, list[Baseline]]:
+    """Ask every site all questions, several sites side by side, and the texts theirs."""
     n_sites = hidden.shape[1]
     collected = Rows()
     if not design.transfers:
@@ -108,26 +138,36 @@ def _answer_all(hidden: np.ndarray, design: Design, workers: int, progress: Prog
     # on a busy machine took three times as long as none.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         progress(TESTING, 0, n_sites)
-        answered = pool.map(lambda site: answer_site(site, hidden[:, site], design), range(n_sites))
+        scored = pool.submit(score_texts, design, embeddings)
+        answered = pool.map(lambda site: answer_site(site, hidden[:, site], design, compared), range(n_sites))
         for done, answers in enumerate(answered, start=1):
             collected.extend(answers)
             progress(TESTING, done, n_sites)
-        _add_baselines(design, collected)
-    return collected
+        baselines = scored.result()
+        collected.extend(answer_texts(design, compared, baselines))
+    return collected, baselines
 
 
-def _evidence(collected: Rows, design: Design, directions: Directions, settings: Mapping[str, int]) -> Evidence:
+def _evidence(
+    collected: Rows,
+    compared_with_text: pd.DataFrame,
+    design: Design,
+    directions: Directions,
+    settings: Mapping[str, int],
+) -> Evidence:
     """Make the tables, and answer what is asked of all sites together."""
-    null = np.stack(collected.draws.pop(("null", CONTRAST)), axis=1)
-    observed = np.array(collected.draws.pop(("observed", CONTRAST)))
+    observed, null = _permutations(CONTRAST, collected)
     sites = collected.table("sites")
     sites["permutation_p"] = permutation_p(observed, null)
     sites["permutation_p_corrected"] = corrected_p(observed, null)
     transfer = collected.table("transfer", ("site", "source", "d", "d_low", "d_high", "auroc", "pair_accuracy"))
+    by_source = {each.source: _permutations(each.source, collected) for each in design.transfers}
+    transfer = _with_permutations(transfer, by_source)
     return Evidence(
         sites=sites,
         transfer=transfer,
-        onset=_onsets(sites, transfer, collected.draws),
+        wording=compared_with_text,
+        detectable_from=_first_sites(sites, transfer, collected.draws),
         random_directions=collected.table("random_directions"),
         permutations=_null_quantiles(null),
         learning=collected.table(
@@ -143,6 +183,24 @@ def _evidence(collected: Rows, design: Design, directions: Directions, settings:
         ),
         settings=_settings(design, **settings),
     )
+
+
+def _permutations(source: str, collected: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``(site,)`` the observed d of a set, and ``(draw, site)`` those of permuted labels."""
+    observed, null = (collected.draws.pop((name, source)) for name in ("observed", "null"))
+    return np.array(observed), np.stack(null, axis=1)
+
+
+def _with_permutations(transfer: pd.DataFrame, by_source: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> pd.DataFrame:
+    """Return the transfer table with corrected p-values and the d that would have been seen four times in five."""
+    table = transfer.assign(permutation_p_corrected=np.nan, d_detectable=np.nan)
+    for source, (observed, null) in by_source.items():
+        rows = table["source"].eq(source)
+        table.loc[rows, "permutation_p_corrected"] = corrected_p_either_way(observed, null)
+        standard_error = (table.loc[rows, "d_high"] - table.loc[rows, "d_low"]) / (2 * norm.ppf((1 + LEVEL) / 2))
+        needed = smallest_significant(observed, null, FALSE_ALARMS)
+        table.loc[rows, "d_detectable"] = needed + norm.ppf(POWER) * standard_error
+    return table
 
 
 def _settings(design: Design, permutations: int, draws: int, d_model: int) -> pd.DataFrame:
@@ -173,33 +231,6 @@ def _workers(n_prompts: int, n_sites: int, d_model: int, drawn: int) -> int:
     return max(1, min(os.cpu_count() or 1, MOST_WORKERS, n_sites, most))
 
 
-def _add_baselines(design: Design, collected: Rows) -> None:
-    contrast = design.contrast
-    baselines = text_baselines(
-        design.prompts,
-        design.fitted,
-        contrast.is_harmful,
-        contrast.groups,
-        contrast.folds,
-        contrast.repeats,
-        contrast.seed,
-    )
-    sources = [
-        (CONTRAST, np.flatnonzero(design.fitted), contrast.is_harmful, contrast.bootstrap.counts, contrast.sample)
-    ]
-    for transfer in design.transfers:
-        sources.append((transfer.source, transfer.rows, transfer.is_harmful, transfer.counts, transfer.sample))
-    for baseline in baselines:
-        for source, rows, is_harmful, counts, sample in sources:
-            score = baseline.score[rows]
-            point = (baseline.d, baseline.auroc) if source == CONTRAST else None
-            numbers, reason = questions.baseline_numbers(score, is_harmful, counts, point, sample)
-            collected.add("baselines", baseline=baseline.name, source=source, **numbers)
-            if reason is not None:
-                own = source == CONTRAST or not np.isfinite(score).all()
-                collected.explain("baselines", {baseline.name: (own and baseline.reason) or reason}, None, source)
-
-
 def _null_quantiles(null: np.ndarray) -> pd.DataFrame:
     shares = np.linspace(0, 1, 101)
     return pd.concat(
@@ -211,15 +242,15 @@ def _null_quantiles(null: np.ndarray) -> pd.DataFrame:
     )
 
 
-def _onsets(
+def _first_sites(
     sites: pd.DataFrame, transfer: pd.DataFrame, draws: Mapping[tuple[str, str], list[np.ndarray]]
 ) -> pd.DataFrame:
     rows = []
     for (measure, source), per_site in draws.items():
         table = sites if source == CONTRAST else transfer[transfer["source"].eq(source)]
         point, lower = table[measure].to_numpy(), table[f"{measure}_low"].to_numpy()
-        low, high = onset_interval(np.stack(per_site, axis=1), point, lower)
-        rows.append((measure, source, onset(lower), low, high))
+        low, high = detectable_interval(np.stack(per_site, axis=1), point, lower)
+        rows.append((measure, source, detectable_from(lower), low, high))
     without_crossings = np.flatnonzero(sites["mean_crossings"].to_numpy() == 0)
     published = int(without_crossings[0]) if len(without_crossings) else None
     rows.append(("mean_crossings", CONTRAST, published, None, None))

@@ -2,64 +2,172 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
-from refusal_core.analysis import inference
-from refusal_core.evidence.evaluation import BOTH, CONTRAST
+from refusal_core.evidence.claims import (
+    best_site,
+    better_than_wording_from,
+    detectable_from,
+    holds,
+    is_tested,
+    probe_source,
+    separated,
+)
+from refusal_core.evidence.design import CONTRAST
 from refusal_core.evidence.phrases import (
     NO_DIFFERENCE,
     NO_REASON,
-    SIGNIFICANT,
     contrary,
     place,
     style,
+    text_auroc,
+    what_would_have_been_seen,
     with_interval,
-    words_auroc,
 )
+from refusal_core.evidence.questions import BOTH
+from refusal_core.evidence.wording import EVERY_PROMPT, NEAR_TWINS
 from refusal_core.runs.evidence_tables import Evidence
-from refusal_core.runs.run import LEFT_OUT
 from refusal_core.sites import site_short
 
-PROBE_PAIRS = "probe-pairs"
+FEW = 24
+"""Prompts of a label below which a sample is called small."""
 
 
 def verdict(evidence: Evidence) -> str:
-    """Say the run in a sentence or two: whether any site tells harm on matched pairs, from where on, and where best."""
+    """Say the run in a few sentences: whether it separates harm on prompts of another kind, from where on, how well.
+
+    The transfer number is that of the layer with the highest cross-fitted d, which was chosen without it.
+    """
     source = probe_source(evidence)
     if source is None:
         return "Whether the direction is about harm cannot be said: the run has no transfer set."
     table = evidence.transfer[evidence.transfer["source"].eq(source)].set_index("site")
-    above = table[table["d_low"] > 0]
-    held = evidence.sites[evidence.sites["crossfit_d_low"] > 0]
-    first = onset(evidence, "d", source)
     if table["d"].isna().all():
         reason = evidence.reason("transfer", "d", source=source) or NO_REASON
         return f"Whether the direction is about harm cannot be said: {reason}."
-    # As many as one expects of intervals that miss one time in twenty.
-    if first is None and len(above) <= max(1, SIGNIFICANT * evidence.n_sites):
-        if held.empty:
-            return f"At no site is the direction more than chance: cross-fitted and on {source} it is {NO_DIFFERENCE}."
+    best = best_site(evidence)
+    number = f"d is {with_interval(table.loc[best], 'd')}, AUROC {table.loc[best, 'auroc']:.2f}"
+    if not is_tested(evidence):
         return (
-            f"The direction tells the two halves of its contrast set apart at {len(held)} of {evidence.n_sites} sites, "
-            f"but on {source} it is {NO_DIFFERENCE}: {style(evidence)}."
+            f"On {source} {number} at {place(evidence, best)}, where the cross-fitted d is highest. Whether that is "
+            "more than chance was not tested over all sites when this run was made: make it again to know."
         )
-    best = int(above["d"].idxmax())
-    d, area = with_interval(above.loc[best], "d"), above.loc[best, "auroc"]
-    sentences = [f"On {source} the direction tells harm best at {place(evidence, best)} (d {d}, AUROC {area:.2f})."]
-    if first is None:
-        sentences.append(f"It is above chance at {len(above)} of {evidence.n_sites} sites, but not up to the last.")
+    above = separated(evidence, source) > 0
+    if not above.any():
+        return " ".join([_nothing_there(evidence, source), *contrary(evidence, best, source)])
+    if above[best]:
+        first = (
+            f"At {place(evidence, best)}, where the cross-fitted d is highest, the direction separates the harmful "
+            f"from the harmless prompts of {source}: {number}."
+        )
     else:
-        sentences.append(
-            f"It is above chance from {place(evidence, first)} on{_onset_range(evidence, 'd', source)}, "
-            f"{_above_words(evidence, source, first)}."
+        first = (
+            f"The direction separates the harmful from the harmless prompts of {source} at {above.sum()} of "
+            f"{evidence.n_sites} sites, but not at {place(evidence, best)}, where the cross-fitted d is highest: there "
+            f"{number}."
         )
-    return " ".join([*sentences, *contrary(evidence, best, source)])
+    return " ".join(
+        [
+            first,
+            _from_where(evidence, source),
+            _better_than_wording(evidence, source),
+            *contrary(evidence, best, source),
+        ]
+    )
 
 
 def caveats(evidence: Evidence) -> list[str]:
     """Say what a reader has to know about how the numbers came about, a sentence or two each; none where nothing is."""
-    return [note for note in (_sampling(evidence), _pairs_found(evidence)) if note]
+    return [note for note in (_small(evidence), _sampling(evidence), _pairs_found(evidence)) if note]
+
+
+def overview_table(evidence: Evidence) -> pd.DataFrame:
+    """Return the first picture as a table: one row per site, indexed by it, with the numbers of the main questions."""
+    sites = evidence.sites.set_index("site")
+    columns = {
+        "d in-sample": sites["in_sample_d"],
+        "95 % of chance below": sites["chance_d_95"],
+        "d cross-fitted": sites["crossfit_d"],
+        "from": sites["crossfit_d_low"],
+        "to": sites["crossfit_d_high"],
+    }
+    source = probe_source(evidence)
+    if source is not None:
+        transfer = evidence.transfer[evidence.transfer["source"].eq(source)].set_index("site")
+        columns |= {
+            f"d {source}": transfer["d"],
+            " from": transfer["d_low"],
+            " to": transfer["d_high"],
+            "AUROC": transfer["auroc"],
+        }
+    refusal = evidence.refusal[evidence.refusal["source"].eq(CONTRAST) & evidence.refusal["label"].eq(BOTH)]
+    return pd.DataFrame({**columns, "rho refusing": refusal.set_index("site")["rho"]})
+
+
+def _nothing_there(evidence: Evidence, source: str) -> str:
+    """Say that a transfer set is not separated anywhere, and how large an effect would not have been missed."""
+    seen = what_would_have_been_seen(evidence, best_site(evidence), source)
+    held = int(holds(evidence).sum())
+    if not held:
+        return (
+            f"At no site is the direction more than chance: cross-fitted and on {source} it is {NO_DIFFERENCE}. {seen}"
+        )
+    return (
+        f"The direction separates the two halves of its contrast set, cross-fitted, at {held} of {evidence.n_sites} "
+        f"sites, but on {source} it is {NO_DIFFERENCE} at any: {style(evidence)}. {seen}"
+    )
+
+
+def _from_where(evidence: Evidence, source: str) -> str:
+    """Say from which site on the separation can be told from chance."""
+    first = detectable_from(evidence, "d", source)
+    above = separated(evidence, source) > 0
+    if first is None:
+        return f"It is detectable at {above.sum()} of {evidence.n_sites} sites, but not up to the last."
+    table = evidence.detectable_from
+    row = table[table["measure"].eq("d") & table["source"].eq(source)].iloc[0]
+    ends = (row["site_low"], row["site_high"])
+    low, high = ("never" if pd.isna(end) else site_short(int(end), evidence.n_sites - 1) for end in ends)
+    return f"It is detectable from {place(evidence, first)} on (95 % interval {low} to {high})."
+
+
+def _better_than_wording(evidence: Evidence, source: str) -> str:
+    """Say from which site on the direction does better than every text model, held out and on the transfer set."""
+    if evidence.wording.empty:
+        return "No text model was compared with it."
+    parts = []
+    for name, where, prompts in (
+        (CONTRAST, "held-out contrast prompts", EVERY_PROMPT),
+        (source, source, EVERY_PROMPT),
+        (CONTRAST, "the {n} contrast pairs that differ in at most two words", NEAR_TWINS),
+        (source, f"the {{n}} such pairs of {source}", NEAR_TWINS),
+    ):
+        table = evidence.wording[evidence.wording["source"].eq(name) & evidence.wording["prompts"].eq(prompts)]
+        if table.empty:
+            continue
+        first = better_than_wording_from(evidence, name, prompts)
+        from_where = "at no site up to the last" if first is None else f"from {place(evidence, first)} on"
+        reached = f"text reaches AUROC {text_auroc(evidence, name, prompts):.2f}"
+        parts.append(f"on {where.format(n=int(table['n_pairs'].iloc[0]))} {from_where} ({reached})")
+    return f"It does better than the prompts' wording {', '.join(parts)}."
+
+
+def _small(evidence: Evidence) -> str:
+    settings = evidence.settings.iloc[0]
+    sizes = {"the direction was fitted on": (settings["n_harmful"], settings["n_harmless"])}
+    source = probe_source(evidence)
+    if source is not None:
+        row = evidence.transfer[evidence.transfer["source"].eq(source)].iloc[0]
+        sizes[f"{source} has"] = (row["n_harmful"], row["n_harmless"])
+    small = [
+        f"{what} {harmful:.0f} harmful and {harmless:.0f} harmless prompts"
+        for what, (harmful, harmless) in sizes.items()
+        if min(harmful, harmless) < FEW
+    ]
+    if not small:
+        return ""
+    sentence = f"{' and '.join(small)}: of so few, intervals are rough and only large effects can be seen."
+    return f"A small sample: {sentence}"
 
 
 def _pairs_found(evidence: Evidence) -> str:
@@ -89,66 +197,3 @@ def _sampling(evidence: Evidence) -> str:
         "labels in proportion, was redrawn: intervals are wider than those of all prompts would be, and permutations, "
         "random directions, the silhouette and what fewer prompts give are the sample's."
     )
-
-
-def overview_table(evidence: Evidence) -> pd.DataFrame:
-    """Return the first picture as a table: one row per site, with the numbers of the main questions."""
-    sites = evidence.sites.set_index("site")
-    columns = {
-        "d in-sample": sites["in_sample_d"],
-        "95 % of chance below": sites["chance_d_95"],
-        "d cross-fitted": sites["crossfit_d"],
-        "from": sites["crossfit_d_low"],
-        "to": sites["crossfit_d_high"],
-    }
-    source = probe_source(evidence)
-    if source is not None:
-        transfer = evidence.transfer[evidence.transfer["source"].eq(source)].set_index("site")
-        columns |= {
-            f"d {source}": transfer["d"],
-            " from": transfer["d_low"],
-            " to": transfer["d_high"],
-            "AUROC": transfer["auroc"],
-        }
-    refusal = evidence.refusal[evidence.refusal["source"].eq(CONTRAST) & evidence.refusal["label"].eq(BOTH)]
-    return pd.DataFrame({**columns, "rho refusing": refusal.set_index("site")["rho"]})
-
-
-def probe_source(evidence: Evidence) -> str | None:
-    """Return the transfer set that is asked about harm: the probe pairs, else the first with pairs, else the first.
-
-    What a refit left out is none: it was chosen for being mislabelled or ambiguous.
-    """
-    table = evidence.transfer.drop_duplicates("source")
-    table = table[table["source"].ne(LEFT_OUT)]
-    sources = table["source"].tolist()
-    if PROBE_PAIRS in sources:
-        return PROBE_PAIRS
-    paired = table[table["n_pairs"] > 0]["source"].tolist() if sources else []
-    return next(iter(paired or sources), None)
-
-
-def onset(evidence: Evidence, measure: str, source: str) -> int | None:
-    """Return the onset of a number as the evidence has it, or None for never."""
-    row = evidence.onset[evidence.onset["measure"].eq(measure) & evidence.onset["source"].eq(source)]
-    return None if row.empty or pd.isna(row["site"].iloc[0]) else int(row["site"].iloc[0])
-
-
-def _onset_range(evidence: Evidence, measure: str, source: str) -> str:
-    row = evidence.onset[evidence.onset["measure"].eq(measure) & evidence.onset["source"].eq(source)].iloc[0]
-    ends = (row["site_low"], row["site_high"])
-    low, high = ("never" if pd.isna(end) else site_short(int(end), evidence.n_sites - 1) for end in ends)
-    return f" (95 % interval {low} to {high})"
-
-
-def _above_words(evidence: Evidence, source: str, above_chance: int) -> str:
-    """Say from where on the direction does better than the words of the prompts do without the model."""
-    words = words_auroc(evidence, source)
-    table = evidence.transfer[evidence.transfer["source"].eq(source)].set_index("site")
-    first = inference.onset((table["auroc"] - words).to_numpy())
-    if np.isnan(words):
-        return "with no words to compare it with"
-    reached = f"above what words alone reach (TF–IDF, AUROC {words:.2f})"
-    if first is None:
-        return f"but at the last site not {reached}"
-    return f"and {reached} from {place(evidence, max(first, above_chance))} on"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
-from refusal_core.analysis.baselines import TFIDF
-from refusal_core.evidence.evaluation import CONTRAST
+from refusal_core.evidence.claims import separated
+from refusal_core.evidence.design import CONTRAST
+from refusal_core.evidence.wording import EVERY_PROMPT
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.sites import site_label
 
 NO_DIFFERENCE = "not distinguishable from chance"
 BORDERLINE = "borderline"
 NO_REASON = "the numbers it needs do not exist"
-SIGNIFICANT = 0.05
 
 
 def place(evidence: Evidence, site: int) -> str:
@@ -43,19 +44,29 @@ def contrary(evidence: Evidence, site: int, source: str) -> list[str]:
     return [
         f"On {row['source']} it points the other way, d {with_interval(row, 'd')}"
         + (": where words and intent disagree, it follows the words." if row["source"] == BORDERLINE else ".")
-        for _, row in table[table["d_high"] < 0].iterrows()
+        for _, row in table.iterrows()
+        if separated(evidence, row["source"]).get(site, 0) < 0
     ]
 
 
-def words_auroc(evidence: Evidence, source: str) -> float:
-    """Return the AUROC that the words of a set reach without the model."""
-    row = evidence.baselines[evidence.baselines["source"].eq(source) & evidence.baselines["baseline"].eq(TFIDF)]
-    return float(row["auroc"].iloc[0])
+def text_auroc(evidence: Evidence, source: str, prompts: str = EVERY_PROMPT) -> float:
+    """Return the highest AUROC that a model of the wording reaches on a set."""
+    table = evidence.wording[evidence.wording["source"].eq(source) & evidence.wording["prompts"].eq(prompts)]
+    return float(table["text_auroc"].max())
 
 
 def style(evidence: Evidence) -> str:
-    """Say what a direction is about that holds on its own kind of prompts alone."""
+    """Say what a direction may be about that holds on its own kind of prompts alone."""
     settings = evidence.settings.iloc[0]
     if 2 * settings["n_pairs"] == settings["n_harmful"] + settings["n_harmless"]:
-        return "what holds on pairs of its own kind does not carry over to others"
-    return "what holds on new prompts of its own kind is how the two sets were written, not harm"
+        return "what holds on pairs of its own kind need not carry over to others"
+    return "what holds on new prompts of its own kind may be how the two sets were written"
+
+
+def what_would_have_been_seen(evidence: Evidence, site: int, source: str) -> str:
+    """Say how large an effect on a transfer set would have been found at a site, had there been one."""
+    table = evidence.transfer[evidence.transfer["source"].eq(source)].set_index("site")
+    d = table.loc[site, "d_detectable"]
+    if not np.isfinite(d):
+        return f"With so few prompts of {source} or permutations no effect could have been found."
+    return f"An effect of d = {d:.2f} on {source} would have been found at {place(evidence, site)} four times in five."

@@ -6,6 +6,8 @@ Every function returns numbers by name, NaN where one does not exist, and the re
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from refusal_core.analysis import geometry
@@ -21,11 +23,11 @@ from refusal_core.analysis.weighted_statistics import (
     weighted_auroc,
     weighted_correlation,
     weighted_d,
-    weighted_pair_accuracy,
     weighted_range_overlap,
     weighted_ranks,
 )
 from refusal_core.evidence.design import Contrast, TransferSet
+from refusal_core.evidence.wording import Compared, Separation
 
 BOTH = "both"
 FEWEST_BEHAVIOURS = 8
@@ -48,7 +50,9 @@ def does_it_fit(gram: Gram, contrast: Contrast) -> tuple[Numbers, Reasons]:
     return dict(zip(names, numbers, strict=True)), {} if np.isfinite(d) else {"in_sample_d": NO_SPREAD}
 
 
-def does_it_hold(held_out: Crossfit, drawn: np.ndarray, contrast: Contrast) -> tuple[Numbers, Reasons]:
+def does_it_hold(
+    held_out: Crossfit, drawn: np.ndarray, contrast: Contrast, separation: Separation
+) -> tuple[Numbers, Reasons]:
     """Return ``crossfit_d, …_auroc, …_accuracy, …_range_overlap, …_pair_accuracy`` with intervals.
 
     Extremes are what a bootstrap knows least, so the range overlap's interval is a rough one, and those of a sample
@@ -58,13 +62,13 @@ def does_it_hold(held_out: Crossfit, drawn: np.ndarray, contrast: Contrast) -> t
         held_out: the cross-fitted numbers themselves.
         drawn: ``(draw, sampled)`` cross-fitted projections of every bootstrap draw.
         contrast: the fitted prompts.
+        separation: of all of them by the cross-fitted projections.
     """
     harmful, harmless = contrast.bootstrap.harmful, contrast.bootstrap.harmless
-    pairs = weighted_pair_accuracy(held_out.projection[None, :], contrast.twins, np.ones((1, len(contrast.groups))))
     overlap = weighted_range_overlap(drawn, harmful, harmless)
     measured: dict[str, tuple[float, np.ndarray, dict[str, float]]] = {
         "crossfit_d": (held_out.d, weighted_d(drawn, harmful, harmless), {}),
-        "crossfit_auroc": (held_out.auroc, weighted_auroc(drawn, harmful, harmless), _SHARES),
+        "crossfit_auroc": (held_out.auroc, separation.draws["auroc"], _SHARES),
         "crossfit_accuracy": (held_out.accuracy, weighted_accuracy(drawn, harmful, harmless), _SHARES),
         "crossfit_range_overlap": (
             held_out.range_overlap,
@@ -72,8 +76,8 @@ def does_it_hold(held_out: Crossfit, drawn: np.ndarray, contrast: Contrast) -> t
             {"low": 0.0, "high": float(len(contrast.groups))},
         ),
         "crossfit_pair_accuracy": (
-            float(pairs[0]),
-            weighted_pair_accuracy(drawn, contrast.sampled.twins, contrast.bootstrap.counts),
+            separation.point["pair_accuracy"],
+            separation.draws["pair_accuracy"],
             _SHARES,
         ),
     }
@@ -117,19 +121,39 @@ def is_it_chance(gram: Gram, contrast: Contrast) -> tuple[Numbers, np.ndarray]:
     return numbers, null
 
 
+@dataclass(frozen=True, eq=False)
+class Harm:
+    """How the direction of one site separates a transfer set.
+
+    Attributes:
+        numbers: ``d, auroc, pair_accuracy`` with intervals, and the sizes.
+        reasons: why numbers are missing.
+        draws: ``(draw,)`` d of the bootstrap draws.
+        observed: d of the prompts that are redrawn.
+        null: ``(draw,)`` d of permuted labels, the direction as it is.
+    """
+
+    numbers: Numbers
+    reasons: Reasons
+    draws: np.ndarray
+    observed: float
+    null: np.ndarray
+
+
 def is_it_about_harm(
-    gram: Gram, projection: np.ndarray, drawn: np.ndarray, transfer: TransferSet
-) -> tuple[Numbers, Reasons, np.ndarray]:
-    """Return ``d, auroc, pair_accuracy`` of a transfer set, with intervals; both sets are redrawn in every draw.
+    gram: Gram, projection: np.ndarray, drawn: np.ndarray, transfer: TransferSet, separation: Separation | None
+) -> Harm:
+    """Measure how the direction separates a transfer set; both sets are redrawn in every bootstrap draw.
+
+    Labels are permuted on the transfer set alone, within its pairs where it has pairs: whatever the direction is, and
+    however few prompts there are, labels that mean nothing are found in as many runs as the level says.
 
     Args:
         gram: ``(prompt, prompt)`` of the contrast set.
         projection: ``(other,)`` of the transfer set on the direction.
         drawn: ``(draw, sampled other)`` on the bootstrap draws' directions.
         transfer: whose projections they are.
-
-    Returns:
-        Numbers, reasons, and ``(draw,)`` the bootstrap draws of d.
+        separation: of all its prompts; None of one label.
     """
     sampled = transfer.sampled
     harmful, harmless = transfer.counts * sampled.is_harmful, transfer.counts * ~sampled.is_harmful
@@ -141,25 +165,27 @@ def is_it_about_harm(
         reason = f"{transfer.source} has prompts of one label only"
     elif not np.isfinite(projection).all():
         reason = no_direction(gram)
-    if reason is not None:
+    if reason is not None or separation is None:
         names = [f"{name}{end}" for name in ("d", "auroc", "pair_accuracy") for end in ("", "_low", "_high")]
-        missing = dict.fromkeys(("d", "auroc", "pair_accuracy"), reason)
-        return dict.fromkeys(names, np.nan) | counted, missing, np.full(len(drawn), np.nan)
-    pairs = weighted_pair_accuracy(projection[None, :], transfer.twins, np.ones((1, len(projection))))
+        missing = dict.fromkeys(("d", "auroc", "pair_accuracy"), reason or "")
+        nothing = np.full(len(transfer.permuted), np.nan)
+        return Harm(dict.fromkeys(names, np.nan) | counted, missing, np.full(len(drawn), np.nan), np.nan, nothing)
     of_label = projection[transfer.is_harmful], projection[~transfer.is_harmful]
-    area = weighted_auroc(drawn, harmful, harmless)
-    pair_draws = weighted_pair_accuracy(drawn, sampled.twins, transfer.counts)
-    numbers = (
-        _with_interval("d", cohens_d(*of_label), draws_d)
-        | _with_interval("auroc", auroc(*of_label), area, **_SHARES)
-        | _with_interval("pair_accuracy", float(pairs[0]), pair_draws, **_SHARES)
-    )
+    numbers = _with_interval("d", cohens_d(*of_label), draws_d) | dict(separation.numbers("{}", 0.0))
     reasons: Reasons = {}
     if not len(transfer.twins):
         reasons["pair_accuracy"] = f"{transfer.source} has no matched pairs"
     if not np.isfinite(numbers["d"]):
         reasons["d"] = NO_SPREAD
-    return numbers | counted, reasons, draws_d
+    itself = projection[transfer.sample][None, :]
+    permuted = transfer.permuted.astype(np.float64)
+    return Harm(
+        numbers | counted,
+        reasons,
+        draws_d,
+        float(weighted_d(itself, sampled.is_harmful[None, :] * 1.0, ~sampled.is_harmful[None, :] * 1.0)[0]),
+        weighted_d(np.broadcast_to(itself, permuted.shape), permuted, 1 - permuted),
+    )
 
 
 def is_it_length(gram: Gram, sampled_gram: np.ndarray, contrast: Contrast) -> tuple[Numbers, Reasons]:
@@ -201,35 +227,25 @@ def is_it_length(gram: Gram, sampled_gram: np.ndarray, contrast: Contrast) -> tu
     return numbers, {}
 
 
-def baseline_numbers(
-    score: np.ndarray,
-    is_harmful: np.ndarray,
-    counts: np.ndarray,
-    point: tuple[float, float] | None = None,
-    sample: np.ndarray | slice = ALL_PROMPTS,
-) -> tuple[Numbers, str | None]:
-    """Return ``d, auroc`` of a text-only score with intervals: prompts are redrawn, the rule that gave it is not.
+def how_far_does_the_text_get(scores: np.ndarray, compared: Compared) -> tuple[Numbers, str | None]:
+    """Return ``d, auroc, pair_accuracy`` of a text-only score with intervals: prompts are redrawn, its rule is not.
 
     Args:
-        score: ``(prompt,)``.
-        is_harmful: ``(prompt,)`` bool.
-        counts: ``(draw, sampled)`` multiplicities.
-        point: d and AUROC where they are known already, as means over repeats.
-        sample: positions of the prompts that draws are taken of.
+        scores: ``(repeat, prompt)`` of the set; d and AUROC are means over the repeats.
+        compared: all prompts of the set.
 
     Returns:
         The numbers, and why there are none.
     """
-    if is_harmful.all() or not is_harmful.any():
-        names = [f"{name}{end}" for name in ("d", "auroc") for end in ("", "_low", "_high")]
-        return dict.fromkeys(names, np.nan), "there are prompts of one label only"
-    of_label = score[is_harmful], score[~is_harmful]
-    d, area = point or (cohens_d(*of_label), auroc(*of_label) if np.isfinite(score).all() else np.nan)
-    scores = np.broadcast_to(score[sample], counts.shape)
-    harmful, harmless = counts * is_harmful[sample], counts * ~is_harmful[sample]
-    numbers = _with_interval("d", d, weighted_d(scores, harmful, harmless)) | _with_interval(
-        "auroc", area, weighted_auroc(scores, harmful, harmless), **_SHARES
-    )
+    is_harmful, sample = compared.of.is_harmful, compared.of.sample
+    sampled = compared.of.sampled.is_harmful
+    harmful, harmless = compared.counts * sampled, compared.counts * ~sampled
+    d = float(np.mean([cohens_d(row[is_harmful], row[~is_harmful]) for row in scores]))
+    # The draws' folds are the first that were dealt.
+    drawn = scores[0][sample]
+    draws_d = weighted_d(np.broadcast_to(drawn, compared.counts.shape), harmful, harmless)
+    separation = compared.separation(scores, drawn)
+    numbers = _with_interval("d", d, draws_d) | dict(separation.numbers("{}", 0.0))
     return numbers, None if np.isfinite(d) else "it does not vary within the labels here"
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.evidence.design import CONTRAST
+from refusal_core.evidence.wording import Separation
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,12 +22,14 @@ class Rows:
         draws: by number and source, ``(draw,)`` per site.
         components: a table per site.
         held_out: ``(fitted prompt,)`` cross-fitted projections per site.
+        separations: by source and prompts, how well the direction separates them, per site.
     """
 
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     draws: dict[tuple[str, str], list[np.ndarray]] = field(default_factory=dict)
     components: list[pd.DataFrame] = field(default_factory=list)
     held_out: list[np.ndarray] = field(default_factory=list)
+    separations: dict[tuple[str, str], list[Separation]] = field(default_factory=dict)
 
     def add(self, table: str, /, **columns: object) -> None:
         """Add a row to a table."""
@@ -45,6 +48,8 @@ class Rows:
             self.draws.setdefault(name, []).extend(draws)
         self.components.extend(other.components)
         self.held_out.extend(other.held_out)
+        for compared, separations in other.separations.items():
+            self.separations.setdefault(compared, []).extend(separations)
 
     def table(self, name: str, columns: Iterable[str] = ()) -> pd.DataFrame:
         """Return the rows of a table; ``columns`` for one without any."""

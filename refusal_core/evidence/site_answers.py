@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from refusal_core.evidence import questions
 from refusal_core.evidence.design import CONTRAST, Contrast, Design, TransferSet, random_stream
 from refusal_core.evidence.questions import N_COMPONENTS
 from refusal_core.evidence.rows import Rows
+from refusal_core.evidence.wording import EVERY_PROMPT, Compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +38,14 @@ class _Site:
     components: geometry.Components
 
 
-def answer_site(index: int, hidden_site: np.ndarray, design: Design) -> Rows:
+def answer_site(index: int, hidden_site: np.ndarray, design: Design, compared: Sequence[Compared]) -> Rows:
     """Put all questions to one site.
 
     Args:
         index: ``0 … n_sites - 1``.
         hidden_site: ``(prompt, d_model)`` activations of all prompts of the run.
         design: what all sites share.
+        compared: the prompts whose labels directions and text models separate.
     """
     contrast, fitted = design.contrast, design.fitted
     all_products = gram_matrices(hidden_site, fitted)
@@ -52,9 +55,9 @@ def answer_site(index: int, hidden_site: np.ndarray, design: Design) -> Rows:
         gram = sampled_gram
     site = _Site(index, gram, sampled_gram, all_products[fitted], geometry.principal_components(gram, N_COMPONENTS))
     answers = Rows()
-    sampled_d = _answer_about_contrast(site, design, answers)
+    sampled_d = _answer_about_contrast(site, design, compared, answers)
     for transfer in design.transfers:
-        _answer_about_transfer(site, contrast, transfer, answers)
+        _answer_about_transfer(site, contrast, transfer, compared, answers)
     for row in questions.how_many_prompts(sampled_gram, contrast.sampled, design.samples):
         answers.add("learning", site=index, **row)
     shape = geometry.residual_geometry(gram, *mean_products(hidden_site, fitted), contrast.is_harmful)
@@ -65,7 +68,7 @@ def answer_site(index: int, hidden_site: np.ndarray, design: Design) -> Rows:
     return answers
 
 
-def _answer_about_contrast(site: _Site, design: Design, answers: Rows) -> float:
+def _answer_about_contrast(site: _Site, design: Design, compared: Sequence[Compared], answers: Rows) -> float:
     """Ask what concerns the fitted prompts; return the in-sample d of those that are redrawn."""
     contrast, sampled = design.contrast, design.contrast.sampled
     fit, why_no_fit = questions.does_it_fit(site.gram, contrast)
@@ -78,10 +81,12 @@ def _answer_about_contrast(site: _Site, design: Design, answers: Rows) -> float:
     chance, null = questions.is_it_chance(site.sampled_gram, sampled)
     answers.draws["null", CONTRAST], answers.draws["observed", CONTRAST] = [null], [np.array(sampled_d)]
     answers.draws["crossfit_d", CONTRAST] = [weighted_d(drawn, contrast.bootstrap.harmful, contrast.bootstrap.harmless)]
+    _separate(CONTRAST, held_out.projections, drawn, compared, answers)
+    separation = answers.separations[CONTRAST, EVERY_PROMPT][0]
     site_numbers: dict[str, float] = {}
     for numbers, reasons in (
         (fit, why_no_fit),
-        questions.does_it_hold(held_out, drawn, contrast),
+        questions.does_it_hold(held_out, drawn, contrast, separation),
         (chance, {}),
         questions.is_it_length(site.gram, site.sampled_gram, contrast),
         questions.is_it_the_same_as_refusing(site.gram, site.sampled_gram, contrast),
@@ -94,16 +99,28 @@ def _answer_about_contrast(site: _Site, design: Design, answers: Rows) -> float:
     return sampled_d
 
 
-def _answer_about_transfer(site: _Site, contrast: Contrast, transfer: TransferSet, answers: Rows) -> None:
+def _answer_about_transfer(
+    site: _Site, contrast: Contrast, transfer: TransferSet, compared: Sequence[Compared], answers: Rows
+) -> None:
     cross = site.cross_gram[:, transfer.rows]
     projection = project_draws(site.gram, contrast.weights, cross)[0]
     sampled_cross = _held(cross, contrast.sample, transfer.sample)
     drawn = project_draws(site.sampled_gram, contrast.bootstrap.weights, sampled_cross)
-    numbers, reasons, draws_d = questions.is_it_about_harm(site.gram, projection, drawn, transfer)
-    answers.add("transfer", site=site.index, source=transfer.source, **numbers)
-    answers.explain("transfer", reasons, site.index, transfer.source)
-    answers.draws["d", transfer.source] = [draws_d]
+    _separate(transfer.source, projection[None, :], drawn, compared, answers)
+    (separation,) = answers.separations.get((transfer.source, EVERY_PROMPT), [None])
+    harm = questions.is_it_about_harm(site.gram, projection, drawn, transfer, separation)
+    answers.add("transfer", site=site.index, source=transfer.source, **harm.numbers)
+    answers.explain("transfer", harm.reasons, site.index, transfer.source)
+    answers.draws["d", transfer.source] = [harm.draws]
+    answers.draws["observed", transfer.source] = [np.array(harm.observed)]
+    answers.draws["null", transfer.source] = [harm.null]
     _add_refusal(site.index, transfer.source, projection, drawn, transfer, transfer.counts, answers)
+
+
+def _separate(source: str, scores: np.ndarray, drawn: np.ndarray, compared: Sequence[Compared], answers: Rows) -> None:
+    for prompts in compared:
+        if prompts.source == source:
+            answers.separations[source, prompts.prompts] = [prompts.separation(scores, drawn)]
 
 
 def _add_refusal(

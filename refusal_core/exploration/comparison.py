@@ -24,7 +24,7 @@ from refusal_core.analysis.weighted_statistics import (
     weighted_correlation,
     weighted_ranks,
 )
-from refusal_core.evidence.findings import PROBE_PAIRS, onset
+from refusal_core.evidence.claims import PROBE_PAIRS, detectable_from
 from refusal_core.exploration.outliers import standardised
 from refusal_core.prompts.sets import prompt_groups
 from refusal_core.runs.evidence_tables import Evidence
@@ -141,14 +141,15 @@ def over_depth(run: Run, evidence: Evidence | None) -> pd.DataFrame:
     return table
 
 
-def onset_in_words(run: Run, evidence: Evidence | None) -> str:
+def detectable_in_words(run: Run, evidence: Evidence | None) -> str:
     """Where d on probe pairs begins to stay above chance, with its interval; a dash without evidence of it."""
     if evidence is None:
         return "–"
-    row = evidence.onset[evidence.onset["measure"].eq("d") & evidence.onset["source"].eq(PROBE_PAIRS)]
+    table = evidence.detectable_from
+    row = table[table["measure"].eq("d") & table["source"].eq(PROBE_PAIRS)]
     if row.empty:
         return "–"
-    first = onset(evidence, "d", PROBE_PAIRS)
+    first = detectable_from(evidence, "d", PROBE_PAIRS)
     low, high = (
         "never" if pd.isna(end) else site_short(int(end), run.n_layers)
         for end in row[["site_low", "site_high"]].iloc[0]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.errors import RunError
-from refusal_core.evidence.findings import onset
+from refusal_core.evidence.claims import detectable_from
 from refusal_core.runs.run import LEFT_OUT, Run
 
 MEASURES = ("in_sample_d", "crossfit_d", "probe_d")
@@ -23,16 +23,16 @@ class Change:
         table: one row a site: ``site``, each of :data:`MEASURES` with ``_before`` and ``_after``, and ``cosine`` of the
             two directions (missing where either does not exist).
         left_out: rows of the refit's prompts that it was not fitted on any more, or that left their transfer set.
-        onset_before, onset_after: the first site from which d on the probe pairs stays above chance; None for never,
-            or without probe pairs.
+        detectable_before, detectable_after: the first site from which d on the probe pairs stays above chance; None
+            for never, or without probe pairs.
     """
 
     before: Run
     after: Run
     table: pd.DataFrame
     left_out: pd.DataFrame
-    onset_before: int | None
-    onset_after: int | None
+    detectable_before: int | None
+    detectable_after: int | None
 
 
 def compare(before: Run, after: Run) -> Change:
@@ -50,7 +50,7 @@ def compare(before: Run, after: Run) -> Change:
     units = [run.directions.unit_direction.astype(np.float64) for run in (before, after)]
     exist = units[0].any(axis=1) & units[1].any(axis=1)
     table["cosine"] = np.where(exist, (units[0] * units[1]).sum(axis=1), np.nan)
-    first, second = (onset(run.evidence, "d", "probe-pairs") for run in (before, after))
+    first, second = (detectable_from(run.evidence, "d", "probe-pairs") for run in (before, after))
     left_out = after.prompts[after.prompts["source"].eq(LEFT_OUT)]
     return Change(before, after, table, left_out, first, second)
 
@@ -70,9 +70,10 @@ def reading(change: Change) -> str:
             else f"from {change.before.site_label(first)} to {change.before.site_label(second)}"
         )
         said.append(f"Strongest d {_ASKED[measure]}: {before[first]:.2f} before, {after[second]:.2f} after, {where}.")
-    first_site, second_site = _named(change, change.onset_before), _named(change, change.onset_after)
+    first_site, second_site = _named(change, change.detectable_before), _named(change, change.detectable_after)
     same = first_site == second_site
-    said.append(f"Onset on the probe pairs: {first_site}{', as before' if same else f' before, {second_site} after'}.")
+    now = ", as before" if same else f" before, {second_site} after"
+    said.append(f"Detectable on the probe pairs from: {first_site}{now}.")
     cosine = change.table["cosine"]
     if cosine.notna().any():
         least = int(cosine.idxmin())

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from refusal_core.evidence.findings import PROBE_PAIRS, onset
+from refusal_core.evidence.claims import PROBE_PAIRS, detectable_from
 from refusal_core.exploration.comparison import NUMBERS, Shared, is_control, matched
 from refusal_core.exploration.outliers import standardised
 from refusal_core.figures.style import ACCENT, GREY, PROBE, blank, line_at, ribbon, safe
@@ -71,7 +71,7 @@ def over_depth(
     evidence: Sequence[Evidence | None],
     number: str,
 ) -> go.Figure:
-    """Return a number of all runs over relative depth, with intervals; stars mark the onset on probe pairs.
+    """Return a number of all runs over relative depth, with intervals; stars mark from where d is detectable.
 
     Args:
         compared: the runs.
@@ -82,7 +82,7 @@ def over_depth(
     traces = []
     for side, table, found in zip(compared, tables, evidence, strict=True):
         traces += _line(side, table, number, NUMBERS[number])
-        first = onset(found, "d", PROBE_PAIRS) if found is not None and number == "probe_d" else None
+        first = detectable_from(found, "d", PROBE_PAIRS) if found is not None and number == "probe_d" else None
         if first is not None:
             star = {
                 "type": "scatter",
@@ -96,7 +96,7 @@ def over_depth(
                     "color": side.colour,
                     "line": {"width": 1, "color": "#FFFFFF"},
                 },
-                "hovertemplate": f"onset of {side.letter}: {side.run.site_label(first)}<extra></extra>",
+                "hovertemplate": f"{side.letter}: detectable from {side.run.site_label(first)}<extra></extra>",
             }
             traces.append(star)
     return blank(

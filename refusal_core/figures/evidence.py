@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from refusal_core.evidence.claims import detectable_from, probe_source
 from refusal_core.evidence.evaluation import BOTH, CONTRAST
-from refusal_core.evidence.findings import onset, probe_source
 from refusal_core.figures.style import (
     ACCENT,
     GREY,
@@ -38,7 +38,7 @@ HEIGHT = 320
 def overview(run: Run, evidence: Evidence, site: int | None = None) -> go.Figure:
     """In-sample, cross-fitted and probe-pair d and the correlation with refusing, over what chance alone reaches.
 
-    Vertical lines mark the onset on the probe pairs, with its interval, and the published decision layer.
+    Vertical lines mark from where harm is detectable, with the interval of that site, and the published decision layer.
     """
     sites = evidence.sites
     source = probe_source(evidence)
@@ -71,8 +71,8 @@ def overview(run: Run, evidence: Evidence, site: int | None = None) -> go.Figure
     )
     figure.update_layout(margin={"t": 64})
     if source is not None:
-        _mark_onset(figure, run, evidence, "d", source, "onset", PROBE)
-    _mark_onset(figure, run, evidence, "mean_crossings", CONTRAST, "published decision layer", GREY)
+        _mark_first_site(figure, run, evidence, "d", source, "detectable from", PROBE)
+    _mark_first_site(figure, run, evidence, "mean_crossings", CONTRAST, "published decision layer", GREY)
     figure.layout.shapes += tuple(site_mark(site))
     return figure
 
@@ -156,7 +156,7 @@ def simpler(run: Run, evidence: Evidence, site: int) -> go.Figure:
     for source, colour in zip(
         evidence.baselines["source"].unique(), cycle((ACCENT, PROBE, GREY, *LINE_COLOURS)), strict=False
     ):
-        table = evidence.baselines[evidence.baselines["source"].eq(source)]
+        table = evidence.baselines[evidence.baselines["source"].eq(source)].dropna(subset="auroc")
         if source == CONTRAST:
             own = evidence.sites.loc[site, ["crossfit_auroc", "crossfit_auroc_low", "crossfit_auroc_high"]].to_numpy(
                 float
@@ -310,13 +310,14 @@ def _over_layers(
     )
 
 
-def _mark_onset(
+def _mark_first_site(
     figure: go.Figure, run: Run, evidence: Evidence, measure: str, source: str, name: str, colour: str
 ) -> None:
-    first = onset(evidence, measure, source)
+    first = detectable_from(evidence, measure, source)
     if first is None:
         return
-    row = evidence.onset[evidence.onset["measure"].eq(measure) & evidence.onset["source"].eq(source)].iloc[0]
+    table = evidence.detectable_from
+    row = table[table["measure"].eq(measure) & table["source"].eq(source)].iloc[0]
     if pd.notna(row["site_low"]) and pd.notna(row["site_high"]) and row["site_high"] > row["site_low"]:
         figure.add_vrect(
             x0=row["site_low"], x1=row["site_high"], line={"width": 0}, fillcolor=colour, opacity=0.12, layer="below"

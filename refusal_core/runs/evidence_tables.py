@@ -9,6 +9,14 @@ import pandas as pd
 
 from refusal_core.errors import RunError
 
+_MEASURES = ("auroc", "pair_accuracy")
+_ENDS = ("", "_low", "_high")
+WORDING_COLUMNS = (
+    *("site", "source", "prompts", "opponent", "strongest", "n_harmful", "n_harmless", "n_pairs"),
+    *(f"{start}{measure}{end}" for start in ("", "text_") for measure in _MEASURES for end in _ENDS),
+    *(f"{measure}_difference{end}" for measure in _MEASURES for end in _ENDS),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
@@ -31,16 +39,24 @@ class Evidence:
             cross-fitted for the direction fitted on what the model refuses, and ``behaviour_cosine`` with the harm
             direction, with interval; ``effective_dimension, variance_share, pc1_share …``.
         transfer: one row per site and transfer set: ``d, auroc, pair_accuracy`` with intervals, ``n_harmful,
-            n_harmless, n_pairs``.
-        onset: one row per number (``measure, source``): the first ``site`` from which its lower bound stays above
-            chance, and ``site_low, site_high`` the bootstrap interval of that site; the published decision layer
-            (first site without mean crossings) as ``mean_crossings``. Missing means never.
+            n_harmless, n_pairs``; ``permutation_p_corrected`` of d, two-sided and over all sites, the set's labels
+            permuted and the direction as it is; ``d_detectable``, which would have been called harm with
+            a probability of 80 %.
+        wording: one row per site, set (``source``), its ``prompts`` (all, or near twins) and text model
+            (``opponent``; ``strongest`` on the contrast set): ``auroc, pair_accuracy`` of the direction, ``text_…`` of
+            the text model and ``…_difference``, the first minus the second on the same redrawn prompts, each with
+            intervals. Held out on the contrast set.
+        detectable_from: one row per number (``measure, source``): the first ``site`` from which its lower bound stays
+            above chance, a statement about the number of prompts as much as about the model, and ``site_low,
+            site_high`` the bootstrap interval of that site; the published decision layer (first site without mean
+            crossings) as ``mean_crossings``. Missing means never.
         random_directions: one row per site and ``kind`` (isotropic, covariance, component): ``directions`` drawn,
             ``d_median, d_95, d_max`` of their |d|, and ``share_reaching`` the in-sample d.
         permutations: ``site, quantile, d``: the in-sample d of shuffled labels, by quantile.
         learning: ``site, size``: cross-fitted ``d`` of directions that saw ``size`` prompts and their ``cosine`` to
             the full direction; means over draws, ``_low`` and ``_high`` where 95 % of the draws lie.
-        baselines: one row per text-only baseline and source: ``d, auroc`` with intervals (prompts redrawn, rule kept).
+        baselines: one row per text-only baseline and source: ``d, auroc, pair_accuracy`` with intervals (prompts
+            redrawn, rule kept).
         refusal: ``site, source, label, n``: Spearman's ``rho`` of projection and refusal log-odds within the label,
             with interval; cross-fitted projections on the contrast set; ``both`` is the labels' mean weighted by
             prompts.
@@ -54,7 +70,8 @@ class Evidence:
 
     sites: pd.DataFrame
     transfer: pd.DataFrame
-    onset: pd.DataFrame
+    wording: pd.DataFrame
+    detectable_from: pd.DataFrame
     random_directions: pd.DataFrame
     permutations: pd.DataFrame
     learning: pd.DataFrame

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
+from refusal_core.runs.evidence_tables import WORDING_COLUMNS
 from refusal_core.runs.manifest import FORMAT_VERSION
 
 _COPIES_OF_1 = ["harmful_mean_proj", "harmless_mean_proj", "mean_separation", "p_value"]
@@ -33,6 +35,16 @@ def migrated_manifest(content: dict[str, Any], version: int) -> dict[str, Any]:
     if version < 2:
         content = _manifest_from_1(content)
     return content | {"format_version": FORMAT_VERSION}
+
+
+def migrated_evidence(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Return a run's tables of evidence under their present names; what was not measured then is an empty table.
+
+    Args:
+        tables: by name, as they were stored.
+    """
+    renamed = {"detectable_from" if name == "onset" else name: table for name, table in tables.items()}
+    return {"wording": pd.DataFrame(columns=list(WORDING_COLUMNS), dtype=float)} | renamed if renamed else {}
 
 
 def _manifest_from_1(content: dict[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from refusal_core.errors import RunError, first_line
 from refusal_core.files import sha256_of
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.manifest import Manifest
+from refusal_core.runs.migrations import migrated_evidence
 from refusal_core.runs.run_files import ACTIVATIONS, RunTables, map_activations, read_table
-from refusal_core.sites import site_label
+from refusal_core.sites import best_layer, site_label
 
 LEFT_OUT = "left-out"
 """The transfer set of a refit: what it is not fitted on any more."""
@@ -143,17 +144,15 @@ class Run:
             tables = {name: read_table(self.path / name) for name in names}
         except (OSError, ValueError) as error:
             raise RunError(f"run {self.run_id!r}: its evidence cannot be read ({first_line(error)})") from error
-        return Evidence.from_tables(
-            {name.removeprefix("evidence_").removesuffix(".parquet"): table for name, table in tables.items()}
-        )
+        tables = {name.removeprefix("evidence_").removesuffix(".parquet"): table for name, table in tables.items()}
+        return Evidence.from_tables(migrated_evidence(tables))
 
     def best_site(self) -> int:
         """Return the layer with the highest cross-fitted d: the first of several, and layer 0 where none is known.
 
         The final norm is no candidate, since nothing can be edited there.
         """
-        held_out = self.tables.layer_stats["crossfit_d"].to_numpy(float)[: self.n_layers]
-        return int(np.nanargmax(held_out)) if np.isfinite(held_out).any() else 0
+        return best_layer(self.tables.layer_stats["crossfit_d"].to_numpy(float))
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row per prompt and site: the prompt's columns, ``site``, and the two projections.

@@ -91,11 +91,11 @@ def controls(compared: list[Side], evidence: list[Evidence | None]) -> None:
         )
     bare = [side.letter for side, found in zip(compared, evidence, strict=True) if found is None]
     if bare:
-        st.caption(f"Without intervals and onset: {', '.join(bare)}, which has no evidence.")
+        st.caption(f"Without intervals: {', '.join(bare)}, which has no evidence.")
 
 
 def overview(compared: list[Side], evidence: list[Evidence | None], tables: list[pd.DataFrame]) -> None:
-    """Show the runs as rows: the three effect sizes at their highest, and the onset."""
+    """Show the runs as rows: the three effect sizes at their highest, and from where harm is detectable."""
     st.dataframe(
         _rows(_identities(compared), compared, evidence, tables),
         column_config={
@@ -105,8 +105,8 @@ def overview(compared: list[Side], evidence: list[Evidence | None], tables: list
                 number: st.column_config.TextColumn(f"highest {name}", help=f"{meaning_of(number)}{_INTERVAL}")
                 for number, name in NUMBERS.items()
             },
-            "onset": st.column_config.TextColumn(
-                "onset",
+            "detectable from": st.column_config.TextColumn(
+                "detectable from",
                 help="First layer from which the interval of d on probe pairs stays above 0, with the 95 % interval "
                 "of that layer.",
             ),
@@ -398,9 +398,8 @@ def _rows(
     rows = []
     for side, found, table in zip(_compared, _evidence, _tables, strict=True):
         best = {number: _at_best(side.run, table, number) for number in NUMBERS}
-        rows.append(
-            {"run": side.letter, "of": side.described, "onset": comparison.onset_in_words(side.run, found), **best}
-        )
+        first = comparison.detectable_in_words(side.run, found)
+        rows.append({"run": side.letter, "of": side.described, "detectable from": first, **best})
     return pd.DataFrame(rows)
 
 

@@ -117,6 +117,19 @@ def test_single_prompts_are_redrawn_whatever_their_label():
     np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.2)
 
 
+def test_of_few_pairs_every_flip_is_returned_once():
+    labels, groups = in_pairs(3)
+    order = permute_labels(labels, groups, 7, np.random.default_rng(0))
+    assert order.shape == (7, 6)
+    permuted = labels[order]
+    assert len(np.unique(permuted, axis=0)) == 7
+    assert (permuted != labels).any(axis=1).all()
+    assert (permuted[:, 0::2] != permuted[:, 1::2]).all()
+    # Of more than are wanted some are drawn, as of prompts that are not all in pairs.
+    assert permute_labels(labels, groups, 6, np.random.default_rng(0)).shape == (6, 6)
+    assert permute_labels(*mixed(3, 1, 1), 20, np.random.default_rng(0)).shape == (20, 8)
+
+
 def test_groups_of_one_label_are_exchanged_with_others_of_their_size():
     # Two twins of one label each side, which may only change places with one another.
     labels = np.array([True, True, False, False, True, False, False])

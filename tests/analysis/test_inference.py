@@ -6,21 +6,24 @@ from planted import WIDTH, bootstrap_of, labels_and_groups, planted_run
 from scipy import stats
 
 from refusal_core.analysis.crossfit import crossfit
+from refusal_core.analysis.effect_sizes import cohens_d
 from refusal_core.analysis.gram import gram_matrices, gram_matrix
-from refusal_core.analysis.groups import assign_folds, bootstrap_counts, find_twins, redraw_prompts
+from refusal_core.analysis.groups import assign_folds, bootstrap_counts, permute_labels, redraw_prompts
 from refusal_core.analysis.inference import (
     corrected_p,
+    corrected_p_either_way,
     correlation_interval,
+    detectable_from,
+    detectable_interval,
     interval,
-    onset,
-    onset_interval,
     permutation_p,
+    smallest_significant,
 )
 from refusal_core.analysis.projections import contrast_weights, project_draws
 from refusal_core.analysis.resampling import draw_bootstrap, draw_permutations
 from refusal_core.analysis.weighted_statistics import weighted_d, weighted_ranks
 from refusal_core.evidence import questions
-from refusal_core.evidence.design import Contrast, TransferSet
+from refusal_core.evidence.design import Contrast
 
 
 def test_an_interval_has_the_draws_spread_around_the_estimate():
@@ -87,53 +90,89 @@ def test_sites_without_a_number_have_no_corrected_p_value_and_hide_no_other():
     assert np.isnan(corrected_p(np.full(3, np.nan), null)).all()
 
 
-def test_the_onset_is_the_first_site_from_which_the_bound_stays_above():
-    assert onset(np.array([1.0, -1, 0.1, 2, 3])) == 2
-    assert onset(np.array([0.0, 0.1, 2])) == 1
-    assert onset(np.array([0.1, 0.2])) == 0
-    assert onset(np.array([1.0, 2, 0.0])) is None
-    assert onset(np.array([1.0, np.nan, 2.0])) == 2
-    assert onset(np.array([0.5, 0.7, 0.8]), chance=0.6) == 1
+def test_a_p_value_either_way_is_twice_the_smaller_one_of_both_sides():
+    null = np.array([[0.0, 40.0], [1.0, 0.0], [2.0, 30.0], [3.0, 10.0]])
+    observed = np.array([5.0, 20.0])
+    np.testing.assert_allclose(corrected_p_either_way(observed, null), [2 / 5, 1.0])
+    np.testing.assert_allclose(corrected_p_either_way(-observed, -null), [2 / 5, 1.0])
+    assert np.isnan(corrected_p_either_way(np.array([np.nan, 20.0]), null))[0]
 
 
-def test_an_onset_interval_gives_each_draw_the_estimates_margin():
+def test_the_smallest_significant_number_is_where_the_corrected_test_begins_to_reject():
+    rng = np.random.default_rng(0)
+    null = rng.normal(size=(99, 3)) * [1.0, 5.0, 0.2] + [0.0, 1.0, 0.0]
+    observed = np.array([0.5, 2.0, np.nan])
+    needed = smallest_significant(observed, null, 0.05)
+    assert np.isnan(needed[2])
+    for site in range(2):
+        for just, significant in ((0.999, False), (1.001, True)):
+            # The observed number is one of the labellings, so what it is moves the threshold a little: iterate.
+            tried = observed.copy()
+            for _ in range(50):
+                tried[site] = smallest_significant(tried, null, 0.05)[site] * just
+            assert (corrected_p(tried, null)[site] <= 0.05) == significant
+    assert np.isnan(smallest_significant(observed, null, 0.005)).all()
+    assert np.isnan(smallest_significant(np.full(3, np.nan), null, 0.05)).all()
+
+
+def test_of_eight_pairs_either_side_is_claimed_as_often_as_the_level_says():
+    labels, groups = labels_and_groups(16)
+    order = permute_labels(labels, groups, 1000, np.random.default_rng(0))
+    permuted = labels[order].astype(float)
+    rng = np.random.default_rng(1)
+    too_high = too_low = 0
+    for _ in range(600):
+        values = rng.normal(size=(5, 16))
+        null = np.stack([weighted_d(np.broadcast_to(row, permuted.shape), permuted, 1 - permuted) for row in values], 1)
+        observed = weighted_d(values, labels[None] * 1.0, ~labels[None] * 1.0)
+        significant = corrected_p_either_way(observed, null) <= 0.1
+        too_high += (significant & (observed > 0)).any()
+        too_low += (significant & (observed < 0)).any()
+    assert 15 <= too_high <= 48
+    assert 15 <= too_low <= 48
+
+
+def test_a_number_is_detectable_from_the_first_site_from_which_the_bound_stays_above():
+    assert detectable_from(np.array([1.0, -1, 0.1, 2, 3])) == 2
+    assert detectable_from(np.array([0.0, 0.1, 2])) == 1
+    assert detectable_from(np.array([0.1, 0.2])) == 0
+    assert detectable_from(np.array([1.0, 2, 0.0])) is None
+    assert detectable_from(np.array([1.0, np.nan, 2.0])) == 2
+    assert detectable_from(np.array([0.5, 0.7, 0.8]), chance=0.6) == 1
+
+
+def test_an_detectable_interval_gives_each_draw_the_estimates_margin():
     point, lower = np.array([0.0, 2.0, 4.0]), np.array([-1.0, 1.0, 3.0])
-    # Draws that lie 0, 1.5 and 3.5 lower everywhere around their own median: onsets 1, 1 and 2 of 3 sites.
+    # Draws that lie 0, 1.5 and 3.5 lower everywhere around their own median: first sites 1, 1 and 2 of 3.
     shift = np.array([0.0, -0.9, 0.9, -2.5, 1.5])
     draws = 10 + point + shift[:, None]
     # The margin is 1: a site counts where the recentred draw is above 1, at sites 1, 1, 1, 2 and 0.
-    assert onset_interval(draws, point, lower) == (0, 2)
+    assert detectable_interval(draws, point, lower) == (0, 2)
     never = np.array([10.0, 10, 10, -90, 10])[:, None] + point
-    assert onset_interval(never, point, lower) == (1, None)
+    assert detectable_interval(never, point, lower) == (1, None)
 
 
-def test_onset_is_found_at_the_planted_layer_in_95_of_100_seeds():
-    n_sites, planted_at, found, covered = 8, 4, 0, 0
+def test_the_planted_layer_is_the_first_detectable_one_in_95_of_100_seeds():
+    n_sites, planted_at, right, covered = 8, 4, 0, 0
     labels, groups = labels_and_groups(48)
-    probes, probe_groups = labels_and_groups(48)
     for seed in range(100):
         strengths = [0.0] * planted_at + [2.5] * (n_sites - planted_at)
         hidden, _ = planted_run(seed, strengths, n=48, n_probes=48)
         bootstrap = bootstrap_of(labels, groups, 200, seed)
-        counts = bootstrap_counts(probes, probe_groups, 200, np.random.default_rng([seed, 1]))
-        transfer = TransferSet(
-            "probe-pairs", np.arange(48), probes, np.zeros(48), find_twins(probes, probe_groups), counts
-        )
-        contrast = Contrast(labels, groups, np.ones(48), np.zeros(48), 10, 1, 0, bootstrap, bootstrap)
-        point, lower, draws = [], [], []
+        counts = bootstrap_counts(labels, groups, 200, np.random.default_rng([seed, 1]))
+        point, draws = np.empty(n_sites), np.empty((200, n_sites))
         for site in range(n_sites):
             grams = gram_matrices(hidden[:, site], np.arange(96) < 48)
             gram, cross = grams[:48, :48], grams[:48, 48:]
+            probes = project_draws(gram, contrast_weights(labels[None], ~labels[None]), cross)[0]
+            point[site] = cohens_d(probes[labels], probes[~labels])
             drawn = project_draws(gram, bootstrap.weights, cross)
-            projection = project_draws(gram, contrast.weights, cross)[0]
-            numbers, _, draws_d = questions.is_it_about_harm(gram, projection, drawn, transfer)
-            point.append(numbers["d"])
-            lower.append(numbers["d_low"])
-            draws.append(draws_d)
-        found += onset(np.array(lower)) == planted_at
-        low, high = onset_interval(np.stack(draws, axis=1), np.array(point), np.array(lower))
+            draws[:, site] = weighted_d(drawn, counts * labels, counts * ~labels)
+        lower = interval(draws, point)[0]
+        right += detectable_from(lower) == planted_at
+        low, high = detectable_interval(draws, point, lower)
         covered += low is not None and low <= planted_at and (high is None or high >= planted_at)
-    assert found >= 95
+    assert right >= 95
     assert covered >= 95
 
 

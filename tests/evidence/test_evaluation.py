@@ -10,6 +10,7 @@ import pytest
 from planted import WIDTH, evaluate_run, harmful_rows, planted_run, prompt_table
 
 from refusal_core.analysis.directions import fit_directions
+from refusal_core.analysis.text_models import EMBEDDINGS, TEXT_MODELS, WORDS
 from refusal_core.errors import RunError
 from refusal_core.evidence.answers import QUESTIONS, answer
 from refusal_core.evidence.evaluation import BOTH, CONTRAST, evaluate
@@ -44,12 +45,13 @@ def test_style_without_harm_holds_but_is_not_about_harm():
         assert "holds on new prompts" in answer(evidence, "hold", site)
         harm = answer(evidence, "harm", site)
         assert NO_DIFFERENCE in harm
-        assert "how the two sets were written" in harm
+        assert "may be how the two sets were written" in harm
+        assert f"would have been found at {('layer 0 of 2', 'layer 1 of 2', 'the final norm')[site]}" in harm
     assert (evidence.transfer["d_low"] < 0).all()
     assert (evidence.transfer["d"].abs() < 0.6).all()
-    onset = evidence.onset.set_index(["measure", "source"])["site"]
-    assert onset["crossfit_d", CONTRAST] == 0
-    assert pd.isna(onset["d", "probe-pairs"])
+    first = evidence.detectable_from.set_index(["measure", "source"])["site"]
+    assert first["crossfit_d", CONTRAST] == 0
+    assert pd.isna(first["d", "probe-pairs"])
     baselines = evidence.baselines.set_index(["baseline", "source"])
     assert baselines.loc[("tokens", CONTRAST), "d"] > 2
     assert abs(baselines.loc[("tokens", "probe-pairs"), "d"]) < 0.6
@@ -57,11 +59,11 @@ def test_style_without_harm_holds_but_is_not_about_harm():
 
 
 def test_a_set_on_which_the_direction_points_the_other_way_is_named():
-    hidden, prompts = planted_run(5, [0, 4])
+    hidden, prompts = planted_run(5, [0, 4, 4])
     opposed = prompts[~prompts["fitted"]].assign(source="borderline", pair_id=None)
     opposed["prompt_id"] = [f"b{k:011x}" for k in range(len(opposed))]
     turned = hidden[~prompts["fitted"]].copy()
-    turned[:, 1, 0] *= -1
+    turned[:, 1:, 0] *= -1
     both = pd.concat([prompts, opposed], ignore_index=True)
     evidence = evaluate_run(np.concatenate([hidden, turned]), both)
     for said in (answer(evidence, "harm", 1), verdict(evidence)):
@@ -70,9 +72,13 @@ def test_a_set_on_which_the_direction_points_the_other_way_is_named():
     assert "borderline" not in verdict(evaluate_run(hidden, prompts))
 
 
-def test_the_verdict_says_from_where_on_the_direction_beats_the_words(planted):
-    words = planted.baselines.set_index(["baseline", "source"]).loc[("TF–IDF", "probe-pairs"), "auroc"]
-    assert f"above what words alone reach (TF–IDF, AUROC {words:.2f}) from layer 3 of 5 on" in verdict(planted)
+def test_the_verdict_says_from_where_on_the_direction_beats_the_wording(planted):
+    text = planted.baselines[planted.baselines["baseline"].isin(TEXT_MODELS)].groupby("source")["auroc"].max()
+    assert (
+        "It does better than the prompts' wording on held-out contrast prompts from layer 3 of 5 on "
+        f"(text reaches AUROC {text[CONTRAST]:.2f}), on probe-pairs from layer 3 of 5 on "
+        f"(text reaches AUROC {text['probe-pairs']:.2f})."
+    ) in verdict(planted)
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
@@ -85,8 +91,8 @@ def test_planted_harm_is_found_where_it_is(planted):
     assert (sites.loc[3:, "permutation_p_corrected"] <= 0.01).all()
     assert (sites.loc[:2, "permutation_p_corrected"] > 0.05).all()
     assert (sites["in_sample_d"] > sites["crossfit_d"]).all()
-    onset = planted.onset.set_index(["measure", "source"])
-    for row in (onset.loc[("d", "probe-pairs")], onset.loc[("crossfit_d", CONTRAST)]):
+    first = planted.detectable_from.set_index(["measure", "source"])
+    for row in (first.loc[("d", "probe-pairs")], first.loc[("crossfit_d", CONTRAST)]):
         assert (row["site"], row["site_low"], row["site_high"]) == (3, 3, 3)
     assert "layer 3 of 5 on (95 % interval 3 to 3)" in verdict(planted)
     assert "about harm, as far as" in answer(planted, "harm", 4)
@@ -104,14 +110,14 @@ def test_planted_harm_is_found_where_it_is(planted):
     full = planted.learning[planted.learning["site"].eq(4)].iloc[-1]
     assert full["d"] == pytest.approx(sites.loc[4, "crossfit_d"], rel=0.05)
     assert planted.cosines["cosine"].between(-1 - 1e-6, 1 + 1e-6).all()
-    assert planted.reasons.empty
+    assert planted.reasons["number"].eq(EMBEDDINGS).all()
 
 
 def test_intervals_hold_their_estimates_and_the_same_seed_gives_the_same(planted):
-    for table in (planted.sites, planted.transfer, planted.refusal, planted.baselines):
+    for table in (planted.sites, planted.transfer, planted.wording, planted.refusal, planted.baselines):
         for name in [column.removesuffix("_low") for column in table.columns if column.endswith("_low")]:
-            if name in table:
-                assert table[name].between(table[f"{name}_low"] - 1e-9, table[f"{name}_high"] + 1e-9).all(), name
+            known = table.dropna(subset=name) if name in table else table.iloc[:0].assign(**{name: 0.0})
+            assert known[name].between(known[f"{name}_low"] - 1e-9, known[f"{name}_high"] + 1e-9).all(), name
     hidden, prompts = planted_run(0, [0, 0, 0, 4, 4, 4])
     prompts["refusal_log_odds"] = hidden[:, 4, 0] - 7.0
     again, other = evaluate_run(hidden, prompts), evaluate_run(hidden, prompts, seed=1)
@@ -148,6 +154,7 @@ sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import numpy as np
 from planted import harmful_rows, prompt_table
 from refusal_core.analysis.directions import fit_directions
+from refusal_core.analysis.text_models import EMBEDDINGS, TEXT_MODELS, WORDS
 from refusal_core.evidence.evaluation import evaluate
 prompts = prompt_table(512, 144, paired=True)
 hidden = np.random.default_rng(0).standard_normal((656, 29, 1536), dtype=np.float32)
@@ -259,7 +266,7 @@ def noiseless(hidden, prompts):
         (one_length, "sites", "length_d", "same length"),
         (no_log_odds, "refusal", BOTH, "fewer than three"),
         (never_refuses, "sites", "behaviour_cosine", "refuse 0 of 32 prompts"),
-        (no_words, "baselines", "TF–IDF", "no words"),
+        (no_words, "baselines", WORDS, "no words"),
         (identical_labels, "sites", "in_sample_d", "mean activations coincide"),
         (noiseless, "sites", "crossfit_d", "do not vary within"),
     ],

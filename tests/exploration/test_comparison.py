@@ -179,8 +179,8 @@ def test_the_numbers_over_depth_are_the_run_s_and_its_evidence_s(run):
     assert np.isnan(table["depth"].iloc[-1])
     bare = comparison.over_depth(run, None)
     assert bare["probe_d_low"].isna().all()
-    assert comparison.onset_in_words(run, None) == "–"
-    assert comparison.onset_in_words(run, evidence).startswith("layer")
+    assert comparison.detectable_in_words(run, None) == "–"
+    assert comparison.detectable_in_words(run, evidence).startswith("layer")
 
 
 def test_scores_by_category_are_means_and_aurocs_of_its_prompts(run):

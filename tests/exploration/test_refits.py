@@ -15,7 +15,7 @@ from refusal_core.annotations import marks
 from refusal_core.annotations.marks import Mark
 from refusal_core.cli.main import main
 from refusal_core.errors import PromptError, RefusalError, RunError
-from refusal_core.evidence.findings import PROBE_PAIRS, probe_source
+from refusal_core.evidence.claims import PROBE_PAIRS, probe_source
 from refusal_core.exploration import refits
 from refusal_core.models.opening import load_model
 from refusal_core.pipeline.refit import leave_out, refit, refit_id

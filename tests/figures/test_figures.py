@@ -299,9 +299,9 @@ def test_every_question_has_a_figure(run, evidence, name):
     assert evidence_figures.FIGURES[name](run, evidence, 4).data
 
 
-def test_the_overview_marks_the_onset(run, evidence):
+def test_the_overview_marks_from_where_harm_is_detectable(run, evidence):
     annotations = [note.text for note in evidence_figures.overview(run, evidence, 4).layout.annotations]
-    assert any(note.startswith("onset: layer") for note in annotations)
+    assert any(note.startswith("detectable from: layer") for note in annotations)
 
 
 def test_the_report_is_whole_and_escaped(run, evidence):

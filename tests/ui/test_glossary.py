@@ -32,14 +32,14 @@ def test_the_ends_of_an_interval_are_named_after_its_number():
 
 
 def test_the_first_mention_of_a_term_is_a_link_that_shows_its_meaning():
-    linked = link_terms("Cross-fitted d, and cross-fitted d again; onset.")
+    linked = link_terms("Cross-fitted d, and cross-fitted d again; detectable from layer 3.")
     assert linked.count("](Glossary ") == 2
     assert linked.startswith("[Cross-fitted d](Glossary \"Cohen's d of held-out prompts")
     assert "and cross-fitted d again" in linked
 
 
 def test_a_term_is_found_as_a_word_and_the_longest_one_first():
-    assert "Glossary" not in link_terms("bandage, directions of onsets, in-sample-like")
+    assert "Glossary" not in link_terms("bandage, undetectable from here, in-sample-like")
     assert link_terms("d on matched pairs").startswith("[d on matched pairs](Glossary")
 
 
