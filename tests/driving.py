@@ -31,6 +31,7 @@ TITLES = {
     "Rate": "Rate prompts",
     "Compare": "Compare",
     "Runs": "Runs",
+    "Glossary": "Glossary",
 }
 """Every page's address and its title."""
 

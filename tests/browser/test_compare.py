@@ -25,7 +25,7 @@ def second(cache: Path) -> Iterator[str]:
 def test_runs_are_chosen_and_the_address_opens_the_same_comparison(open_page, second):
     page = open_page("Compare", run=RUN, others="")
     expect(page.get_by_text("Choose at least one run")).to_be_visible()
-    page.get_by_role("combobox", name="Beside it").click()
+    page.get_by_role("combobox", name="Compare with").click()
     page.get_by_role("option", name="other").click()
     # An open list hides the rest of the page from assistive technology, and so from roles.
     page.keyboard.press("Escape")
@@ -35,7 +35,7 @@ def test_runs_are_chosen_and_the_address_opens_the_same_comparison(open_page, se
     said = page.get_by_text("shared prompts of probe-pairs")
     expect(said).to_be_visible()
     until(page, lambda: query(page).get("prompts") == "probe-pairs")
-    assert query(page)["beside"] == second
+    assert query(page)["others"] == second
     again = open_page("Compare", **query(page))
     expect(again.get_by_text("shared prompts of probe-pairs")).to_have_text(said.inner_text())
 

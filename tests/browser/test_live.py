@@ -142,7 +142,7 @@ def test_two_visitors_wait_for_each_other_and_see_their_own_prompts(visit, expec
 
 def test_suggestions_pins_and_history(visit, expected):
     page = visit()
-    page.get_by_role("button", name="Contrasts worth trying").click()
+    page.get_by_role("button", name="Contrasts to try").click()
     page.get_by_role("button", name="Try", exact=True).first.click()
     contrast = contrasts()[0]
     expect(page.get_by_text(f"Scored: {contrast.one}", exact=True)).to_be_visible(timeout=PATIENCE)
@@ -172,7 +172,7 @@ def test_suggestions_pins_and_history(visit, expected):
 def test_a_pasted_list_is_scored_while_others_type_and_can_be_stopped(visit, expected):
     page, other = visit(), visit()
     page.get_by_role("tab", name="A list").click()
-    prompts = page.get_by_role("textbox", name="Prompts, one a line")
+    prompts = page.get_by_role("textbox", name="Prompts, one per line")
     prompts.fill("\n".join(f"How do I clean {place} flutes{'!' * (place % 50)}" for place in range(1000)))
     page.get_by_role("button", name="Score the list").click()
     expect(page.get_by_text("of 1000 prompts").first).to_be_visible(timeout=PATIENCE)
@@ -203,7 +203,7 @@ def test_an_uploaded_list_of_hostile_prompts_is_scored_as_text(visit):
     let_settle(page)
     page.get_by_role("button", name="Score the list").click()
     expect(page.get_by_text(f"of {len(texts)} prompts").first).to_be_visible(timeout=PATIENCE)
-    expect(page.get_by_text("Reloading or closing this page stops it.")).to_be_visible()
+    expect(page.get_by_text("Reloading or closing this page stops the list.")).to_be_visible()
     expect(page.get_by_text(f"{len(texts)} of {len(texts)} prompts scored")).to_be_visible(timeout=3 * PATIENCE)
     assert_untouched(page)
 
@@ -217,7 +217,7 @@ def test_a_list_begun_before_the_model_is_open_says_what_it_waits_for(open_page,
         page.get_by_label("Path of the model").fill(str(tiny_folder))
         page.keyboard.press("Enter")
         page.get_by_role("tab", name="A list").click()
-        page.get_by_role("textbox", name="Prompts, one a line").fill("one flute\ntwo flutes")
+        page.get_by_role("textbox", name="Prompts, one per line").fill("one flute\ntwo flutes")
         page.get_by_role("button", name="Score the list").click()
         expect(page.get_by_text("Opening the model")).to_be_visible(timeout=PATIENCE)
         expect(page.get_by_text(re.compile(r"0 of 2 prompts, waiting for \d+ s"))).to_be_visible()

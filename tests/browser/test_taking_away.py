@@ -1,4 +1,4 @@
-"""What is taken away from the dashboard: all of a run in one press, and a figure that moves without a network."""
+"""Downloads: a run as one zip file, and a figure that moves without a network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATIENCE = 180_000
 
 def test_one_press_takes_the_report_s_own_files(open_page):
     page = open_page("", run=SYNTHETIC)
-    page.get_by_text("Take it away").click()
+    page.locator("[data-testid=stExpander]").get_by_text("Download", exact=True).click()
     button = page.get_by_role("button", name="Everything, as one zip")
     expect(button).to_be_visible()
     let_settle(page)
