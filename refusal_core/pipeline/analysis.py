@@ -34,13 +34,21 @@ class Analysis:
     evidence: Evidence
 
 
-def analyse(hidden: np.ndarray, prompts: pd.DataFrame, *, seed: int = 0, progress: Progress = no_progress) -> Analysis:
+def analyse(
+    hidden: np.ndarray,
+    prompts: pd.DataFrame,
+    *,
+    seed: int = 0,
+    embeddings: np.ndarray | None = None,
+    progress: Progress = no_progress,
+) -> Analysis:
     """Fit directions on the fitted prompts and test them.
 
     Args:
         hidden: ``(prompt, site, d_model)`` activations of all prompts, fitted and transfer.
         prompts: a run's prompt table, rows in the same order.
         seed: of the folds and of everything random in the evidence.
+        embeddings: ``(prompt, width)`` of :func:`.mean_input_embeddings`, where the model is at hand.
         progress: called once per site.
     """
     fitted = prompts["fitted"].to_numpy()
@@ -48,7 +56,14 @@ def analyse(hidden: np.ndarray, prompts: pd.DataFrame, *, seed: int = 0, progres
     directions = fit_directions(hidden, is_harmful, fitted)
     projections = directions.project(hidden)
     evidence, held_out = evaluate(
-        hidden, prompts, directions, seed=seed, folds=FOLDS, repeats=REPEATS, progress=progress
+        hidden,
+        prompts,
+        directions,
+        seed=seed,
+        folds=FOLDS,
+        repeats=REPEATS,
+        embeddings=embeddings,
+        progress=progress,
     )
     projections_crossfit = np.full_like(projections, np.nan)
     projections_crossfit[fitted] = held_out

@@ -21,6 +21,7 @@ from refusal_core.pipeline.steps import (
     RunResult,
     described_extraction,
     described_set,
+    embed_prompts,
     extract_prompts,
     library_versions,
     save,
@@ -69,13 +70,15 @@ def refit(
     with store.unfinished_work(store.unfinished_run(name, cache), f"the refit {name}") as folder:
         stored = original.load_activations()
         changed: dict[str, Any] = {}
+        embeddings: np.ndarray | None = None
         if stored is not None:
             hidden = _rows_of_stored(stored, table.index.to_numpy(), folder / "hidden.f32")
             table = table.reset_index(drop=True)
         else:
             table = table.reset_index(drop=True)
-            hidden, changed = _extract_again(original, table, model, device, folder, progress)
-        analysis = analyse(hidden, table, seed=original.manifest.compute.seed, progress=progress)
+            hidden, embeddings, changed = _extract_again(original, table, model, device, folder, progress)
+        seed = original.manifest.compute.seed
+        analysis = analyse(hidden, table, seed=seed, embeddings=embeddings, progress=progress)
         manifest = _manifest(name, original, table, "extracted again" if stored is None else "stored")
         manifest = manifest.model_copy(update=changed)
         return RunResult(save(manifest, table, analysis, None, cache, progress), cached=False)
@@ -147,8 +150,8 @@ def _rows_of_stored(stored: np.ndarray, rows: np.ndarray, path: Path) -> np.ndar
 
 def _extract_again(
     original: Run, table: pd.DataFrame, model: str | Path | None, device: str, folder: Path, progress: Progress
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the activations that the run's model has for a table, and what changes in the manifest."""
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Return the activations and input embeddings of a table's prompts, and what changes in the manifest."""
     # The engine imports torch; stored activations are read without.
     from refusal_core.pipeline.scoring import check_model, load_model_for
 
@@ -159,11 +162,15 @@ def _extract_again(
     template = original.manifest.template
     reading = Reading(template.system_prompt, template.thinking, template.day, template.token_limit)
     extraction = extract_prompts(chat_model, table, reading, folder, progress)
-    return extraction.hidden, {
-        "compute": original.manifest.compute.model_copy(update=described_extraction(chat_model, extraction)),
-        "versions": library_versions(),
-        "timings": timings(chat_model, extraction),
-    }
+    return (
+        extraction.hidden,
+        embed_prompts(chat_model, table),
+        {
+            "compute": original.manifest.compute.model_copy(update=described_extraction(chat_model, extraction)),
+            "versions": library_versions(),
+            "timings": timings(chat_model, extraction),
+        },
+    )
 
 
 def _manifest(name: str, original: Run, table: pd.DataFrame, activations: str) -> Manifest:

@@ -17,6 +17,7 @@ from refusal_core.pipeline.steps import (
     RunResult,
     described_extraction,
     described_set,
+    embed_prompts,
     extract_prompts,
     library_versions,
     load,
@@ -78,7 +79,8 @@ def _make(request: Request, cache: str | Path | None, progress: Progress) -> Run
         )
         table, reading = request.prompt_table(), _reading(options, chat_model)
         extraction = extract_prompts(chat_model, table, reading, folder, progress, engine)
-        analysis = analyse(extraction.hidden, table, seed=options.seed, progress=progress)
+        embeddings = embed_prompts(chat_model, table)
+        analysis = analyse(extraction.hidden, table, seed=options.seed, embeddings=embeddings, progress=progress)
         manifest = _manifest(run_id, request, reading, chat_model, extraction)
         activations = extraction.hidden if options.keep_activations else None
         return save(manifest, table, analysis, activations, cache, progress)

@@ -125,6 +125,18 @@ def extract_prompts(
     return extraction
 
 
+def embed_prompts(chat_model: ChatModel, table: pd.DataFrame) -> np.ndarray:
+    """Return ``(prompt, width)`` what the prompts' words are to the model before its first block.
+
+    Args:
+        chat_model: the run's model.
+        table: all prompts.
+    """
+    from refusal_core.activations.embeddings import mean_input_embeddings
+
+    return mean_input_embeddings(chat_model, table["text"].tolist())
+
+
 def save(
     manifest: Manifest,
     table: pd.DataFrame,
