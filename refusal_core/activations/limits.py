@@ -13,6 +13,8 @@ PACK_TOKENS = {"cpu": 512, "mps": 1024, "cuda": 1024}
 """Most new tokens in a pack: the cost of attention grows with their square."""
 PACK_MULTIPLE = {"cpu": 1, "mps": 1, "cuda": 8}
 """What a pack's length is rounded up to: CUDA's attention copies a mask whose rows are no multiple of 8 per block."""
+HELD_BYTES = {"cpu": 256e6, "mps": 1e9, "cuda": 8e9}
+"""Most bytes of keys and values of prompts that are continued together."""
 WIDE = 1792
 """From this d_model on a batch has proportionally fewer tokens, so that what a block makes of them fits in memory."""
 MAX_PARALLEL = 4

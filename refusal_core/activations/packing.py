@@ -44,12 +44,18 @@ class PackedBatch:
         positions: ``(pack, token)`` int64, each token's position in its prompts, tokens before the pack included.
         ends: ``(pack, token)`` int64, see :class:`Pack`; padding attends only to itself.
         token_index: ``(prompt, token)`` int64, where the last tokens of each prompt lie in the flattened batch.
+        branch_index: ``(prompt, token)`` int64, where the tokens of the branches behind each prompt lie in it.
+        pack_index: ``(prompt,)`` int64, the pack of each prompt.
+        paths: per prompt, the indices of its tokens in its pack.
     """
 
     token_ids: np.ndarray
     positions: np.ndarray
     ends: np.ndarray
     token_index: np.ndarray
+    branch_index: np.ndarray
+    pack_index: np.ndarray
+    paths: list[list[int]]
 
 
 def lay_out(sequences: Sequence[list[int]]) -> Pack:
@@ -75,7 +81,12 @@ def lay_out(sequences: Sequence[list[int]]) -> Pack:
 
 
 def pack_batch(
-    sequences: Sequence[list[int]], last: int, pack_tokens: int, n_before: int = 0, multiple_of: int = 1
+    sequences: Sequence[list[int]],
+    last: int,
+    pack_tokens: int,
+    n_before: int = 0,
+    multiple_of: int = 1,
+    branches: Sequence[list[int]] = (),
 ) -> PackedBatch:
     """Lay prompts out in packs of about one length, as few as their token limit allows.
 
@@ -85,25 +96,35 @@ def pack_batch(
         pack_tokens: most tokens in a pack, unless one prompt is longer.
         n_before: tokens before each prompt whose keys and values are known.
         multiple_of: what ``n_before`` and the length of the packs add up to a multiple of.
+        branches: sorted continuations, each behind every prompt.
     """
+    n_branch = distinct_tokens(branches)
     last = min(last, *map(len, sequences))
     # The longest prompt makes all packs as long as it is, so the others may fill theirs too.
-    limit = max(pack_tokens, *map(len, sequences))
-    groups = list(group_into_packs(sequences, 0, limit, balanced=True))
-    packs = [lay_out([sequences[row] for row in group]) for group in groups]
+    limit = max(pack_tokens, *(len(ids) + n_branch for ids in sequences))
+    groups = list(group_into_packs(sequences, 0, limit, balanced=True, n_behind=n_branch))
+    ways = branches or [[]]
+    packs = [lay_out([[*sequences[row], *way] for row in group for way in ways]) for group in groups]
     length = max(len(pack.tokens) for pack in packs)
     length += -(n_before + length) % multiple_of
     token_ids, positions = np.zeros((2, len(packs), length), dtype=np.int64)
     ends = np.tile(np.arange(1, length + 1), (len(packs), 1))
     token_index = np.empty((len(sequences), last), dtype=np.int64)
+    branch_index = np.empty((len(sequences), n_branch), dtype=np.int64)
+    pack_index = np.empty(len(sequences), dtype=np.int64)
+    paths: list[list[int]] = [[]] * len(sequences)
     for number, (group, pack) in enumerate(zip(groups, packs, strict=True)):
         n_tokens = len(pack.tokens)
         token_ids[number, :n_tokens] = pack.tokens
         positions[number, :n_tokens] = np.array(pack.depths) + n_before
         ends[number, :n_tokens] = pack.ends
-        for row, path in zip(group.tolist(), pack.paths, strict=True):
-            token_index[row] = number * length + np.array(path[-last:])
-    return PackedBatch(token_ids, positions, ends, token_index)
+        for place, row in enumerate(group.tolist()):
+            own = pack.paths[place * len(ways) : (place + 1) * len(ways)]
+            n_own = len(sequences[row])
+            pack_index[row], paths[row] = number, own[0][:n_own]
+            token_index[row] = number * length + np.array(paths[row][-last:])
+            branch_index[row] = number * length + np.unique([index for path in own for index in path[n_own:]])
+    return PackedBatch(token_ids, positions, ends, token_index, branch_index, pack_index, paths)
 
 
 def group_by_length(n_tokens: np.ndarray, n_before: int, token_limit: int) -> Iterator[np.ndarray]:
@@ -124,7 +145,7 @@ def group_by_length(n_tokens: np.ndarray, n_before: int, token_limit: int) -> It
 
 
 def group_into_packs(
-    sequences: Sequence[TokenIds], n_before: int, token_limit: int, balanced: bool = False
+    sequences: Sequence[TokenIds], n_before: int, token_limit: int, balanced: bool = False, n_behind: int = 0
 ) -> Iterator[np.ndarray]:
     """Yield rows of prompts for one pack each, with prompts that begin alike next to each other.
 
@@ -133,8 +154,9 @@ def group_into_packs(
         n_before: how many of each prompt's tokens need not be run.
         token_limit: most new tokens in a pack, unless one prompt is longer.
         balanced: give the packs about equal lengths, without making more of them.
+        n_behind: tokens that are run behind each prompt.
     """
-    rows, alone, behind = _sort_by_beginning(sequences, n_before)
+    rows, alone, behind = _sort_by_beginning(sequences, n_before, n_behind)
     if balanced:
         token_limit = _balanced_limit(alone, behind, token_limit)
     for start, end in _pack_bounds(alone, behind, token_limit):
@@ -154,7 +176,7 @@ def balanced_token_limit(sequences: Sequence[TokenIds], n_before: int, token_lim
     return _balanced_limit(alone, behind, token_limit, n_parallel)
 
 
-def distinct_tokens(sequences: list[list[int]]) -> int:
+def distinct_tokens(sequences: Sequence[list[int]]) -> int:
     """Count the tokens that have to be run: those that no other sequence has after the same beginning."""
     n_shared = sum(len(common_prefix(*pair)) for pair in pairwise(sorted(sequences)))
     return sum(map(len, sequences)) - n_shared
@@ -170,7 +192,9 @@ def common_prefix(first: list[int], second: list[int]) -> list[int]:
     return first[:length]
 
 
-def _sort_by_beginning(sequences: Sequence[TokenIds], n_before: int) -> tuple[list[int], list[int], list[int]]:
+def _sort_by_beginning(
+    sequences: Sequence[TokenIds], n_before: int, n_behind: int = 0
+) -> tuple[list[int], list[int], list[int]]:
     """Return rows with prompts that begin alike next to each other, and the new tokens of each in a pack.
 
     Returns:
@@ -182,8 +206,8 @@ def _sort_by_beginning(sequences: Sequence[TokenIds], n_before: int) -> tuple[li
     alone, behind, previous = [], [], list[int]()
     for row in rows:
         ids = arrays[row].tolist()
-        alone.append(len(ids) - n_before)
-        behind.append(len(ids) - max(n_before, len(common_prefix(previous, ids))))
+        alone.append(len(ids) - n_before + n_behind)
+        behind.append(len(ids) - max(n_before, len(common_prefix(previous, ids))) + n_behind)
         previous = ids
     return rows, alone, behind
 

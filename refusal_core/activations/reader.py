@@ -41,6 +41,7 @@ from refusal_core.activations.refusal_tokens import refusal_log_odds, refusal_to
 from refusal_core.activations.transfers import to_device, to_host
 from refusal_core.models.architectures import text_config
 from refusal_core.models.opening import ChatModel
+from refusal_core.models.row_cache import keeps_tokens
 from refusal_core.models.templates import check_thinking, render
 from refusal_core.models.transformers_internals import attention_window, obeys_masks, rope_limit
 
@@ -181,6 +182,11 @@ class ResidualReader:
         return NOT_PACKED if obeys_masks(self.chat_model.model) else OWN_ATTENTION
 
     @property
+    def keeps_all_tokens(self) -> bool:
+        """Whether the model's passes leave nothing behind but each token's keys and values."""
+        return self._prefix is None or keeps_tokens(self._prefix.cache)
+
+    @property
     def template_end(self) -> int:
         """How many tokens the template puts after every prompt; the last of them is where directions are read."""
         return len(self._template_end)
@@ -216,7 +222,7 @@ class ResidualReader:
     def batches(self, sequences: Sequence[TokenIds], token_limit: int) -> Iterator[np.ndarray]:
         """Yield rows of prompts to read together, at most ``token_limit`` new tokens, or one prompt that is longer."""
         n_tokens = np.array([len(ids) for ids in sequences])
-        may_pack, whole = self._may_pack(n_tokens), n_tokens >= self._rope_limit
+        may_pack, whole = self.may_pack(n_tokens), n_tokens >= self._rope_limit
         packed = np.flatnonzero(may_pack)
         for rows in group_into_packs([sequences[row] for row in packed.tolist()], self.prefix_tokens, token_limit):
             yield packed[rows]
@@ -225,10 +231,21 @@ class ResidualReader:
             for rows in group_by_length(n_tokens[alike], n_before, token_limit):
                 yield alike[rows]
 
-    def shared_prefix(self, sequences: Sequence[list[int]]) -> list[int]:
-        """Return the template tokens that all these prompts begin with and that need to be run only once."""
-        prefix = self._prefix_of(sequences)
-        return prefix.token_ids if prefix is not None else []
+    def shared_prefix(self, sequences: Sequence[list[int]]) -> CachedPrefix | None:
+        """Return the template's opening where all these prompts begin with it and may be continued from it."""
+        if self._prefix is None:
+            return None
+        start = self._prefix.token_ids
+        shared = all(len(start) < len(ids) < self._rope_limit and ids[: len(start)] == start for ids in sequences)
+        return self._prefix if shared else None
+
+    def may_pack(self, n_tokens: np.ndarray) -> np.ndarray:
+        """Return which prompts may be packed, by their lengths: a given mask is not cut to a sliding window.
+
+        Args:
+            n_tokens: ``(prompt,)`` tokens of each prompt, with what is to follow it.
+        """
+        return (n_tokens <= self._attention_window) & (n_tokens < self._rope_limit) & self.packs
 
     def read_last(self, sequences: list[list[int]]) -> PromptStates:
         """Read prompts of one batch of :meth:`batches`, or of one length, at their last token."""
@@ -245,7 +262,7 @@ class ResidualReader:
         Returns:
             The first reply token's logits ``(prompt, vocabulary)`` float32, and the prompts' keys and values.
         """
-        inputs = self._rows(sequences, self._prefix_of(sequences), last=1)
+        inputs = self._rows(sequences, self.shared_prefix(sequences), last=1)
         options = inputs.options | {"use_cache": True}
         with torch.inference_mode(), contiguous_head(self.chat_model):
             output = self.chat_model.model(inputs.token_ids, logits_to_keep=1, **options)
@@ -258,7 +275,7 @@ class ResidualReader:
         float32 the numbers would then depend on what was read before, so the whole prompt is run.
         """
         ids = self.encode(text)
-        prefix = self._prefix_of([ids])
+        prefix = self.shared_prefix([ids])
         if prefix is not None:
             prefix = self._recent.longest_prefix(ids, prefix)
         inputs = self._rows([ids], prefix, last=len(ids))
@@ -320,18 +337,6 @@ class ResidualReader:
         alone = np.concatenate([self.read_last([ids]).states for ids in sample[-3:]])
         return agrees(packed, alone, self.chat_model.dtype)
 
-    def _may_pack(self, n_tokens: np.ndarray) -> np.ndarray:
-        """Return which prompts may be packed, by their lengths: a given mask is not cut to a sliding window."""
-        return (n_tokens <= self._attention_window) & (n_tokens < self._rope_limit) & self.packs
-
-    def _prefix_of(self, sequences: Sequence[list[int]]) -> CachedPrefix | None:
-        """Return the template's opening where all prompts begin with it and may be continued from it."""
-        if self._prefix is None:
-            return None
-        start = self._prefix.token_ids
-        shared = all(len(start) < len(ids) < self._rope_limit and ids[: len(start)] == start for ids in sequences)
-        return self._prefix if shared else None
-
     def _read(self, sequences: list[list[int]], last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Read prompts, in packs where they may be packed.
 
@@ -339,7 +344,7 @@ class ResidualReader:
             Hidden states ``(prompt, site, token, d_model)`` float32, refusal log-odds ``(prompt,)`` float64, and token
             ids ``(prompt,)`` of the likeliest first reply tokens.
         """
-        packed = len(sequences) > 1 and bool(self._may_pack(np.array([len(ids) for ids in sequences])).all())
+        packed = len(sequences) > 1 and bool(self.may_pack(np.array([len(ids) for ids in sequences])).all())
         with self._launching:
             wait = self._forward_async(sequences, last, packed)
         states, log_odds, first, finite = wait()
@@ -351,7 +356,7 @@ class ResidualReader:
 
     def _forward_async(self, sequences: list[list[int]], last: int, packed: bool) -> Callable[[], list[np.ndarray]]:
         """Launch what :meth:`_read` returns, and whether the states are finite; the function returned waits for it."""
-        inputs = self._packed(sequences, last) if packed else self._rows(sequences, self._prefix_of(sequences), last)
+        inputs = self._packed(sequences, last) if packed else self._rows(sequences, self.shared_prefix(sequences), last)
         states, logits = self._forward(inputs)
         log_odds = refusal_log_odds(logits, self.refusal_ids)
         return to_host(states, log_odds, logits.argmax(dim=-1), states.isfinite().all())
@@ -387,7 +392,11 @@ class ResidualReader:
 
     def _packed(self, sequences: Sequence[list[int]], last: int) -> _Inputs:
         """Return the inputs for packs of prompts, a row per pack."""
-        prefix, kind, device = self._prefix_of(sequences), limits.device_type(self.chat_model), self.chat_model.device
+        prefix, kind, device = (
+            self.shared_prefix(sequences),
+            limits.device_type(self.chat_model),
+            self.chat_model.device,
+        )
         n_before = len(prefix.token_ids) if prefix is not None else 0
         own = [ids[n_before:] for ids in sequences]
         batch = pack_batch(own, last, limits.PACK_TOKENS[kind], n_before, limits.PACK_MULTIPLE[kind])

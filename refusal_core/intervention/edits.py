@@ -46,7 +46,8 @@ class PromptBatch:
 
     def __init__(self, reader: ResidualReader, sequences: list[list[int]], openings: bool = True) -> None:
         self._chat_model = reader.chat_model
-        prefix = reader.shared_prefix(sequences)
+        shared = reader.shared_prefix(sequences)
+        prefix = shared.token_ids if shared is not None else []
         device = self._chat_model.device
         self._prefix_ids = torch.tensor([prefix], device=device) if prefix else None
         self._ids = torch.tensor([ids[len(prefix) :] for ids in sequences], device=device)

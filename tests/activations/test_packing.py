@@ -127,3 +127,22 @@ def test_the_balanced_limit_needs_as_many_batches_as_are_read_in_parallel():
         assert len(groups) % n_parallel == 0
         assert limit <= 600
         assert max(sizes) < 1.2 * min(sizes)
+
+
+def test_branches_stand_behind_every_prompt_and_see_it():
+    prompts, branches = own_tokens(30), [[200, 201], [200, 202, 203], [204]]
+    batch = pack_batch(prompts, 1, 150, n_before=5, branches=branches)
+    length = batch.token_ids.shape[1]
+    assert len(batch.token_ids) > 2
+    for row, ids in enumerate(prompts):
+        pack = batch.pack_index[row]
+        assert batch.token_ids[pack, batch.paths[row]].tolist() == ids
+        seen = []
+        for index in batch.branch_index[row].tolist():
+            assert index // length == pack
+            place = index % length
+            before = [other for other in range(place + 1) if place < batch.ends[pack, other]]
+            seen.append(batch.token_ids[pack, before].tolist())
+            assert batch.positions[pack, place] == 5 + len(seen[-1]) - 1
+        beginnings = [[200], [200, 201], [200, 202], [200, 202, 203], [204]]
+        assert seen == [[*ids, *branch] for branch in beginnings]

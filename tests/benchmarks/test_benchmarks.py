@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny_config, tiny_model
 
-from benchmarks import competitors, dashboard, engine, memory, random_models
+from benchmarks import behaviour, competitors, dashboard, engine, memory, random_models
 from benchmarks.__main__ import main
 from benchmarks.rounds import Bench, Row, in_turn, table
 from refusal_core.activations.reader import ResidualReader
@@ -21,7 +21,8 @@ TEXTS = ["How do I pick the lock of a stranger's flat?", "Bake a cake", "Write a
 @pytest.fixture(autouse=True)
 def quick_peak(monkeypatch):
     """The machine's peak takes many large products, whatever the model."""
-    monkeypatch.setattr(engine, "matmul_peak", lambda bench: 1e9)
+    for section in (engine, behaviour):
+        monkeypatch.setattr(section, "matmul_peak", lambda bench: 1e9)
 
 
 @pytest.mark.parametrize("way", [competitors.notebook, competitors.transformers])
@@ -81,11 +82,11 @@ def test_ways_take_turns_and_the_median_is_shown():
 def test_one_command_prints_a_table_and_writes_it(tiny_folder, tmp_path, capsys):
     output = tmp_path / "found.json"
     arguments = ["--model", str(tiny_folder), "--limit", "8", "--rounds", "2", "--dtype", "float32", "--device", "cpu"]
-    assert main(["engine", "live", *arguments, "--output", str(output)]) == 0
+    assert main(["engine", "behaviour", "live", *arguments, "--output", str(output)]) == 0
     found = json.loads(output.read_text())
     printed = capsys.readouterr().out
     assert found["about"]["prompt_count"] == 16
-    assert {row["section"] for row in found["rows"]} == {"engine", "live"}
+    assert {row["section"] for row in found["rows"]} == {"engine", "behaviour", "live"}
     for row in found["rows"]:
         assert row["name"] in printed
         assert len(row["values"]) in (0, 2, 10)

@@ -1,0 +1,273 @@
+"""What follows prompts: probabilities of given phrases, and the likeliest tokens, of prompts of several lengths.
+
+Prompts are read in packs, with the phrases as branches of a tree behind each of them. Then a pass per token continues
+all prompts that go on, a row per prompt (:class:`~refusal_core.models.row_cache.RowCache`); what the tree has run
+already is not run again. Prompts that may not be packed are read with others of their length.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import Cache
+
+from refusal_core.activations import limits
+from refusal_core.activations.engine import DoesNotFitError
+from refusal_core.activations.hooks import changed_head_input, narrowed_last_mlp, select_tokens
+from refusal_core.activations.packing import PackedBatch, group_by_length, group_into_packs, pack_batch
+from refusal_core.activations.prefix import CachedPrefix
+from refusal_core.activations.reader import ResidualReader, pack_mask
+from refusal_core.activations.token_tree import TokenTree
+from refusal_core.activations.transfers import to_device
+from refusal_core.models.opening import ChatModel
+from refusal_core.models.row_cache import RowCache, growing_cache
+from refusal_core.models.transformers_internals import cache_nbytes
+
+_SELECT_BELOW = 7 / 8
+"""The share of rows that go on below which the others are taken out of the batch, which copies those that go on."""
+_PLAIN_BATCHES = 4
+"""How many times the tokens of a batch are read together without packs: a token more costs all weights to be read."""
+
+Ends = Callable[[list[int]], bool]
+"""Says whether a continuation is complete with its last token."""
+
+
+@dataclass(frozen=True, eq=False)
+class Continuations:
+    """What follows some prompts.
+
+    Attributes:
+        rows: ``(prompt,)``, which prompts.
+        log_odds: ``(prompt,)`` float64, see :meth:`.TokenTree.log_odds`.
+        tokens: per prompt, the likeliest tokens, the one that ends it included.
+    """
+
+    rows: np.ndarray
+    log_odds: np.ndarray
+    tokens: list[list[int]]
+
+
+def continue_prompts(
+    reader: ResidualReader, sequences: Sequence[list[int]], tree: TokenTree, n_tokens: int, ends: Ends
+) -> Iterator[Continuations]:
+    """Continue prompts, a batch after the other; a device that runs out of memory gets smaller batches.
+
+    Args:
+        reader: reads the prompts.
+        sequences: token ids of each prompt.
+        tree: phrases whose probability is wanted.
+        n_tokens: most tokens of each continuation.
+        ends: whether a continuation is complete.
+
+    Raises:
+        DoesNotFitError: when one prompt alone does not fit into the device's memory.
+    """
+    may_pack = reader.may_pack(np.array([len(ids) for ids in sequences]) + n_tokens) & reader.keeps_all_tokens
+    waiting = [(rows, bool(may_pack[rows[0]])) for rows in _batches(reader, sequences, may_pack, n_tokens)]
+    while waiting:
+        rows, packed = waiting.pop(0)
+        part = [sequences[row] for row in rows.tolist()]
+        try:
+            with torch.inference_mode():
+                log_odds, tokens = (_in_packs if packed else _in_rows)(reader, part, tree, n_tokens, ends)
+        except torch.OutOfMemoryError as error:
+            if len(rows) == 1:
+                raise DoesNotFitError(
+                    f"a prompt of {len(part[0])} tokens and its reply do not fit into the memory of "
+                    f"{reader.chat_model.device} beside the model; choose a smaller model or another device"
+                ) from error
+            waiting[:0] = [(half, packed) for half in np.array_split(rows, 2)]
+            continue
+        yield Continuations(rows, log_odds, tokens)
+
+
+def greedy_tokens(
+    chat_model: ChatModel, logits: torch.Tensor, cache: Cache, n_tokens: int, ends: Ends
+) -> list[list[int]]:
+    """Return the likeliest tokens after prompts of one length, until they are complete.
+
+    Args:
+        chat_model: the model that has read the prompts.
+        logits: ``(prompt, vocabulary)`` at the first token.
+        cache: keys and values of the prompts; continued in place.
+        n_tokens: most tokens of each continuation.
+        ends: whether a continuation is complete.
+    """
+    tokens: list[list[int]] = [[] for _ in range(len(logits))]
+    going = set(range(len(tokens)))
+    while True:
+        likeliest = logits.argmax(dim=-1)
+        for row, token in enumerate(likeliest.tolist()):
+            if row in going:
+                tokens[row].append(token)
+        going = {row for row in going if len(tokens[row]) < n_tokens and not ends(tokens[row])}
+        if not going:
+            return tokens
+        output = chat_model.model(likeliest[:, None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits = output.logits[:, -1]
+
+
+def _batches(
+    reader: ResidualReader, sequences: Sequence[list[int]], may_pack: np.ndarray, n_tokens: int
+) -> Iterator[np.ndarray]:
+    """Yield rows of prompts to continue together: as many as there is memory for their keys and values."""
+    chat_model = reader.chat_model
+    packed, apart = np.flatnonzero(may_pack), np.flatnonzero(~may_pack)
+    own = [sequences[row] for row in packed.tolist()]
+    prefix = reader.shared_prefix(own) if own else None
+    n_before = len(prefix.token_ids) if prefix is not None else 0
+    nbytes = (
+        cache_nbytes(prefix.cache) / n_before
+        if prefix is not None
+        else 2.0 * chat_model.n_layers * chat_model.d_model * chat_model.model.dtype.itemsize
+    )
+    limit = max(1, int(limits.HELD_BYTES[limits.device_type(chat_model)] / nbytes))
+    # Each row holds the template's opening and room for what is to follow.
+    for rows in group_into_packs(own, n_before, limit, balanced=True, n_behind=n_before + n_tokens):
+        yield packed[rows]
+    n_apart = np.array([len(sequences[row]) for row in apart.tolist()], dtype=int)
+    size = _PLAIN_BATCHES * limits.BATCH_TOKENS[limits.device_type(chat_model)]
+    for rows in group_by_length(n_apart, 0, size):
+        yield apart[rows]
+
+
+def _in_rows(
+    reader: ResidualReader, sequences: list[list[int]], tree: TokenTree, n_tokens: int, ends: Ends
+) -> tuple[np.ndarray, list[list[int]]]:
+    """Continue prompts of one length; the branches of the tree are run one length after the other."""
+    model = reader.chat_model.model
+    logits, cache = reader.open_reply(sequences)
+    after: dict[tuple[int, ...], torch.Tensor] = {(): logits}
+    for length in sorted({len(branch) for branch in tree.branches}):
+        alike = [branch for branch in tree.branches if len(branch) == length]
+        continued = copy.deepcopy(cache)
+        continued.batch_repeat_interleave(len(alike))
+        given = torch.tensor(alike, device=logits.device).repeat(len(logits), 1)
+        later = model(given, past_key_values=continued, use_cache=True).logits.float()
+        later = later.view(len(logits), len(alike), length, -1)
+        for which, branch in enumerate(alike):
+            after |= {tuple(branch[: end + 1]): later[:, which, end] for end in range(length)}
+    log_odds = tree.log_odds(torch.stack([after[node] for node in tree.nodes], dim=1)).cpu().numpy()
+    return log_odds, greedy_tokens(reader.chat_model, logits, cache, n_tokens, ends)
+
+
+def _in_packs(
+    reader: ResidualReader, sequences: list[list[int]], tree: TokenTree, n_tokens: int, ends: Ends
+) -> tuple[np.ndarray, list[list[int]]]:
+    """Continue prompts of several lengths."""
+    prefix = reader.shared_prefix(sequences)
+    n_before = len(prefix.token_ids) if prefix is not None else 0
+    own = [ids[n_before:] for ids in sequences]
+    depth = max(map(len, tree.branches), default=0)
+    longest = max(map(len, sequences)) + min(depth, n_tokens - 1)
+    cache = RowCache(len(own), longest, n_tokens - 1)
+    order: list[int] = []
+    log_odds = np.empty(len(own))
+    lengths: list[int] = []
+    tokens: list[list[int]] = []
+    for group in group_into_packs(own, 0, reader.batch_tokens, n_behind=len(tree.nodes) - 1):
+        rows = group.tolist()
+        batch, logits, keys_and_values = _read_tree(reader.chat_model, [own[row] for row in rows], tree, prefix)
+        # One prompt after the other: many logits in float32 would be more than a gigabyte.
+        log_odds[group] = torch.cat([tree.log_odds(one) for one in torch.split(logits, 1)]).cpu().numpy()
+        paths = []
+        # torch takes five times as long for argmax of bfloat16.
+        for place, likeliest in enumerate(logits.max(dim=-1).indices.tolist()):
+            found, nodes = tree.greedy(likeliest)
+            n_found = next((end for end in range(1, len(found)) if ends(found[:end])), len(found))
+            tokens.append(found[: min(n_found, n_tokens)])
+            branch = batch.branch_index[place, [node - 1 for node in nodes[: len(tokens[-1]) - 1]]]
+            path = [*batch.paths[place], *(branch % batch.token_ids.shape[1]).tolist()]
+            paths.append([*range(n_before), *(n_before + index for index in path)])
+        index = np.zeros((len(rows), max(map(len, paths))), dtype=np.int64)
+        for place, path in enumerate(paths):
+            index[place, : len(path)] = path
+        filled = slice(len(order), len(order) + len(rows))
+        cache.fill(filled, keys_and_values, torch.from_numpy(batch.pack_index), torch.from_numpy(index))
+        order += rows
+        lengths += map(len, paths)
+    _continue_rows(reader.chat_model, cache, lengths, longest, tokens, n_tokens, ends)
+    return log_odds, [tokens[place] for place in np.argsort(order).tolist()]
+
+
+def _read_tree(
+    chat_model: ChatModel, own: list[list[int]], tree: TokenTree, prefix: CachedPrefix | None
+) -> tuple[PackedBatch, torch.Tensor, Cache]:
+    """Run prompts in packs, each with the tree behind it.
+
+    Returns:
+        How they were laid out, the logits ``(prompt, node, vocabulary)`` after each node, and keys and values.
+    """
+    kind, device = limits.device_type(chat_model), chat_model.device
+    n_before = len(prefix.token_ids) if prefix is not None else 0
+    batch = pack_batch(own, 1, limits.PACK_TOKENS[kind], n_before, limits.PACK_MULTIPLE[kind], tree.branches)
+    cache = growing_cache(prefix.cache if prefix is not None else None, len(batch.token_ids))
+    wanted = np.concatenate([batch.token_index, batch.branch_index], axis=1)
+    ids, positions, ends, index = (
+        to_device(torch.from_numpy(part), device)
+        for part in (batch.token_ids, batch.positions, batch.ends, wanted.reshape(-1, 1))
+    )
+    with (
+        narrowed_last_mlp(chat_model, index),
+        changed_head_input(chat_model, lambda states: select_tokens(states, index)),
+    ):
+        logits = chat_model.model(
+            ids,
+            past_key_values=cache,
+            use_cache=True,
+            position_ids=positions,
+            attention_mask=pack_mask(ends, n_before, chat_model.model.dtype),
+        ).logits
+    return batch, logits.view(len(own), len(tree.nodes), -1), cache
+
+
+def _continue_rows(
+    chat_model: ChatModel,
+    cache: RowCache,
+    lengths: list[int],
+    longest: int,
+    tokens: list[list[int]],
+    n_tokens: int,
+    ends: Ends,
+) -> None:
+    """Add the likeliest tokens to continuations that have begun, until all are complete.
+
+    Args:
+        chat_model: the model that has read the prompts.
+        cache: keys and values of each prompt and of all but the last token of its continuation.
+        lengths: per prompt, how many tokens that is.
+        longest: how many tokens the cache begins with.
+        tokens: the continuations.
+        n_tokens: most tokens of each continuation.
+        ends: whether a continuation is complete.
+    """
+    device, dtype = chat_model.device, chat_model.model.dtype
+    begun = [len(own) for own in tokens]
+    rows = list(range(len(tokens)))
+    going = {row for row in rows if len(tokens[row]) < n_tokens and not ends(tokens[row])}
+    seen = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    while going:
+        if len(going) < _SELECT_BELOW * len(rows):
+            kept = torch.tensor([place for place, row in enumerate(rows) if row in going])
+            rows = [rows[place] for place in kept.tolist()]
+            cache.select(kept)
+            seen = seen[kept]
+        seen = torch.cat([seen, torch.ones(len(rows), 1, dtype=torch.bool)], dim=1)
+        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, None, None]
+        positions = torch.tensor([[lengths[row] + len(tokens[row]) - begun[row]] for row in rows])
+        logits = chat_model.model(
+            to_device(torch.tensor([[tokens[row][-1]] for row in rows]), device),
+            past_key_values=cache,
+            use_cache=True,
+            position_ids=to_device(positions, device),
+            attention_mask=to_device(mask, device),
+        ).logits[:, -1]
+        for row, token in zip(rows, logits.max(dim=-1).indices.tolist(), strict=True):
+            if row in going:
+                tokens[row].append(token)
+                if len(tokens[row]) == n_tokens or ends(tokens[row]):
+                    going.remove(row)
