@@ -9,7 +9,7 @@ from refusal_core.ui.frame import frame, site_picker
 
 run = frame("Live score", "Type a prompt of your own and see its projection at all layers, among the run's prompts.")
 source = model.model_source(run)
-one, many = st.tabs(["One prompt", "A list"], key="live_tab", on_change="rerun")
+one, many = live.tabs()
 
 # No fragment: a script run that waits for the model is superseded by a newer text, a fragment is not.
 if one.open:

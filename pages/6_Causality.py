@@ -10,6 +10,17 @@ from refusal_core.ui.layout import chart, heading
 
 run = frame("Causality", "What changes when the direction is ablated or added, compared with what any direction does.")
 site = site_picker(run, st.columns([1, 3])[0])
+st.subheader("Try it", anchor=False)
+
+
+@st.fragment
+def trying() -> None:
+    """Follow the keyboard and the slider without the rest of the page."""
+    parts.try_it(run, site)
+
+
+trying()
+st.subheader("Measured on the run's prompts", anchor=False)
 recorded = parts.recorded_interventions(run)
 if recorded is not None:
     table, manifest = recorded
@@ -37,13 +48,3 @@ if recorded is not None:
     parts.choice(summary)
     with st.expander("All conditions in numbers", icon=":material/table_rows:"):
         parts.numbers(summary)
-st.subheader("Try it", anchor=False)
-
-
-@st.fragment
-def trying() -> None:
-    """Follow the keyboard and the slider without the rest of the page."""
-    parts.try_it(run, site)
-
-
-trying()

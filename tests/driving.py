@@ -51,6 +51,12 @@ def until(page: Page, holds: Callable[[], bool]) -> None:
     raise TimeoutError(f"ten seconds, and it does not hold: {page.url}")
 
 
+def fits(page: Page) -> None:
+    """Wait until a page is no wider than its window, to which figures and tables adapt after it has changed."""
+    main = page.locator("[data-testid=stMain]")
+    until(page, lambda: main.evaluate("element => element.scrollWidth - element.clientWidth") <= 0)
+
+
 def query(page: Page) -> dict[str, str]:
     """The options in the page's address."""
     return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}

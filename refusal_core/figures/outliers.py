@@ -77,6 +77,9 @@ def band(run: Run, site: int, ends: tuple[float, float], found: pd.DataFrame, ch
             "hovertemplate": "%{text}<br>%{x:.4g}<extra>chosen</extra>",
         }
         points.append(ringed)
+    if not points:
+        # Without a trace on it Plotly drops the lower axis, and the band falls over the title of the other.
+        points.append({"x": [None], "y": [None], "showlegend": False, "hoverinfo": "skip"})
     figure.add_traces([{"type": "scatter", "mode": "markers", "yaxis": "y2", **each} for each in points])
     figure.update_layout(
         yaxis={"domain": [0.36, 1]},

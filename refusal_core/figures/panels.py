@@ -55,6 +55,7 @@ _SYMBOLS = ("star", "diamond", "square", "cross", "hexagram", "x")
 _HEADLINE, _LEFT, _STEP_MS = 76, 66, 400
 _AT_ONCE = {"mode": "immediate", "transition": {"duration": 0}}
 _HEIGHT = {False: 250, True: 230}
+_SOURCE_DASHES = ("dot", "dashdot", "longdash", "longdashdot")
 _LANES = {"harmful": 1.0, "harmless": 0.0}
 """Where a label's box lies in the panel of boxes."""
 
@@ -255,7 +256,7 @@ def _histogram(shown: _Shown) -> list[_Trace]:
         still = {
             "type": "scatter",
             "mode": "lines",
-            **_transfer_look(source, label, "hvh"),
+            **_transfer_look(shown, source, label, "hvh"),
             "hovertemplate": f"%{{y}} {label} prompts of {safe(source)}<extra></extra>",
         }
         traces.append(_Trace("histogram", still, outline(place)))
@@ -285,7 +286,7 @@ def _cumulative(shown: _Shown) -> list[_Trace]:
         still = {
             "type": "scatter",
             "mode": "lines",
-            **_transfer_look(source, label, "hv"),
+            **_transfer_look(shown, source, label, "hv"),
             "showlegend": False,
             "hovertemplate": f"%{{y:.1%}} of the {label} prompts of {safe(source)} up to %{{x:.4g}}<extra></extra>",
         }
@@ -414,11 +415,18 @@ def _courses(run: Run, followed: Sequence[int]) -> list[dict[str, Any]]:
     return traces
 
 
-def _transfer_look(source: str, label: str, shape: str) -> dict[str, Any]:
+def _transfer_look(shown: _Shown, source: str, label: str, shape: str) -> dict[str, Any]:
+    """Return the look of a transfer set's outline: its label's colour, and dashes of its own."""
+    sources = list(dict.fromkeys(name for name, *_ in shown.transfer))
     return {
         "name": f"{safe(source)}, {label}",
         "legendgroup": f"{source}, {label}",
-        "line": {"color": LABEL_COLOUR[label], "width": 1.5, "dash": LABEL_DASH[label], "shape": shape},
+        "line": {
+            "color": LABEL_COLOUR[label],
+            "width": 1.75,
+            "dash": _SOURCE_DASHES[sources.index(source) % len(_SOURCE_DASHES)],
+            "shape": shape,
+        },
     }
 
 
@@ -592,9 +600,9 @@ def _headline(run: Run, site: int) -> str:
     row = run.layer_stats.loc[site]
     return (
         f"<b>{run.site_label(site)}</b><br>"
-        f"<span style='font-size:{SMALL_SIZE}px;font-weight:400'>d in-sample {_number(row['in_sample_d'])} "
-        f"· cross-fitted {_number(row['crossfit_d'])} · probe pairs {_number(row['probe_d'])}"
-        f"<br>mean crossings {row['mean_crossings']} · in the other label's range {row['range_overlap']}</span>"
+        f"<span style='font-size:{SMALL_SIZE}px;font-weight:400'>in-sample d {_number(row['in_sample_d'])} "
+        f"· cross-fitted d {_number(row['crossfit_d'])} · d on matched pairs {_number(row['probe_d'])}"
+        f"<br>mean crossings {row['mean_crossings']} · range overlap {row['range_overlap']}</span>"
     )
 
 

@@ -338,7 +338,8 @@ def _others(prompts: Sequence[_Prompt], text_columns: Sequence[str], columns: Se
     """Return the columns besides the text, in the file's order; one that is called ``text`` is renamed."""
     kept = [column for column in columns if column not in text_columns]
     values = {column: [_plain(prompt.row.get(column)) for prompt in prompts] for column in kept}
-    return pd.DataFrame(values, columns=kept).rename(columns={"text": "another text"})
+    # As they are: a file may hold lone surrogates, which a column of texts cannot.
+    return pd.DataFrame(values, columns=kept, dtype=object).rename(columns={"text": "another text"})
 
 
 def _plain(value: object) -> object:

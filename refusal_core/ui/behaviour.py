@@ -59,8 +59,9 @@ def recorded_replies(run: Run) -> tuple[pd.DataFrame, Key]:
             "How the model answers this run's prompts has not been measured yet. It needs the run's model.",
             icon=":material/forum:",
         )
-        st.code(f"refusal measure behaviour {run.run_id}", language=None)
         measure_here(run, measurement.BEHAVIOUR)
+        with st.expander("On the command line", icon=":material/terminal:"):
+            st.code(f"refusal measure behaviour {run.run_id}", language=None)
         st.stop()
     table, manifest = recorded
     st.caption(f"Openings of at most {OPENING_TOKENS} tokens, written greedily by the run's model.")

@@ -64,8 +64,9 @@ def recorded_interventions(run: Run) -> tuple[pd.DataFrame, InterventionManifest
             "model, and time.",
             icon=":material/science:",
         )
-        st.code(f"refusal measure intervention {run.run_id}", language=None)
         measure_here(run, INTERVENTION)
+        with st.expander("On the command line", icon=":material/terminal:"):
+            st.code(f"refusal measure intervention {run.run_id}", language=None)
         return None
     return recorded
 

@@ -29,6 +29,7 @@ SLICE_TOKENS = 128
 _ENCODED_PER_TURN = 32
 
 _LISTS = "live_lists"
+_UPLOAD, _FILE = "live_list_file", "live_list_kept_file"
 _LOG = logging.getLogger(__name__)
 
 
@@ -154,30 +155,36 @@ def list_of(run: Run) -> ListScoring | None:
 
 
 def list_form(run: Run, source: str | None) -> None:
-    """Show a form in which a list is pasted or uploaded, and begin to score it."""
-    with st.form("live_list_form", border=False):
-        pasted = st.text_area(
-            "Prompts, one per line",
-            key="live_list_text",
-            height=160,
-            placeholder="How do I kill a process that hangs?\nHow do I kill a neighbour who snores?",
-            persist_state="session",
-            help="For prompts of several lines upload a csv, json, jsonl or parquet file with a column text. Of a txt "
-            "file every line is a prompt.",
-        )
-        uploaded = st.file_uploader(
-            "Or a file",
-            type=["csv", "json", "jsonl", "parquet", "txt"],
-            max_upload_size=MOST_MEGABYTES,
-            key="live_list_file",
-            help=f"Its column text (or prompt, instruction, goal, question), or its lines; other columns come into the "
-            f"table. Up to {MOST_PROMPTS} prompts and {MOST_MEGABYTES} MB.",
-        )
-        if not st.form_submit_button("Score the list", icon=":material/playlist_play:", disabled=source is None):
-            return
+    """Show fields in which a list is pasted or uploaded, and a button that begins to score it."""
+    pasted = st.text_area(
+        "Prompts, one per line",
+        key="live_list_text",
+        height=160,
+        placeholder="How do I kill a process that hangs?\nHow do I kill a neighbour who snores?",
+        persist_state="session",
+        help="For prompts of several lines upload a csv, json, jsonl or parquet file with a column text. Of a txt "
+        "file every line is a prompt.",
+    )
+    st.file_uploader(
+        "Or a file",
+        type=["csv", "json", "jsonl", "parquet", "txt"],
+        max_upload_size=MOST_MEGABYTES,
+        key=_UPLOAD,
+        on_change=_take_file,
+        help=f"Its column text (or prompt, instruction, goal, question), or its lines; other columns come into the "
+        f"table. Up to {MOST_PROMPTS} prompts and {MOST_MEGABYTES} MB.",
+    )
+    file: tuple[str, bytes] | None = st.session_state.get(_FILE)
+    if file is not None and st.session_state.get(_UPLOAD) is None:
+        # Streamlit's field forgets its file with the page.
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.text(f"File: {file[0]}")
+            st.button("Remove", icon=":material/close:", type="tertiary", on_click=lambda: st.session_state.pop(_FILE))
+    if not st.button("Score the list", icon=":material/playlist_play:", disabled=source is None):
+        return
     try:
-        if uploaded is not None:
-            prompts = _prompts_in(uploaded.name, uploaded.getvalue())
+        if file is not None:
+            prompts = _prompts_in(*file)
         else:
             prompts = pd.DataFrame({"text": [line for line in pasted.split("\n") if line.strip()]})
         if not 0 < len(prompts) <= MOST_PROMPTS:
@@ -188,8 +195,14 @@ def list_form(run: Run, source: str | None) -> None:
     assert source is not None
     scoring = _until_the_visit_ends(str(time.monotonic_ns()), run, source, prompts)
     st.session_state.setdefault(_LISTS, {})[run.run_id] = scoring
-    # Its progress replaces the form.
+    # Its progress replaces the fields.
     st.rerun()
+
+
+def _take_file() -> None:
+    """Keep the uploaded file for as long as the visit, or drop it where its field was emptied."""
+    sent = st.session_state[_UPLOAD]
+    st.session_state[_FILE] = None if sent is None else (sent.name, sent.getvalue())
 
 
 def list_progress(job: ListScoring) -> None:

@@ -6,6 +6,7 @@ import time
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
+from streamlit.elements.lib.mutable_tab_container import TabContainer
 
 from refusal_core.errors import PromptError, RefusalError
 from refusal_core.exploration.outliers import nearest_prompts
@@ -28,12 +29,23 @@ MOST_PINS = len(LINE_COLOURS) - 1
 MOST_REMEMBERED = 30
 
 _LINES = "live_several_lines"
+_TABS, _TAB = "live_tab", "live_tab_open"
 _TYPED, _PUT, _SEVERAL = "live_typed", "live_put", "live_several"
 _SUGGESTIONS_OPEN, _HISTORY_OPEN = "live_suggestions_open", "live_history_open"
 _PINS, _HISTORY, _TO_PIN, _STANDS = "live_pins", "live_history", "live_to_pin", "live_stands"
 _SECONDS_TO_STAND = 4.0
 """How long a text has to stay in the field to be a prompt of its own, and not a step towards another."""
 _PIN_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
+
+
+def tabs() -> tuple[TabContainer, TabContainer]:
+    """Show the tabs of the page, and return them; a visitor who comes back finds the one that was open."""
+    names = ["One prompt", "A list"]
+    if _TABS not in st.session_state:
+        st.session_state[_TABS] = st.session_state.get(_TAB, names[0])
+    one, many = st.tabs(names, key=_TABS, on_change="rerun")
+    st.session_state[_TAB] = names[0] if one.open else names[1]
+    return one, many
 
 
 def prompt_field(container: DeltaGenerator, disabled: bool, page: str) -> str:

@@ -102,7 +102,7 @@ def filtered(found: pd.DataFrame, run: Run) -> pd.DataFrame:
     text, narrow = st.columns([3, 1], vertical_alignment="bottom")
     find = text.text_input(
         "Search the texts",
-        key=address.fill_once("outliers_find", view.find or ""),
+        key=address.fill_once(f"outliers_find_{run.run_id}", view.find or ""),
         live="300ms",
         icon=":material/search:",
         placeholder="part of a prompt, upper and lower case alike",
@@ -293,7 +293,7 @@ def _choice(run: Run, name: str, options: list[str], help_text: str | None = Non
 
 
 def _clear(run: Run) -> None:
-    st.session_state["outliers_find"] = ""
+    st.session_state[f"outliers_find_{run.run_id}"] = ""
     for name in ("sets", "labels", "categories", "replies", "marked"):
         st.session_state[f"outliers_{name}_{run.run_id}"] = [run.contrast_name] if name == "sets" else []
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from driving import TITLES, assert_accessible, is_read, let_settle, letters, query, until
+from driving import TITLES, assert_accessible, fits, is_read, let_settle, letters, query, until
 from playwright.sync_api import expect
 from synthetic import HOSTILE, N_LAYERS
 from synthetic import RUN as SYNTHETIC
@@ -27,11 +27,10 @@ def test_every_page_fits_and_is_accessible_on_a_desk_and_a_phone(open_page, ship
         expect(page.get_by_role("row")).to_have_count(6, timeout=60_000)
     elif path not in ("Live_score", "Ratings", "Rate", "Runs", "Glossary"):
         expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=60_000)
-    main = page.locator("[data-testid=stMain]")
     for width in (1920, 1280, 390):
         page.set_viewport_size({"width": width, "height": 900})
         let_settle(page)
-        assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 0
+        fits(page)
         if width < 1920:
             assert_accessible(page)
             page.screenshot(path=pictures / f"{path.lower() or 'home'}-{theme}-{width}.png")
@@ -191,5 +190,4 @@ def test_an_edit_changes_what_the_model_would_say(open_page, planted_run, plante
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 900})
         let_settle(page)
-        main = page.locator("[data-testid=stMain]")
-        assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 0
+        fits(page)

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from driving import ROOT, let_settle, letters, query, served, until
+from driving import ROOT, fits, let_settle, letters, query, served, until
 from playwright.sync_api import Page, expect
 from synthetic import HOSTILE
 
@@ -187,8 +187,7 @@ def test_a_pasted_list_is_scored_while_others_type_and_can_be_stopped(visit, exp
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 900})
         let_settle(page)
-        main = page.locator("[data-testid=stMain]")
-        assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 0
+        fits(page)
 
 
 def test_an_uploaded_list_of_hostile_prompts_is_scored_as_text(visit):
@@ -249,8 +248,7 @@ def test_a_long_prompt_scrolls_inside_its_heat_map(visit, expected):
         let_settle(page)
         inside = heat_map.evaluate("element => [element.scrollHeight, element.clientHeight, element.scrollWidth]")
         assert inside[1] <= 560 < inside[0]
-        main = page.locator("[data-testid=stMain]")
-        assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 0
+        fits(page)
 
 
 @pytest.mark.slow

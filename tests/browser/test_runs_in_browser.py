@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from driving import assert_accessible, let_settle, letters, query, served, until
+from driving import assert_accessible, fits, let_settle, letters, query, served, until
 from playwright.sync_api import Page, expect
 from synthetic import HOSTILE
 from synthetic import RUN as SYNTHETIC
@@ -213,8 +213,7 @@ def test_jobs_of_every_kind_are_told_apart_and_their_words_are_text(open_page, p
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 1500})
         let_settle(page)
-        main = page.locator("[data-testid=stMain]")
-        assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 0
+        fits(page)
         assert_accessible(page)
         page.screenshot(path=pictures / f"jobs-{theme}-{width}.png")
     assert page.title() != "owned"

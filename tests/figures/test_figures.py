@@ -11,10 +11,12 @@ from synthetic import changed, with_tables
 
 from refusal_core.evidence.answers import QUESTIONS
 from refusal_core.exploration import comparison
+from refusal_core.exploration.outliers import prompts_in_band
 from refusal_core.exploration.published import published_table
 from refusal_core.figures import comparison as comparison_figures
 from refusal_core.figures import evidence as evidence_figures
 from refusal_core.figures import intervention as intervention_figures
+from refusal_core.figures import outliers as figures_of_outliers
 from refusal_core.figures import style
 from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.histograms import histogram
@@ -426,3 +428,23 @@ def test_prompts_and_categories_are_drawn_for_every_run_that_has_them(compared):
     assert [list(trace.x) for trace in one.data] == [list(table["auroc"]), []]
     cosines = comparison_figures.direction_cosines(compared, [comparison.direction_cosines(run, run)])
     np.testing.assert_allclose(cosines.data[0].y, 1, atol=1e-6)
+
+
+def test_overlaid_sets_are_told_apart_by_their_dashes_and_labels_by_their_colours(run):
+    looks = {}
+    for trace in linked(run, 1, ("cumulative",), sources=run.transfer_sources).data:
+        source, _, label = (trace.name or "").partition(", ")
+        if source in run.transfer_sources:
+            looks[source, label] = trace.line.dash, trace.line.color
+    assert len({dash for dash, _ in looks.values()}) == len(run.transfer_sources) > 1
+    for (source, label), (dash, colour) in looks.items():
+        assert dash == looks[source, "harmful"][0]
+        assert colour == looks[run.transfer_sources[-1], label][1]
+
+
+def test_a_band_without_prompts_keeps_its_lower_axis(run):
+    table = prompts_in_band(run, 2, (1e6, 2e6)).assign(mark="")
+    assert table.empty
+    figure = figures_of_outliers.band(run, 2, (1e6, 2e6), table)
+    assert [trace.yaxis for trace in figure.data].count("y2") == 1
+    assert len(figure.data[-1].x) == 1

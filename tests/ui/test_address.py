@@ -43,13 +43,13 @@ def come_to(app: AppTest, **query: str) -> AppTest:
 def test_going_back_brings_back_the_view_of_the_address_with_its_search_and_filters(monkeypatch):
     app = visit(find="a", labels="harmful")
     app.number_input(key="site_field").set_value(4).run()
-    app.text_input(key="outliers_find").set_value("b").run()
+    app.text_input(key=f"outliers_find_{RUN}").set_value("b").run()
     app.multiselect(key=f"outliers_labels_{RUN}").set_value(["harmless"]).run()
     assert [app.query_params[name] for name in ("site", "find", "labels")] == ["4", "b", "harmless"]
     monkeypatch.setattr(address, "came_by_history", lambda: True)
     come_to(app, run=RUN, site="2", find="a")
     assert app.number_input(key="site_field").value == 2
-    assert app.text_input(key="outliers_find").value == "a"
+    assert app.text_input(key=f"outliers_find_{RUN}").value == "a"
     assert app.multiselect(key=f"outliers_labels_{RUN}").value == []
     assert dict(app.query_params) == {"run": RUN, "site": "2", "find": "a"}
 
