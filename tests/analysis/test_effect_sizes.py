@@ -87,3 +87,67 @@ def test_published_table_places_its_last_layer_at_the_final_norm():
     assert table.loc[table["layer"] == 27, "site"].item() == 28
     assert table.loc[table["layer"] == 18, "site"].item() == 18
     assert table["in_sample_d"].idxmax() == 18
+
+
+def test_the_plausible_band_lies_between_the_labels_inner_percentiles():
+    harmful, harmless = np.linspace(10, 20, 101), np.linspace(0, 15, 101)
+    # 5 % of harmful projections lie below 10.5, 5 % of harmless ones above 14.25.
+    assert effect_sizes.plausible_band(harmful, harmless) == pytest.approx((10.5, 14.25))
+    # Of labels that are apart it is the gap between them.
+    low, high = effect_sizes.plausible_band(np.column_stack([harmful + 10, harmful]), np.column_stack([harmless] * 2))
+    np.testing.assert_allclose([low, high], [[14.25, 10.5], [20.5, 14.25]])
+
+
+def test_every_number_of_a_layer_is_that_of_its_definition():
+    labels = np.array([True] * 4 + [False] * 3)
+    projections = np.array([2.0, 5.0, 6.0, 7.0, 0.0, 1.0, 2.5])[:, None] * [1.0, 2.0, -1.0]
+    table = effect_sizes.layer_statistics(projections, labels, np.array([0.5, 1.5, 2.5]))
+    row = table.loc[1]
+    assert table["magnitude"].tolist() == [0.5, 1.5, 2.5]
+    assert table["site"].tolist() == [0, 1, 2]
+    assert table["layer"].tolist()[:2] == [0, 1]
+    assert (row["harmful_projection_mean"], row["harmless_projection_mean"]) == pytest.approx((10, 7 / 3))
+    assert (row["harmful_projection_min"], row["harmless_projection_min"]) == (4, 0)
+    assert (row["harmful_projection_max"], row["harmless_projection_max"]) == (14, 5)
+    assert (row["harmful_projection_range"], row["harmless_projection_range"]) == (10, 5)
+    stds = 2 * np.std([2, 5, 6, 7]), 2 * np.std([0, 1, 2.5])
+    assert (row["harmful_projection_std"], row["harmless_projection_std"]) == pytest.approx(stds)
+    # Harmful 4 lies within 0 … 5 and harmless 5 within 4 … 14; none lies beyond the other label's mean.
+    assert (row["mean_crossings"], row["range_overlap"]) == (0, 2)
+    assert table.loc[2, "in_sample_d"] == pytest.approx(-table.loc[0, "in_sample_d"])
+    assert table.loc[2, "in_sample_auroc"] == pytest.approx(1 - table.loc[0, "in_sample_auroc"])
+    assert row["in_sample_auroc"] == pytest.approx(11 / 12)
+
+
+@pytest.mark.parametrize(
+    ("distance", "n", "valid"), [(3.0, 20, True), (3.0, 4, False), (0.45, 400, False), (-3.0, 20, True)]
+)
+def test_the_published_criterion_wants_a_small_p_and_a_large_d(distance, n, valid):
+    noise = np.tile([-1.0, 1.0], n // 2)
+    labels = np.arange(2 * n) < n
+    projections = np.concatenate([noise + distance, noise])[:, None]
+    row = effect_sizes.layer_statistics(projections, labels, np.ones(1)).loc[0]
+    assert abs(row["in_sample_d"]) == pytest.approx(abs(distance))
+    assert (row["log10_p"] < -2) == (n > 4)
+    assert row["valid"] == valid
+
+
+def test_effect_sizes_of_too_little_do_not_exist():
+    one, none = np.array([1.0]), np.array([])
+    assert np.isnan(effect_sizes.hedges_g(one, np.array([])))
+    assert np.isnan(effect_sizes.hedges_g(one, one))
+    assert np.isnan(effect_sizes.auroc(one, none))
+    assert np.isnan(effect_sizes.auroc(none, one))
+    assert np.isnan(effect_sizes.log10_p(float("nan"), 5))
+    assert effect_sizes.hedges_g(np.array([1.0, 2.0]), one) == pytest.approx(
+        0.5 / np.sqrt(0.5) * (1 - 3 / 3), abs=1e-12
+    )
+
+
+def test_a_spread_of_rounding_is_none():
+    rounding = 1e6 + np.array([0, 1e-10, 0, 1e-10])
+    assert np.isnan(effect_sizes.cohens_d(rounding + 1, rounding))
+    assert np.isnan(effect_sizes.hedges_g(rounding + 1, rounding))
+    small = np.array([0.0, 1e-6, 0.0, 1e-6])
+    assert effect_sizes.cohens_d(small + 1e-6, small) == pytest.approx(2)
+    assert effect_sizes.hedges_g(small + 1e-6, small) == pytest.approx(2 * np.sqrt(3 / 4) * (1 - 3 / 23))

@@ -57,10 +57,22 @@ def test_likeness_counts_words_as_often_as_they_occur():
     assert len(near_duplicates(["a a a b"], ["a a c"], 4 / 7 + 1e-9)) == 0
 
 
+def test_texts_that_are_less_alike_do_not_match_beside_those_that_are():
+    ours, theirs = ["one two three four", "five six"], ["one two three ten", "five seven"]
+    np.testing.assert_array_equal(near_duplicates(ours, theirs, 0.6), [[0, 0]])
+    np.testing.assert_array_equal(near_duplicates(ours, theirs, 0.5), [[0, 0], [1, 1]])
+
+
+def test_one_word_is_enough_to_be_the_same():
+    np.testing.assert_array_equal(near_duplicates(["fire", "water"], ["water!", "earth"], 1.0), [[1, 0]])
+
+
 def test_texts_without_words_match_nothing():
-    assert near_duplicates(["?!"], ["?!"], 0.5).shape == (0, 2)
-    assert near_duplicates([], ["a"], 0.5).shape == (0, 2)
-    assert near_duplicates(["a"], [], 0.5).shape == (0, 2)
+    for ours, theirs in ((["?!"], ["?!"]), ([], ["a"]), (["a"], [])):
+        matches = near_duplicates(ours, theirs, 0.5)
+        assert matches.shape == (0, 2)
+        # They choose rows, so they have to be whole numbers.
+        assert np.array(["text"])[matches].shape == (0, 2)
 
 
 def test_texts_compared_in_blocks_match_as_those_compared_at_once(monkeypatch):
