@@ -66,6 +66,8 @@ def _hold(evidence: Evidence, site: int) -> str:
     if np.isnan(row["crossfit_d"]):
         return missing(evidence, site, "sites", "crossfit_d")
     number = f"cross-fitted d is {with_interval(row, 'crossfit_d')}, AUROC {row['crossfit_auroc']:.2f}"
+    if np.isfinite(row.get("category_d", np.nan)):
+        number += f", and d of each category on the direction of the others {with_interval(row, 'category_d')}"
     if not row["crossfit_d_low"] > 0:
         return f"At {place(evidence, site)} {number}: on prompts it was not fitted with it is {NO_DIFFERENCE}."
     return (

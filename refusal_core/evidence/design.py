@@ -41,6 +41,7 @@ class Contrast:
         groups: ``(prompt,)`` str, the matched pair or the prompt by itself.
         n_tokens: ``(prompt,)`` float64.
         log_odds: ``(prompt,)`` float64, refusal log-odds; may be NaN.
+        category: ``(1, prompt)`` int, the number of every category; without rows where none could be left out.
         folds: of the cross-fitting.
         repeats: how often the folds are dealt anew.
         seed: of the folds.
@@ -53,6 +54,7 @@ class Contrast:
     groups: np.ndarray
     n_tokens: np.ndarray
     log_odds: np.ndarray
+    category: np.ndarray
     folds: int
     repeats: int
     seed: int
@@ -71,6 +73,7 @@ class Contrast:
             groups=self.groups[self.sample],
             n_tokens=self.n_tokens[self.sample],
             log_odds=self.log_odds[self.sample],
+            category=self.category[:, self.sample],
             sample=ALL_PROMPTS,
         )
 
@@ -212,6 +215,7 @@ def plan_contrast(
         groups=groups,
         n_tokens=prompts["n_tokens"].to_numpy(np.float64),
         log_odds=prompts["refusal_log_odds"].to_numpy(np.float64),
+        category=_categories(prompts, is_harmful),
         folds=folds,
         repeats=repeats,
         seed=seed,
@@ -219,6 +223,17 @@ def plan_contrast(
         permutations=draw_permutations(drawn, drawn_groups, fold, permutations, random_stream(seed, 1)),
         sample=sample,
     )
+
+
+def _categories(prompts: pd.DataFrame, is_harmful: np.ndarray) -> np.ndarray:
+    """Return ``(1, prompt)`` categories by number; without rows where one cannot be left out."""
+    if "category" not in prompts:
+        return np.empty((0, len(prompts)), dtype=int)
+    category: np.ndarray = pd.factorize(prompts["category"].fillna(""), sort=True)[0]
+    left = (np.bincount(category, weights=label) for label in (is_harmful, ~is_harmful))
+    if any((of_label.sum() - of_label < 2).any() for of_label in left):
+        return np.empty((0, len(prompts)), dtype=int)
+    return category[None, :]
 
 
 def _plan_transfer_sets(prompts: pd.DataFrame, permutations: int, draws: int, seed: int) -> list[TransferSet]:

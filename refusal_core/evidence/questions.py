@@ -6,7 +6,7 @@ Every function returns numbers by name, NaN where one does not exist, and the re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from refusal_core.analysis.groups import ALL_PROMPTS
 from refusal_core.analysis.inference import interval
 from refusal_core.analysis.learning import TrainingSample
 from refusal_core.analysis.projections import contrast_weights, crossfit_draws, project_draws, remove_covariate
+from refusal_core.analysis.resampling import Draws
 from refusal_core.analysis.weighted_statistics import (
     weighted_accuracy,
     weighted_auroc,
@@ -186,6 +187,31 @@ def is_it_about_harm(
         float(weighted_d(itself, sampled.is_harmful[None, :] * 1.0, ~sampled.is_harmful[None, :] * 1.0)[0]),
         weighted_d(np.broadcast_to(itself, permuted.shape), permuted, 1 - permuted),
     )
+
+
+def does_it_hold_across_categories(gram: Gram, sampled_gram: np.ndarray, contrast: Contrast) -> tuple[Numbers, Reasons]:
+    """Return ``category_d, category_auroc``: of each category on the direction of all others, with intervals.
+
+    Args:
+        gram: ``(prompt, prompt)`` of the contrast set.
+        sampled_gram: ``(sampled, sampled)`` of the prompts that draws are taken of.
+        contrast: the fitted prompts.
+    """
+    names = ("category_d", "category_auroc")
+    ends = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+    if not len(contrast.category):
+        reason = "the contrast set has no two categories of which either could be left out"
+        return dict.fromkeys(ends, np.nan), dict.fromkeys(names, reason)
+    harmful = contrast.is_harmful[None, :].astype(np.float64)
+    itself = Draws(harmful, 1 - harmful, contrast.category).project_held_out(gram)
+    bootstrap = replace(contrast.bootstrap, fold=contrast.sampled.category)
+    drawn = bootstrap.project_held_out(sampled_gram)
+    d, area = (float(statistic(itself, harmful, 1 - harmful)[0]) for statistic in (weighted_d, weighted_auroc))
+    if not np.isfinite(d):
+        return dict.fromkeys(ends, np.nan), dict.fromkeys(names, no_direction(gram))
+    return _with_interval("category_d", d, weighted_d(drawn, bootstrap.harmful, bootstrap.harmless)) | _with_interval(
+        "category_auroc", area, weighted_auroc(drawn, bootstrap.harmful, bootstrap.harmless), **_SHARES
+    ), {}
 
 
 def is_it_length(gram: Gram, sampled_gram: np.ndarray, contrast: Contrast) -> tuple[Numbers, Reasons]:

@@ -87,6 +87,7 @@ def _answer_about_contrast(site: _Site, design: Design, compared: Sequence[Compa
     for numbers, reasons in (
         (fit, why_no_fit),
         questions.does_it_hold(held_out, drawn, contrast, separation),
+        questions.does_it_hold_across_categories(site.gram, site.sampled_gram, contrast),
         (chance, {}),
         questions.is_it_length(site.gram, site.sampled_gram, contrast),
         questions.is_it_the_same_as_refusing(site.gram, site.sampled_gram, contrast),

@@ -31,7 +31,8 @@ class Evidence:
 
     Attributes:
         sites: one row per site: ``in_sample_d, in_sample_auroc, mean_crossings``; ``crossfit_d, crossfit_auroc,
-            crossfit_accuracy, crossfit_range_overlap, crossfit_pair_accuracy`` with intervals; ``permutation_p`` and
+            crossfit_accuracy, crossfit_range_overlap, crossfit_pair_accuracy`` with intervals; ``category_d,
+            category_auroc`` of each category on the direction of all others, with intervals; ``permutation_p`` and
             ``permutation_p_corrected`` of the in-sample d; ``chance_d_median, chance_d_95`` what shuffled labels give
             in-sample and ``chance_crossfit_low, chance_crossfit_high`` where 95 % of them lie cross-fitted;
             ``length_d, length_auroc`` cross-fitted after prompt length is regressed out of the activations, with
