@@ -36,6 +36,7 @@ TOKEN_LIMIT = 512
 """Longest templated prompt that is accepted by default; Experiment 0 cut there, we refuse."""
 PRESETS = (9, 15, 18)
 """The layers at which Experiment 0 proposes to intervene."""
+DEVICES = "auto, cpu, cuda, cuda:N, mps, or spread over all of them."
 
 TOKEN_POSITION = "last token of the templated prompt, generation prompt included"
 FOLDS = 10
@@ -160,7 +161,7 @@ class RunOptions(Options):
         "Longest prompt that is accepted, in tokens with its template; a longer one is an error, nothing is ever cut.",
         ge=8,
     )
-    device: str = _option("auto", "Device", "auto, cpu, cuda, cuda:N, mps, or spread over all of them.", min_length=1)
+    device: str = _option("auto", "Device", DEVICES, min_length=1)
     dtype: Dtype = _option("auto", "Dtype", "What the model is computed in; auto takes what is fast on the device.")
     seed: int = _option(0, "Seed", "Seed of the folds and of everything random in the evidence.", ge=0)
     engine: Literal["process", "ray"] = _option(
@@ -226,7 +227,7 @@ class ModelOptions(Options):
     model: Source | None = _option(
         None, "Model", "Where the run's model is, when it came from a folder or a GGUF file.", "the run's own"
     )
-    device: str = _option("auto", "Device", "auto, cpu, cuda, cuda:N, mps, or spread over all of them.", min_length=1)
+    device: str = _option("auto", "Device", DEVICES, min_length=1)
     dtype: Dtype = _option("auto", "Dtype", "What the model is computed in; auto takes the run's.")
 
 

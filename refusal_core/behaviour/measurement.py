@@ -204,7 +204,7 @@ def by_site(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -> 
 
 
 def reading(run: Run, table: pd.DataFrame, numbers: pd.DataFrame, site: int) -> str:
-    """What the replies say, in words: how much is refused, and whether projection at a site goes with it.
+    """Say in words how much is refused, and whether projection at a site goes with it.
 
     Args:
         run: the run.
@@ -277,7 +277,6 @@ def _with_refusing(
 
     Args:
         projections: ``(prompt, site)``.
-        log_odds, refuses: ``(prompt,)``.
         log_odds: ``(prompt,)`` log-odds of the refusal phrases.
         refuses: ``(prompt,)`` bool, whether the opening refuses.
         counts: ``(draw, prompt)`` multiplicities.

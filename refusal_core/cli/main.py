@@ -35,7 +35,6 @@ app = App(
     default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
 )
 measure = App(name="measure", help="Measure something on a run with its model, and store it in the run's folder.")
-app.command(measure)
 
 # By name, so that a verb imports what it needs and no more; without it `--help` would import all of them.
 _VERBS = {
@@ -62,6 +61,7 @@ _MEASUREMENTS = {
 for _app, _commands in ((app, _VERBS), (measure, _MEASUREMENTS)):
     for _place, (_name, (_function, _help)) in enumerate(_commands.items()):
         _app.command(f"refusal_core.cli.{_function}", name=_name, help=_help, sort_key=_place)
+app.command(measure)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

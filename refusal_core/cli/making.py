@@ -6,10 +6,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from refusal_core.cli.parameters import Cache, Flat, RunName, print_table
+from refusal_core.cli.parameters import Cache, Device, Flat, RunName, print_table
 from refusal_core.cli.reporting import ProgressFileOption, ReporterArgument
 from refusal_core.options import RunOptions
-from refusal_core.runs import store
 
 
 def run(
@@ -57,7 +56,7 @@ def refit(
     model: Annotated[
         str | None, Parameter(help="Where the run's model is, when it was local and activations were not kept.")
     ] = None,
-    device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N, mps, or spread over all of them.")] = "auto",
+    device: Device = "auto",
     cache: Cache = None,
     progress_file: ProgressFileOption = None,
     reporter: ReporterArgument,
@@ -67,6 +66,7 @@ def refit(
     from refusal_core.exploration import refits
     from refusal_core.pipeline.refit import original_of
     from refusal_core.pipeline.refit import refit as make
+    from refusal_core.runs import store
 
     parent = store.open_run(run, cache)
     kinds = marked.split(",")

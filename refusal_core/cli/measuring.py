@@ -93,8 +93,7 @@ def show_behaviour(run: Run, as_json: bool) -> None:
     if as_json:
         print_json({"run_id": run.run_id, "prompts": records(table), "sites": records(numbers)})
         return
-    strongest = int(numbers.groupby("site")["rho"].mean().fillna(-1).idxmax())
-    print(measurement.reading(run, table, numbers, strongest), end="\n\n")
+    print(measurement.reading(run, table, numbers, run.best_site()), end="\n\n")
     print(pd.crosstab(run.prompts["label"], table["opening_label"]).to_string(), end="\n\n")
     print_table(measurement.agreement(run, table))
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pandas as pd
 from cyclopts import Parameter
+
+from refusal_core.options import DEVICES
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RunName = Annotated[str, Parameter(help="Name of a run, as `refusal list` shows it.")]
 Cache = Annotated[
     str | None,
     Parameter(name="--cache", help="Folder that runs are kept in (default: REFUSAL_CACHE, else the usual one)."),
 ]
+Device = Annotated[str, Parameter(help=DEVICES)]
 AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
 Flat = Parameter(name="*")
 """Makes every field of an options object an option of its own."""

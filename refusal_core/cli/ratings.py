@@ -23,7 +23,6 @@ def show_ratings(
     Args:
         run: the run.
         files: CSV files of ratings; those made in the dashboard without.
-        rating_column, rater_column: where they are not called ``rating`` and ``rater``.
         rating_column: its name in the file, where it is not ``rating``.
         rater_column: its name in the file, where it is not ``rater``.
         export: where to write the ratings as CSV.

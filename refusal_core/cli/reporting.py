@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from filelock import FileLock, Timeout
 
 from refusal_core.errors import RefusalError
 from refusal_core.progress import Progress
-from refusal_core.progress.bars import ProgressBars
 from refusal_core.progress.file import WAITING, ProgressFile
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 ProgressFileOption = Annotated[
     str | None,
@@ -33,11 +34,13 @@ class Reporter:
     """
 
     def __init__(self, progress_file: str | None) -> None:
+        """Report to a file, or to bars without one."""
         self._path = None if progress_file is None else Path(progress_file)
         self._file: ProgressFile | None = None
         self._open = ExitStack()
 
     def __enter__(self) -> Reporter:
+        """Begin the progress file, so that a command that fails at once says so in it."""
         if self._path is not None:
             self._file = self._open.enter_context(ProgressFile(self._path))
         return self
@@ -45,6 +48,7 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Write into the progress file how the command ended."""
         self._open.__exit__(kind, error, trace)
 
     @contextmanager
@@ -60,6 +64,11 @@ class Reporter:
         Raises:
             RefusalError: when the turn cannot be taken.
         """
+        # Not above: every command would wait for these imports, `--help` too.
+        from filelock import FileLock
+
+        from refusal_core.progress.bars import ProgressBars
+
         if self._path is None or self._file is None:
             with ProgressBars() as bars:
                 yield bars
@@ -74,6 +83,8 @@ class Reporter:
 
     @staticmethod
     def _take(turn: FileLock, file: ProgressFile) -> None:
+        from filelock import Timeout
+
         try:
             try:
                 turn.acquire(timeout=0)

@@ -147,14 +147,11 @@ def delete(run: RunName, /, *, cache: Cache = None) -> None:
 
 
 def headline(run: Run) -> str:
-    """Return where each of the three questions has its strongest answer, one line per question."""
-    lines = []
-    for column, question in _QUESTIONS.items():
-        values = run.layer_stats[column]
-        if values.notna().any():
-            site = int(values.idxmax())
-            lines.append(f"{question}: strongest at {run.site_label(site)}, {values[site]:.2f}")
-    return "\n".join(lines)
+    """Return what the layer with the highest cross-fitted d says to the three questions, one line per question."""
+    site = run.best_site()
+    numbers = run.layer_stats.set_index("site").loc[site]
+    lines = [f"{question}: {numbers[column]:.2f}" for column, question in _QUESTIONS.items() if numbers.notna()[column]]
+    return "\n".join([f"at {run.site_label(site)}, which does best on new prompts:", *lines])
 
 
 def _show_layers(run: Run, as_json: bool) -> None:

@@ -66,7 +66,7 @@ _MEASURED = ["prompt_id", "refusal_log_odds", "kl", "opening", "opening_label"]
 
 
 def chosen_prompts(run: Run, limit: int, source: str | None = None) -> np.ndarray:
-    """Rows of ``limit`` prompts a label, of as few token lengths as possible, since those are read together.
+    """Return rows of prompts of as few token lengths as possible, since those are read together.
 
     Args:
         run: the run.

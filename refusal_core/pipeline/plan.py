@@ -14,6 +14,7 @@ from refusal_core.models.known import KNOWN
 from refusal_core.options import RunOptions
 from refusal_core.pipeline.request import Request, prepare
 from refusal_core.prompts.bundled import CONTRAST_SETS
+from refusal_core.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Plan:
         contrast_set: its name.
         counts: prompts per label that the direction is fitted on.
         n_transfer: prompts that are scored besides.
+        cached: the name of the run, where it is in the cache already.
     """
 
     options: RunOptions
@@ -38,6 +40,7 @@ class Plan:
     contrast_set: str
     counts: Mapping[str, int]
     n_transfer: int
+    cached: str | None
 
 
 def check(options: RunOptions) -> Plan:
@@ -47,22 +50,23 @@ def check(options: RunOptions) -> Plan:
         RefusalError: saying in one sentence what is wrong with it.
     """
     request = prepare(options)
+    found = request.find_cached()
     available = is_available(request.model)
     return Plan(
-        options=_settled(request),
+        options=_settled(request, found),
         model=as_opened(request.model, options.bits),
         available=available,
         download_bytes=None if available else _download_bytes(request.model),
         contrast_set=request.contrast.name,
         counts=request.contrast.counts,
         n_transfer=sum(len(chosen.prompts.table) for chosen in request.transfer),
+        cached=None if found is None else found.run_id,
     )
 
 
-def _settled(request: Request) -> RunOptions:
+def _settled(request: Request, found: Run | None) -> RunOptions:
     """Return the options of a request with absolute paths, and the dtype that the run has or will have."""
     options = request.options
-    found = request.find_cached()
     dtype = found.manifest.compute.dtype if found else choose_dtype(choose_device(options.device), options.dtype)
     template = options.chat_template
     return options.model_copy(

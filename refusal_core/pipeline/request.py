@@ -125,7 +125,6 @@ def run_id(model: str, contrast: str, counts: Mapping[str, int], identity: dict[
     """Return a run's name, which can be read and ends in a digest of its identity and its dtype.
 
     Args:
-        model, contrast: the names of the model and the contrast set.
         model: name of the model.
         contrast: name of the contrast set.
         counts: fitted prompts per label.

@@ -1,4 +1,4 @@
-"""One text to its projections at every site of a run."""
+"""Scoring: the projections of a text at every site of a run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Score:
     token_projection: np.ndarray
 
     def to_json(self) -> dict[str, Any]:
-        """The score as plain numbers and texts."""
+        """Return the score as plain numbers and texts."""
         return {
             "text": self.text,
             "projection": self.projection.tolist(),
@@ -97,12 +97,12 @@ def identify_for(run: Run, model: str | Path | None = None) -> ModelInfo:
 
 
 def fingerprint_of(run: Run) -> str:
-    """The :attr:`~refusal_core.models.identity.ModelInfo.fingerprint` of the model a run was made with."""
+    """Return the :attr:`~refusal_core.models.identity.ModelInfo.fingerprint` of the model a run was made with."""
     return run.manifest.model.fingerprint
 
 
 def opened_as(run: Run) -> tuple[str, ...]:
-    """What tells the model of a run, as it is opened for it, from every other: runs alike in it may share one."""
+    """Return what tells a run's model, as it is opened for it, from others: runs alike in it may share one."""
     compute, template = run.manifest.compute, run.manifest.template
     return fingerprint_of(run), compute.dtype, str(compute.quantise), str(template.sha256)
 
@@ -126,7 +126,7 @@ def load_model_for(
 
 
 def reader_for(run: Run, chat_model: ChatModel) -> ResidualReader:
-    """Reads the run's model as the run did: under its system prompt, thinking or not, on the run's day."""
+    """Return a reader that prompts the run's model as the run did: its system prompt, thinking or not, its day."""
     template = run.manifest.template
     return ResidualReader(chat_model, template.system_prompt, template.thinking, template.day)
 
@@ -147,12 +147,17 @@ class Scorer:
     """Scores texts against one run with its model in memory. Not for two threads at a time."""
 
     def __init__(self, chat_model: ChatModel, run: Run) -> None:
+        """Prepare the run's model to read as the run did.
+
+        Raises:
+            ModelError: when it is not the run's model.
+        """
         check_model(run, chat_model)
         self.run = run
         self.reader = reader_for(run, chat_model)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt with its template.
+        """Return the token ids of a prompt with its template.
 
         Raises:
             PromptError: for an empty text, or one longer than the run's token limit.
@@ -168,19 +173,24 @@ class Scorer:
         return ids
 
     def score(self, text: str) -> Score:
-        """Score one prompt at every site. Raises what :meth:`encode` raises."""
+        """Score one prompt at every site.
+
+        Raises:
+            PromptError: see :meth:`encode`.
+        """
         self.encode(text)
-        return _placed(self.run, text, self.reader.read_tokens(text))
+        return _score_states(self.run, text, self.reader.read_tokens(text))
 
     def score_ends(self, texts: Sequence[str]) -> list[Score]:
         """Score prompts of one length in one pass, at the template's last token alone: ``tokens`` is left empty.
 
-        Raises what :meth:`encode` raises.
+        Raises:
+            PromptError: see :meth:`encode`.
         """
         read = self.reader.read_last([self.encode(text) for text in texts])
-        nothing = read.states[0, :0, None].repeat(self.run.n_sites, axis=1)
+        no_tokens = read.states[0, :0, None].repeat(self.run.n_sites, axis=1)
         return [
-            _placed(self.run, text, TokenStates(nothing, last, [], first_token, float(odds)))
+            _score_states(self.run, text, TokenStates(no_tokens, last, [], first_token, float(odds)))
             for text, last, first_token, odds in zip(
                 texts, read.states, read.first_token, read.refusal_log_odds, strict=True
             )
@@ -188,7 +198,12 @@ class Scorer:
 
 
 def score(chat_model: ChatModel, run: Run, texts: list[str]) -> list[Score]:
-    """Score texts in the order given. Raises what :meth:`Scorer.score` raises, naming the text's position."""
+    """Score texts in the order given.
+
+    Raises:
+        ModelError: when the model is not the run's.
+        PromptError: naming the position of a text that cannot be scored; see :meth:`Scorer.encode`.
+    """
     scorer = Scorer(chat_model, run)
     scores = []
     for position, text in enumerate(texts, start=1):
@@ -199,8 +214,9 @@ def score(chat_model: ChatModel, run: Run, texts: list[str]) -> list[Score]:
     return scores
 
 
-def _placed(run: Run, text: str, reading: TokenStates) -> Score:
-    projection = run.directions.project(reading.last)
+def _score_states(run: Run, text: str, states: TokenStates) -> Score:
+    """Return where the states of a prompt project, and how many of the run's prompts project below it."""
+    projection = run.directions.project(states.last)
     fitted = {label: run.projections[run.rows(label)] for label in LABELS}
     return Score(
         text=text,
@@ -209,8 +225,8 @@ def _placed(run: Run, text: str, reading: TokenStates) -> Score:
             label: np.array([float(percentile(projection[site], values[:, site])) for site in range(run.n_sites)])
             for label, values in fitted.items()
         },
-        refusal_log_odds=reading.refusal_log_odds,
-        first_token=reading.first_token,
-        tokens=reading.tokens,
-        token_projection=run.directions.project(reading.states),
+        refusal_log_odds=states.refusal_log_odds,
+        first_token=states.first_token,
+        tokens=states.tokens,
+        token_projection=run.directions.project(states.states),
     )

@@ -139,6 +139,10 @@ def _offer(plan: Plan) -> None:
         ),
         icon=":material/check:",
     )
+    if plan.cached is not None:
+        st.info("This run is in the cache already; making it again would change nothing.", icon=":material/check:")
+        st.text(plan.cached)
+        return
     if not plan.available:
         size = f"{plan.download_bytes / 1e9:.1f} GB" if plan.download_bytes else "a size the hub does not tell"
         st.info(f"The model is not on this machine yet: {size} to download. Then check again.", icon=":material/cloud:")

@@ -226,8 +226,11 @@ def test_a_run_in_the_background_is_the_same_from_any_folder_and_at_any_time(mon
     assert settled.dtype in DTYPES
     monkeypatch.setattr(plan, "choose_dtype", lambda device, dtype: "float16")
     assert check(RunOptions(model="tiny", prompts="a.csv")).options.dtype == "float16"
+    assert check(RunOptions(model="tiny", prompts="a.csv")).cached is None
     made = make_run("tiny", "a.csv", dtype="bfloat16").run
-    assert check(RunOptions(model="tiny", prompts="a.csv")).options.dtype == made.manifest.compute.dtype
+    again = check(RunOptions(model="tiny", prompts="a.csv"))
+    assert again.cached == made.run_id
+    assert again.options.dtype == made.manifest.compute.dtype
 
 
 def test_a_borrowed_template_and_fewer_bits_are_checked_before_a_run_starts(tiny_folder, tmp_path):
