@@ -9,8 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
-import tempfile
 import unicodedata
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +18,7 @@ from filelock import FileLock
 
 from refusal_core.annotations.ratings import COLUMNS, Ratings, combined, read_ratings
 from refusal_core.errors import RatingError, RefusalError
+from refusal_core.files import write_atomically
 from refusal_core.prompts.sets import slug
 from refusal_core.runs.run import Run
 from refusal_core.runs.store import cache_folder, writable_cache
@@ -119,16 +118,7 @@ def _digest(text: str) -> str:
 
 
 def _write(path: Path, rows: list[tuple[object, ...]]) -> None:
-    """Replace a file with a whole one; whoever reads it meanwhile, or a power cut, finds the old one."""
+    """Replace a rater's file."""
     text = io.StringIO(newline="")
     csv.writer(text, quoting=csv.QUOTE_MINIMAL, lineterminator="\n").writerows([COLUMNS, *rows])
-    handle, beside = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.getvalue().encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    write_atomically(path, text.getvalue())

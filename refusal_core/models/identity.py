@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from refusal_core.errors import ModelError
+from refusal_core.files import sha256_of
 from refusal_core.models.architectures import model_class_of, read_config, text_config
 from refusal_core.models.folder_checks import read_raw_config, require_tokenizer, require_weights
 from refusal_core.models.gguf_files import read_header
@@ -272,5 +273,4 @@ def _files_sha256(paths: Sequence[Path]) -> str:
 @lru_cache(maxsize=256)
 def _file_sha256(path: Path, size: int, modified_ns: int) -> str:
     # Size and time are part of the key so that a changed file is read again.
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

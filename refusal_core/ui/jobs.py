@@ -23,6 +23,7 @@ import psutil
 from filelock import FileLock
 
 from refusal_core.errors import RefusalError
+from refusal_core.files import write_atomically
 from refusal_core.models.known import models_folder
 from refusal_core.runs.store import cache_folder, writable_cache
 
@@ -278,6 +279,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(beside, path)
+    write_atomically(path, json.dumps(content))

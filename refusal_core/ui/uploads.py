@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 from refusal_core.errors import PromptError
+from refusal_core.files import write_atomically
 from refusal_core.prompts.records import check_ending, stem
 from refusal_core.prompts.sets import slug
 from refusal_core.runs.store import writable_cache
@@ -38,9 +38,7 @@ def store_upload(name: str, content: bytes, cache: str | Path | None = None) -> 
     path = folder / hashlib.sha256(content).hexdigest()[:16] / f"{slug(stem(name))}{suffix}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_bytes(content)
-        beside.replace(path)
+        write_atomically(path, content)
         _remove_oldest(folder)
     except OSError as error:
         raise PromptError(f"{name!r:.80} cannot be stored in {folder} ({error.strerror})") from error
