@@ -114,9 +114,9 @@ def drawn(kind: type[Options], rng: random.Random) -> Options:
     for name in kind.model_fields:
         if name == "engine" or rng.random() < 0.5:
             continue
-        if name in ("transfer", "control_layers"):
-            # In a repeated option cyclopts reads a text that is JSON as such; no transfer set is named so.
-            repeated = [text for text in texts if not text.startswith("[")] if name == "transfer" else range(40)
+        if name in ("transfer", "label", "control_layers"):
+            # In a repeated option cyclopts reads a text that is JSON as such; no transfer set and no label is named so.
+            repeated = range(40) if name == "control_layers" else [text for text in texts if not text.startswith("[")]
             given[name] = tuple(rng.choices(repeated, k=rng.randint(1, 3)))
         elif name == "layer_range":
             given[name] = (rng.randint(0, 9), rng.randint(0, 9))

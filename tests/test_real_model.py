@@ -35,7 +35,9 @@ def cli(*arguments: str) -> str:
 def run_and_cache(tmp_path_factory) -> tuple[Run, str]:
     cache = str(tmp_path_factory.mktemp("cache"))
     cli("fetch", MODEL)
-    out = cli("run", "--model", MODEL, "--prompts", "pairs", "--limit", "32", "--dtype", "float32", "--cache", cache)
+    out = cli(
+        "run", "--model", MODEL, "--prompts", "pairs", "--limit-per-label", "32", "--dtype", "float32", "--cache", cache
+    )
     return open_run(out.splitlines()[-1], cache), cache
 
 

@@ -117,7 +117,10 @@ def test_the_command_line_runs_with_ray_and_a_borrowed_template(tiny_folder, tmp
     command += ["--chat-template", str(tmp_path / "borrowed.jinja")]
     assert main([*command, "--cache", str(tmp_path / "a")]) == 0
     assert main([*command, "--cache", str(tmp_path / "b"), "--engine", "ray", "--actors", "2"]) == 0
-    first, second = (store.open_run(next(iter(os.listdir(tmp_path / c))), tmp_path / c) for c in "ab")
+    (first,), (second,) = (
+        [store.open_run(summary.run_id, tmp_path / cache) for summary in store.list_runs(tmp_path / cache)[0]]
+        for cache in "ab"
+    )
     assert first.run_id == second.run_id
     assert first.manifest.compute.engine == "process"
     assert second.manifest.compute.engine == "ray"

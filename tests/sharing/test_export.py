@@ -252,8 +252,10 @@ def test_the_transformer_lens_snippet_gives_the_run_s_own_projection(made, tiny_
         expected = projections(run, tiny_folder)
         for site in (0, run.n_layers - 1, run.n_layers):
             found = printed(transformer_lens_snippet(run, site), folder, monkeypatch, capsys)
-            close = 1e-3 if run.manifest.compute.dtype == "float32" else 0.05
-            assert found == pytest.approx(expected[site], rel=close, abs=close)
+            # TransformerLens rounds to bfloat16 elsewhere than transformers does; the error is one of the state, which
+            # is as long at every site, and not of its projection alone.
+            close = 1e-3 if run.manifest.compute.dtype == "float32" else 0.05 * abs(expected).max()
+            assert found == pytest.approx(expected[site], rel=1e-3, abs=close)
 
 
 def test_snippets_say_where_other_libraries_keep_the_site(run):
