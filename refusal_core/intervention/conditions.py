@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from refusal_core.options import PRESETS
 
 ABLATE, ADD, PLAIN = "ablate", "add", "none"
@@ -52,12 +54,17 @@ class Condition:
             "direction": self.direction,
             "position": self.position,
             "read_at": self.read_at,
-            "layers": ",".join(map(str, self.layers)),
+            "layers": self.layers,
             "alpha": self.alpha,
         }
 
 
 COLUMNS = list(Condition(PLAIN).columns)
+
+
+def at_its_own_layer(table: pd.DataFrame) -> pd.Series:
+    """Return which rows edit one layer alone, the layer that their direction was read at."""
+    return table["layers"].str.len().eq(1) & table["layers"].str[0].eq(table["read_at"])
 
 
 def everywhere(

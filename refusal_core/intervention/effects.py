@@ -7,7 +7,16 @@ import pandas as pd
 from scipy.stats import t as student
 
 from refusal_core.analysis.inference import LEVEL, interval
-from refusal_core.intervention.conditions import ABLATE, ADD, COLUMNS, FOUND, OWN, PLAIN, candidate_layers
+from refusal_core.intervention.conditions import (
+    ABLATE,
+    ADD,
+    COLUMNS,
+    FOUND,
+    OWN,
+    PLAIN,
+    at_its_own_layer,
+    candidate_layers,
+)
 from refusal_core.options import PRESETS
 from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
@@ -96,14 +105,14 @@ def select(effects: pd.DataFrame, edit: str, label: str, direction: str = FOUND,
 
 def over_layers(effects: pd.DataFrame, edit: str, label: str) -> pd.DataFrame:
     """The sweep: each layer's own direction ablated, or added once, at that layer alone; ``site`` is the layer."""
-    alone = effects["layers"].eq(effects["read_at"].astype(str)) & effects["position"].eq(-1)
+    alone = at_its_own_layer(effects) & effects["position"].eq(-1)
     rows = select(effects[alone], edit, label, alpha=1.0 if edit == ADD else 0.0)
     return rows.assign(site=rows["read_at"]).sort_values("site")
 
 
 def over_doses(effects: pd.DataFrame, layer: int, position: int, label: str) -> pd.DataFrame:
     """What adding a direction at its layer does, by ``alpha``; without anything added, 0."""
-    added = select(effects, ADD, label, position=position, read_at=layer, layers=str(layer))
+    added = select(effects[at_its_own_layer(effects)], ADD, label, position=position, read_at=layer)
     return pd.concat([added, select(effects, PLAIN, label)]).sort_values("alpha")
 
 
@@ -118,8 +127,8 @@ def candidates(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """
     joined = table[table["direction"].eq(FOUND)].merge(run.prompts[["prompt_id", "label"]], on="prompt_id")
     keys = ["position", "read_at"]
-    ablated = joined["edit"].eq(ABLATE) & joined["layers"].eq(",".join(map(str, range(run.n_layers))))
-    added = joined["edit"].eq(ADD) & joined["alpha"].eq(1.0) & joined["layers"].eq(joined["read_at"].astype(str))
+    ablated = joined["edit"].eq(ABLATE) & joined["layers"].str.len().eq(run.n_layers)
+    added = joined["edit"].eq(ADD) & joined["alpha"].eq(1.0) & at_its_own_layer(joined)
     harmful, harmless = joined["label"].eq("harmful"), joined["label"].eq("harmless")
     found = pd.DataFrame(
         {
@@ -154,7 +163,7 @@ def verdict(row: pd.Series, measure: str = "change") -> str:
 
 def where(run: Run, row: pd.Series) -> str:
     """The edit of one condition, in words."""
-    layers = [int(layer) for layer in row["layers"].split(",") if layer]
+    layers = row["layers"]
     direction = "the direction" if row["direction"] == FOUND else f"the {row['direction']} direction"
     if row["read_at"] != OWN and len(layers) > 1:
         direction += f" of {run.site_label(row['read_at'])}"
@@ -182,7 +191,7 @@ def asked_for(run: Run, table: pd.DataFrame, effects: pd.DataFrame) -> list[pd.S
         swept = over_layers(effects, edit, label)
         rows += [row for _, row in swept[swept["site"].isin(PRESETS)].iterrows()]
         together = select(effects, edit, label)
-        together = together[together["layers"].str.contains(",")]
+        together = together[together["layers"].str.len().gt(1)]
         of_choice = together["read_at"].eq(-2 if chosen is None else chosen["read_at"])
         of_choice &= together["position"].eq(-1 if chosen is None else chosen["position"])
         rows += [row for _, row in together[together["read_at"].eq(OWN) | of_choice].iterrows()]
@@ -237,7 +246,7 @@ def reading(run: Run, table: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
 def numbers(run: Run, effects: pd.DataFrame) -> pd.DataFrame:
     """The found direction's conditions as a table to read, controls' band beside each; candidates elsewhere."""
     kept = effects[effects["direction"].eq(FOUND)]
-    alone = kept["position"].eq(-1) & ~kept["layers"].str.contains(",")
+    alone = kept["position"].eq(-1) & kept["layers"].str.len().le(1)
     kept = kept[kept["read_at"].eq(OWN) | alone | kept["refuses"].notna()]
     columns = ["label"]
     for name in ("change", "refusing", "refuses", "degenerate", "kl"):
@@ -249,7 +258,7 @@ def numbers(run: Run, effects: pd.DataFrame) -> pd.DataFrame:
 
 def _with_bands(effects: pd.DataFrame) -> pd.DataFrame:
     """Each row beside the band of the controls of the same edit on the same label's prompts."""
-    several = effects["layers"].str.contains(",")
+    several = effects["layers"].str.len().gt(1)
     effects = effects.assign(
         own=effects["read_at"].eq(OWN) & several, length_of=effects["position"].where(effects["edit"].eq(ADD), -1)
     )

@@ -29,6 +29,7 @@ from refusal_core.intervention.conditions import (
     OWN,
     PLAIN,
     Condition,
+    at_its_own_layer,
     doses_and_controls,
     sweep,
 )
@@ -237,9 +238,8 @@ def _fault(run: Run, table: pd.DataFrame, dose_layer: int) -> str | None:
     known = run.prompts.set_index("prompt_id")["label"]
     if not table["prompt_id"].isin(known.index).all() or set(known[table["prompt_id"]]) != set(LABELS):
         return "is of other prompts"
-    layers = table["layers"].astype(str).drop_duplicates()
-    parts = [part for each in layers if each for part in each.split(",")]
-    if not all(part.isdecimal() and int(part) < run.n_layers for part in parts):
+    edited = {layer for layers in set(table["layers"]) for layer in layers}
+    if not all(isinstance(layer, int) and 0 <= layer < run.n_layers for layer in edited):
         return "is of other layers"
     if not 0 <= dose_layer < run.n_layers or not table["read_at"].between(OWN, run.n_layers - 1).all():
         return "is of other layers"
@@ -250,7 +250,7 @@ def _fault(run: Run, table: pd.DataFrame, dose_layer: int) -> str | None:
     if table.duplicated([*COLUMNS, "prompt_id"]).any() or set(counts) != {table["prompt_id"].nunique()}:
         return "lacks rows, or has them twice"
     found = table[table["direction"].eq(FOUND)]
-    swept = found[found["position"].eq(-1) & found["layers"].eq(found["read_at"].astype(str))]
+    swept = found[found["position"].eq(-1) & at_its_own_layer(found)]
     if table["edit"].eq(PLAIN).sum() != table["prompt_id"].nunique() or set(swept["edit"]) != {ABLATE, ADD}:
         return "lacks conditions"
     return None
@@ -299,7 +299,7 @@ def _measure(
                     for place, row in enumerate(group)
                 ]
                 finished.add(name, found, round(time.perf_counter() - started, 3))
-            parts.append(pd.DataFrame(found).assign(**condition.columns))
+            parts.append(pd.DataFrame([row | condition.columns for row in found]))
             done += 1
             progress(stage, done, total)
     table = pd.concat(parts, ignore_index=True)

@@ -18,6 +18,7 @@ from refusal_core.runs.manifest import (
     format_version_of,
     parse_manifest,
 )
+from refusal_core.runs.migrations import migrated_addition
 from refusal_core.runs.run import Run
 from refusal_core.runs.run_files import read_table
 
@@ -69,7 +70,8 @@ def read_addition(run: Run, kind: type[AnyAddition]) -> tuple[pd.DataFrame, AnyA
         content = json.loads(manifest_path.read_text(encoding="utf-8"))
         version = format_version_of(content)
         belongs = content["run_id"] == run.run_id and content["sha256"] == sha256_of(table_path)
-        table = read_table(table_path) if belongs and version <= FORMAT_VERSION else None
+        readable = belongs and version <= FORMAT_VERSION
+        table = migrated_addition(name, read_table(table_path), version) if readable else None
     except Exception as error:  # a malformed file, whatever its reader calls it
         raise RunError(f"run {run.run_id!r}: {name} cannot be read ({first_line(error)}); {_MEND}") from error
     if version > FORMAT_VERSION:

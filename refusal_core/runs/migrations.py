@@ -57,6 +57,25 @@ def _manifest_from_1(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"template": template | {"borrowed": renamed}}
 
 
+def migrated_addition(kind: str, table: pd.DataFrame, version: int) -> pd.DataFrame:
+    """Return the table of a later measurement as the present format has it.
+
+    Args:
+        kind: of the measurement, see :attr:`.AdditionManifest.kind`.
+        table: as it was stored.
+        version: the ``format_version`` that it was stored in.
+
+    Raises:
+        ValueError: when the edited layers are no numbers.
+    """
+    if kind != "intervention":
+        return table
+    if version < 2:
+        # The layers of an edit were text, as "0,1,2".
+        return table.assign(layers=[tuple(map(int, filter(None, text.split(",")))) for text in table["layers"]])
+    return table.assign(layers=[tuple(layers.tolist()) for layers in table["layers"]])
+
+
 def migrated_layer_stats(table: pd.DataFrame, version: int) -> pd.DataFrame:
     """Return a run's table of layers as the present format has it; no number changes.
 

@@ -125,7 +125,7 @@ def _fetched(known: KnownModel) -> list[str]:
         folder = Path("~") / folder.relative_to(Path.home())
     return [
         f"# The run's weights are those of {file}, dequantised to bfloat16; the",
-        f"# original ones give slightly other numbers. `python -m refusal_core fetch {known.name}` makes the folder.",
+        f"# original ones give slightly other numbers. `refusal fetch {known.name}` makes the folder.",
         f"name = expanduser({folder.as_posix()!r})",
     ]
 

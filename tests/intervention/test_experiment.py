@@ -32,6 +32,10 @@ def summary(planted_run, table) -> pd.DataFrame:
     return effects.summarise(planted_run, table)
 
 
+def edited(table: pd.DataFrame, *layers: int) -> pd.Series:
+    return table["layers"].map(lambda found: found == layers)
+
+
 def test_unedited_the_model_refuses_what_it_should(table, planted_run):
     plain = table[table["edit"].eq("none")].merge(planted_run.prompts, on="prompt_id", suffixes=("", "_run"))
     assert len(plain) == 2 * PLANTED_LIMIT
@@ -109,7 +113,7 @@ def test_the_summary_is_what_one_gets_by_hand(planted_run, table, summary):
     for label in ("harmful", "harmless"):
         row = effects.over_layers(summary, ABLATE, label).iloc[3]
         rows = keyed[
-            keyed["label"].eq(label) & keyed["edit"].eq(ABLATE) & keyed["layers"].eq("3") & keyed["direction"].eq(FOUND)
+            keyed["label"].eq(label) & keyed["edit"].eq(ABLATE) & edited(keyed, 3) & keyed["direction"].eq(FOUND)
         ]
         change = [value - plain[name] for name, value in zip(rows["prompt_id"], rows["refusal_log_odds"], strict=True)]
         assert row["change"] == pytest.approx(np.mean(change))
@@ -120,7 +124,7 @@ def test_the_summary_is_what_one_gets_by_hand(planted_run, table, summary):
     chosen = effects.published_choice(planted_run, table)
     of_choice = keyed["direction"].eq(FOUND) & keyed["position"].eq(chosen["position"])
     of_choice &= keyed["read_at"].eq(chosen["read_at"])
-    ablated = keyed[of_choice & keyed["edit"].eq(ABLATE) & keyed["layers"].eq("0,1,2,3,4,5")]
+    ablated = keyed[of_choice & keyed["edit"].eq(ABLATE) & edited(keyed, *range(6))]
     added = keyed[of_choice & keyed["edit"].eq(ADD) & keyed["alpha"].eq(1.0)]
     assert chosen["bypass"] == pytest.approx(ablated[ablated["label"].eq("harmful")]["refusal_log_odds"].mean())
     assert chosen["induce"] == pytest.approx(added[added["label"].eq("harmless")]["refusal_log_odds"].mean())
@@ -276,7 +280,7 @@ def test_few_prompts_say_nothing(planted_run, table):
 
 
 def test_a_band_is_of_the_same_kind_of_edit(planted_run, summary):
-    every = summary[summary["layers"].eq(",".join(map(str, range(planted_run.n_layers)))) & summary["edit"].eq(ABLATE)]
+    every = summary[edited(summary, *range(planted_run.n_layers)) & summary["edit"].eq(ABLATE)]
     assert every["n_controls"].eq(PLANTED_CONTROLS + 2).all()
     own = every["read_at"].eq(conditions.OWN)
     assert every[own]["change_band_low"].iloc[0] != every[~own]["change_band_low"].iloc[0]
@@ -301,8 +305,9 @@ def test_a_table_of_other_prompts_is_refused(planted_run, table, tmp_path):
     [
         lambda table: table[table["edit"].ne("none")],
         lambda table: pd.concat([table, table.head(1)]),
-        lambda table: table.assign(layers="x"),
-        lambda table: table.assign(layers="0,999"),
+        lambda table: table.assign(layers=[["x"]] * len(table)),
+        lambda table: table.assign(layers="0,1"),
+        lambda table: table.assign(layers=[(0, 999)] * len(table)),
         lambda table: table.assign(read_at=900),
         lambda table: table.assign(refusal_log_odds="high"),
         lambda table: table.assign(edit="rotate"),
@@ -363,7 +368,7 @@ def test_edited_at_the_last_token_alone_what_came_before_still_counts(planted_ru
     assert experiment.recorded(fresh)[1].tokens == "last"
     merged = last.merge(table, on=[*conditions.COLUMNS, "prompt_id"], suffixes=("_last", "_all"))
     # The block that reads the direction reads it at the last token.
-    alone = merged[merged["edit"].eq(ABLATE) & merged["layers"].eq("3") & merged["direction"].eq(FOUND)]
+    alone = merged[merged["edit"].eq(ABLATE) & edited(merged, 3) & merged["direction"].eq(FOUND)]
     np.testing.assert_allclose(alone["refusal_log_odds_last"], alone["refusal_log_odds_all"], atol=1e-2)
     harmful = alone.merge(fresh.prompts, on="prompt_id").query("label == 'harmful'")
     # The reply's own tokens are not edited, so a refusal can still begin after the first of them.
@@ -391,7 +396,7 @@ def test_the_command_line_says_what_was_found(planted_run, planted_folder, table
 
 def test_a_band_needs_controls_and_holds_one_more_of_them():
     rng = np.random.default_rng(0)
-    rows = [{"edit": ABLATE, "direction": FOUND, "position": -1, "read_at": 3, "layers": "3", "alpha": 0.0}]
+    rows = [{"edit": ABLATE, "direction": FOUND, "position": -1, "read_at": 3, "layers": (3,), "alpha": 0.0}]
     rows += [{**rows[0], "direction": f"isotropic {number}"} for number in range(20)]
     inside = 0
     for _ in range(400):

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 from synthetic import SHIPPED_CACHE
 
+from refusal_core.intervention.experiment import recorded
 from refusal_core.runs import store
 from refusal_core.runs.manifest import FORMAT_VERSION
 from refusal_core.runs.run import Run
@@ -79,3 +80,13 @@ def test_a_borrowed_template_says_its_source(tmp_path):
     borrowed = store.open_run(SHIPPED[0], tmp_path).manifest.template.borrowed
     assert borrowed is not None
     assert (borrowed.source, borrowed.text) == ("another", "{{ messages }}")
+
+
+def test_the_layers_of_an_edit_were_text_and_are_numbers():
+    stored = list(SHIPPED_CACHE.glob("*/intervention.parquet"))
+    assert stored
+    for path in stored:
+        before = pd.read_parquet(path)
+        after, _ = recorded(store.open_run(path.parent.name, SHIPPED_CACHE))
+        assert [",".join(map(str, layers)) for layers in after["layers"]] == before["layers"].tolist()
+        assert {type(layer) for layers in after["layers"] for layer in layers} == {int}

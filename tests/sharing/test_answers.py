@@ -80,7 +80,7 @@ def edits(change: float, half: float, band: tuple[float, float] | None) -> pd.Da
         "edit": "ablate",
         "direction": "found",
         "label": "harmful",
-        "layers": str(SITE),
+        "layers": (SITE,),
         "read_at": SITE,
         "position": -1,
         "alpha": 0.0,

@@ -198,7 +198,7 @@ def test_a_snippet_of_a_fetched_model_opens_its_folder(name, made, tiny_folder, 
         (models / name).symlink_to(tiny_folder)
         monkeypatch.setenv("REFUSAL_MODELS", str(models))
         snippet = transformers_snippet(run, 1)
-        assert f"`python -m refusal_core fetch {name}` makes the folder" in snippet
+        assert f"`refusal fetch {name}` makes the folder" in snippet
         assert "dequantised" in snippet
         assert (KNOWN[name].hub_repo or KNOWN[name].quantisation) in snippet
         assert str(tmp_path) + "/" not in snippet
