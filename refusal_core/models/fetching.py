@@ -150,14 +150,6 @@ def _pip_download(wheel: Wheel, folder: Path, report_bytes: Callable[[int], None
     ]
     # pip writes what it downloads under TMPDIR first: there it can be watched, and goes with the folder.
     environment = dict(os.environ, TMPDIR=str(temporary), TEMP=str(temporary), TMP=str(temporary))
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
     largest = 0
 
     def report() -> None:
@@ -167,10 +159,14 @@ def _pip_download(wheel: Wheel, folder: Path, report_bytes: Callable[[int], None
         report_bytes(largest)
 
     try:
-        complaint = _wait(process, report)
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+        ) as process:
+            try:
+                complaint = _wait(process, report)
+            finally:
+                process.kill()
     finally:
-        process.kill()
-        process.wait()
         shutil.rmtree(temporary, ignore_errors=True)
     if process.returncode != 0 or not _has_sha256(folder / wheel.filename, wheel.sha256):
         raise _download_error(wheel, complaint)

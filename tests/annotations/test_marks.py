@@ -73,7 +73,7 @@ def test_what_was_kept_before_a_kill_is_there(tmp_path):
         time.sleep(0.003)
         process.kill()
         said += process.stdout.readlines()
-        process.wait()
+        process.communicate()
         told = [line.strip() for line in said if line.endswith("\n")]
         assert set(told) <= set(marks.kept(tmp_path)["text"])
     marks.keep([of("after")], tmp_path)

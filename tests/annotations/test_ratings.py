@@ -237,7 +237,7 @@ def test_a_killed_process_loses_no_rating(tmp_path):
     time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     said += process.stdout.readlines()
-    process.wait()
+    process.communicate()
     last = int([line for line in said if line.endswith("\n")][-1])
     table = raters.rated_by("ana", tmp_path).table
     assert table["prompt_id"].tolist()[: last + 1] == [f"{n:012x}" for n in range(last + 1)]

@@ -194,8 +194,6 @@ def test_scores_by_category_are_means_and_aurocs_of_its_prompts(run):
         assert row["mean"] == pytest.approx(harmful.mean() / spread)
         assert row["auroc"] == pytest.approx(auroc(harmful, harmless))
         assert row["auroc_low"] <= row["auroc"] <= row["auroc_high"]
-    alone = comparison.by_category(keep(run, np.flatnonzero(run.rows("harmful"))), None, 4, draws=5)
-    assert alone["auroc"].isna().all()
 
 
 def test_a_run_without_categories_has_an_empty_table_of_the_same_columns(run):
