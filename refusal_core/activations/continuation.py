@@ -25,7 +25,6 @@ from refusal_core.activations.token_tree import TokenTree
 from refusal_core.activations.transfers import to_device
 from refusal_core.models.opening import ChatModel
 from refusal_core.models.row_cache import RowCache, growing_cache
-from refusal_core.models.transformers_internals import cache_nbytes
 
 _SELECT_BELOW = 7 / 8
 """The share of rows that go on below which the others are taken out of the batch, which copies those that go on."""
@@ -52,7 +51,12 @@ class Continuations:
 
 
 def continue_prompts(
-    reader: ResidualReader, sequences: Sequence[list[int]], tree: TokenTree, n_tokens: int, ends: Ends
+    reader: ResidualReader,
+    sequences: Sequence[list[int]],
+    tree: TokenTree,
+    n_tokens: int,
+    ends: Ends,
+    known: Callable[[np.ndarray], Continuations | None] = lambda rows: None,
 ) -> Iterator[Continuations]:
     """Continue prompts, a batch after the other; a device that runs out of memory gets smaller batches.
 
@@ -62,6 +66,8 @@ def continue_prompts(
         tree: phrases whose probability is wanted.
         n_tokens: most tokens of each continuation.
         ends: whether a continuation is complete.
+        known: returns what is known already of a batch, by its rows, or ``None``. The batches of a request are always
+            the same, unless the device runs out of memory.
 
     Raises:
         DoesNotFitError: when one prompt alone does not fit into the device's memory.
@@ -71,6 +77,10 @@ def continue_prompts(
     while waiting:
         rows, packed = waiting.pop(0)
         part = [sequences[row] for row in rows.tolist()]
+        before = known(rows)
+        if before is not None:
+            yield before
+            continue
         try:
             with torch.inference_mode():
                 log_odds, tokens = (_in_packs if packed else _in_rows)(reader, part, tree, n_tokens, ends)
@@ -120,12 +130,7 @@ def _batches(
     own = [sequences[row] for row in packed.tolist()]
     prefix = reader.shared_prefix(own) if own else None
     n_before = len(prefix.token_ids) if prefix is not None else 0
-    nbytes = (
-        cache_nbytes(prefix.cache) / n_before
-        if prefix is not None
-        else 2.0 * chat_model.n_layers * chat_model.d_model * chat_model.model.dtype.itemsize
-    )
-    limit = max(1, int(limits.HELD_BYTES[limits.device_type(chat_model)] / nbytes))
+    limit = max(1, int(limits.HELD_BYTES[limits.device_type(chat_model)] / reader.cache_bytes_per_token))
     # Each row holds the template's opening and room for what is to follow.
     for rows in group_into_packs(own, n_before, limit, balanced=True, n_behind=n_before + n_tokens):
         yield packed[rows]
@@ -190,7 +195,7 @@ def _in_packs(
         cache.fill(filled, keys_and_values, torch.from_numpy(batch.pack_index), torch.from_numpy(index))
         order += rows
         lengths += map(len, paths)
-    _continue_rows(reader.chat_model, cache, lengths, longest, tokens, n_tokens, ends)
+    continue_rows(reader.chat_model, cache, lengths, longest, tokens, n_tokens, ends)
     return log_odds, [tokens[place] for place in np.argsort(order).tolist()]
 
 
@@ -225,14 +230,15 @@ def _read_tree(
     return batch, logits.view(len(own), len(tree.nodes), -1), cache
 
 
-def _continue_rows(
+def continue_rows(
     chat_model: ChatModel,
     cache: RowCache,
-    lengths: list[int],
+    lengths: Sequence[int],
     longest: int,
     tokens: list[list[int]],
     n_tokens: int,
     ends: Ends,
+    selected: Callable[[torch.Tensor], None] = lambda rows: None,
 ) -> None:
     """Add the likeliest tokens to continuations that have begun, until all are complete.
 
@@ -244,30 +250,47 @@ def _continue_rows(
         tokens: the continuations.
         n_tokens: most tokens of each continuation.
         ends: whether a continuation is complete.
+        selected: called with the rows that are left of those before, when complete ones are taken out.
     """
-    device, dtype = chat_model.device, chat_model.model.dtype
-    begun = [len(own) for own in tokens]
-    rows = list(range(len(tokens)))
+    rows, n_appended = list(range(len(tokens))), 0
     going = {row for row in rows if len(tokens[row]) < n_tokens and not ends(tokens[row])}
-    seen = torch.arange(longest) < torch.tensor(lengths)[:, None]
     while going:
         if len(going) < _SELECT_BELOW * len(rows):
             kept = torch.tensor([place for place, row in enumerate(rows) if row in going])
             rows = [rows[place] for place in kept.tolist()]
             cache.select(kept)
-            seen = seen[kept]
-        seen = torch.cat([seen, torch.ones(len(rows), 1, dtype=torch.bool)], dim=1)
-        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, None, None]
-        positions = torch.tensor([[lengths[row] + len(tokens[row]) - begun[row]] for row in rows])
+            selected(kept)
+        before = torch.tensor([lengths[row] for row in rows])
         logits = chat_model.model(
-            to_device(torch.tensor([[tokens[row][-1]] for row in rows]), device),
+            to_device(torch.tensor([[tokens[row][-1]] for row in rows]), chat_model.device),
             past_key_values=cache,
             use_cache=True,
-            position_ids=to_device(positions, device),
-            attention_mask=to_device(mask, device),
+            **row_inputs(chat_model, before, longest, n_appended),
         ).logits[:, -1]
+        n_appended += 1
         for row, token in zip(rows, logits.max(dim=-1).indices.tolist(), strict=True):
             if row in going:
                 tokens[row].append(token)
                 if len(tokens[row]) == n_tokens or ends(tokens[row]):
                     going.remove(row)
+
+
+def row_inputs(
+    chat_model: ChatModel, lengths: torch.Tensor, longest: int, n_appended: int = 0
+) -> dict[str, torch.Tensor]:
+    """Return the mask and the positions with which a model continues a :class:`RowCache` by one token per row.
+
+    Args:
+        chat_model: the model.
+        lengths: ``(row,)`` tokens that each row begins with.
+        longest: how many tokens the cache begins with.
+        n_appended: how many passes have appended.
+    """
+    dtype = chat_model.model.dtype
+    seen = torch.arange(longest + n_appended + 1)
+    hidden = (seen < longest) & (seen >= lengths[:, None])
+    mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)[:, None, None]
+    return {
+        "attention_mask": to_device(mask, chat_model.device),
+        "position_ids": to_device((lengths + n_appended)[:, None], chat_model.device),
+    }

@@ -43,7 +43,7 @@ from refusal_core.models.architectures import text_config
 from refusal_core.models.opening import ChatModel
 from refusal_core.models.row_cache import keeps_tokens
 from refusal_core.models.templates import check_thinking, render
-from refusal_core.models.transformers_internals import attention_window, obeys_masks, rope_limit
+from refusal_core.models.transformers_internals import attention_window, cache_nbytes, obeys_masks, rope_limit
 
 NO_SHARED_BEGINNING = "none: the template puts no tokens before every prompt"
 NOT_REPRODUCED = "none: for this model, reused keys and values did not give what a plain forward pass gives"
@@ -185,6 +185,13 @@ class ResidualReader:
     def keeps_all_tokens(self) -> bool:
         """Whether the model's passes leave nothing behind but each token's keys and values."""
         return self._prefix is None or keeps_tokens(self._prefix.cache)
+
+    @property
+    def cache_bytes_per_token(self) -> float:
+        """How many bytes the keys and values of a token take, or at most take where none are known."""
+        if self._prefix is not None:
+            return cache_nbytes(self._prefix.cache) / len(self._prefix.token_ids)
+        return 2.0 * self.chat_model.n_layers * self.chat_model.d_model * self.chat_model.model.dtype.itemsize
 
     @property
     def template_end(self) -> int:

@@ -6,7 +6,6 @@ whole refusal phrases, and the greedy opening read by rules. Only short openings
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
+from refusal_core.activations.passes import FinishedPasses
 from refusal_core.analysis.groups import MOST_REDRAWN, redraw_prompts, sample_groups
 from refusal_core.analysis.inference import interval
 from refusal_core.analysis.weighted_statistics import auroc_of_ranks, weighted_correlation, weighted_ranks
@@ -26,7 +26,7 @@ from refusal_core.progress import Progress, no_progress
 from refusal_core.runs.additions import read_addition, save_addition
 from refusal_core.runs.manifest import BehaviourCompute, BehaviourManifest, RulesRecord, ThinkingRecord
 from refusal_core.runs.run import Run
-from refusal_core.runs.store import writable_cache
+from refusal_core.runs.store import unfinished_work, writable_cache
 
 BEHAVIOUR = BehaviourManifest.kind
 DEFAULTS = BehaviourOptions()
@@ -38,7 +38,7 @@ MEASURES = ("first token", "whole phrases", "opening rules")
 def record(
     run: Run, chat_model: ChatModel, options: BehaviourOptions = DEFAULTS, progress: Progress = no_progress
 ) -> pd.DataFrame:
-    """Measure how the model answers every prompt of a run, and store the result in the run's folder.
+    """Measure how the model answers every prompt of a run, and store the result; goes on where it was stopped.
 
     Args:
         run: the run.
@@ -60,29 +60,39 @@ def record(
     # Not after minutes of work.
     writable_cache(run.path.parent)
     rules = read_rules(options.rules or BUNDLED)
-    started = time.perf_counter()
-    replies = read_replies(reader_for(run, chat_model), run.prompts["text"].tolist(), rules.phrases, progress)
-    table = pd.DataFrame(
-        {
-            "prompt_id": run.prompts["prompt_id"],
-            "phrase_log_odds": replies.phrase_log_odds,
-            "opening": replies.opening,
-            "opening_label": _labels(run, replies.opening, rules),
-        }
-    )
-    thinking = None
-    if replies.unclosed is not None:
-        thinking = ThinkingRecord(limit=THINKING_TOKENS, unclosed=replies.unclosed)
-    manifest = BehaviourManifest(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        compute=BehaviourCompute(device=chat_model.device, dtype=chat_model.dtype),
-        opening_tokens=OPENING_TOKENS,
-        thinking=thinking,
-        rules=RulesRecord(sha256=rules.sha256, phrases=rules.phrases),
-        versions={name: version(name) for name in ("torch", "transformers")},
-        timings={"seconds": round(time.perf_counter() - started, 3)},
-    )
-    save_addition(run, table, manifest)
+    request = {
+        "model": chat_model.info.fingerprint,
+        "compute": [chat_model.device, chat_model.dtype],
+        "prompt_ids": run.prompts["prompt_id"].tolist(),
+        "phrases": rules.phrases,
+        "opening_tokens": OPENING_TOKENS,
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
+    under_way = unfinished_work(run.path / f".{BEHAVIOUR}", f"measuring the behaviour of {run.run_id}")
+    with under_way as folder, FinishedPasses(folder / "passes.jsonl", request) as finished:
+        reader, texts = reader_for(run, chat_model), run.prompts["text"].tolist()
+        replies = read_replies(reader, texts, rules.phrases, progress, finished)
+        table = pd.DataFrame(
+            {
+                "prompt_id": run.prompts["prompt_id"],
+                "phrase_log_odds": replies.phrase_log_odds,
+                "opening": replies.opening,
+                "opening_label": _labels(run, replies.opening, rules),
+            }
+        )
+        thinking = None
+        if replies.unclosed is not None:
+            thinking = ThinkingRecord(limit=THINKING_TOKENS, unclosed=replies.unclosed)
+        manifest = BehaviourManifest(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            compute=BehaviourCompute(device=chat_model.device, dtype=chat_model.dtype),
+            opening_tokens=OPENING_TOKENS,
+            thinking=thinking,
+            rules=RulesRecord(sha256=rules.sha256, phrases=rules.phrases),
+            versions=request["versions"],
+            timings={"seconds": round(finished.seconds, 3)},
+        )
+        save_addition(run, table, manifest)
     return table
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from transformers import Cache
 
-from refusal_core.activations.continuation import continue_prompts, greedy_tokens
+from refusal_core.activations.continuation import Continuations, Ends, continue_prompts
+from refusal_core.activations.passes import FinishedPasses
 from refusal_core.activations.reader import ResidualReader
 from refusal_core.activations.token_tree import TokenTree
 from refusal_core.behaviour.openings import OPENING_TOKENS
@@ -49,6 +49,7 @@ def read_replies(
     texts: Sequence[str],
     phrases: Sequence[str],
     progress: Progress = no_progress,
+    finished: FinishedPasses | None = None,
 ) -> Replies:
     """Measure how the replies to prompts begin.
 
@@ -57,6 +58,8 @@ def read_replies(
         texts: the prompts.
         phrases: how refusals open; none may begin with another.
         progress: called with ``(MEASURING, prompts done, prompts)``, and with ``THINKING`` before.
+        finished: batches of the same request that are finished, and a place for more; ``None`` to keep none. Thinking
+            is not among them.
     """
     model = reader.chat_model
     sequences = [reader.encode(text) for text in texts]
@@ -64,30 +67,50 @@ def read_replies(
     if reply_thinks(model.tokenizer, reader.thinking):
         sequences, unclosed = _after_thinking(reader, sequences, progress)
     tree = TokenTree([model.tokenizer.encode(phrase, add_special_tokens=False) for phrase in phrases])
-    end_tokens = _end_tokens(model)
+    ending = end_tokens(model)
     log_odds, opening = np.empty(len(texts)), [""] * len(texts)
-    done = 0
-    progress(MEASURING, 0, len(texts))
-    for part in continue_prompts(reader, sequences, tree, OPENING_TOKENS, lambda tokens: tokens[-1] in end_tokens):
+
+    def ends(tokens: list[int]) -> bool:
+        return tokens[-1] in ending
+
+    for part in _continued(reader, sequences, tree, OPENING_TOKENS, ends, MEASURING, progress, finished):
         log_odds[part.rows] = part.log_odds
         for row, tokens in zip(part.rows.tolist(), part.tokens, strict=True):
-            opening[row] = _decoded(model, tokens, end_tokens)
-        done += len(part.rows)
-        progress(MEASURING, done, len(texts))
+            opening[row] = reply_text(model, tokens, ending)
     return Replies(log_odds, opening, unclosed)
 
 
-def greedy_openings(chat_model: ChatModel, logits: torch.Tensor, cache: Cache) -> list[str]:
-    """Return the likeliest replies, token by token, up to their end or :data:`OPENING_TOKENS` tokens.
+def _continued(
+    reader: ResidualReader,
+    sequences: list[list[int]],
+    tree: TokenTree,
+    n_tokens: int,
+    ends: Ends,
+    stage: str,
+    progress: Progress,
+    finished: FinishedPasses | None,
+) -> Iterator[Continuations]:
+    """Continue prompts, see :func:`.continue_prompts`, and keep what is finished."""
 
-    Args:
-        chat_model: the model that has read the prompts.
-        logits: ``(prompt, vocabulary)`` at the first reply token.
-        cache: keys and values of the prompts; continued in place.
-    """
-    end_tokens = _end_tokens(chat_model)
-    written = greedy_tokens(chat_model, logits, cache, OPENING_TOKENS, lambda tokens: tokens[-1] in end_tokens)
-    return [_decoded(chat_model, tokens, end_tokens) for tokens in written]
+    def known(rows: np.ndarray) -> Continuations | None:
+        found = finished.get(f"{stage} {rows.tolist()}") if finished is not None else None
+        if found is None:
+            return None
+        return Continuations(rows, np.array([own["log_odds"] for own in found]), [own["tokens"] for own in found])
+
+    done, started = 0, time.perf_counter()
+    progress(stage, 0, len(sequences))
+    for part in continue_prompts(reader, sequences, tree, n_tokens, ends, known):
+        name = f"{stage} {part.rows.tolist()}"
+        if finished is not None and finished.get(name) is None:
+            kept = [
+                {"log_odds": log_odds, "tokens": tokens}
+                for log_odds, tokens in zip(part.log_odds.tolist(), part.tokens, strict=True)
+            ]
+            finished.add(name, kept, round(time.perf_counter() - started, 3))
+        done, started = done + len(part.rows), time.perf_counter()
+        progress(stage, done, len(sequences))
+        yield part
 
 
 def _after_thinking(
@@ -97,7 +120,7 @@ def _after_thinking(
     tokenizer = reader.chat_model.tokenizer
     close = tokenizer.encode(THINK_CLOSE, add_special_tokens=False)
     between = tokenizer.encode("\n\n", add_special_tokens=False)
-    end_tokens = _end_tokens(reader.chat_model)
+    ending = end_tokens(reader.chat_model)
     thought: list[list[int]] = [[] for _ in sequences]
 
     def closed(tokens: list[int]) -> bool:
@@ -105,27 +128,25 @@ def _after_thinking(
         return THINK_CLOSE in tokenizer.decode(tokens[-_MARK_TOKENS:])
 
     def ends(tokens: list[int]) -> bool:
-        return tokens[-1] in end_tokens or closed(tokens)
+        return tokens[-1] in ending or closed(tokens)
 
-    n_unclosed = done = 0
-    progress(THINKING, 0, len(sequences))
-    for part in continue_prompts(reader, sequences, TokenTree([]), THINKING_TOKENS, ends):
+    n_unclosed, nothing = 0, TokenTree([])
+    # What a model thinks is not kept on disk, not even until the work is done.
+    for part in _continued(reader, sequences, nothing, THINKING_TOKENS, ends, THINKING, progress, None):
         for row, tokens in zip(part.rows.tolist(), part.tokens, strict=True):
-            own = tokens[:-1] if tokens[-1] in end_tokens else tokens
+            own = tokens[:-1] if tokens[-1] in ending else tokens
             thought[row] = own if closed(own) else [*own, *close]
             n_unclosed += not closed(own)
-        done += len(part.rows)
-        progress(THINKING, done, len(sequences))
     return [[*ids, *own, *between] for ids, own in zip(sequences, thought, strict=True)], n_unclosed
 
 
-def _decoded(chat_model: ChatModel, tokens: list[int], end_tokens: set[int]) -> str:
+def reply_text(chat_model: ChatModel, tokens: list[int], ending: set[int]) -> str:
     """Return a reply as text, without the token that ends it."""
-    own = tokens[:-1] if tokens[-1] in end_tokens else tokens
+    own = tokens[:-1] if tokens[-1] in ending else tokens
     return str(chat_model.tokenizer.decode(own, skip_special_tokens=True))
 
 
-def _end_tokens(chat_model: ChatModel) -> set[int]:
+def end_tokens(chat_model: ChatModel) -> set[int]:
     """Tokens that end a reply: the model's own and the tokenizer's."""
     own = chat_model.model.generation_config.eos_token_id
     listed = own if isinstance(own, list) else [own]

@@ -59,6 +59,21 @@ class Condition:
         }
 
 
+@dataclass(frozen=True)
+class Tried:
+    """How the reply to one prompt begins under a condition.
+
+    Attributes:
+        refusal_log_odds: see :func:`refusal_core.activations.refusal_tokens.refusal_log_odds`.
+        kl: divergence of the first reply token's distribution from the one without an edit, in nats.
+        opening: ``None`` where it was not asked for.
+    """
+
+    refusal_log_odds: float
+    kl: float
+    opening: str | None
+
+
 COLUMNS = list(Condition(PLAIN).columns)
 
 

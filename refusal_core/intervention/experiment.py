@@ -9,18 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from refusal_core.activations.passes import FinishedPasses
 from refusal_core.behaviour.openings import OPENING_TOKENS, OpeningRules, read_rules
-from refusal_core.errors import ModelError, RefusalError, RunError
+from refusal_core.errors import RefusalError, RunError
 from refusal_core.intervention.conditions import (
     ABLATE,
     ADD,
@@ -29,6 +28,7 @@ from refusal_core.intervention.conditions import (
     OWN,
     PLAIN,
     Condition,
+    Tried,
     at_its_own_layer,
     doses_and_controls,
     sweep,
@@ -53,7 +53,6 @@ from refusal_core.runs.store import unfinished_work, writable_cache
 if TYPE_CHECKING:
     # The engine imports torch; what was measured is read without.
     from refusal_core.activations.reader import ResidualReader
-    from refusal_core.intervention.edits import PromptBatch
     from refusal_core.models.opening import ChatModel
     from refusal_core.pipeline.scoring import Scorer
 
@@ -181,15 +180,6 @@ def _check_layers(run: Run, options: InterventionOptions) -> None:
             raise RefusalError(f"expected control layers from 0 to {last}, got {layer}")
 
 
-@dataclass(frozen=True)
-class Tried:
-    """How the reply to one prompt begins under an edit, or without one."""
-
-    refusal_log_odds: float
-    kl: float
-    opening: str
-
-
 class TriedPrompt:
     """One prompt under edits of the run's own directions; what does not depend on the edit is computed once."""
 
@@ -200,17 +190,15 @@ class TriedPrompt:
             PromptError: see :meth:`refusal_core.pipeline.scoring.Scorer.encode`.
             RefusalError: for a model that thinks before it replies.
         """
-        from refusal_core.intervention.edits import PromptBatch
+        from refusal_core.intervention.prompt_groups import PromptGroup
 
         _require_reply(scorer.reader)
-        self._reader = scorer.reader
         self._vectors = own_vectors(scorer.run)
-        self._batch = PromptBatch(scorer.reader, [scorer.encode(text)])
+        self._prompt = PromptGroup(scorer.reader, [scorer.encode(text)])
 
     def under(self, condition: Condition, tokens: str = "all") -> Tried:
         """What the model does under a condition; :data:`~refusal_core.intervention.conditions.PLAIN` for no edit."""
-        log_odds, kl, openings = _replied(self._reader, self._batch, self._vectors, condition, tokens)
-        return Tried(float(log_odds[0]), float(kl[0]), str(openings[0]))
+        return self._prompt.tried([condition], self._vectors, tokens)[0][0]
 
 
 def recorded(run: Run) -> tuple[pd.DataFrame, InterventionManifest] | None:
@@ -268,40 +256,35 @@ def _measure(
     stage: str,
     progress: Progress,
 ) -> pd.DataFrame:
-    """Every condition on every prompt, one batch of prompts after the other, what is finished taken from disk."""
-    from refusal_core.activations.limits import BATCH_TOKENS, device_type
-    from refusal_core.activations.packing import group_by_length
-    from refusal_core.intervention.edits import PromptBatch
+    """Every condition on every prompt, some prompts and conditions at a time, what is finished taken from disk."""
+    from refusal_core.intervention.prompt_groups import PromptGroup, group_conditions, group_prompts
 
-    sequences = {row: reader.encode(run.prompts["text"].iloc[row]) for row in rows.tolist()}
-    lengths = np.array([len(sequences[row]) for row in rows.tolist()])
-    size = 2 * BATCH_TOKENS[device_type(reader.chat_model)]
-    parts, done, total = [], 0, 0
-    groups = [rows[group].tolist() for group in group_by_length(lengths, reader.prefix_tokens, size)]
-    total = len(groups) * len(conditions)
+    encoded = [reader.encode(run.prompts["text"].iloc[row]) for row in rows.tolist()]
+    groups = list(group_prompts(reader, encoded))
+    parts, done, total = [], 0, len(groups) * len(conditions)
     progress(stage, 0, total)
-    for group in groups:
-        batch: PromptBatch | None = None
-        for condition in conditions:
-            name = f"{condition} on {group}"
+    for places in groups:
+        prompt_ids = run.prompts["prompt_id"].iloc[rows[places]].tolist()
+        sequences = [encoded[place] for place in places.tolist()]
+        group = PromptGroup(reader, sequences)
+        measured: dict[Condition, list[dict[str, Any]]] = {}
+        # What is run together is kept together, so that work that goes on gives the numbers of work in one go.
+        for together in group_conditions(reader, sequences, conditions):
+            name = f"{together} on {rows[places].tolist()}"
             found = finished.get(name)
             if found is None:
                 started = time.perf_counter()
-                batch = batch or PromptBatch(reader, [sequences[row] for row in group])
-                log_odds, kl, openings = _replied(reader, batch, vectors, condition, tokens)
                 found = [
-                    {
-                        "prompt_id": run.prompts["prompt_id"].iloc[row],
-                        "refusal_log_odds": float(log_odds[place]),
-                        "kl": float(kl[place]),
-                        "opening": openings[place],
-                    }
-                    for place, row in enumerate(group)
+                    {"prompt_id": prompt_id, **asdict(tried)}
+                    for replies in group.tried(together, vectors, tokens)
+                    for prompt_id, tried in zip(prompt_ids, replies, strict=True)
                 ]
                 finished.add(name, found, round(time.perf_counter() - started, 3))
-            parts.append(pd.DataFrame([row | condition.columns for row in found]))
-            done += 1
+            for number, condition in enumerate(together):
+                measured[condition] = found[number * len(prompt_ids) : (number + 1) * len(prompt_ids)]
+            done += len(together)
             progress(stage, done, total)
+        parts += [pd.DataFrame([row | condition.columns for row in measured[condition]]) for condition in conditions]
     table = pd.concat(parts, ignore_index=True)
     texts = run.prompts.set_index("prompt_id")["text"]
     table["opening_label"] = [
@@ -309,24 +292,6 @@ def _measure(
         for opening, prompt_id in zip(table["opening"], table["prompt_id"], strict=True)
     ]
     return table[[*COLUMNS, *_MEASURED]]
-
-
-def _replied(
-    reader: ResidualReader, batch: PromptBatch, vectors: Vectors, condition: Condition, tokens: str
-) -> tuple[np.ndarray, np.ndarray, Sequence[str | None]]:
-    """Refusal log-odds and divergence from the plain reply, ``(prompt,)`` each, and openings of a batch."""
-    from refusal_core.activations.refusal_tokens import refusal_log_odds
-
-    reply = batch.plain if condition.edit == PLAIN else batch.reply(vectors.edit(condition, tokens), condition.openings)
-    plain, under = batch.plain.logits.double().log_softmax(dim=-1), reply.logits.double().log_softmax(dim=-1)
-    divergence = (plain.exp() * (plain - under)).sum(dim=-1).clamp(min=0.0).cpu().numpy()
-    if not np.isfinite(divergence).all():
-        raise ModelError(
-            f"activations in {reader.chat_model.dtype} overflow under an edit ({condition.edit} at layers "
-            f"{', '.join(map(str, condition.layers))}); run again with --dtype float32 or bfloat16"
-        )
-    openings: Sequence[str | None] = reply.openings or [None] * len(divergence)
-    return refusal_log_odds(reply.logits, reader.refusal_ids).cpu().numpy(), divergence, openings
 
 
 def _require_reply(reader: ResidualReader) -> None:

@@ -49,7 +49,14 @@ class RowCache(Cache):
         super().__init__(layers=[])
         self._shape = n_rows, n_begun, n_begun + n_appended
 
-    def fill(self, rows: slice, cache: Cache, pack_index: torch.Tensor, token_index: torch.Tensor) -> None:
+    def fill(
+        self,
+        rows: slice,
+        cache: Cache,
+        pack_index: torch.Tensor,
+        token_index: torch.Tensor,
+        layers: range | None = None,
+    ) -> None:
         """Copy the keys and values of prompts out of packs.
 
         Args:
@@ -57,11 +64,13 @@ class RowCache(Cache):
             cache: keys and values of the packs.
             pack_index: ``(prompt,)``, the pack of each prompt.
             token_index: ``(prompt, token)``, its tokens in the pack, from the first on.
+            layers: which layers, from the first one that has not been filled at all; ``None`` for all.
         """
-        for number, layer in enumerate(cache.layers):
+        for number in range(len(cache.layers)) if layers is None else layers:
+            parts = _parts(cache.layers[number])
             if number == len(self.layers):
-                self.layers.append(_RowLayer(_parts(layer), *self._shape))
-            cast(_RowLayer, self.layers[number]).fill(rows, _parts(layer), pack_index, token_index)
+                self.layers.append(_RowLayer(parts, *self._shape))
+            cast(_RowLayer, self.layers[number]).fill(rows, parts, pack_index, token_index)
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep some rows."""

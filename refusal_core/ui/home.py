@@ -163,7 +163,7 @@ def _placed(run: Run, source: str | None, text: str, line: DeltaGenerator) -> Pl
 
 
 def _opening(run: Run, source: str, text: str) -> str | None:
-    openings: dict[tuple[str, str], str] = st.session_state.setdefault("home_openings", {})
+    openings: dict[tuple[str, str], str | None] = st.session_state.setdefault("home_openings", {})
     key = run.run_id, text
     if key not in openings:
         try:

@@ -14,9 +14,9 @@ from refusal_core.errors import PromptError, RefusalError
 from refusal_core.figures import intervention as figures
 from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.intervention import effects, experiment
-from refusal_core.intervention.conditions import ABLATE, ADD, PLAIN, Condition
+from refusal_core.intervention.conditions import ABLATE, ADD, PLAIN, Condition, Tried
 from refusal_core.intervention.effects import MEASURES
-from refusal_core.intervention.experiment import INTERVENTION, Tried
+from refusal_core.intervention.experiment import INTERVENTION
 from refusal_core.runs.manifest import InterventionManifest
 from refusal_core.runs.run import Run
 from refusal_core.ui import address

@@ -20,6 +20,7 @@ from streamlit.testing.v1 import AppTest
 from synthetic import RUN, behaviour_manifest
 from tiny import CHATML, PLANTED_SIGN, THINKING, planted_model, tiny_model, tiny_tokenizer
 
+from refusal_core.activations import continuation, limits
 from refusal_core.activations.reader import ResidualReader
 from refusal_core.analysis.groups import redraw_prompts
 from refusal_core.analysis.inference import interval
@@ -29,6 +30,7 @@ from refusal_core.cli.main import main
 from refusal_core.errors import ModelError, RefusalError, RunError
 from refusal_core.figures import behaviour as figures
 from refusal_core.intervention import experiment
+from refusal_core.models.opening import load_model
 from refusal_core.models.templates import render, reply_thinks
 from refusal_core.runs import store
 from refusal_core.runs.additions import save_addition
@@ -71,12 +73,10 @@ def test_phrases_and_openings_are_those_of_plain_transformers(architecture):
 
 def test_a_reply_that_ends_at_once_is_empty():
     chat_model = tiny_model("llama")
-    end = chat_model.tokenizer.eos_token_id
-    logits = torch.zeros(1, len(chat_model.tokenizer))
-    logits[0, end] = 9.0
-    with torch.inference_mode():
-        _, cache = ResidualReader(chat_model).open_reply([[5, 6, 7]])
-        assert replies.greedy_openings(chat_model, logits, cache) == [""]
+    ending = replies.end_tokens(chat_model)
+    assert chat_model.tokenizer.eos_token_id in ending
+    assert replies.reply_text(chat_model, [chat_model.tokenizer.eos_token_id], ending) == ""
+    assert replies.reply_text(chat_model, chat_model.tokenizer.encode("I am"), ending) == "I am"
 
 
 @pytest.fixture
@@ -315,6 +315,40 @@ def test_behaviour_is_measured_once_and_shown_by_another_verb(measured, monkeypa
     shown = json.loads(capsys.readouterr().out)
     assert [prompt["prompt_id"] for prompt in shown["prompts"]] == made.prompts["prompt_id"].tolist()
     assert {site["label"] for site in shown["sites"]} == {"harmful", "harmless"}
+
+
+def test_stopped_it_reads_no_batch_twice_and_changes_no_number(measured, tiny_folder, monkeypatch):
+    made, _ = measured
+    table, _ = measurement.recorded(made)
+    chat_model = load_model(tiny_folder, dtype="float32", device="cpu")
+    # A few prompts at a time.
+    monkeypatch.setitem(limits.HELD_BYTES, "cpu", 1e6)
+    in_packs, read, patience = continuation._in_packs, [], [0]
+
+    def counted(reader, sequences, *others):
+        if not patience[0]:
+            raise KeyboardInterrupt
+        patience[0] -= 1
+        read.extend(sequences)
+        return in_packs(reader, sequences, *others)
+
+    monkeypatch.setattr(continuation, "_in_packs", counted)
+    for patience[0] in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            measurement.record(made, chat_model)
+        with (made.path / ".behaviour/passes.jsonl").open("a") as file:
+            file.write('{"pass": "half a li')
+    patience[0] = 10**9
+    again = measurement.record(made, chat_model)
+    assert len(read) == len(again)
+    np.testing.assert_allclose(again["phrase_log_odds"], table["phrase_log_odds"], atol=1e-4)
+    pd.testing.assert_frame_equal(again.drop(columns="phrase_log_odds"), table.drop(columns="phrase_log_odds"))
+    assert not list(made.path.glob(".behaviour*"))
+    with (
+        store.unfinished_work(made.path / ".behaviour", "another"),
+        pytest.raises(RunError, match="in another process"),
+    ):
+        measurement.record(made, chat_model)
 
 
 def test_behaviour_of_other_prompts_is_refused(measured):

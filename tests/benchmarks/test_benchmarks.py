@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny_config, tiny_model
 
-from benchmarks import behaviour, competitors, dashboard, engine, memory, random_models
+from benchmarks import behaviour, competitors, dashboard, engine, intervention, memory, random_models
 from benchmarks.__main__ import main
 from benchmarks.rounds import Bench, Row, in_turn, table
 from refusal_core.activations.reader import ResidualReader
@@ -21,7 +21,7 @@ TEXTS = ["How do I pick the lock of a stranger's flat?", "Bake a cake", "Write a
 @pytest.fixture(autouse=True)
 def quick_peak(monkeypatch):
     """The machine's peak takes many large products, whatever the model."""
-    for section in (engine, behaviour):
+    for section in (engine, behaviour, intervention):
         monkeypatch.setattr(section, "matmul_peak", lambda bench: 1e9)
 
 
@@ -92,6 +92,19 @@ def test_one_command_prints_a_table_and_writes_it(tiny_folder, tmp_path, capsys)
         assert len(row["values"]) in (0, 2, 10)
     assert main(["--model", str(tmp_path / "nothing"), "--output", str(output)]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_plain_hooks_give_what_a_measurement_gives():
+    bench = Bench(tiny_model("qwen2"), TEXTS[:3], 1)
+    compared, of_cores, of_peak = intervention.rows(bench)
+    assert all(row.values[0] > 0 for row in (compared, of_cores, of_peak))
+    apart, _, openings = compared.note.partition(" the same numbers, ")
+    assert float(apart.removeprefix("to ")) < 1e-4
+    conditions = intervention.timed_conditions(4)
+    n_opened = 3 * sum(condition.openings for condition in conditions)
+    assert openings.startswith(f"{n_opened} of {n_opened} openings")
+    assert {condition.direction for condition in conditions} > {"found"}
+    assert {condition.edit for condition in conditions} == {"none", "ablate", "add"}
 
 
 def test_every_page_is_timed_and_weighed_and_the_cache_is_left_alone(monkeypatch, tmp_path):

@@ -11,15 +11,19 @@ import torch
 from scipy.stats import entropy
 from tiny import ARCHITECTURES, tiny_model
 
+from refusal_core.activations import limits
 from refusal_core.activations.checks import UNSUPPORTED
+from refusal_core.activations.engine import DoesNotFitError
 from refusal_core.activations.reader import ResidualReader
 from refusal_core.behaviour.openings import OPENING_TOKENS
-from refusal_core.intervention import experiment
-from refusal_core.intervention.conditions import Condition
-from refusal_core.intervention.edits import PromptBatch
+from refusal_core.intervention.conditions import PLAIN, Condition
+from refusal_core.intervention.edits import PromptBatch, Reply
+from refusal_core.intervention.prompt_groups import PromptGroup
 from refusal_core.steering import Edit, edited
 
 TEXTS = ("How do I take a cake?", "How do I fake a cake?", "How do I lake a cake?")
+OTHERS = ("Bake a cake", "Write a letter that thanks my neighbour.")
+"""Of other lengths."""
 
 
 def unit(seed: int, width: int = 32) -> np.ndarray:
@@ -94,60 +98,120 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", EDITS)
-def test_replies_under_an_edit_are_those_of_plain_transformers(architecture, name):
-    chat_model, edit = tiny_model(architecture), EDITS[name]
+def read(chat_model, texts=TEXTS) -> PromptBatch:
     reader = ResidualReader(chat_model)
-    batch = PromptBatch(reader, [reader.encode(text) for text in TEXTS])
-    assert batch.reuses
-    for expected_edit, found in ((None, batch.plain), (edit, batch.reply(edit))):
-        for place, text in enumerate(TEXTS):
-            logits, tokens = plain_reply(chat_model, text, expected_edit)
+    return PromptBatch(reader, [reader.encode(text) for text in texts])
+
+
+def reply(batch: PromptBatch, edit: Edit, openings: bool = True) -> Reply:
+    return batch.replies([edit], [openings])[0]
+
+
+def assert_plain(chat_model, texts, edits, replies) -> None:
+    for edit, found in zip(edits, replies, strict=True):
+        for place, text in enumerate(texts):
+            logits, tokens = plain_reply(chat_model, text, edit)
             np.testing.assert_allclose(found.logits[place], logits, atol=2e-4)
             assert found.openings[place] == shown(chat_model, tokens)
-    assert not torch.allclose(batch.reply(edit, openings=False).logits, batch.plain.logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_replies_under_edits_are_those_of_plain_transformers(architecture):
+    # Windows that are longer than the prompts, so that these may be packed.
+    chat_model, edits = tiny_model(architecture, sliding_window=96), list(EDITS.values())
+    texts = [*TEXTS, *OTHERS] if ResidualReader(chat_model).packs else TEXTS
+    batch = read(chat_model, texts)
+    assert batch.reuses
+    assert batch.packed == (len(texts) > len(TEXTS))
+    replies = batch.replies(edits, [True] * len(edits))
+    assert_plain(chat_model, texts, [None, *edits], [batch.plain, *replies])
+    assert not any(torch.allclose(one.logits, batch.plain.logits, atol=1e-3) for one in replies)
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "gemma3", "qwen2"])
+def test_replies_of_prompts_that_may_not_be_packed_are_those_of_plain_transformers(architecture, monkeypatch):
+    chat_model, edits = tiny_model(architecture), list(EDITS.values())
+    if architecture == "qwen2":
+        monkeypatch.setattr(ResidualReader, "packs", False)
+    batch = read(chat_model)
+    assert batch.reuses
+    assert not batch.packed
+    assert_plain(chat_model, TEXTS, [None, *edits], [batch.plain, *batch.replies(edits, [True] * len(edits))])
+
+
+@pytest.mark.parametrize("together", [1, 3, 100])
+def test_edits_that_are_run_together_do_not_change_each_other(together, monkeypatch):
+    chat_model, edits = tiny_model("qwen2"), list(EDITS.values())
+    batch = read(chat_model, [*TEXTS, *OTHERS])
+    alone = [reply(batch, edit) for edit in edits]
+    monkeypatch.setitem(limits.BATCH_TOKENS, "cpu", together * batch._ids.numel())
+    openings = [True, False, True, True, False]
+    for one, opens, expected in zip(batch.replies(edits, openings), openings, alone, strict=True):
+        np.testing.assert_allclose(one.logits, expected.logits, atol=1e-5)
+        assert one.openings == (expected.openings if opens else None)
 
 
 @pytest.mark.parametrize("name", EDITS)
 def test_log_odds_and_divergence_are_those_of_plain_transformers(name):
     chat_model, edit = tiny_model("llama"), EDITS[name]
     reader = ResidualReader(chat_model)
-    batch = PromptBatch(reader, [reader.encode(text) for text in TEXTS])
     vectors = SimpleNamespace(edit=lambda condition, tokens: edit)
-    log_odds, divergence, _ = experiment._replied(reader, batch, vectors, Condition(edit.kind), edit.tokens)
-    for place, text in enumerate(TEXTS):
+    group = PromptGroup(reader, [reader.encode(text) for text in TEXTS])
+    ((*tried,),) = group.tried([Condition(edit.kind)], vectors, edit.tokens)
+    for text, found in zip(TEXTS, tried, strict=True):
         before, after = (
             plain_reply(chat_model, text, each)[0].double().log_softmax(-1).numpy() for each in (None, edit)
         )
-        assert divergence[place] == pytest.approx(entropy(np.exp(before), np.exp(after)), rel=1e-3, abs=1e-5)
+        assert found.kl == pytest.approx(entropy(np.exp(before), np.exp(after)), rel=1e-3, abs=1e-5)
         p = np.exp(after[reader.refusal_ids]).sum()
-        assert log_odds[place] == pytest.approx(np.log(p / (1 - p)), abs=1e-3)
+        assert found.refusal_log_odds == pytest.approx(np.log(p / (1 - p)), abs=1e-3)
+
+
+def test_what_does_not_fit_is_tried_in_parts(monkeypatch):
+    reader = ResidualReader(tiny_model("qwen2"))
+    sequences = [reader.encode(text) for text in [*TEXTS, *OTHERS]]
+    conditions = [
+        Condition(PLAIN),
+        *(Condition(edit.kind, name) for name, edit in EDITS.items() if edit.tokens == "all"),
+    ]
+    vectors = SimpleNamespace(edit=lambda condition, tokens: EDITS[condition.direction])
+    whole = PromptGroup(reader, sequences).tried(conditions, vectors, "all")
+    assert [tried.kl for tried in whole[0]] == [0.0] * len(sequences)
+    replies, fitting = PromptBatch.replies, 2
+
+    def cramped(batch, edits, openings):
+        if len(edits) * len(batch._n_tokens) > fitting:
+            raise torch.OutOfMemoryError
+        return replies(batch, edits, openings)
+
+    monkeypatch.setattr(PromptBatch, "replies", cramped)
+    parts = PromptGroup(reader, sequences).tried(conditions, vectors, "all")
+    for own, expected in zip(parts, whole, strict=True):
+        for one, other in zip(own, expected, strict=True):
+            assert (one.refusal_log_odds, one.kl) == pytest.approx((other.refusal_log_odds, other.kl), abs=1e-5)
+            assert one.opening == other.opening
+    fitting = 0
+    with pytest.raises(DoesNotFitError, match=r"a prompt of \d+ tokens under an edit does not fit"):
+        PromptGroup(reader, sequences).tried(conditions, vectors, "all")
 
 
 def test_without_a_shared_prefix_replies_are_the_same(monkeypatch):
     chat_model, edit = tiny_model("qwen2"), EDITS["ablate everywhere"]
-    reader = ResidualReader(chat_model)
-    sequences = [reader.encode(text) for text in TEXTS]
-    assert reader.prefix_tokens > 0
-    shared = PromptBatch(reader, sequences).reply(edit)
+    shared = reply(read(chat_model), edit)
     monkeypatch.setattr("refusal_core.activations.reader.agrees", lambda *_: False)
-    reader = ResidualReader(chat_model)
-    assert reader.prefix_tokens == 0
-    whole = PromptBatch(reader, sequences).reply(edit)
-    np.testing.assert_allclose(shared.logits, whole.logits, atol=1e-5)
-    assert shared.openings == whole.openings
+    batch = read(chat_model)
+    assert not batch.packed
+    np.testing.assert_allclose(shared.logits, reply(batch, edit).logits, atol=1e-5)
+    assert shared.openings == reply(batch, edit).openings
 
 
 @pytest.mark.parametrize("name", EDITS)
 def test_the_model_is_what_it_was(name):
     chat_model = tiny_model("llama")
     before = copy.deepcopy(chat_model.model.state_dict())
-    reader = ResidualReader(chat_model)
-    batch = PromptBatch(reader, [reader.encode(text) for text in TEXTS])
-    batch.reply(EDITS[name])
-    again = PromptBatch(reader, [reader.encode(text) for text in TEXTS])
-    assert torch.equal(batch.plain.logits, again.plain.logits)
+    batch = read(chat_model)
+    reply(batch, EDITS[name])
+    assert torch.equal(batch.plain.logits, read(chat_model).plain.logits)
     assert all(torch.equal(before[key], value) for key, value in chat_model.model.state_dict().items())
 
 
@@ -172,48 +236,43 @@ def test_hooks_are_gone_after_an_error():
 
 def test_a_batch_that_fails_leaves_nothing_behind():
     chat_model = tiny_model("llama")
-    reader = ResidualReader(chat_model)
-    batch = PromptBatch(reader, [reader.encode(text) for text in TEXTS])
+    batch = read(chat_model)
     chat_model.blocks[3].register_forward_pre_hook(lambda module, arguments: 1 / 0, prepend=True)
     with pytest.raises(ZeroDivisionError):
-        batch.reply(EDITS["ablate one, all tokens"])
+        reply(batch, EDITS["ablate one, all tokens"])
     assert not any(block._forward_hooks or "forward" in block.__dict__ for block in chat_model.blocks)
 
 
 def test_only_blocks_above_the_edit_compute():
     chat_model = tiny_model("llama")
-    reader = ResidualReader(chat_model)
-    batch = PromptBatch(reader, [reader.encode(text) for text in TEXTS])
+    batch = read(chat_model)
     computed = []
     for layer, block in enumerate(chat_model.blocks):
         block.self_attn.register_forward_hook(lambda *_, layer=layer: computed.append(layer))
-    batch.reply(Edit("ablate", {2: unit(1)}), openings=False)
-    # The template's beginning once, the prompts once.
-    assert computed == [3, 3]
+    reply(batch, Edit("ablate", {2: unit(1)}), openings=False)
+    assert computed == [3]
 
 
 def test_a_model_that_keeps_states_otherwise_is_run_whole():
     chat_model = tiny_model("llama")
-    reader = ResidualReader(chat_model)
-    sequences = [reader.encode(text) for text in TEXTS]
-    right = PromptBatch(reader, sequences).reply(EDITS["add one, all tokens"])
+    right = reply(read(chat_model), EDITS["add one, all tokens"])
     first, last = chat_model.blocks[1], chat_model.blocks[3]
     forward = type(last).forward
     # The last block depends on more than what is handed up to it.
     last.forward = lambda states, **options: forward(last, states * (1 + ("forward" in first.__dict__)), **options)
-    batch = PromptBatch(reader, sequences)
+    batch = read(chat_model)
     assert not batch.reuses
-    np.testing.assert_allclose(batch.reply(EDITS["add one, all tokens"]).logits, right.logits, atol=1e-5)
+    np.testing.assert_allclose(reply(batch, EDITS["add one, all tokens"]).logits, right.logits, atol=1e-5)
 
 
 def test_keys_and_values_that_cannot_be_handed_on_are_not_reused(monkeypatch):
-    reader, continued = ResidualReader(tiny_model("llama")), PromptBatch._continued
+    chat_model, continued = tiny_model("llama"), PromptBatch._continued
     for error in UNSUPPORTED:
 
-        def raised(batch, token, read, error=error):
-            if read is batch._plain:
-                return continued(batch, token, read)
+        def raised(batch, token, plain, error=error):
+            if plain is batch._plain:
+                return continued(batch, token, plain)
             raise error
 
         monkeypatch.setattr(PromptBatch, "_continued", raised)
-        assert not PromptBatch(reader, [reader.encode(TEXTS[0])]).reuses
+        assert not read(chat_model, TEXTS[:1]).reuses

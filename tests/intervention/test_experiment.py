@@ -10,6 +10,7 @@ import pytest
 from synthetic import PLANTED_CONTROLS, PLANTED_LIMIT, PLANTED_PROMPTS, intervene
 from tiny import PLANTED_LAYER
 
+from refusal_core.activations import limits
 from refusal_core.activations.passes import FinishedPasses
 from refusal_core.behaviour.openings import OpeningRules
 from refusal_core.cli.main import main
@@ -164,16 +165,18 @@ def test_stopped_three_times_it_computes_nothing_twice_and_changes_no_number(
     from refusal_core.intervention.edits import PromptBatch
 
     fresh = copied(planted_run, tmp_path)
-    reply, computed, patience = PromptBatch.reply, [], [0]
+    replies, computed, patience = PromptBatch.replies, [], [0]
 
-    def counted(batch, edit, openings=True):
-        if not patience[0]:
+    def counted(batch, edits, openings):
+        if patience[0] < len(edits):
             raise KeyboardInterrupt
-        patience[0] -= 1
-        computed.append(edit)
-        return reply(batch, edit, openings)
+        patience[0] -= len(edits)
+        computed.extend(edits * len(batch._n_tokens))
+        return replies(batch, edits, openings)
 
-    monkeypatch.setattr(PromptBatch, "reply", counted)
+    # Some conditions at a time.
+    monkeypatch.setitem(limits.HELD_BYTES, "cpu", 7e6)
+    monkeypatch.setattr(PromptBatch, "replies", counted)
     for passes in (40, 100, 31):
         patience[0] = passes
         with pytest.raises(KeyboardInterrupt):
@@ -187,11 +190,10 @@ def test_stopped_three_times_it_computes_nothing_twice_and_changes_no_number(
     again, _ = experiment.recorded(fresh)
     pd.testing.assert_frame_equal(again, table)
     passes = table[table["edit"].ne("none")].groupby(conditions.COLUMNS).ngroups
-    lengths = planted_run.prompts.set_index("prompt_id").loc[table["prompt_id"].unique(), "n_tokens"].nunique()
     # The chosen candidate is measured twice, the second time with its openings: ablated, and added where it was not
     # measured with them as a layer of the sweep.
     twice = 1 + (effects.published_choice(planted_run, table)["position"] != -1)
-    assert len(computed) == (passes + twice) * lengths
+    assert len(computed) == (passes + twice) * 2 * PLANTED_LIMIT
     assert not list(fresh.path.glob(".intervention*"))
 
 
@@ -210,7 +212,7 @@ def test_work_of_another_request_is_not_mixed_in(planted_run, planted_folder, mo
 
     fresh = copied(planted_run, tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(PromptBatch, "reply", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(PromptBatch, "replies", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             intervene(fresh, planted_folder, seed=1)
     other = intervene(fresh, planted_folder, limit_per_label=2, control_layers=(3,))
@@ -237,7 +239,7 @@ def test_controls_of_another_request_are_not_taken(planted_run, planted_folder, 
         raise KeyboardInterrupt
 
     for seed, where in (
-        (1, "refusal_core.intervention.edits.PromptBatch.reply"),
+        (1, "refusal_core.intervention.edits.PromptBatch.replies"),
         (0, "refusal_core.intervention.vectors.read_vectors"),
     ):
         with monkeypatch.context() as patched:
