@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refusal_core.conversations import Prompt
 from refusal_core.errors import RefusalError
 from refusal_core.options import RunOptions
 from refusal_core.progress import Progress
@@ -53,7 +54,7 @@ def run(
 
 def score(
     run: Run | str,
-    texts: Sequence[str],
+    texts: Sequence[Prompt],
     *,
     model: ChatModel | str | Path | None = None,
     device: str = "auto",
@@ -63,7 +64,7 @@ def score(
 
     Args:
         run: a run, or its name in the cache.
-        texts: prompts, without a template.
+        texts: prompts, without a template; one may be a :class:`~refusal_core.conversations.Conversation`.
         model: the run's model, opened, so that it is opened once for many calls; or where it is, for one that came from
             a folder or a GGUF file. By default it is opened here.
         device: where it is opened: ``auto``, ``cpu``, ``cuda``, ``mps`` or ``spread``.

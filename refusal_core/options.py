@@ -137,7 +137,10 @@ class RunOptions(Options):
         "out; may be repeated.",
     )
     system_prompt: str | None = _option(
-        None, "System prompt", "System prompt before every prompt.", "what the chat template does by itself"
+        None,
+        "System prompt",
+        "System prompt before every prompt that brings none of its own.",
+        "what the chat template does by itself",
     )
     thinking: bool | None = _option(
         None, "Thinking", "For models that can think before they reply.", "what the chat template does by itself"

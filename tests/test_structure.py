@@ -15,7 +15,7 @@ CORE = ROOT / "refusal_core"
 
 ROOMS = (
     {"errors"},
-    {"sites", "files", "progress", "options", "steering"},
+    {"sites", "files", "progress", "options", "steering", "conversations"},
     {"analysis"},
     {"models", "prompts", "runs"},
     {"evidence", "activations", "annotations"},

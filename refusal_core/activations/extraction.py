@@ -18,7 +18,8 @@ from refusal_core.activations.checks import check_finite
 from refusal_core.activations.engine import Batch, Engine, in_process
 from refusal_core.activations.passes import FinishedPasses
 from refusal_core.activations.reader import ResidualReader
-from refusal_core.errors import PromptError
+from refusal_core.conversations import Prompt, prefix_of, text_of
+from refusal_core.errors import ModelError, PromptError
 from refusal_core.models.opening import ChatModel
 from refusal_core.options import TOKEN_LIMIT
 from refusal_core.progress import Progress, no_progress
@@ -60,7 +61,7 @@ class Extraction:
 
 def extract(
     chat_model: ChatModel,
-    texts: list[str],
+    given: Sequence[Prompt],
     system_prompt: str | None = None,
     thinking: bool | None = None,
     token_limit: int = TOKEN_LIMIT,
@@ -72,11 +73,12 @@ def extract(
 ) -> Extraction:
     """Read every prompt at its last token, all sites in one pass.
 
-    A device that runs out of memory gets smaller batches.
+    Of a prompt that makes the reply begin in some way, activations are read before that, where the user's last turn
+    ends, and the first token and the refusal log-odds after it. A device that runs out of memory gets smaller batches.
 
     Args:
         chat_model: the model to read.
-        texts: the prompts as a person would type them; the chat template is applied here.
+        given: the prompts as a person would type them, or conversations; the chat template is applied here.
         system_prompt: see :func:`refusal_core.models.templates.render`.
         thinking: see :func:`refusal_core.models.templates.render`.
         token_limit: longest templated prompt that is accepted; nothing is ever cut.
@@ -92,27 +94,30 @@ def extract(
         ModelError: when activations are not finite, with the layer and the first such prompt, or when one prompt alone
             does not fit into the device's memory.
     """
-    origins = origins or [f"prompt {row}" for row in range(1, len(texts) + 1)]
-    prompts = list(zip(origins, texts, strict=True))
+    origins = origins or [f"prompt {row}" for row in range(1, len(given) + 1)]
+    prompts = list(zip(origins, given, strict=True))
     reader = ResidualReader(chat_model, system_prompt, thinking, day)
     sequences = _encode(reader, prompts, token_limit)
     usual, balanced = reader.batch_tokens, reader.balanced_token_limit(sequences)
     with _open_results(reader, sequences, folder) as results:
-        progress(EXTRACTING, 0, len(texts))
+        progress(EXTRACTING, 0, len(prompts))
         waiting = []
         for rows in reader.batches(sequences, balanced):
             if results.has(rows):
-                progress(EXTRACTING, results.n_done, len(texts))
+                progress(EXTRACTING, results.n_done, len(prompts))
             else:
                 waiting.append(rows)
         jobs = (([sequences[row].tolist() for row in rows], [origins[row] for row in rows]) for rows in waiting)
         started = time.perf_counter()
         for number, batch in engine(reader, jobs):
             rows = waiting[number]
-            check_finite(batch.states, batch.log_odds, [prompts[row] for row in rows], chat_model)
+            texts = [(origins[row], text_of(given[row])) for row in rows]
+            check_finite(batch.states, batch.log_odds, texts, chat_model)
             results.add(rows, batch, time.perf_counter() - started)
             started = time.perf_counter()
-            progress(EXTRACTING, results.n_done, len(texts))
+            progress(EXTRACTING, results.n_done, len(prompts))
+    begun = [row for row, prompt in enumerate(given) if prefix_of(prompt)]
+    _read_after_prefix(reader, [prompts[row] for row in begun], begun, token_limit, engine, results)
     fitting = min([usual, *results.batch_tokens])
     return Extraction(
         hidden=results.hidden,
@@ -185,15 +190,47 @@ class _Results:
         self.n_done += len(prompts)
 
 
-def _encode(reader: ResidualReader, prompts: list[tuple[str, str]], token_limit: int) -> list[np.ndarray]:
+def _read_after_prefix(
+    reader: ResidualReader,
+    prompts: list[tuple[str, Prompt]],
+    rows: Sequence[int],
+    token_limit: int,
+    engine: Engine,
+    results: _Results,
+) -> None:
+    """Replace the reply's first token and refusal log-odds of prompts by those after what the reply begins with."""
+    if not prompts:
+        return
+    sequences = _encode(reader, prompts, token_limit, with_prefix=True)
+    batches = list(reader.batches(sequences, reader.balanced_token_limit(sequences)))
+    jobs = (
+        ([sequences[place].tolist() for place in batch], [prompts[place][0] for place in batch]) for batch in batches
+    )
+    for number, read in engine(reader, jobs):
+        texts = [(prompts[place][0], text_of(prompts[place][1])) for place in batches[number]]
+        check_finite(read.states, read.log_odds, texts, reader.chat_model)
+        for place, log_odds, token in zip(batches[number], read.log_odds, read.first_token, strict=True):
+            results.log_odds[rows[place]], results.first_token[rows[place]] = log_odds, token
+
+
+def _encode(
+    reader: ResidualReader, prompts: list[tuple[str, Prompt]], token_limit: int, with_prefix: bool = False
+) -> list[np.ndarray]:
     """Return the token ids of templated prompts, or raise PromptError for the longest where it is too long."""
     # Arrays: as lists of numbers the tokens of many prompts would take several times as much memory.
-    sequences = [np.array(reader.encode(text), dtype=np.int32) for _, text in prompts]
+    sequences = []
+    for origin, prompt in prompts:
+        try:
+            sequences.append(np.array(reader.encode(prompt, with_prefix), dtype=np.int32))
+        except ModelError as error:
+            if isinstance(prompt, str):
+                raise
+            raise ModelError(f"{origin}: {error}") from error
     row = int(np.argmax([len(ids) for ids in sequences]))
     if len(sequences[row]) > token_limit:
-        origin, text = prompts[row]
+        origin, prompt = prompts[row]
         raise PromptError(
-            f"{origin} ({text!r:.60}) is {len(sequences[row])} tokens long with its template, "
+            f"{origin} ({text_of(prompt)!r:.60}) is {len(sequences[row])} tokens long with its template, "
             f"expected at most {token_limit}; shorten it or raise the token limit"
         )
     return sequences

@@ -39,6 +39,7 @@ from refusal_core.activations.packing import (
 from refusal_core.activations.prefix import CachedPrefix, RecentTexts
 from refusal_core.activations.refusal_tokens import refusal_log_odds, refusal_token_ids
 from refusal_core.activations.transfers import to_device, to_host
+from refusal_core.conversations import Prompt, text_of
 from refusal_core.models.architectures import text_config
 from refusal_core.models.opening import ChatModel
 from refusal_core.models.row_cache import keeps_tokens
@@ -216,9 +217,15 @@ class ResidualReader:
         other.chat_model, other._recent = self.chat_model.for_another_thread(), RecentTexts()
         return other
 
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of the templated prompt, generation prompt included."""
-        return render(self.chat_model.tokenizer, text, self.system_prompt, self.thinking, self.day)
+    def encode(self, prompt: Prompt, with_prefix: bool = False) -> list[int]:
+        """Return the token ids of the templated prompt, generation prompt included; see :func:`.templates.render`.
+
+        Args:
+            prompt: a text or a conversation.
+            with_prefix: with what a conversation makes the reply begin with, which is where the reply is measured;
+                directions are read before it, where the user's last turn ends.
+        """
+        return render(self.chat_model.tokenizer, prompt, self.system_prompt, self.thinking, self.day, with_prefix)
 
     def balanced_token_limit(self, sequences: Sequence[TokenIds]) -> int:
         """Return the token limit that gives all parallel batches of these prompts equal work."""
@@ -275,13 +282,13 @@ class ResidualReader:
             output = self.chat_model.model(inputs.token_ids, logits_to_keep=1, **options)
         return output.logits[:, -1].float(), output.past_key_values
 
-    def read_tokens(self, text: str) -> TokenStates:
-        """Read one prompt at each of its tokens.
+    def read_tokens(self, prompt: Prompt) -> TokenStates:
+        """Read one prompt at each of its tokens, up to where the user's last turn ends.
 
         Only the tokens from the first on that differs from a text read shortly before are run. In dtypes coarser than
         float32 the numbers would then depend on what was read before, so the whole prompt is run.
         """
-        ids = self.encode(text)
+        ids = self.encode(prompt)
         prefix = self.shared_prefix([ids])
         if prefix is not None:
             prefix = self._recent.longest_prefix(ids, prefix)
@@ -290,7 +297,7 @@ class ResidualReader:
         states = new[0] if prefix is None else torch.cat([prefix.states.to(new.device), new[0]], dim=1)
         array = states.transpose(0, 1).cpu().numpy()
         log_odds = refusal_log_odds(logits, self.refusal_ids).cpu().numpy()
-        check_finite(array[-1:], log_odds, [("the prompt", text)], self.chat_model)
+        check_finite(array[-1:], log_odds, [("the prompt", text_of(prompt))], self.chat_model)
         if prefix is not None and self.chat_model.dtype == "float32":
             self._recent.add(CachedPrefix(ids, states, inputs.options["past_key_values"]))
         n_left_out = len(ids) - len(array)

@@ -11,6 +11,7 @@ from refusal_core.analysis.crossfit import TOO_FEW_GROUPS
 from refusal_core.analysis.effect_sizes import auroc, cohens_d
 from refusal_core.analysis.groups import MOST_REDRAWN, assign_folds
 from refusal_core.analysis.text_models import EMBEDDINGS, TEXT_MODELS, score_texts, text_features
+from refusal_core.conversations import prompts_of, words_of
 
 TOKENS, WORD_COUNT, QUESTION = "tokens", "words", "question mark"
 BASELINES = (TOKENS, WORD_COUNT, QUESTION, *TEXT_MODELS)
@@ -52,7 +53,7 @@ def score_baselines(
     Of a single feature only which side is harmful is learnt; text models are those of :mod:`.text_models`.
 
     Args:
-        prompts: with ``text`` and ``n_tokens``, one row per prompt.
+        prompts: with ``text``, ``n_tokens`` and, where there is one, ``conversation``; one row per prompt.
         fitted: ``(prompt,)`` bool.
         labels: ``(fitted prompt,)`` bool, harmful.
         groups: ``(fitted prompt,)`` what has to stay in one fold.
@@ -64,7 +65,7 @@ def score_baselines(
     fold = assign_folds(labels, groups, folds, repeats, np.random.default_rng(seed))
     if not len(fold):
         return [_nothing(name, fitted, TOO_FEW_GROUPS) for name in BASELINES]
-    text = prompts["text"].astype(str)
+    text = pd.Series([words_of(prompt) for prompt in prompts_of(prompts)], index=prompts.index)
     features = {
         TOKENS: prompts["n_tokens"],
         WORD_COUNT: text.str.split().str.len(),

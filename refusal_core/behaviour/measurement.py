@@ -19,6 +19,7 @@ from refusal_core.analysis.groups import MOST_REDRAWN, redraw_prompts, sample_gr
 from refusal_core.analysis.inference import interval
 from refusal_core.analysis.weighted_statistics import auroc_of_ranks, weighted_correlation, weighted_ranks
 from refusal_core.behaviour.openings import BUNDLED, OPENING_TOKENS, OpeningRules, read_rules
+from refusal_core.conversations import prompts_of
 from refusal_core.errors import RunError
 from refusal_core.models.opening import ChatModel
 from refusal_core.options import BehaviourOptions
@@ -70,8 +71,8 @@ def record(
     }
     under_way = unfinished_work(run.path / f".{BEHAVIOUR}", f"measuring the behaviour of {run.run_id}")
     with under_way as folder, FinishedPasses(folder / "passes.jsonl", request) as finished:
-        reader, texts = reader_for(run, chat_model), run.prompts["text"].tolist()
-        replies = read_replies(reader, texts, rules.phrases, progress, finished)
+        reader, prompts = reader_for(run, chat_model), prompts_of(run.prompts)
+        replies = read_replies(reader, prompts, rules.phrases, progress, finished)
         table = pd.DataFrame(
             {
                 "prompt_id": run.prompts["prompt_id"],

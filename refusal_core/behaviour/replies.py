@@ -13,6 +13,7 @@ from refusal_core.activations.passes import FinishedPasses
 from refusal_core.activations.reader import ResidualReader
 from refusal_core.activations.token_tree import TokenTree
 from refusal_core.behaviour.openings import OPENING_TOKENS
+from refusal_core.conversations import Prompt, prefix_of
 from refusal_core.models.opening import ChatModel
 from refusal_core.models.templates import THINK_CLOSE, reply_thinks
 from refusal_core.progress import Progress, no_progress
@@ -46,7 +47,7 @@ class Replies:
 
 def read_replies(
     reader: ResidualReader,
-    texts: Sequence[str],
+    prompts: Sequence[Prompt],
     phrases: Sequence[str],
     progress: Progress = no_progress,
     finished: FinishedPasses | None = None,
@@ -55,20 +56,24 @@ def read_replies(
 
     Args:
         reader: reads the prompts.
-        texts: the prompts.
+        prompts: texts or conversations; a reply goes on with what a conversation makes it begin with.
         phrases: how refusals open; none may begin with another.
         progress: called with ``(MEASURING, prompts done, prompts)``, and with ``THINKING`` before.
         finished: batches of the same request that are finished, and a place for more; ``None`` to keep none. Thinking
             is not among them.
     """
     model = reader.chat_model
-    sequences = [reader.encode(text) for text in texts]
+    sequences = [reader.encode(prompt, with_prefix=True) for prompt in prompts]
     unclosed = None
     if reply_thinks(model.tokenizer, reader.thinking):
-        sequences, unclosed = _after_thinking(reader, sequences, progress)
+        # A reply that is begun already has no thinking before it.
+        thinking = [row for row, prompt in enumerate(prompts) if not prefix_of(prompt)]
+        thought, unclosed = _after_thinking(reader, [sequences[row] for row in thinking], progress)
+        for row, ids in zip(thinking, thought, strict=True):
+            sequences[row] = ids
     tree = TokenTree([model.tokenizer.encode(phrase, add_special_tokens=False) for phrase in phrases])
     ending = end_tokens(model)
-    log_odds, opening = np.empty(len(texts)), [""] * len(texts)
+    log_odds, opening = np.empty(len(prompts)), [""] * len(prompts)
 
     def ends(tokens: list[int]) -> bool:
         return tokens[-1] in ending

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from refusal_core.cli.parameters import AsJson, Cache, Flat, RunName, print_json, printable
 from refusal_core.cli.prompts import Labels, TextColumn, print_left_out
+from refusal_core.conversations import Prompt, prompts_of, turns_of
 from refusal_core.errors import PromptError
 from refusal_core.options import ModelOptions
 from refusal_core.prompts.labels import Choice, parse_labels
@@ -30,24 +31,26 @@ def score(
 ) -> None:
     """Project prompts on a run's direction at every site."""
     from refusal_core.cli.measuring import load_model_of
-    from refusal_core.pipeline.scoring import score as score_texts
+    from refusal_core.pipeline.scoring import score as score_prompts
     from refusal_core.prompts.sets import read_source
 
     if (text is None) == (file is None):
         raise PromptError("expected either a prompt or a file of prompts")
     opened = store.open_run(run, cache)
-    texts = [str(text)]
+    chosen: list[Prompt] = [str(text)]
     if file is not None:
         prompts = read_source(file, Choice(text_column, labels=parse_labels(label)))
         print_left_out(prompts.report)
-        texts = prompts.table["text"].tolist()
-    scores = score_texts(load_model_of(opened, where or ModelOptions()), opened, texts)
+        chosen = prompts_of(prompts.table)
+    scores = score_prompts(load_model_of(opened, where or ModelOptions()), opened, chosen)
     if as_json:
         print_json([result.to_json() for result in scores])
         return
     for result in scores:
+        turns = turns_of(result.prompt)
+        said = [turn.content if len(turns) == 1 else f"{turn.role}: {turn.content}" for turn in turns]
         print(
-            f"{printable(result.text)}\n"
+            "\n".join(map(printable, said)) + "\n"
             f"    refusal log-odds {result.refusal_log_odds:.2f}, first token {result.first_token!r}"
         )
         for site in range(opened.n_sites):

@@ -12,6 +12,7 @@ from refusal_core.analysis.effect_sizes import auroc
 from refusal_core.analysis.inference import interval
 from refusal_core.analysis.texts import words_changed
 from refusal_core.analysis.weighted_statistics import auroc_of_ranks, weighted_pair_accuracy, weighted_ranks
+from refusal_core.conversations import prompts_of, words_of
 from refusal_core.evidence.design import CONTRAST, Contrast, Design, TransferSet
 from refusal_core.runs.evidence_tables import WORDING_COLUMNS
 
@@ -103,7 +104,7 @@ class Separation:
 
 def compared_prompts(design: Design) -> list[Compared]:
     """Return what separations are compared on: every set with both labels, and its near twins unless they are few."""
-    texts = design.prompts["text"].astype(str).to_numpy()
+    texts = np.array([words_of(prompt) for prompt in prompts_of(design.prompts)], dtype=object)
     sets: list[tuple[str, Contrast | TransferSet, np.ndarray, np.ndarray]] = [
         (CONTRAST, design.contrast, design.contrast.bootstrap.counts, texts[design.fitted])
     ]

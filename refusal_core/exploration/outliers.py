@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.analysis.effect_sizes import percentile, plausible_band
+from refusal_core.conversations import prompts_of, words_of
 from refusal_core.runs.run import Run
 
 OTHER = {"harmful": "harmless", "harmless": "harmful"}
@@ -42,7 +43,7 @@ def prompts_in_band(run: Run, site: int, band: tuple[float, float]) -> pd.DataFr
 
 def search(prompts: pd.DataFrame, text: str) -> pd.DataFrame:
     """The prompts that have a text in theirs, letter by letter, upper and lower case alike."""
-    return prompts[prompts["text"].str.casefold().str.contains(text.casefold(), regex=False)]
+    return prompts[[text.casefold() in words_of(prompt).casefold() for prompt in prompts_of(prompts)]]
 
 
 def ranks(run: Run, row: int) -> pd.DataFrame:

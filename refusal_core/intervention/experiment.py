@@ -19,6 +19,7 @@ import pandas as pd
 
 from refusal_core.activations.passes import FinishedPasses
 from refusal_core.behaviour.openings import OPENING_TOKENS, OpeningRules, read_rules
+from refusal_core.conversations import prompts_of
 from refusal_core.errors import RefusalError, RunError
 from refusal_core.intervention.conditions import (
     ABLATE,
@@ -259,7 +260,8 @@ def _measure(
     """Every condition on every prompt, some prompts and conditions at a time, what is finished taken from disk."""
     from refusal_core.intervention.prompt_groups import PromptGroup, group_conditions, group_prompts
 
-    encoded = [reader.encode(run.prompts["text"].iloc[row]) for row in rows.tolist()]
+    prompts = prompts_of(run.prompts)
+    encoded = [reader.encode(prompts[row], with_prefix=True) for row in rows.tolist()]
     groups = list(group_prompts(reader, encoded))
     parts, done, total = [], 0, len(groups) * len(conditions)
     progress(stage, 0, total)

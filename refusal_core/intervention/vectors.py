@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from refusal_core.analysis.directions import directions_of_means
+from refusal_core.conversations import prompts_of
 from refusal_core.intervention.conditions import ADD, FOUND, OWN, Condition
 from refusal_core.intervention.controls import control_direction, control_names
 from refusal_core.progress import Progress
@@ -109,7 +110,7 @@ def read_vectors(
     """
     prompts = run.prompts[run.rows()]
     is_harmful = prompts["label"].eq("harmful").to_numpy()
-    sequences = [reader.encode(text) for text in prompts["text"]]
+    sequences = [reader.encode(prompt) for prompt in prompts_of(prompts)]
     width = run.directions.unit_direction.shape[1]
     sums = np.zeros((2, len(positions), run.n_layers, width))
     hidden = np.empty((len(prompts), run.n_layers, width), dtype=np.float32)

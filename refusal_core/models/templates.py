@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refusal_core.conversations import SYSTEM, Prompt, Turn, prefix_of, turns_of
 from refusal_core.errors import ModelError, PromptError
 from refusal_core.models.hub import download_chat_template
 from refusal_core.models.known import KNOWN, is_fetched
@@ -31,40 +32,48 @@ _DATE_CODES = "aAbBcdHIjmMpSuUVwWxXyYG"
 
 def render(
     tokenizer: Any,
-    text: str,
+    prompt: Prompt,
     system_prompt: str | None = None,
     thinking: bool | None = None,
     day: str | None = None,
+    with_prefix: bool = False,
 ) -> list[int]:
     """Token ids of one prompt as the model expects it, up to where its reply begins.
 
-    With a chat template: one user message and the generation prompt. The ids are those of
-    `tokenizer.apply_chat_template`, except that control tokens written out in the prompt (`<|im_end|>`) stay
+    With a chat template: one user message, or the turns of a conversation, and the generation prompt. The ids are those
+    of `tokenizer.apply_chat_template`, except that control tokens written out in the prompt (`<|im_end|>`) stay
     ordinary text: a prompt is data and cannot end its own turn. Without a template (base models): the text
     with the tokenizer's own special tokens, usually one that begins a sequence.
 
     `tokenizer` is a tokenizer or a ChatModel. `system_prompt` None keeps what the template does by itself; ""
-    means no system text, also where the template would put in its own. `thinking` is the template's
-    `enable_thinking`; None keeps what the template does by itself. `day` (2026-01-31) is what a template that tells
-    the model the date takes for today; None leaves it the real one.
+    means no system text, also where the template would put in its own; a conversation that has a system message of its
+    own keeps that. `thinking` is the template's `enable_thinking`; None keeps what the template does by itself. `day`
+    (2026-01-31) is what a template that tells the model the date takes for today; None leaves it the real one.
+    `with_prefix` puts behind it how a conversation makes the reply begin.
 
-    Raises PromptError for text that is not Unicode, and ModelError when a system prompt is given and the
-    template, or the lack of one, has no place for it; see :func:`check_thinking` for `thinking`.
+    Raises PromptError for text that is not Unicode, and ModelError when a system prompt or turns are given and the
+    template, or the lack of one, has no place for them; see :func:`check_thinking` for `thinking`.
     """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    for given in (text, system_prompt or ""):
+    turns = turns_of(prompt)
+    for given in (*(turn.content for turn in turns), system_prompt or ""):
         if any("\ud800" <= character <= "\udfff" for character in given):
             raise PromptError(f"expected text in UTF-8, got {given!r:.60}")
+    prefix = prefix_of(prompt)
+    if prefix:
+        turns = turns[:-1]
+    behind = list(tokenizer(prefix, add_special_tokens=False, split_special_tokens=True)["input_ids"])
     if not has_chat_template(tokenizer):
-        if system_prompt:
-            raise ModelError("This model has no chat template, so it takes no system prompt: leave it out.")
-        return list(tokenizer(text, split_special_tokens=True)["input_ids"])
-    messages = _messages(tokenizer, text, system_prompt)
+        if system_prompt or len(turns) > 1:
+            what = "earlier turns" if any(turn.role != SYSTEM for turn in turns[:-1]) else "system prompt"
+            raise ModelError(f"This model has no chat template, so it takes no {what}: leave it out.")
+        return [*tokenizer(turns[0].content, split_special_tokens=True)["input_ids"], *(behind if with_prefix else ())]
+    messages = _messages(tokenizer, turns, system_prompt)
     switch = {} if thinking is None else {"enable_thinking": thinking}
     ids = _apply_template(
         tokenizer, messages, day, tokenize=True, return_dict=False, sanitize_control_tokens=True, **switch
     )
-    return list(ids)
+    return [*ids, *(behind if with_prefix else ())]
 
 
 def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -280,13 +289,33 @@ def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
 
 
-def _messages(tokenizer: PreTrainedTokenizerBase, text: str, system_prompt: str | None) -> list[dict[str, Any]]:
-    user = _message(tokenizer, "user", text)
-    if system_prompt is None or (system_prompt == "" and default_system_prompt(tokenizer) is None):
-        return [user]
-    if not takes_system_prompt(tokenizer):
+def _messages(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], system_prompt: str | None
+) -> list[dict[str, Any]]:
+    if turns[0].role != SYSTEM and not (
+        system_prompt is None or (system_prompt == "" and default_system_prompt(tokenizer) is None)
+    ):
+        turns = (Turn(SYSTEM, system_prompt), *turns)
+    if turns[0].role == SYSTEM and not takes_system_prompt(tokenizer):
         raise ModelError("This model's chat template has no system role, so it takes no system prompt: leave it out.")
-    return [_message(tokenizer, "system", system_prompt), user]
+    if len(turns) > 2 or any(turn.role != SYSTEM for turn in turns[:-1]):
+        _check_keeps_turns(tokenizer, [turn.role for turn in turns])
+    return [_message(tokenizer, turn.role, turn.content) for turn in turns]
+
+
+def _check_keeps_turns(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> None:
+    """Raise ModelError for a template that refuses turns of these roles in this order, or loses one of them."""
+    marks = [f"zqx{number}turnqxz" for number in range(len(roles))]
+    messages = [_message(tokenizer, role, mark) for role, mark in zip(roles, marks, strict=True)]
+    rendered = str(_apply_template(tokenizer, messages, tokenize=False))
+    places = [rendered.find(mark) for mark in marks]
+    if min(places) < 0 or places != sorted(places):
+        lost = next((role for role, place in zip(roles, places, strict=True) if place < 0), None)
+        what = "puts them into another order" if lost is None else f"leaves a turn of the {lost} out"
+        raise ModelError(
+            f"This model's chat template does not take turns of {', '.join(roles)}: it {what}. Borrow another model's "
+            "chat template, or leave such conversations out."
+        )
 
 
 def _message(tokenizer: PreTrainedTokenizerBase, role: str, content: str) -> dict[str, Any]:

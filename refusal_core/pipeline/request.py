@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from refusal_core.conversations import COLUMN as CONVERSATION
 from refusal_core.errors import RefusalError, RunError
 from refusal_core.evidence.evaluation import CONTRAST
 from refusal_core.models.identity import ModelInfo, as_opened, identify
@@ -87,6 +88,8 @@ class Request:
         parts = [self.contrast.table.assign(fitted=True)]
         parts += [chosen.prompts.table.assign(fitted=False) for chosen in self.transfer]
         table = pd.concat(parts, ignore_index=True)
+        if table[CONVERSATION].isna().all():
+            table = table.drop(columns=CONVERSATION)
         repeated = table["prompt_id"].duplicated()
         if repeated.any():
             row = table[repeated].iloc[0]

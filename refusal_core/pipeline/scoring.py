@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from refusal_core.activations.reader import ResidualReader, TokenStates
 from refusal_core.analysis.effect_sizes import percentile
+from refusal_core.conversations import COLUMN as CONVERSATION
+from refusal_core.conversations import Prompt, prefix_of, text_of
 from refusal_core.errors import ModelError, PromptError, RunError
 from refusal_core.models.identity import ModelInfo, identify
 from refusal_core.models.known import KNOWN
@@ -26,6 +28,7 @@ class Score:
     """Where one prompt falls among a run's prompts.
 
     Attributes:
+        prompt: a text or a conversation.
         projection: ``(site,)`` float64 at the last token of the templated prompt, in activation units.
         percentile: for each label, ``(site,)`` percent of its fitted prompts that project below this one.
         refusal_log_odds: log-odds that the reply opens as refusals do.
@@ -34,7 +37,7 @@ class Score:
         token_projection: ``(token, site)`` projection of each of them.
     """
 
-    text: str
+    prompt: Prompt
     projection: np.ndarray
     percentile: dict[str, np.ndarray]
     refusal_log_odds: float
@@ -42,10 +45,17 @@ class Score:
     tokens: list[str]
     token_projection: np.ndarray
 
+    @property
+    def text(self) -> str:
+        """The user's last turn."""
+        return text_of(self.prompt)
+
     def to_json(self) -> dict[str, Any]:
-        """Return the score as plain numbers and texts."""
+        """Return the score as plain numbers and texts, and a conversation as its messages."""
+        more = {} if isinstance(self.prompt, str) else {CONVERSATION: self.prompt.messages}
         return {
             "text": self.text,
+            **more,
             "projection": self.projection.tolist(),
             "percentile": {label: values.tolist() for label, values in self.percentile.items()},
             "refusal_log_odds": self.refusal_log_odds,
@@ -156,15 +166,15 @@ class Scorer:
         self.run = run
         self.reader = reader_for(run, chat_model)
 
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of a prompt with its template.
+    def encode(self, prompt: Prompt, with_prefix: bool = False) -> list[int]:
+        """Return the token ids of a prompt with its template; see :meth:`.ResidualReader.encode`.
 
         Raises:
             PromptError: for an empty text, or one longer than the run's token limit.
         """
-        if not text.strip():
+        if not text_of(prompt).strip():
             raise PromptError("expected a prompt, got an empty text")
-        ids = self.reader.encode(text)
+        ids = self.reader.encode(prompt, with_prefix)
         limit = self.run.manifest.template.token_limit
         if len(ids) > limit:
             raise PromptError(
@@ -172,54 +182,63 @@ class Scorer:
             )
         return ids
 
-    def score(self, text: str) -> Score:
+    def score(self, prompt: Prompt) -> Score:
         """Score one prompt at every site.
 
         Raises:
             PromptError: see :meth:`encode`.
         """
-        self.encode(text)
-        return _score_states(self.run, text, self.reader.read_tokens(text))
+        self.encode(prompt, with_prefix=True)
+        return self._after_prefix(_score_states(self.run, prompt, self.reader.read_tokens(prompt)))
 
-    def score_ends(self, texts: Sequence[str]) -> list[Score]:
+    def score_ends(self, prompts: Sequence[Prompt]) -> list[Score]:
         """Score prompts of one length in one pass, at the template's last token alone: ``tokens`` is left empty.
 
         Raises:
             PromptError: see :meth:`encode`.
         """
-        read = self.reader.read_last([self.encode(text) for text in texts])
+        read = self.reader.read_last([self.encode(prompt) for prompt in prompts])
         no_tokens = read.states[0, :0, None].repeat(self.run.n_sites, axis=1)
         return [
-            _score_states(self.run, text, TokenStates(no_tokens, last, [], first_token, float(odds)))
-            for text, last, first_token, odds in zip(
-                texts, read.states, read.first_token, read.refusal_log_odds, strict=True
+            self._after_prefix(
+                _score_states(self.run, prompt, TokenStates(no_tokens, last, [], first_token, float(odds)))
+            )
+            for prompt, last, first_token, odds in zip(
+                prompts, read.states, read.first_token, read.refusal_log_odds, strict=True
             )
         ]
 
+    def _after_prefix(self, score: Score) -> Score:
+        """Return a score whose reply is measured after what the prompt makes it begin with."""
+        if not prefix_of(score.prompt):
+            return score
+        read = self.reader.read_last([self.encode(score.prompt, with_prefix=True)])
+        return replace(score, refusal_log_odds=float(read.refusal_log_odds[0]), first_token=read.first_token[0])
 
-def score(chat_model: ChatModel, run: Run, texts: list[str]) -> list[Score]:
-    """Score texts in the order given.
+
+def score(chat_model: ChatModel, run: Run, prompts: Sequence[Prompt]) -> list[Score]:
+    """Score texts and conversations in the order given.
 
     Raises:
-        ModelError: when the model is not the run's.
-        PromptError: naming the position of a text that cannot be scored; see :meth:`Scorer.encode`.
+        ModelError: when the model is not the run's, or its template does not take a conversation.
+        PromptError: naming the position of a prompt that cannot be scored; see :meth:`Scorer.encode`.
     """
     scorer = Scorer(chat_model, run)
     scores = []
-    for position, text in enumerate(texts, start=1):
+    for position, prompt in enumerate(prompts, start=1):
         try:
-            scores.append(scorer.score(text))
+            scores.append(scorer.score(prompt))
         except PromptError as error:
             raise PromptError(f"text {position}: {error}") from error
     return scores
 
 
-def _score_states(run: Run, text: str, states: TokenStates) -> Score:
+def _score_states(run: Run, prompt: Prompt, states: TokenStates) -> Score:
     """Return where the states of a prompt project, and how many of the run's prompts project below it."""
     projection = run.directions.project(states.last)
     fitted = {label: run.projections[run.rows(label)] for label in LABELS}
     return Score(
-        text=text,
+        prompt=prompt,
         projection=projection,
         percentile={
             label: np.array([float(percentile(projection[site], values[:, site])) for site in range(run.n_sites)])

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from refusal_core import __version__
+from refusal_core.conversations import prompts_of, words_of
 from refusal_core.models.identity import ModelInfo
 from refusal_core.models.opening import ChatModel, load_model
 from refusal_core.pipeline.analysis import Analysis
@@ -109,7 +110,7 @@ def extract_prompts(
 
     extraction = extract(
         chat_model,
-        table["text"].tolist(),
+        prompts_of(table),
         reading.system_prompt,
         reading.thinking,
         reading.token_limit,
@@ -134,7 +135,7 @@ def embed_prompts(chat_model: ChatModel, table: pd.DataFrame) -> np.ndarray:
     """
     from refusal_core.activations.embeddings import mean_input_embeddings
 
-    return mean_input_embeddings(chat_model, table["text"].tolist())
+    return mean_input_embeddings(chat_model, [words_of(prompt) for prompt in prompts_of(table)])
 
 
 def save(

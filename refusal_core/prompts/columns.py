@@ -29,6 +29,8 @@ TEXT_COLUMNS = (
 """Names of text columns; the first that a table has counts."""
 CONVERSATION_COLUMNS = ("messages", "conversations", "conversation", "turns", "dialogue", "dialog", "chosen")
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+PREFIX_COLUMNS = ("prefix", "assistant_prefix", "response_prefix", "prefill", "assistant_prefill")
+"""Columns that say how the reply is made to begin."""
 OPPOSITE_COLUMNS = ("is_safe", "safe", "is_benign", "benign", "is_harmless", "harmless")
 """Label columns in which yes means harmless."""
 LABEL_COLUMNS = (

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from refusal_core.conversations import Conversation, Turn
 
 _ROLES = {
     "user": "user",
@@ -22,30 +23,9 @@ _ROLES = {
 }
 _UNREAD_ROLES = ("tool", "function", "ipython")
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+_PREFIX_KEYS = ("prefix", "prefill", "partial")
+"""How interfaces mark an assistant's turn that the model is to go on with (Mistral, DeepSeek; Kimi)."""
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):[ ]?")
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one side says: ``system``, ``user`` or ``assistant``."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """A conversation up to where the last user turn ends.
-
-    Attributes:
-        prompt: the last user turn.
-        before: the turns before it.
-        n_after: turns after it, which are replies to it and are not read.
-    """
-
-    prompt: str
-    before: tuple[Turn, ...] = ()
-    n_after: int = 0
 
 
 class NotAConversationError(ValueError):
@@ -64,8 +44,13 @@ def is_transcript(text: str) -> bool:
     return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
 
 
-def parse_conversation(value: object) -> Conversation:
+def parse_conversation(value: object) -> tuple[Conversation, int]:
     """Return the conversation in a cell: messages, a list of user turns, JSON of either, or a transcript.
+
+    An assistant's turn at the end is how the reply is made to begin where it is marked so, and else a reply.
+
+    Returns:
+        The conversation, and how many turns after the user's last one are replies to it and not a part of it.
 
     Raises:
         NotAConversationError: when it is none, or has no user turn.
@@ -83,7 +68,10 @@ def parse_conversation(value: object) -> Conversation:
     last = max((place for place, turn in enumerate(turns) if turn.role == "user"), default=None)
     if last is None:
         raise NotAConversationError(f"expected a turn of the user, found {', '.join(turn.role for turn in turns[:5])}")
-    return Conversation(turns[last].content, tuple(turns[:last]), len(turns) - last - 1)
+    n_after = len(turns) - last - 1
+    begun = n_after == 1 and isinstance(value[-1], dict) and any(value[-1].get(key) is True for key in _PREFIX_KEYS)
+    prefix = turns[-1].content if begun else ""
+    return Conversation(turns[last].content, tuple(turns[:last]), prefix), 0 if begun else n_after
 
 
 def looks_like_messages(text: str) -> bool:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from refusal_core.conversations import COLUMN, SYSTEM, Conversation, Turn
 from refusal_core.errors import PromptError
 from refusal_core.prompts import delimited, json_files, tables
 from refusal_core.prompts.columns import (
     CONVERSATION_COLUMNS,
+    PREFIX_COLUMNS,
     SYSTEM_COLUMNS,
     TEXT_COLUMNS,
     find_column,
@@ -24,9 +26,7 @@ from refusal_core.prompts.columns import (
     shown,
 )
 from refusal_core.prompts.conversations import (
-    Conversation,
     NotAConversationError,
-    Turn,
     is_transcript,
     looks_like_messages,
     parse_conversation,
@@ -45,8 +45,9 @@ class PromptFile:
     """The prompts of one file.
 
     Attributes:
-        table: one row per prompt with the columns ``text, label, category, pair_id, note, origin``; all but the text
-            and where it is from may be missing (None).
+        table: one row per prompt with the columns ``text, conversation, label, category, pair_id, note, origin``; all
+            but the text and where it is from may be missing (None). ``conversation`` is
+            :meth:`.Conversation.to_json` where there is more to a prompt than its text.
         others: the columns of the file besides the text, row for row.
         labelling: where the labels are from, or why there are none.
         report: what the file was taken for.
@@ -59,8 +60,9 @@ class PromptFile:
 
     @property
     def list(self) -> pd.DataFrame:
-        """The texts in a column ``text``, and after it the other columns of the file."""
-        return pd.concat([self.table[["text"]], self.others], axis=1)
+        """The columns ``text``, ``conversation`` where there are any, and the file's columns besides the prompts."""
+        prompts = ["text", COLUMN] if self.table[COLUMN].notna().any() else ["text"]
+        return pd.concat([self.table[prompts], self.others], axis=1)
 
     def check_labels(self) -> None:
         """Raise PromptError when the file cannot be used as a labelled one."""
@@ -90,6 +92,14 @@ class _Prompt:
     text: str | None
     label: str | None = None
     pair_id: str | None = None
+    before: tuple[Turn, ...] = ()
+    prefix: str = ""
+
+    @property
+    def conversation(self) -> str | None:
+        """The conversation as JSON; None where the text is all of it."""
+        conversation = Conversation(str(self.text), self.before, self.prefix)
+        return None if conversation.is_single else conversation.to_json()
 
 
 @dataclass
@@ -100,7 +110,6 @@ class _Found:
     text_columns: tuple[str, ...]
     shape: str = ""
     pairs_from: str = ""
-    unread: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -178,8 +187,6 @@ def interpret(records: Records, choice: Choice = NOTHING_CHOSEN) -> PromptFile:
     found = _find_prompts(records, choice)
     prompts = [prompt for prompt in found.prompts if prompt.text is not None]
     _add(left_out, _WITHOUT_TEXT, [prompt.place for prompt in found.prompts if prompt.text is None])
-    for reason, places in found.unread.items():
-        _add(left_out, reason, places)
     labelling = _labelling(records, found, prompts, choice)
     skipped = [label == SKIPPED for label in labelling.labels]
     _add(left_out, "with a label to skip", [p.place for p, skip in zip(prompts, skipped, strict=True) if skip])
@@ -201,6 +208,7 @@ def interpret(records: Records, choice: Choice = NOTHING_CHOSEN) -> PromptFile:
     table = pd.DataFrame(
         {
             "text": [prompt.text for prompt in prompts],
+            COLUMN: pd.Series([prompt.conversation for prompt in prompts], dtype=object),
             "label": pd.Series(labelling.labels, dtype=object),
             **{name: pd.Series(values, dtype=object) for name, values in columns.items()},
             "origin": [f"{records.file}, {prompt.place}" for prompt in prompts],
@@ -216,7 +224,7 @@ def interpret(records: Records, choice: Choice = NOTHING_CHOSEN) -> PromptFile:
         meanings=labelling.meanings,
         other_columns=tuple(others),
         left_out=tuple(LeftOut(reason, tuple(places)) for reason, places in left_out.items()),
-        notes=(*records.notes, *found.notes),
+        notes=(*records.notes, *found.notes, *_context_notes(prompts)),
     )
     return PromptFile(table, _others(prompts, found.text_columns, records.columns), labelling, report)
 
@@ -245,8 +253,8 @@ def _find_prompts(records: Records, choice: Choice) -> _Found:
 
 def _from_texts(records: Records, column: str) -> _Found:
     joined = joined_column(records.columns, column) if records.has_columns else None
-    system = first_column(records.columns, SYSTEM_COLUMNS)
-    found = _Found([], (column,) if joined is None else (column, joined))
+    around = _Around.find(records, column)
+    found = _Found([], tuple(name for name in (column, joined, *around.columns) if name is not None))
     if joined is not None:
         found.notes.append(f"{joined} is a part of the prompt and joined to {column} where it is not empty")
     for place, row in zip(records.places, records.rows, strict=True):
@@ -254,16 +262,15 @@ def _from_texts(records: Records, column: str) -> _Found:
         if text is not None and joined is not None:
             rest = _text(row.get(joined), joined, records.file, place)
             text = text if rest is None else join(text, rest, joined)
-        if text is not None and system is not None and system != column and not is_missing(row.get(system)):
-            _add(found.unread, _reason(Conversation(text, (Turn("system", ""),))), [place])
-            continue
-        found.prompts.append(_Prompt(place, row, text))
+        before, prefix = around.before(row, place), around.prefix(row, place)
+        found.prompts.append(_Prompt(place, row, text, before=before, prefix=prefix))
     return found
 
 
 def _from_pairs(records: Records, harmful: str, harmless: str) -> _Found:
     """Return two prompts per row, which are a matched pair where both are there."""
-    found = _Found([], (harmful, harmless), "a column per label", "one per row")
+    around = _Around.find(records, harmful)
+    found = _Found([], (harmful, harmless, *around.columns), "a column per label", "one per row")
     for number, (place, row) in enumerate(zip(records.places, records.rows, strict=True), start=1):
         texts = {
             label: _text(row.get(column), column, records.file, place)
@@ -271,38 +278,82 @@ def _from_pairs(records: Records, harmful: str, harmless: str) -> _Found:
         }
         pair = str(number) if all(texts.values()) else None
         rest = {name: value for name, value in row.items() if name not in (harmful, harmless)}
-        found.prompts += [_Prompt(f"{place} ({label})", rest, text, label, pair) for label, text in texts.items()]
+        before, prefix = around.before(row, place), around.prefix(row, place)
+        found.prompts += [
+            _Prompt(f"{place} ({label})", rest, text, label, pair, before, prefix) for label, text in texts.items()
+        ]
     return found
 
 
 def _from_conversations(records: Records, column: str) -> _Found:
-    found = _Found([], (column,), "conversations")
-    system = first_column(records.columns, SYSTEM_COLUMNS)
+    around = _Around.find(records, column)
+    found = _Found([], (column, *around.columns), "conversations")
     with_replies = 0
     for place, row in zip(records.places, records.rows, strict=True):
         if is_missing(row.get(column)) or row.get(column) == []:
             found.prompts.append(_Prompt(place, row, None))
             continue
         try:
-            conversation = parse_conversation(row[column])
+            conversation, n_after = parse_conversation(row[column])
         except NotAConversationError as error:
             raise PromptError(f"{records.file}, {place}: {error}") from error
-        if system is not None and not is_missing(row.get(system)):
-            conversation = replace(conversation, before=(Turn("system", str(row[system])), *conversation.before))
-        if conversation.before:
-            _add(found.unread, _reason(conversation), [place])
-            continue
-        with_replies += conversation.n_after > 0
-        found.prompts.append(_Prompt(place, row, _text(conversation.prompt, column, records.file, place)))
+        with_replies += n_after > 0
+        found.prompts.append(
+            _Prompt(
+                place,
+                row,
+                _text(conversation.text, column, records.file, place),
+                before=(*around.before(row, place), *conversation.before),
+                prefix=around.prefix(row, place) or conversation.prefix,
+            )
+        )
     if with_replies:
         found.notes.append(f"replies after the user's turn are left out, in {with_replies} conversations")
     return found
 
 
-def _reason(conversation: Conversation) -> str:
-    if all(turn.role == "system" for turn in conversation.before):
-        return "with a system message of its own, which is not supported yet"
-    return "with turns before the user's last one, which are not supported yet"
+@dataclass(frozen=True)
+class _Around:
+    """The columns of a table that have a prompt's system message and the beginning of its reply."""
+
+    file: str
+    system_column: str | None
+    prefix_column: str | None
+
+    @classmethod
+    def find(cls, records: Records, text_column: str) -> _Around:
+        others = [
+            column
+            for column in records.columns
+            if records.has_columns
+            and column != text_column
+            and all(isinstance(cell, str) or is_missing(cell) for cell in (row.get(column) for row in records.rows))
+        ]
+        return cls(records.file, first_column(others, SYSTEM_COLUMNS), first_column(others, PREFIX_COLUMNS))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(column for column in (self.system_column, self.prefix_column) if column is not None)
+
+    def before(self, row: Row, place: str) -> tuple[Turn, ...]:
+        system = self._cell(row, self.system_column, place)
+        return (Turn(SYSTEM, system),) if system else ()
+
+    def prefix(self, row: Row, place: str) -> str:
+        return self._cell(row, self.prefix_column, place) or ""
+
+    def _cell(self, row: Row, column: str | None, place: str) -> str | None:
+        return None if column is None else _text(row.get(column), column, self.file, place)
+
+
+def _context_notes(prompts: Sequence[_Prompt]) -> list[str]:
+    """Return in how many prompts there is more than the user's turn, in words."""
+    counts = {
+        "a system message": sum(any(turn.role == SYSTEM for turn in prompt.before) for prompt in prompts),
+        "turns before the user's last one": sum(any(turn.role != SYSTEM for turn in p.before) for p in prompts),
+        "the beginning of the reply": sum(bool(prompt.prefix) for prompt in prompts),
+    }
+    return [f"prompts with {what}: {n}" for what, n in counts.items() if n]
 
 
 def _labelling(records: Records, found: _Found, prompts: Sequence[_Prompt], choice: Choice) -> Labelling:
@@ -311,7 +362,7 @@ def _labelling(records: Records, found: _Found, prompts: Sequence[_Prompt], choi
         labels = tuple(prompt.label for prompt in prompts)
         meanings = tuple(
             Meaning(column, label, labels.count(label))
-            for column, label in zip(found.text_columns, LABELS, strict=True)
+            for column, label in zip(found.text_columns[:2], LABELS, strict=True)
         )
         return Labelling(None, labels, meanings, in_words=True)
     rows, places = [prompt.row for prompt in prompts], [prompt.place for prompt in prompts]
@@ -335,11 +386,13 @@ def _optional(prompts: Sequence[_Prompt], column: str | None, name: str, file: s
 
 
 def _others(prompts: Sequence[_Prompt], text_columns: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """Return the columns besides the text, in the file's order; one that is called ``text`` is renamed."""
+    """Return the columns besides the text, in the file's order; one that is called as a column of ours is renamed."""
     kept = [column for column in columns if column not in text_columns]
     values = {column: [_plain(prompt.row.get(column)) for prompt in prompts] for column in kept}
     # As they are: a file may hold lone surrogates, which a column of texts cannot.
-    return pd.DataFrame(values, columns=kept, dtype=object).rename(columns={"text": "another text"})
+    return pd.DataFrame(values, columns=kept, dtype=object).rename(
+        columns={name: f"another {name}" for name in ("text", COLUMN)}
+    )
 
 
 def _plain(value: object) -> object:
@@ -380,7 +433,11 @@ def _add(reasons: dict[str, list[str]], reason: str, places: Iterable[str]) -> N
 
 def _check_unicode(file: str, prompts: Sequence[_Prompt]) -> None:
     """Raise PromptError for half a character: no model can be given it."""
-    broken = [prompt for prompt in prompts if any("\ud800" <= letter <= "\udfff" for letter in str(prompt.text))]
+
+    def said(prompt: _Prompt) -> str:
+        return Conversation(str(prompt.text), prompt.before, prompt.prefix).words
+
+    broken = [prompt for prompt in prompts if any("\ud800" <= letter <= "\udfff" for letter in said(prompt))]
     if broken:
         raise PromptError(
             f"{file}, {broken[0].place}: expected text in UTF-8, found half of a character, as where an emoji was cut "

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from refusal_core.conversations import COLUMN as CONVERSATION
+from refusal_core.conversations import prompts_of, words_of
 from refusal_core.errors import PromptError
 from refusal_core.options import MINIMUM_PER_LABEL
 from refusal_core.prompts.bundled import BUNDLED, CONTRAST_SETS, TRANSFER_SETS, read_bundled
@@ -24,7 +26,7 @@ from refusal_core.prompts.reading import OPTIONAL_COLUMNS, PromptFile, read_prom
 from refusal_core.prompts.records import TABLE_ENDINGS, TEXT_ENDINGS, stem
 from refusal_core.prompts.report import PromptReport, describe
 
-COLUMNS = ("prompt_id", "text", "label", "category", "pair_id", "source", "note")
+COLUMNS = ("prompt_id", "text", CONVERSATION, "label", "category", "pair_id", "source", "note")
 PROMPT_ID = re.compile(r"[0-9a-f]{12}")
 
 DETECTED = "detected-"
@@ -47,8 +49,9 @@ class PromptSet:
     Attributes:
         name: bundled name, file stem or dataset ids; shown on screen and part of a run's name.
         revision: commit of each hub dataset, joined by ``+``; ``None`` for local and bundled sets.
-        table: one row a prompt with the columns ``prompt_id, text, label, category, pair_id, source, note, origin``;
-            ``category``, ``pair_id`` and ``note`` may be missing (None); ``origin`` is what errors call the row.
+        table: one row a prompt with the columns ``prompt_id, text, conversation, label, category, pair_id, source,
+            note, origin``; ``conversation``, ``category``, ``pair_id`` and ``note`` may be missing (None); ``origin``
+            is what errors call the row.
         reports: what each source was taken for; none for a set that a run holds.
     """
 
@@ -74,8 +77,10 @@ class PromptSet:
 
     @property
     def sha256(self) -> str:
-        """Digest of everything a result depends on: texts, labels, categories and pairs, in order."""
-        content = self.table[["text", "label", "category", "pair_id"]].astype(object)
+        """Digest of everything a result depends on: prompts, labels, categories and pairs, in order."""
+        # Sets without conversations keep the digest that they had before there were any.
+        later = [name for name in (CONVERSATION,) if name in self.table and self.table[name].notna().any()]
+        content = self.table[["text", "label", "category", "pair_id", *later]].astype(object)
         rows = content.where(content.notna(), None).to_numpy().tolist()
         return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
@@ -114,9 +119,13 @@ class _Part:
     label: str | None = None
 
 
-def prompt_id(text: str) -> str:
-    """A prompt's identity across runs: the first twelve hex digits of its text's SHA-256, blanks around it left out."""
-    return hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest()[:12]
+def prompt_id(text: str, conversation: str | None = None) -> str:
+    """A prompt's identity across runs: the first twelve hex digits of a SHA-256.
+
+    It is that of the text, blanks around it left out, or that of the conversation where there is more to a prompt.
+    """
+    content = text.strip() if conversation is None else conversation
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def load_contrast_set(source: str, limit: int | None = None, choice: Choice = NOTHING_CHOSEN) -> PromptSet:
@@ -272,11 +281,12 @@ def _name(source: str) -> str:
 
 def _table(given: pd.DataFrame, source: str) -> pd.DataFrame:
     table = pd.DataFrame({"text": given["text"], "label": given["label"]}).reset_index(drop=True)
-    table["prompt_id"] = [prompt_id(text) for text in table["text"]]
     table["source"] = source
-    for optional in OPTIONAL_COLUMNS:
+    for optional in (CONVERSATION, *OPTIONAL_COLUMNS):
         values = given[optional] if optional in given else [None] * len(given)
         table[optional] = pd.Series([value or None for value in values], dtype=object)
+    identities = zip(table["text"], table[CONVERSATION], strict=True)
+    table["prompt_id"] = [prompt_id(text, conversation) for text, conversation in identities]
     return table[list(COLUMNS)]
 
 
@@ -289,11 +299,13 @@ def _is_file(source: str) -> bool:
 
 
 def _check_texts(prompts: PromptSet) -> None:
-    """Raise PromptError where a text comes twice: it would be in two folds at once."""
+    """Raise PromptError where a prompt comes twice: it would be in two folds at once."""
     table = prompts.table
     first: dict[str, int] = {}
-    for row, (text, label, origin) in enumerate(zip(table["text"], table["label"], table["origin"], strict=True)):
-        before = first.setdefault(text.strip(), row)
+    for row, (identity, label, origin) in enumerate(
+        zip(table["prompt_id"], table["label"], table["origin"], strict=True)
+    ):
+        before = first.setdefault(identity, row)
         if before == row:
             continue
         file = origin.rpartition(", row ")[0]
@@ -339,19 +351,28 @@ def _with_detected_pairs(prompts: PromptSet) -> PromptSet:
     Twins that are split between folds make each other's label the wrong one: ten such pairs gave a cross-fitted d of
     -0.33 that is 2.10 with the pairs kept together.
     """
-    # scikit-learn, on which this rests, takes seconds to import; a file that cannot be read is refused without.
-    from refusal_core.analysis.texts import near_duplicates
-
     table = prompts.table
     if table["pair_id"].notna().any():
         return prompts
     rows, other_rows = (np.flatnonzero(table["label"].eq(label)) for label in LABELS)
-    texts = table["text"].tolist()
-    pairs = near_duplicates([texts[row] for row in rows], [texts[row] for row in other_rows], _ALIKE)
+    pairs = _near_pairs(table["text"].tolist(), rows, other_rows)
+    if table[CONVERSATION].notna().any():
+        # One system message before all prompts would make them all alike, and "Go on." twins of strangers.
+        said = [words_of(prompt) for prompt in prompts_of(table)]
+        alike = set(_near_pairs(said, rows, other_rows))
+        pairs = [pair for pair in pairs if pair in alike]
     pair_id = table["pair_id"].to_numpy(object, copy=True)
-    for number, (place, other_place) in enumerate(pairs, start=1):
-        pair_id[[rows[place], other_rows[other_place]]] = f"{DETECTED}{number}"
+    for number, pair in enumerate(pairs, start=1):
+        pair_id[list(pair)] = f"{DETECTED}{number}"
     return replace(prompts, table=table.assign(pair_id=pair_id))
+
+
+def _near_pairs(texts: list[str], rows: np.ndarray, other_rows: np.ndarray) -> list[tuple[int, int]]:
+    # scikit-learn, on which this rests, takes seconds to import; a file that cannot be read is refused without.
+    from refusal_core.analysis.texts import near_duplicates
+
+    found = near_duplicates([texts[row] for row in rows], [texts[row] for row in other_rows], _ALIKE)
+    return [(int(rows[place]), int(other_rows[other_place])) for place, other_place in found]
 
 
 def _limited(prompts: PromptSet, limit: int) -> PromptSet:

@@ -51,7 +51,7 @@ class Run:
         """One row per prompt, fitted ones first.
 
         The columns are ``prompt_id, text, label, category, pair_id, source, note, fitted, n_tokens, first_token,
-        refusal_log_odds``.
+        refusal_log_odds``, and ``conversation`` where there are any; see :func:`refusal_core.conversations.prompts_of`.
         """
         return self.tables.prompts.copy(deep=False)
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
 from refusal_core.analysis.directions import Directions
+from refusal_core.conversations import prompts_of
 from refusal_core.runs.migrations import migrated_layer_stats
 
 MANIFEST = "manifest.json"
@@ -138,6 +139,7 @@ def _check_prompts(prompts: pd.DataFrame) -> None:
         pd.api.types.is_string_dtype(prompts[name]) and prompts[name].notna().all()
         for name in ("prompt_id", "text", "label", "source")
     )
+    prompts_of(prompts)  # raises for a conversation that is none
     numbers = all(pd.api.types.is_numeric_dtype(prompts[name]) for name in _PROMPT_NUMBERS)
     if not texts or not numbers or not pd.api.types.is_bool_dtype(prompts["fitted"]):
         raise ValueError(f"{PROMPTS} has other kinds of values than prompts have")

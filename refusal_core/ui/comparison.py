@@ -18,6 +18,7 @@ from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import Run
 from refusal_core.sites import relative_depth
 from refusal_core.ui import address
+from refusal_core.ui.conversations import prompt_in_full
 from refusal_core.ui.frame import described_runs, listed, shared_run
 from refusal_core.ui.glossary import meaning_of, name_of
 from refusal_core.ui.layout import chart, csv_button, identity, own_figure, sentences, show_error
@@ -264,7 +265,7 @@ def chosen_prompt(compared: list[Side], site: int) -> None:
     prompt = side.run.prompts.loc[row]
     st.subheader("The chosen prompt", anchor=False)
     st.caption(plain(f"{prompt['label']} · {prompt['source']}"))
-    st.code(prompt["text"], language=None, wrap_lines=True)
+    prompt_in_full(prompt)
     lacking = [side.letter for side, row in zip(compared, rows, strict=True) if row is None]
     if lacking:
         st.caption(f"Not among the prompts of {', '.join(lacking)}.")

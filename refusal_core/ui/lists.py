@@ -13,11 +13,14 @@ import pandas as pd
 import streamlit as st
 
 from refusal_core.activations.packing import group_by_length
+from refusal_core.conversations import COLUMN as CONVERSATION
+from refusal_core.conversations import prompts_of
 from refusal_core.errors import PromptError, RefusalError
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.reading import read_prompts
 from refusal_core.runs.run import Run
 from refusal_core.ui.background import duration
+from refusal_core.ui.conversations import written_out
 from refusal_core.ui.layout import show_error
 from refusal_core.ui.model import OneModel, OpenRun, T, one_model
 from refusal_core.ui.scores import score_table
@@ -41,7 +44,7 @@ class ListScoring:
     """A list that is being scored: a thread that asks the shared model for one slice after another, and its results.
 
     Attributes:
-        texts: the prompts.
+        prompts: texts and conversations.
         columns: the other columns of the file, a row per prompt.
         scores: the score per prompt, ``None`` until there is one.
         refused: why a prompt has none, by its position.
@@ -56,11 +59,11 @@ class ListScoring:
             model: that all visitors share.
             run: the prompts are scored on.
             source: where the run's model is.
-            prompts: with a column ``text``.
+            prompts: with a column ``text``; see :func:`refusal_core.conversations.prompts_of`.
         """
-        texts = prompts["text"].tolist()
-        self.texts, self.columns = texts, prompts.drop(columns="text")
-        self.scores: list[Score | None] = [None] * len(texts)
+        self.prompts = prompts_of(prompts)
+        self.columns = prompts.drop(columns=["text", CONVERSATION], errors="ignore")
+        self.scores: list[Score | None] = [None] * len(prompts)
         self.refused: dict[int, str] = {}
         self.state = "running"
         self.message = ""
@@ -83,7 +86,7 @@ class ListScoring:
     def seconds_left(self) -> float | None:
         """Estimated from the scores so far; ``None`` while there are none."""
         scored = sum(score is not None for score in self.scores)
-        return (time.monotonic() - self._begun) / scored * (len(self.texts) - self.done) if scored else None
+        return (time.monotonic() - self._begun) / scored * (len(self.prompts) - self.done) if scored else None
 
     @property
     def seconds_waiting(self) -> float:
@@ -102,9 +105,9 @@ class ListScoring:
     def _work(self) -> None:
         state, message = "failed", "It failed for an unknown reason; see the server's log."
         try:
-            n_tokens = np.zeros(len(self.texts), dtype=int)
-            for start in range(0, len(self.texts), _ENCODED_PER_TURN):
-                part = range(start, min(start + _ENCODED_PER_TURN, len(self.texts)))
+            n_tokens = np.zeros(len(self.prompts), dtype=int)
+            for start in range(0, len(self.prompts), _ENCODED_PER_TURN):
+                part = range(start, min(start + _ENCODED_PER_TURN, len(self.prompts)))
                 n_tokens[part] = self._ask(partial(self._lengths, part))
             prefix = self._ask(lambda opened: opened.scorer.reader.prefix_tokens)
             accepted = np.flatnonzero(n_tokens)
@@ -128,13 +131,17 @@ class ListScoring:
         return [self._length(row, opened) for row in rows]
 
     def _scores(self, rows: Sequence[int], opened: OpenRun) -> list[Score]:
-        return opened.scorer.score_ends([self.texts[row] for row in rows])
+        return opened.scorer.score_ends([self.prompts[row] for row in rows])
 
     def _length(self, row: int, opened: OpenRun) -> int:
         """Count the tokens of a prompt with its template; 0 for one that is refused."""
         try:
-            return len(opened.scorer.encode(self.texts[row]))
-        except PromptError as error:
+            opened.scorer.encode(self.prompts[row], with_prefix=True)
+            return len(opened.scorer.encode(self.prompts[row]))
+        except RefusalError as error:
+            if not isinstance(error, PromptError) and isinstance(self.prompts[row], str):
+                raise
+            # The template may take this conversation's turns no more than the token limit takes a long text.
             self.refused[row] = str(error)
             return 0
 
@@ -213,7 +220,7 @@ def list_progress(job: ListScoring) -> None:
             st.rerun()
         left = job.seconds_left
         state = f"waiting for {duration(job.seconds_waiting)}" if left is None else f"about {duration(left)} left"
-        st.progress(job.done / len(job.texts), text=f"{job.done} of {len(job.texts)} prompts, {state}")
+        st.progress(job.done / len(job.prompts), text=f"{job.done} of {len(job.prompts)} prompts, {state}")
         waits = job.message or ("Counting tokens …" if left is None else "Scored between other visitors' prompts.")
         st.caption("Stopping as soon as the model has answered …" if job.stopping else waits)
         st.button("Stop", icon=":material/stop:", key="live_list_stop", on_click=job.cancel, disabled=job.stopping)
@@ -226,7 +233,7 @@ def list_results(run: Run, job: ListScoring, site: int) -> None:
     """Show the results of a list as a table, with the reasons for prompts without a score."""
     scored = [score for score in job.scores if score is not None]
     columns = job.columns[[score is not None for score in job.scores]]
-    summary = f"{len(scored)} of {len(job.texts)} prompts scored"
+    summary = f"{len(scored)} of {len(job.prompts)} prompts scored"
     if job.state == "stopped":
         st.info(f"Stopped: {summary}.", icon=":material/stop:")
     elif job.state == "failed":
@@ -242,7 +249,7 @@ def list_results(run: Run, job: ListScoring, site: int) -> None:
         st.markdown("##### Not scored")
         st.dataframe(
             {
-                "prompt": [job.texts[row][:1000] for row in sorted(job.refused)],
+                "prompt": [written_out(job.prompts[row])[:1000] for row in sorted(job.refused)],
                 "why": [job.refused[row] for row in sorted(job.refused)],
             },
             hide_index=True,

@@ -21,6 +21,7 @@ from refusal_core.prompts.sets import PROMPT_ID
 from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.clicks import on_point
+from refusal_core.ui.conversations import prompt_in_full
 from refusal_core.ui.layout import chart, csv_button, raw_units
 from refusal_core.ui.selection import chosen_row
 from refusal_core.ui.streamlit_internals import select_rows
@@ -308,7 +309,7 @@ def _course(run: Run, row: int, name: str, dash: str) -> Course:
 def _quoted(run: Run, row: int, lead: str) -> None:
     prompt = run.prompts.loc[row]
     st.text(f"{lead}{prompt['label']} · {prompt['source']}")
-    st.code(prompt["text"], language=None, wrap_lines=True)
+    prompt_in_full(prompt)
     if not pd.isna(prompt["note"]):
         st.text(prompt["note"])
 

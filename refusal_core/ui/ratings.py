@@ -10,11 +10,13 @@ import streamlit as st
 from refusal_core.annotations import raters, ratings
 from refusal_core.annotations.answers import MOST_BYTES
 from refusal_core.annotations.ratings import Ratings
+from refusal_core.conversations import prompts_of
 from refusal_core.errors import RefusalError
 from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import ratings as figures
 from refusal_core.runs.run import Run
 from refusal_core.ui import address
+from refusal_core.ui.conversations import written_out
 from refusal_core.ui.glossary import meaning_of, name_of
 from refusal_core.ui.layout import chart, sentences, show_error
 from refusal_core.ui.numbers import numbers_table
@@ -155,7 +157,8 @@ def rate_prompts(run: Run, name: str) -> None:
     except RefusalError as error:
         show_error("Your earlier ratings cannot be read.", error)
         st.stop()
-    texts = run.prompts.loc[raters.order(run, name)].set_index("prompt_id")["text"]
+    prompts = run.prompts.loc[raters.order(run, name)]
+    texts = pd.Series([written_out(prompt) for prompt in prompts_of(prompts)], index=prompts["prompt_id"])
     done = [prompt_id for prompt_id in given.index if prompt_id in texts.index]
     st.progress(len(done) / len(texts), text=f"{len(done)} of {len(texts)} rated")
     if failed := st.session_state.pop(_FAILED, None):

@@ -10,6 +10,7 @@ import streamlit as st
 
 from refusal_core.pipeline.scoring import Score
 from refusal_core.runs.run import Run
+from refusal_core.ui.conversations import written_out
 from refusal_core.ui.glossary import meaning_of
 from refusal_core.ui.numbers import whole
 
@@ -34,7 +35,7 @@ def score_table(
     """
     table = pd.DataFrame(
         {
-            "prompt": [score.text for score in scores],
+            "prompt": [written_out(score.prompt) for score in scores],
             "projection": [score.projection[site] for score in scores],
             "percentile, harmful": [whole(score.percentile["harmful"][site]) for score in scores],
             "percentile, harmless": [whole(score.percentile["harmless"][site]) for score in scores],

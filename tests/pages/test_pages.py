@@ -597,7 +597,7 @@ class FakeScorer:
     def __init__(self, run) -> None:
         self.run = run
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, with_prefix: bool = False) -> list[int]:
         return [0] * len(text)
 
     def score_ends(self, texts: list[str]) -> list[Score]:
@@ -606,7 +606,7 @@ class FakeScorer:
     def score(self, text: str) -> Score:
         projection = self.run.projections[len(text) % 10]
         return Score(
-            text=text,
+            prompt=text,
             projection=projection,
             percentile={"harmful": projection * 0 + 10, "harmless": projection * 0 + 90},
             refusal_log_odds=float(len(text)),

@@ -55,6 +55,7 @@ TEN_AND_TEN = [
     "no_header.csv",
     "nul.csv",
     "openai_messages.jsonl",
+    "openai_messages_system.jsonl",
     "paired_columns.csv",
     "plain.parquet",
     "rows.feather",
@@ -97,7 +98,6 @@ NOT_READ = {
     "surrogate.jsonl": r"row 1: .*half of a character.*take it out",
     "prompts.yaml": r"expected a file ending in .csv, .*save its content as json",
     "big.parquet": r"at most 64 MB of prompts, found 3,355 MB",
-    "openai_messages_system.jsonl": r"20 rows with a system message of its own, which is not supported yet: row 1",
 }
 NO_CONTRAST = {
     "third_label.csv": r"row 21: expected a label such as .*found 'controversial'; say what it means",

@@ -4,43 +4,43 @@ import json
 
 import pytest
 
+from refusal_core.conversations import Conversation, Turn, prompts_of
 from refusal_core.errors import PromptError
-from refusal_core.prompts.conversations import (
-    Conversation,
-    NotAConversationError,
-    Turn,
-    is_conversation,
-    parse_conversation,
-)
+from refusal_core.prompts.conversations import NotAConversationError, is_conversation, parse_conversation
 from refusal_core.prompts.reading import read_prompts
+from refusal_core.prompts.sets import load_contrast_set
 
 USER, REPLY = {"role": "user", "content": "Ask."}, {"role": "assistant", "content": "No."}
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 @pytest.mark.parametrize(
-    ("value", "conversation"),
+    ("value", "conversation", "n_after"),
     [
-        ([USER], Conversation("Ask.")),
-        ([USER, REPLY], Conversation("Ask.", n_after=1)),
-        ([SYSTEM, USER], Conversation("Ask.", (Turn("system", "Be brief."),))),
-        ([{"from": "human", "value": "Ask."}, {"from": "gpt", "value": "No."}], Conversation("Ask.", n_after=1)),
-        (["One?", "Two?"], Conversation("Two?", (Turn("user", "One?"),))),
-        ([USER, REPLY, USER], Conversation("Ask.", (Turn("user", "Ask."), Turn("assistant", "No.")))),
-        (json.dumps([USER]), Conversation("Ask.")),
-        ("\n\nHuman: Ask.\n\nTwice.\n\nAssistant: No.", Conversation("Ask.\n\nTwice.", n_after=1)),
+        ([USER], Conversation("Ask."), 0),
+        ([USER, REPLY], Conversation("Ask."), 1),
+        ([USER, {**REPLY, "prefix": True}], Conversation("Ask.", prefix="No."), 0),
+        ([USER, REPLY, {**REPLY, "prefix": True}], Conversation("Ask."), 2),
+        ([SYSTEM, USER], Conversation("Ask.", (Turn("system", "Be brief."),)), 0),
+        ([{"from": "human", "value": "Ask."}, {"from": "gpt", "value": "No."}], Conversation("Ask."), 1),
+        (["One?", "Two?"], Conversation("Two?", (Turn("user", "One?"),)), 0),
+        ([USER, REPLY, USER], Conversation("Ask.", (Turn("user", "Ask."), Turn("assistant", "No."))), 0),
+        (json.dumps([USER]), Conversation("Ask."), 0),
+        ("\n\nHuman: Ask.\n\nTwice.\n\nAssistant: No.", Conversation("Ask.\n\nTwice."), 1),
         (
             "\n\nHuman: One?\n\nAssistant: No.\n\nHuman: Two?\n\nAssistant: No.",
-            Conversation("Two?", (Turn("user", "One?"), Turn("assistant", "No.")), 1),
+            Conversation("Two?", (Turn("user", "One?"), Turn("assistant", "No."))),
+            1,
         ),
         (
             [{"role": "user", "content": [{"type": "text", "text": "A"}, {"type": "text", "text": "sk."}]}],
             Conversation("Ask."),
+            0,
         ),
     ],
 )
-def test_a_conversation_ends_with_its_last_user_turn(value, conversation):
-    assert parse_conversation(value) == conversation
+def test_a_conversation_ends_with_its_last_user_turn_or_the_beginning_of_the_reply(value, conversation, n_after):
+    assert parse_conversation(value) == (conversation, n_after)
 
 
 @pytest.mark.parametrize(
@@ -72,21 +72,94 @@ def lines(rows: list[dict]) -> bytes:
     return "\n".join(map(json.dumps, rows)).encode()
 
 
-def test_what_is_not_supported_yet_is_left_out_and_said():
+def test_a_conversation_is_read_with_its_system_message_and_its_earlier_turns():
     rows = [{"messages": turns} for turns in ([USER], [SYSTEM, USER], [USER, REPLY, USER], [USER, REPLY])]
-    report = read_prompts(lines(rows), "chat.jsonl").report
-    assert report.n_prompts == 2
-    assert [str(left_out) for left_out in report.left_out] == [
-        "1 row with a system message of its own, which is not supported yet: row 2",
-        "1 row with turns before the user's last one, which are not supported yet: row 3",
+    found = read_prompts(lines(rows), "chat.jsonl")
+    assert prompts_of(found.table) == [
+        "Ask.",
+        Conversation("Ask.", (Turn("system", "Be brief."),)),
+        Conversation("Ask.", (Turn("user", "Ask."), Turn("assistant", "No."))),
+        "Ask.",
+    ]
+    assert found.report.left_out == ()
+    assert found.report.notes == (
+        "replies after the user's turn are left out, in 1 conversations",
+        "prompts with a system message: 1",
+        "prompts with turns before the user's last one: 1",
+    )
+
+
+def test_a_system_message_and_the_beginning_of_the_reply_may_have_columns_of_their_own():
+    rows = [
+        {"system_prompt": "Be brief.", "question": "One?", "prefill": "Sure"},
+        {"system_prompt": "", "question": "Two?", "prefill": None},
+    ]
+    found = read_prompts(lines(rows), "a.jsonl")
+    assert prompts_of(found.table) == [Conversation("One?", (Turn("system", "Be brief."),), "Sure"), "Two?"]
+    assert found.report.text_columns == ("question", "system_prompt", "prefill")
+    assert found.list.columns.tolist() == ["text", "conversation"]
+
+
+def test_a_column_of_numbers_is_no_beginning_of_a_reply():
+    found = read_prompts(lines([{"prefix": 43, "text": "Ask."}]), "a.jsonl")
+    assert prompts_of(found.table) == ["Ask."]
+    assert found.report.other_columns == ("prefix",)
+
+
+def test_a_column_per_label_shares_the_row_s_system_message():
+    rows = [{"system": "Be brief.", "harmful": "Pick a lock.", "harmless": "Bake a cake."}] * 2
+    system = (Turn("system", "Be brief."),)
+    assert prompts_of(read_prompts(lines(rows), "a.jsonl").table)[:2] == [
+        Conversation("Pick a lock.", system),
+        Conversation("Bake a cake.", system),
     ]
 
 
-def test_a_system_message_in_a_column_of_its_own_is_not_dropped():
-    rows = [{"system_prompt": "Be brief.", "question": "One?"}, {"system_prompt": "", "question": "Two?"}]
-    report = read_prompts(lines(rows), "a.jsonl").report
-    assert report.n_prompts == 1
-    assert report.left_out[0].places == ("row 1",)
+@pytest.mark.parametrize(
+    "conversation",
+    [
+        Conversation("Ask."),
+        Conversation("Ask.", (Turn("system", "Kürze."), Turn("user", "\n"), Turn("assistant", ""))),
+        Conversation("Ask.", prefix=" Sure, "),
+    ],
+)
+def test_a_conversation_comes_back_from_json(conversation):
+    assert Conversation.from_json(conversation.to_json()) == conversation
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7", "[]", "{}", "null", '[{"role": "user"}]', '[{"role": "tool", "content": "x"}]', "[" * 100_000]
+)
+def test_json_that_is_no_conversation_is_said(text):
+    with pytest.raises(PromptError, match="expected a conversation as a list of messages"):
+        Conversation.from_json(text)
+
+
+def test_one_text_under_two_system_messages_is_two_prompts(tmp_path):
+    rows = [
+        {"system": system, "text": f"Ask {number}.", "label": label}
+        for number in range(8)
+        for system, label in (("Be evil.", "harmful"), ("Be kind.", "harmless"))
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(rows))
+    prompts = load_contrast_set(str(path))
+    assert prompts.table["prompt_id"].is_unique
+    path.write_bytes(lines([*rows, rows[3]]))
+    with pytest.raises(PromptError, match="row 17: the text of row 4 again"):
+        load_contrast_set(str(path))
+    path.write_bytes(lines([row | {"system": "Be quick."} if row["label"] == "harmful" else row for row in rows]))
+    assert load_contrast_set(str(path)).sha256 != prompts.sha256
+
+
+def test_what_all_prompts_have_before_them_makes_no_twins(tmp_path):
+    path = tmp_path / "a.jsonl"
+    system = "You are a helpful assistant that answers in one sentence, politely and without any doubt."
+    asked = (*((f"Pick lock {n}.", "harmful") for n in range(8)), *((f"Bake cake {n}.", "harmless") for n in range(8)))
+    path.write_bytes(lines([{"system": system, "text": text, "label": label} for text, label in asked]))
+    assert load_contrast_set(str(path)).n_detected_pairs == 0
+    path.write_bytes(lines([{"turns": [text, "Go on."], "label": label} for text, label in asked]))
+    assert load_contrast_set(str(path)).n_detected_pairs == 0
 
 
 def test_one_conversation_is_one_prompt():
