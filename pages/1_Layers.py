@@ -1,22 +1,22 @@
-"""Scrub through the layers: linked panels, the layer's numbers, and the curves over all layers."""
+"""Scrub through the layers: a ridgeline of all of them, one of them large, and prompts to keep an eye on."""
 
 from __future__ import annotations
 
 import streamlit as st
 
+from refusal_core.ui import address
 from refusal_core.ui.frame import frame
-from refusal_core.ui.layers import at_this_layer, linked_panels, panel_options, side_by_side
+from refusal_core.ui.layers import instrument, over_layers, panel_options, side_by_side
 
 run = frame(
-    "Layers",
-    "Every prompt's projection on the direction, layer by layer: drag the slider, press play, or use the arrow keys.",
+    "Layers", "Projections on the direction, layer by layer: drag on the ridgeline, press Play, or use arrow keys."
 )
-linked_panels(run, panel_options(run))
+instrument(run, panel_options(run))
 st.caption(
-    "Bars and curves: the prompts the direction was fitted on. Vertical lines: the two means. Shaded: the band in "
-    "which both labels are plausible, from the 5th percentile of the harmful to the 95th of the harmless prompts. "
-    "Points: of each label every layer's lowest and highest prompt and an even choice of the others; click one to "
-    "follow it over the layers."
+    "Ridgeline: all layers, in standard deviations, harmful in orange. Panel: the prompts the direction was fitted on; "
+    "vertical lines: the two means; shaded: the band in which both labels are plausible. Of each label the panels of "
+    "points draw an even choice of prompts with every layer's lowest and highest."
 )
-at_this_layer(run)
+over_layers(run, int(address.view().site or 0))
 side_by_side(run)
+address.write()

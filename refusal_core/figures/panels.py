@@ -1,10 +1,10 @@
-"""Linked panels one can scrub through: all show the same site, and the browser moves them by itself."""
+"""Panels of projections at one site, with a slider by which the browser moves them through the sites."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import cycle
 from typing import Any
 
@@ -15,7 +15,6 @@ from plotly.subplots import make_subplots
 
 from refusal_core.analysis.effect_sizes import plausible_band
 from refusal_core.exploration.outliers import standardised
-from refusal_core.figures.courses import Course, course_traces
 from refusal_core.figures.plotly_internals import Uncopied, encoded, layout_of
 from refusal_core.figures.style import (
     ACCENT,
@@ -30,28 +29,39 @@ from refusal_core.figures.style import (
     bars_of,
     dress,
     safe,
-    site_axis,
     translucent,
 )
 from refusal_core.runs.run import Run
 from refusal_core.sites import site_short
 
-PANELS = {"histogram": "histogram", "cumulative": "cumulative", "box": "box", "sorted": "sorted prompts"}
+PANELS = {
+    "histogram": "histogram",
+    "cumulative": "cumulative",
+    "box": "box",
+    "sorted": "sorted prompts",
+    "map": "map",
+}
+"""The panels and their names. The map, of the first two principal components, needs the run's evidence."""
+DISTRIBUTIONS = ("histogram", "cumulative", "box", "sorted")
+"""The panels that every run has."""
 AXES = {
     "own": "each layer's own",
     "same": "same at all layers",
     "standardised": "same, in standard deviations",
 }
-"""What the panels' axes span, and the unit of projections."""
+"""The span of the panels' axes, and the unit of projections."""
 
 BINS, SAME_BINS = 40, 80
+MAP_POINTS = 150
+"""The most prompts of a label that the map draws; of more, an even choice."""
 POINTS = 60
-"""Prompts of a label drawn as points of their own, so that the browser keeps up; of more, a sample with extremes."""
+"""The most prompts of a label that are drawn as points: all, or a sample with extremes, for the browser's sake."""
 LEVELS = 200
-"""Points of a curve over the prompts of a label; of fewer prompts, each is one."""
+"""The most points of a curve over the prompts of a label."""
 
 _LABELS = ("harmful", "harmless")
-_SYMBOLS = ("star", "diamond", "square", "cross", "hexagram", "x")
+SYMBOLS = ("star", "diamond", "square", "cross", "hexagram", "x")
+"""Marks of pinned prompts, in the order of :data:`refusal_core.figures.style.LINE_COLOURS`."""
 _HEADLINE, _LEFT, _STEP_MS = 76, 66, 400
 _AT_ONCE = {"mode": "immediate", "transition": {"duration": 0}}
 _HEIGHT = {False: 250, True: 230}
@@ -72,44 +82,44 @@ class _Trace:
 def linked(
     run: Run,
     site: int,
-    panels: Sequence[str] = tuple(PANELS),
+    panels: Sequence[str] = DISTRIBUTIONS,
     sources: Sequence[str] = (),
     axes: str = "own",
     followed: Sequence[int] = (),
     stacked: bool = False,
     framed: bool = True,
 ) -> go.Figure:
-    """The projections at one site in one or more panels, with a slider over the sites, play and pause.
+    """Return the projections at one site in one or more panels, with a slider over the sites, play and pause.
 
     Points carry the prompt's row in the run as ``customdata[0]``. However many prompts a run has, a panel holds at most
-    :data:`POINTS` points and :data:`LEVELS` steps of a curve a label, so that the figure stays small.
+    :data:`POINTS` points and :data:`LEVELS` steps of a curve per label, so that the figure stays small.
 
     Args:
         run: the run.
         site: shown at first.
         panels: of :data:`PANELS`.
-        sources: transfer sets drawn as outlines and curves beside the contrast set.
+        sources: transfer sets drawn over the contrast set, as outlines and curves.
         axes: of :data:`AXES`.
-        followed: rows of prompts that are marked in the panels and whose course over the layers is drawn below them.
+        followed: rows of prompts that are marked in the panels.
         stacked: one panel above the other, for narrow screens.
-        framed: the figure moves by itself, by a Plotly frame a site. Plotly draws a frame that moves axes three times:
-            its curves, then its axes, then all of it. Otherwise the slider has the numbers of the sites and sets them
-            by one update, and Play and Pause only tell the page, which plays them, that they were clicked.
+        framed: the figure moves by itself, by a Plotly frame per site. Plotly draws a frame that moves axes three
+            times: its curves, then its axes, then all of it. Otherwise the slider holds the numbers of the sites and
+            sets them by one update, and Play and Pause only report to the page that they were clicked.
     """
     panels = tuple(panel for panel in PANELS if panel in panels)
     shown = _Shown(run, axes, tuple(sources))
-    makers = {"histogram": _histogram, "cumulative": _cumulative, "box": _box, "sorted": _sorted}
+    makers = {"histogram": _histogram, "cumulative": _cumulative, "box": _box, "sorted": _sorted, "map": _map}
     traces = [trace for panel in panels for trace in (*makers[panel](shown), *_followed(panel, shown, followed))]
-    # All of it is plain data until the end: a figure that is changed checks itself again, which takes most of the time.
-    layout, refs = _grid(panels, bool(followed), stacked, shown.scaled)
+    # Plain data until the end: a figure that is changed checks itself again, which takes most of the time.
+    layout, refs = _grid(panels, stacked, shown.scaled)
     frames: list[dict[str, Any]] = [
         {
-            "name": str(each),
-            "data": [{"type": trace.still["type"], **trace.at(each)} for trace in traces],
+            "name": str(at),
+            "data": [{"type": trace.still["type"], **trace.at(at)} for trace in traces],
             "traces": list(range(len(traces))),
-            "layout": _layout(shown, each, refs),
+            "layout": _layout(shown, at, refs),
         }
-        for each in range(run.n_sites)
+        for at in range(run.n_sites)
     ]
     data = [{**trace.still, **trace.at(site), **_on(refs[trace.panel])} for trace in traces]
     if framed:
@@ -118,15 +128,13 @@ def linked(
     else:
         steps = [{"method": "update", "args": _update(data, frame)} for frame in frames]
     layout = _changed(layout, frames[site]["layout"])
-    layout = _changed(layout, _controls(run, site, stacked, steps, "animate" if framed else "skip"))
-    if followed:
-        data += [{**trace, **_on(refs["course"])} for trace in _courses(run, followed)]
-        layout = _changed(layout, {_axis(refs["course"][0]): site_axis(run)})
+    buttons = 0.36 if stacked else 0.25 if len(panels) == 1 else 0.13
+    layout = _changed(layout, _controls(run, site, buttons, steps, "animate" if framed else "skip"))
     return go.Figure(data, layout, frames if framed else None)
 
 
 def _changed(layout: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The layout with some settings replaced; a part that is given keeps what else it has."""
+    """Return the layout with some settings replaced; other settings of a part stay."""
     parts = {name: {**layout.get(name, {}), **part} for name, part in changes.items() if isinstance(part, dict)}
     return {**layout, **changes, **parts}
 
@@ -136,12 +144,12 @@ def _on(refs: tuple[str, str]) -> dict[str, str]:
 
 
 def _axis(ref: str) -> str:
-    """The layout's name of the axis that a trace refers to as ``x2``."""
+    """Return the layout's name of the axis that a trace refers to as ``x2``."""
     return ref[0] + "axis" + ref[1:]
 
 
 def _update(data: list[dict[str, Any]], frame: dict[str, Any]) -> list[Any]:
-    """The arguments of Plotly's ``update`` that show a frame. A trace keeps what only others change."""
+    """Return the arguments of Plotly's ``update`` that show a frame. A trace keeps what only others change."""
     names = sorted({name for trace in frame["data"] for name in trace} - {"type"})
     changed = {
         name: [
@@ -152,7 +160,9 @@ def _update(data: list[dict[str, Any]], frame: dict[str, Any]) -> list[Any]:
     }
     layout: dict[str, Any] = {}
     for part, settings in frame["layout"].items():
-        layout |= {part: settings} if part == "shapes" else {f"{part}.{name}": each for name, each in settings.items()}
+        layout |= (
+            {part: settings} if part == "shapes" else {f"{part}.{name}": value for name, value in settings.items()}
+        )
     return [Uncopied(changed), Uncopied(layout), frame["traces"]]
 
 
@@ -188,7 +198,35 @@ class _Shown:
         tallest = np.max([counts.max(axis=0) for counts in (*self.counts.values(), *self.transfer_counts)], axis=0)
         self.top = np.full_like(tallest, tallest.max()) if self.same else np.maximum(tallest, 1)
 
+    @cached_property
+    def components(self) -> dict[str, np.ndarray]:
+        """Per label the ``(prompt, site, 2)`` first two principal components of the sample that the map draws."""
+        ids, table = self.run.prompts["prompt_id"], self.run.evidence.components
+        drawn = table[table["prompt_id"].isin(ids.iloc[np.concatenate([*self.map_rows.values()])])]
+        wide = [drawn.pivot(index="prompt_id", columns="site", values=name) for name in ("pc1", "pc2")]
+        return {
+            label: np.stack([component.reindex(ids.iloc[rows]).to_numpy(float) for component in wide], axis=2)
+            for label, rows in self.map_rows.items()
+        }
+
+    @cached_property
+    def map_rows(self) -> dict[str, np.ndarray]:
+        """The run's rows that the map draws, per label."""
+        return {
+            label: rows[np.linspace(0, len(rows) - 1, min(len(rows), MAP_POINTS)).round().astype(int)]
+            for label, rows in self.rows.items()
+        }
+
+    def map_ranges(self, site: int) -> tuple[list[float], list[float]]:
+        """Return the ends of the map's axes at a site."""
+        points = np.concatenate([values if self.same else values[:, [site]] for values in self.components.values()])
+        low, high = np.nanmin(points, axis=(0, 1)), np.nanmax(points, axis=(0, 1))
+        margin = 0.04 * np.maximum(high - low, 1e-9)
+        (left, bottom), (right, top) = low - margin, high + margin
+        return [float(left), float(right)], [float(bottom), float(top)]
+
     def range(self, site: int) -> list[float]:
+        """Return the ends of the axis of projections at a site."""
         return [float(self.edges[0, site]), float(self.edges[-1, site])]
 
     def _counted(self, values: np.ndarray) -> np.ndarray:
@@ -199,7 +237,7 @@ class _Shown:
 
 
 def _sample(count: int, order: np.ndarray) -> np.ndarray:
-    """Positions of a label's prompts that are drawn: all, or every site's extremes and an even choice of the others."""
+    """Return positions of a label's prompts to draw: all, or every site's extremes and an even choice of the others."""
     if count <= POINTS:
         return np.arange(count)
     extremes = np.unique(order[[0, -1]])
@@ -208,7 +246,7 @@ def _sample(count: int, order: np.ndarray) -> np.ndarray:
 
 
 def _steps(rising: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most :data:`LEVELS` of the order statistics ``(prompt, site)``, and how many prompts reach up to each."""
+    """Return at most :data:`LEVELS` order statistics ``(prompt, site)``, and how many prompts reach up to them."""
     count = len(rising)
     levels = min(count, LEVELS)
     reached = -(-np.arange(1, levels + 1) * count // levels)
@@ -353,6 +391,19 @@ def _sorted(shown: _Shown) -> list[_Trace]:
     return traces
 
 
+def _map(shown: _Shown) -> list[_Trace]:
+    def cloud(label: str) -> Callable[[int], dict[str, Any]]:
+        components = shown.components[label]
+        return lambda site: {"x": _compact(components[:, site, 0]), "y": _compact(components[:, site, 1])}
+
+    traces = []
+    for label in ("harmless", "harmful"):
+        still = _points(shown.run, label, shown.map_rows[label])
+        still |= {"showlegend": True, "hovertemplate": "%{text}<extra></extra>"}
+        traces.append(_Trace("map", still, cloud(label)))
+    return traces
+
+
 def _points(run: Run, label: str, rows: np.ndarray) -> dict[str, Any]:
     return {
         "type": "scatter",
@@ -374,45 +425,55 @@ def _at_rows(shown: _Shown, rows: np.ndarray, axis: str) -> Callable[[int], dict
 
 
 def _ranked(shown: _Shown, label: str, places: np.ndarray) -> Callable[[int], dict[str, Any]]:
-    """Ranks and projections of some of a label's prompts."""
+    """Return ranks and projections of some of a label's prompts."""
     values = shown.values[shown.rows[label][places]]
     ranks = shown.ranks[label][places]
     return lambda site: {"x": ranks[:, site].astype(np.int32), "y": _compact(values[:, site])}
 
 
 def _followed(panel: str, shown: _Shown, followed: Sequence[int]) -> list[_Trace]:
-    """The marks of followed prompts in a panel that has points; of those that the direction was not fitted on, none."""
+    """Return the marks of pinned prompts: a line across a distribution, a symbol among points.
+
+    A prompt that the direction was not fitted on has no rank and is not on the map.
+    """
     traces = []
-    for row, colour, symbol in zip(followed, cycle(LINE_COLOURS), cycle(_SYMBOLS), strict=False):
-        still = {
+    for row, (colour, symbol) in zip(followed, cycle(zip(LINE_COLOURS, SYMBOLS, strict=True)), strict=False):
+        still: dict[str, Any] = {
             "type": "scatter",
             "mode": "markers",
             "showlegend": False,
             "marker": {"color": colour, "symbol": symbol, "size": 13, "line": {"color": "#FFFFFF", "width": 1.5}},
             "hoverinfo": "skip",
         }
-        for label in _LABELS:
-            place = np.flatnonzero(shown.rows[label] == row)
-            if len(place) and panel == "box":
-                still["y"] = [_LANES[label] - 0.2]
-                traces.append(_Trace(panel, still, _at_rows(shown, np.array([row]), "x")))
-            elif len(place) and panel == "sorted":
-                traces.append(_Trace(panel, still, _ranked(shown, label, place)))
+        label = next((label for label in _LABELS if row in shown.rows[label]), None)
+        if panel in ("histogram", "cumulative"):
+            still |= {"mode": "lines+markers", "line": {"color": colour, "width": 1.5}}
+            still["marker"] = still["marker"] | {"size": [0, 13]}
+            traces.append(_Trace(panel, still, _upright(shown, row, panel)))
+        elif panel == "box":
+            still["y"] = [_LANES.get(str(shown.run.prompts["label"][row]), 0.5) - 0.2]
+            traces.append(_Trace(panel, still, _at_rows(shown, np.array([row]), "x")))
+        elif panel == "sorted" and label is not None:
+            traces.append(_Trace(panel, still, _ranked(shown, label, np.flatnonzero(shown.rows[label] == row))))
+        elif panel == "map" and label is not None and row in shown.map_rows[label]:
+            place = np.flatnonzero(shown.map_rows[label] == row)
+            traces.append(_Trace(panel, still, _on_map(shown, label, place)))
     return traces
 
 
-def _courses(run: Run, followed: Sequence[int]) -> list[dict[str, Any]]:
-    """The followed prompts over the layers."""
-    lines = [
-        Course(text, run.projections[row], safe(text, limit=40), colour)
-        for row, text, colour in zip(
-            followed, run.prompts["text"].iloc[list(followed)], cycle(LINE_COLOURS), strict=False
-        )
-    ]
-    traces = course_traces(run, lines)
-    for trace, symbol in zip(traces[-len(lines) :], cycle(_SYMBOLS), strict=False):
-        trace["marker"] = {"symbol": symbol, "size": 7}
-    return traces
+def _upright(shown: _Shown, row: int, panel: str) -> Callable[[int], dict[str, Any]]:
+    """Return a line over the whole panel at a prompt's projection, its symbol at the top."""
+
+    def at(site: int) -> dict[str, Any]:
+        top = 1.0 if panel == "cumulative" else float(shown.top[site])
+        return {"x": [float(shown.values[row, site])] * 2, "y": [0.0, top]}
+
+    return at
+
+
+def _on_map(shown: _Shown, label: str, place: np.ndarray) -> Callable[[int], dict[str, Any]]:
+    components = shown.components[label][place]
+    return lambda site: {"x": _compact(components[:, site, 0]), "y": _compact(components[:, site, 1])}
 
 
 def _transfer_look(shown: _Shown, source: str, label: str, shape: str) -> dict[str, Any]:
@@ -431,21 +492,15 @@ def _transfer_look(shown: _Shown, source: str, label: str, shape: str) -> dict[s
 
 
 @lru_cache(maxsize=32)
-def _grid(
-    panels: tuple[str, ...], with_course: bool, stacked: bool, scaled: bool
-) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
-    """A layout with a place for each panel, two a row, the last alone when their number is odd; and its axes."""
+def _grid(panels: tuple[str, ...], stacked: bool, scaled: bool) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
+    """Return a layout with a place per panel, two per row, the last alone when their number is odd; and its axes."""
     columns = 1 if stacked or len(panels) < 2 else 2
     places = {panel: (i // columns + 1, i % columns + 1) for i, panel in enumerate(panels)}
     rows = -(-len(panels) // columns)
     specs: list[list[dict[str, Any] | None]] = [[{} for _ in range(columns)] for _ in range(rows)]
     if len(panels) % columns:
         specs[-1] = [{"colspan": 2}, None]
-    if with_course:
-        rows += 1
-        specs.append([{"colspan": columns}, *([None] * (columns - 1))])
-        places["course"] = (rows, 1)
-    plot = _HEIGHT[stacked] * rows + (70 if rows == 1 else 0)
+    plot = _HEIGHT[stacked] * rows + (90 if rows == 1 else 0)
     gap = 58
     figure = make_subplots(
         rows, columns, specs=specs, vertical_spacing=gap / plot if rows > 1 else 0, horizontal_spacing=0.09
@@ -468,9 +523,9 @@ def _grid(
 
 
 def _axes(panel: str, scaled: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a panel's axes are called and have at every site."""
-    if panel == "course":
-        return {}, {"title_text": "standard deviations", "zeroline": True}
+    """Return titles and settings of a panel's axes that all sites share."""
+    if panel == "map":
+        return {"title_text": "first principal component"}, {"title_text": "second principal component"}
     unit = "standard deviations" if scaled else "activation units"
     if panel == "sorted":
         return {"title_text": "rank within the label"}, {"title_text": f"projection ({unit})"}
@@ -489,23 +544,12 @@ def _axes(panel: str, scaled: bool) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _layout(shown: _Shown, site: int, refs: dict[str, tuple[str, str]]) -> dict[str, Any]:
-    """What a site changes of the layout: headline, ranges, the band, and the mark in the courses."""
+    """Return what a site changes of the layout: headline, ranges and the band."""
     layout: dict[str, Any] = {"title": {"text": _headline(shown.run, site)}, "shapes": []}
     for panel, (x, y) in refs.items():
         names = _axis(x), _axis(y)
-        if panel == "course":
-            layout["shapes"].append(
-                {
-                    "type": "line",
-                    "xref": x,
-                    "yref": f"{y} domain",
-                    "x0": site,
-                    "x1": site,
-                    "y0": 0,
-                    "y1": 1,
-                    "line": {"color": ACCENT, "width": 1.5, "dash": "dot"},
-                }
-            )
+        if panel == "map":
+            layout[names[0]], layout[names[1]] = ({"range": ends} for ends in shown.map_ranges(site))
         elif panel == "sorted":
             layout[names[1]] = {"range": shown.range(site)}
         else:
@@ -531,19 +575,18 @@ def _layout(shown: _Shown, site: int, refs: dict[str, tuple[str, str]]) -> dict[
     return layout
 
 
-def _controls(run: Run, site: int, stacked: bool, steps: Sequence[dict[str, Any]], play_method: str) -> dict[str, Any]:
-    """Play, pause and the slider, between the headline and the panels.
+def _controls(run: Run, site: int, buttons: float, steps: Sequence[dict[str, Any]], play_method: str) -> dict[str, Any]:
+    """Return play, pause and the slider, between the headline and the panels.
 
     Args:
         run: the run.
         site: where: a layer, or the final norm.
-        stacked: whether panels stand below one another.
+        buttons: share of the width that Play and Pause need.
         steps: what the slider does at each site.
         play_method: Plotly's method of Play and Pause.
     """
     pause = {**_AT_ONCE, "frame": {"duration": 0, "redraw": True}}
     play = {**_AT_ONCE, "fromcurrent": True, "frame": {"duration": _STEP_MS, "redraw": True}}
-    buttons = 0.36 if stacked else 0.13
     clear = "rgba(0,0,0,0)"
     return {
         "title": {
@@ -590,7 +633,7 @@ def _controls(run: Run, site: int, stacked: bool, steps: Sequence[dict[str, Any]
                 "bgcolor": translucent(GREY, 0.25),
                 "activebgcolor": translucent(ACCENT, 0.5),
                 "font": {"size": SMALL_SIZE},
-                "steps": [step | {"label": site_short(each, run.n_layers)} for each, step in enumerate(steps)],
+                "steps": [step | {"label": site_short(at, run.n_layers)} for at, step in enumerate(steps)],
             }
         ],
     }
@@ -611,5 +654,5 @@ def _number(value: float) -> str:
 
 
 def _compact(values: np.ndarray) -> np.ndarray:
-    """Half the size on the way to the browser, and finer than a pixel."""
+    """Return numbers in half the size for the browser, finer than a pixel."""
     return values.astype(np.float32)

@@ -19,8 +19,8 @@ import streamlit as st
 from refusal_core.ui.streamlit_internals import came_by_history, component
 
 _VIEW = "view"
-_WORDS = ("run", "versus", "prompts", "find", "axes", "units", "published", "among", "measure")
-_LISTS = ("others", "sets", "labels", "categories", "replies", "marked", "panels", "over", "followed")
+_WORDS = ("run", "versus", "prompts", "find", "panel", "axes", "units", "published", "among", "measure")
+_LISTS = ("others", "sets", "labels", "categories", "replies", "marked", "over", "followed")
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 
 _TEXT, _TEXT_READ = "text", "address_text_read"
@@ -41,8 +41,8 @@ class View:
             of ``prompts``.
         find: searched for in the prompts' texts; ``sets``, ``labels``, ``categories``, ``replies`` and ``marked`` are
             what the list of prompts is narrowed to.
-        panels: of the Layers page, with their ``axes``, the transfer sets drawn ``over`` them, the prompts ``followed``
-            in them, and whether the ``published`` curves are there.
+        panel: of the Layers page, with its ``axes``, the transfer sets drawn ``over`` them, the prompts ``followed``
+            in it, and whether the ``published`` curves are there.
         units: ``raw`` where prompts are followed over the layers in activation units.
         among: the labels whose ranks are correlated on the Compare page.
         measure: of the Causality page.
@@ -61,7 +61,7 @@ class View:
     categories: tuple[str, ...] | None = None
     replies: tuple[str, ...] | None = None
     marked: tuple[str, ...] | None = None
-    panels: tuple[str, ...] | None = None
+    panel: str | None = None
     axes: str | None = None
     over: tuple[str, ...] | None = None
     followed: tuple[str, ...] | None = None

@@ -2,7 +2,7 @@
 // the figure has come to rest, moves the figure when the site was changed elsewhere on the page, and adds what Plotly's
 // slider and buttons lack: play and pause, keys, and names for screen readers.
 
-const AT_REST = 250, INTERVAL = 200, PAGE = 5, NARROW = 620;
+const AT_REST = 250, INTERVAL = 200, PAGE = 5, NARROW = 460;
 const TAKES_ARROWS = "input, textarea, select, [contenteditable=true], [role=radio], [role=tab], [role=option], " +
     "[role=grid], [role=slider], [role=combobox], [role=spinbutton], [role=menuitem]";
 const drivers = new WeakMap();

@@ -117,7 +117,7 @@ def described_runs() -> dict[str, str]:
 
 def site_picker(run: Run, container: DeltaGenerator) -> int:
     """Show a field for the site, which all pages share, and return the site."""
-    container.number_input(
+    container.container(key="site_place").number_input(
         "Layer",
         min_value=0,
         max_value=run.n_layers,

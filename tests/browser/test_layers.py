@@ -1,4 +1,4 @@
-"""The Layers page: scrubbing, playing, following prompts, saving."""
+"""The Layers page: scrubbing, playing, the ridgeline, pinning prompts, saving."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ PANELS = ".st-key-panels-place"
 def opened(open_page, site: str = "1", **options: str) -> Page:
     page = open_page("Layers", run=SYNTHETIC, site=site, **options)
     expect(page.locator(f"{PANELS} .slider-grip-rect")).to_be_visible(timeout=60_000)
-    expect(page.get_by_role("heading", name=f"layer {site} of {N_LAYERS}")).to_be_visible()
+    follows(page, int(site))
     let_settle(page)
     return page
+
+
+def follows(page: Page, site: int) -> None:
+    """Wait until the page below the panel is at a site."""
+    name = f"layer {site} of {N_LAYERS}" if site < N_LAYERS else "final norm"
+    expect(page.get_by_text(f"All numbers of {name}")).to_be_attached()
 
 
 def test_scrubbing_moves_the_histogram_at_once_and_the_page_follows(open_page):
@@ -35,7 +41,7 @@ def test_scrubbing_moves_the_histogram_at_once_and_the_page_follows(open_page):
     page.wait_for_timeout(1200)
     assert query(page)["site"] == "1"
     page.mouse.up()
-    expect(page.get_by_role("heading", name="final norm")).to_be_visible()
+    follows(page, N_LAYERS)
     until(page, lambda: query(page)["site"] == str(N_LAYERS))
     expect(title).to_contain_text("final norm")
 
@@ -47,7 +53,7 @@ def test_a_click_on_a_curve_goes_to_its_layer(open_page):
     point.scroll_into_view_if_needed()
     let_settle(page)
     point.click(force=True)
-    expect(page.get_by_role("heading", name=f"layer 4 of {N_LAYERS}")).to_be_visible()
+    follows(page, 4)
     assert query(page)["site"] == "4"
 
 
@@ -59,7 +65,7 @@ def test_arrow_keys_move_one_layer_unless_a_field_has_them(open_page):
     for key, site in (("ArrowRight", 2), ("ArrowRight", 3), ("ArrowLeft", 2)):
         page.keyboard.press(key)
         expect(title).to_contain_text(f"layer {site} of {N_LAYERS}")
-    expect(page.get_by_role("heading", name=f"layer 2 of {N_LAYERS}")).to_be_visible()
+    follows(page, 2)
     until(page, lambda: query(page)["site"] == "2")
     page.get_by_label("Layer", exact=True).and_(page.locator("input")).focus()
     page.keyboard.press("ArrowLeft")
@@ -77,24 +83,25 @@ def test_a_step_is_drawn_once(open_page):
     assert page.evaluate("window.drawn") == 1
 
 
-def test_a_layer_has_the_numbers_it_has_when_it_is_opened(open_page):
+@pytest.mark.parametrize("panel", ["histogram", "cumulative", "box", "sorted", "map"])
+def test_a_layer_has_the_numbers_it_has_when_it_is_opened(open_page, panel):
     # Streamlit sets the title that a page opens with in bold.
     read = f"""() => {{
         const plot = document.querySelector('{PANELS} .js-plotly-plot');
         const lists = (value) => ArrayBuffer.isView(value) ? Array.from(value) : value;
-        const {{ xaxis, xaxis2, yaxis4, shapes, title }} = plot._fullLayout;
+        const {{ xaxis, yaxis, shapes, title }} = plot._fullLayout;
         const traces = plot._fullData.map((trace) => [
             trace.x, trace.y, trace.q1, trace.customdata, trace.hovertext, trace.width,
         ].map(lists));
         return JSON.stringify([
-            traces, xaxis.range, xaxis2.range, yaxis4.range, title.text.replace(/<.?b>/g, ""),
+            traces, xaxis.range, yaxis.range, title.text.replace(/<.?b>/g, ""),
             shapes.map(({{ x0, x1 }}) => [x0, x1]),
         ]);
     }}"""
-    moved = opened(open_page, site="1")
+    moved = opened(open_page, site="1", panel=panel)
     moved.keyboard.press("ArrowRight")
     expect(moved.locator(f"{PANELS} .gtitle")).to_contain_text(f"layer 2 of {N_LAYERS}")
-    assert moved.evaluate(read) == opened(open_page, site="2").evaluate(read)
+    assert moved.evaluate(read) == opened(open_page, site="2", panel=panel).evaluate(read)
 
 
 def test_playing_goes_through_the_layers_and_pauses(open_page):
@@ -126,22 +133,86 @@ def test_a_site_chosen_in_the_field_moves_the_panels(open_page):
     assert query(page)["site"] == "4"
 
 
-def test_a_clicked_prompt_is_followed_over_the_layers_and_stays_chosen(open_page):
-    page = opened(open_page, site="4")
+def test_a_hand_on_the_ridgeline_moves_the_panel_and_the_page_follows(open_page):
+    page = opened(open_page)
+    title = page.locator(f"{PANELS} .gtitle")
+    ridgeline = page.get_by_role("slider", name="All layers")
+    box = ridgeline.bounding_box()
+    step = (box["height"] - 20) / (N_LAYERS + 1)
+    at = [box["y"] + 16 + (site + 0.5) * step for site in range(N_LAYERS + 1)]
+    page.mouse.move(box["x"] + box["width"] / 2, at[0])
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, at[4], steps=8)
+    expect(title).to_contain_text(f"layer 4 of {N_LAYERS}")
+    expect(ridgeline).to_have_attribute("aria-valuetext", f"layer 4 of {N_LAYERS}")
+    page.mouse.up()
+    follows(page, 4)
+    assert query(page)["site"] == "4"
+    ridgeline.focus()
+    page.keyboard.press("End")
+    expect(title).to_contain_text("final norm")
+    follows(page, N_LAYERS)
+
+
+def test_the_ridgeline_follows_the_panel(open_page):
+    page = opened(open_page)
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("slider", name="All layers")).to_have_attribute("aria-valuenow", "2")
+
+
+def test_the_ridgeline_the_panel_and_the_pins_are_on_one_screen(open_page):
+    page = opened(open_page)
+    page.set_viewport_size({"width": 1280, "height": 800})
+    let_settle(page)
+    for part in (page.get_by_role("slider", name="All layers"), page.locator(f"{PANELS} .main-svg").first):
+        box = part.bounding_box()
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= 800
+    expect(page.get_by_label("Pin a prompt")).to_be_in_viewport()
+
+
+def test_the_panel_switches_without_leaving_the_layer(open_page):
+    page = opened(open_page, site="3")
+    for name, axis in (("Map", "first principal component"), ("Sorted prompts", "rank within the label")):
+        page.locator(".st-key-layers_panel").get_by_text(name, exact=True).click()
+        expect(page.locator(f"{PANELS} .xtitle")).to_have_text(axis)
+        expect(page.locator(f"{PANELS} .gtitle")).to_contain_text(f"layer 3 of {N_LAYERS}")
+    assert query(page)["panel"] == "sorted"
+
+
+def test_a_clicked_prompt_is_pinned_and_stays_chosen_until_it_is_unpinned(open_page):
+    page = opened(open_page, site="4", panel="box")
     point = page.locator(f"{PANELS} .scatterlayer .trace .points path").nth(5)
     point.click(force=True)
-    expect(page.get_by_text("Prompts followed")).to_be_visible(timeout=20_000)
+    pins = page.locator(".st-key-layers_pinned")
+    expect(pins.get_by_test_id("stText")).to_have_count(1)
+    expect(pins.get_by_test_id("stText")).to_be_in_viewport()
     until(page, lambda: "prompt" in query(page))
     expect(page.locator(f"{PANELS} .gtitle")).to_contain_text(f"layer 4 of {N_LAYERS}")
-    expect(page.locator(f"{PANELS} .ytitle, {PANELS} .y5title", has_text="standard deviations").first).to_be_visible()
+    expect(page.locator(".st-key-layers_courses .ytitle")).to_have_text("standard deviations from the midpoint")
+    pins.get_by_role("button", name="Unpin").click()
+    expect(pins.get_by_test_id("stText")).to_have_count(0)
 
 
-def test_on_a_phone_the_panels_are_stacked(open_page):
+def test_a_prompt_is_pinned_by_a_part_of_it(open_page):
     page = opened(open_page)
-    wide = page.locator(f"{PANELS} .js-plotly-plot").bounding_box()["height"]
-    page.set_viewport_size({"width": 390, "height": 900})
-    plot = f"document.querySelector('{PANELS} .js-plotly-plot')"
-    page.wait_for_function(f"{plot} && {plot}.clientHeight > {1.4 * wide}", timeout=60_000)
+    page.get_by_label("Pin a prompt").click()
+    option = page.get_by_role("option").nth(2)
+    wanted = option.inner_text()
+    option.click()
+    expect(page.locator(".st-key-layers_pinned").get_by_test_id("stText").first).to_contain_text(wanted[:20])
+
+
+def test_on_a_phone_the_layer_stays_in_view(open_page):
+    page = opened(open_page)
+    page.set_viewport_size({"width": 390, "height": 800})
+    field = page.get_by_label("Layer", exact=True).and_(page.locator("input"))
+    expect(field).to_be_in_viewport()
+    page.locator("[data-testid=stMain]").evaluate("element => element.scrollTo(0, element.scrollHeight)")
+    expect(field).to_be_in_viewport()
+    field.fill("4")
+    field.press("Enter")
+    expect(page.locator(f"{PANELS} .gtitle")).to_contain_text(f"layer 4 of {N_LAYERS}")
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "html"])

@@ -54,10 +54,10 @@ def assert_opens_alike(open_page, page: Page) -> None:
     assert query(again) == query(page)
 
 
-def test_layers_with_its_panels_axes_outlines_and_followed_prompts(open_page):
+def test_layers_with_its_panel_axes_outlines_and_pinned_prompts(open_page):
     page = opened(open_page, "Layers", run=SYNTHETIC, site="3")
     before = page.evaluate(SHOWN)
-    page.locator(".st-key-layers_panels").get_by_text("Box", exact=True).click()
+    page.locator(".st-key-layers_panel").get_by_text("Box", exact=True).click()
     page.locator(".st-key-layers_sources").get_by_text("probe-pairs", exact=True).click()
     page.locator(".st-key-layers_axes input").click()
     page.get_by_role("option", name="Same, in standard deviations").click()
@@ -120,7 +120,7 @@ def test_causality_with_its_measure(open_page, planted_run):
 
 
 def assert_at_layer(page: Page, site: int) -> None:
-    expect(page.get_by_role("heading", name=f"layer {site} of {N_LAYERS}")).to_be_visible()
+    expect(page.get_by_text(f"All numbers of layer {site} of {N_LAYERS}")).to_be_attached()
     expect(page.locator(".st-key-panels-place .gtitle")).to_contain_text(f"layer {site} of {N_LAYERS}")
     until(page, lambda: query(page).get("site") == str(site))
     let_settle(page)

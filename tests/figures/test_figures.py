@@ -21,7 +21,7 @@ from refusal_core.figures import style
 from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.histograms import histogram
 from refusal_core.figures.layers import SUMMARIES, eight_layers, separation, three_questions
-from refusal_core.figures.panels import AXES, LEVELS, PANELS, POINTS, linked
+from refusal_core.figures.panels import AXES, LEVELS, PANELS, POINTS, SYMBOLS, linked
 from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.figures.style import move_mark, safe
 from refusal_core.figures.tokens import COLOURS_END, END_OF_PROMPT, token_heatmap
@@ -120,11 +120,35 @@ def test_the_same_axes_hold_every_layer(run):
         assert apart == pytest.approx(run.layer_stats["in_sample_d"][site])
 
 
-def test_followed_prompts_are_marked_and_have_a_course(run):
-    plain, followed = linked(run, 1), linked(run, 1, followed=(3, 8))
-    assert len(followed.data) > len(plain.data) + 2
-    assert [list(frame.layout.shapes)[-1].x0 for frame in followed.frames] == list(range(run.n_sites))
-    assert all(len(frame.traces) == len(frame.data) for frame in followed.frames)
+@pytest.mark.parametrize("panel", PANELS)
+def test_pinned_prompts_are_marked_where_they_project(run, panel):
+    rows = np.flatnonzero(run.rows())[[3, 20]]
+    plain, pinned = linked(run, 1, [panel]), linked(run, 1, [panel], followed=rows)
+    marks = [place for place, trace in enumerate(pinned.data) if trace.marker.symbol in SYMBOLS]
+    assert len(marks) == len(rows) == len(pinned.data) - len(plain.data)
+    for site, frame in enumerate(pinned.frames):
+        for row, place in zip(rows, marks, strict=True):
+            if panel == "map":
+                components = run.evidence.components.set_index(["prompt_id", "site"])
+                expected = components.loc[(run.prompts["prompt_id"][row], site), ["pc1", "pc2"]].to_numpy(float)
+                np.testing.assert_allclose([frame.data[place].x[0], frame.data[place].y[0]], expected, rtol=1e-5)
+            else:
+                along = frame.data[place].y if panel == "sorted" else frame.data[place].x
+                assert along[-1] == pytest.approx(run.projections[row, site], rel=1e-5)
+
+
+def test_the_map_has_every_label_s_prompts_on_their_components(run):
+    figure = linked(run, 0, ["map"])
+    components = run.evidence.components.set_index(["prompt_id", "site"])
+    assert {trace.name for trace in figure.data} == {"harmful", "harmless"}
+    for site, frame in enumerate(figure.frames):
+        for shown, trace in zip(figure.data, frame.data, strict=True):
+            rows = [row for (row,) in shown.customdata]
+            assert set(run.prompts["label"][rows]) == {shown.name}
+            keys = [(run.prompts["prompt_id"][row], site) for row in rows]
+            np.testing.assert_allclose(trace.x, components.loc[keys, "pc1"].astype(float), rtol=1e-5)
+            low, high = frame.layout.xaxis.range
+            assert low <= min(trace.x) <= max(trace.x) <= high
 
 
 def test_transfer_sets_are_drawn_on_demand(run):

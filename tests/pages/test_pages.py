@@ -212,7 +212,7 @@ def test_evidence_follows_the_layer_and_unfolds_its_numbers():
 
 def test_the_final_norm_is_named():
     app = visit("1_Layers", site=str(N_LAYERS))
-    assert any(header.value == "final norm" for header in app.subheader)
+    assert any(expander.label == "All numbers of final norm" for expander in app.expander)
 
 
 def test_outliers_follow_the_band_and_the_filters():
