@@ -23,7 +23,7 @@ ROOMS = (
     {"behaviour"},
     {"intervention"},
     {"figures"},
-    {"sharing"},
+    {"sharing", "access"},
     {"ui", "cli", "front_door"},
 )
 """From the ground up; a room imports only from those on the floors below it."""

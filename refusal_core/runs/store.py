@@ -1,4 +1,4 @@
-"""Runs in the cache: save, open, list, rename, verify, delete.
+"""Runs in the cache: save, open, list, rename, verify, delete, restore.
 
 A run is one folder of the cache: written to a temporary folder beside it, renamed when complete, never changed
 afterwards. A run folder may come from a stranger, so its files are checked against the manifest's hashes, only known
@@ -42,7 +42,10 @@ from refusal_core.runs.run_files import (
 )
 
 _UNFINISHED = ".unfinished-"
-_HOURS_KEPT = {PARTIAL: 24, _UNFINISHED: 30 * 24}
+_DELETED = ".deleted-"
+DAYS_IN_BIN = 7
+"""How long a deleted run can be restored."""
+_HOURS_KEPT = {PARTIAL: 24, _UNFINISHED: 30 * 24, _DELETED: DAYS_IN_BIN * 24}
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,180}")
 _FILE_NAME = re.compile(r"[a-z0-9_]+\.(parquet|safetensors)")
 _TITLES = ".titles.json"
@@ -89,7 +92,8 @@ def cache_folder(cache: str | Path | None = None) -> Path:
 def writable_cache(cache: str | Path | None = None) -> Path:
     """Return the folder that runs are kept in, made when it is not there, so that no run is computed for nothing.
 
-    What a killed process left half-written there is removed after a day, unfinished extractions after a month.
+    What a killed process left half-written there is removed after a day, deleted runs after a week, unfinished
+    extractions after a month.
 
     Raises:
         RunError: when it cannot be written to.
@@ -282,18 +286,55 @@ def verify_run(run_id: str, cache: str | Path | None = None) -> list[str]:
     return [*run.manifest.files, *added]
 
 
-def delete_run(run_id: str, cache: str | Path | None = None) -> None:
-    """Remove a run's folder, complete or damaged.
+def delete_run(run_id: str, cache: str | Path | None = None, *, forever: bool = False) -> None:
+    """Take a run's folder, complete or damaged, out of the cache; it can be restored for a week.
+
+    Args:
+        run_id: its name.
+        cache: the folder of runs.
+        forever: free its disk space at once.
 
     Raises:
-        RunError: when there is none of that name in the cache.
+        RunError: when there is none of that name in the cache, or it cannot be moved.
     """
     path = _run_folder(run_id, cache_folder(cache))
     if not path.is_dir():
         raise RunError(f"no run called {run_id!r} in {path.parent}; nothing was deleted")
-    doomed = path.with_name(f".deleted-{path.name}-{os.getpid()}")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    binned = path.with_name(f"{_DELETED}{path.name}")
+    try:
+        _remove(binned)
+        path.rename(binned)
+        # The week begins now, not when the run was made.
+        os.utime(binned)
+    except OSError as error:
+        raise RunError(f"{run_id!r} cannot be deleted ({error.strerror}); nothing was deleted") from error
+    if forever:
+        _remove(binned)
+
+
+def deleted_runs(cache: str | Path | None = None) -> list[str]:
+    """Return the names of the deleted runs that can be restored, the last deleted first."""
+    binned = [path for path in cache_folder(cache).glob(f"{_DELETED}*") if path.is_dir() and not path.is_symlink()]
+    ordered = sorted(binned, key=lambda path: path.stat().st_mtime, reverse=True)
+    names = [path.name.removeprefix(_DELETED) for path in ordered]
+    return [name for name in names if _RUN_ID.fullmatch(name)]
+
+
+def restore_run(run_id: str, cache: str | Path | None = None) -> None:
+    """Put a deleted run back where it was.
+
+    Raises:
+        RunError: when it was not deleted within a week, or a run of its name is there again.
+    """
+    path = _run_folder(run_id, cache_folder(cache))
+    if run_id not in deleted_runs(cache):
+        raise RunError(f"no deleted run called {run_id!r} in {path.parent}: they are kept for {DAYS_IN_BIN} days")
+    if path.exists():
+        raise RunError(f"a run called {run_id!r} is there again; delete that one first to restore this")
+    try:
+        path.with_name(f"{_DELETED}{run_id}").rename(path)
+    except OSError as error:
+        raise RunError(f"{run_id!r} cannot be restored ({error.strerror})") from error
 
 
 def _remove(path: Path) -> None:
