@@ -15,7 +15,7 @@ CORE = ROOT / "refusal_core"
 
 ROOMS = (
     {"errors"},
-    {"sites", "files", "progress", "options", "steering"},
+    {"sites", "files", "parquet", "progress", "options", "steering"},
     {"analysis"},
     {"models", "prompts", "runs"},
     {"evidence", "activations", "annotations"},

@@ -7,6 +7,7 @@ file names are read, links are not followed, and nothing in it is ever executed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -51,6 +52,8 @@ _FILE_NAME = re.compile(r"[a-z0-9_]+\.(parquet|safetensors)")
 _TITLES = ".titles.json"
 LONGEST_TITLE = 80
 _MEND = "delete the run and make it again"
+_SOUND: set[str] = set()
+"""Digests of the manifests whose tables were held to their schemas in this process: a list reads them once."""
 
 
 @dataclass(frozen=True)
@@ -200,21 +203,30 @@ def open_run(run_id: str, cache: str | Path | None = None, *, everything: bool =
         everything: check stored activations too.
 
     Raises:
-        RunError: when there is no such run, a hash does not match, or a newer version wrote it.
+        RunError: when there is no such run, a hash does not match, its tables are not what those of a run are, or a
+            newer version wrote it.
     """
     path = _run_folder(run_id, cache_folder(cache))
     if not path.is_dir():
         raise RunError(f"no run called {run_id!r} in {path.parent}: expected the name of a run in that folder")
-    manifest, version = _checked_manifest(path, everything)
+    return _opened(path, *_checked_manifest(path, everything), everything)
+
+
+def _opened(path: Path, manifest: Manifest, version: int, everything: bool = False) -> Run:
+    """Open a run whose files are those of its manifest, if its tables are what those of a run are."""
+    run_id = path.name
     try:
-        tables = read_tables(path, version)
-        if tables.directions.n_sites != manifest.model.n_layers + 1:
-            raise ValueError("its tables are of another number of layers than its model")
+        tables = read_tables(path, version, manifest.model.n_layers + 1, manifest.model.d_model)
+        run = Run(run_id, path, manifest, tables)
+        run.check_evidence()
         if everything and ACTIVATIONS in manifest.files:
             map_activations(path / ACTIVATIONS, (len(tables.prompts), *tables.directions.unit_direction.shape))
+    except RunError:
+        raise
     except Exception as error:  # a malformed file, whatever its reader calls it
         raise RunError(f"run {run_id!r} cannot be read: {first_line(error)}; {_MEND}") from error
-    return Run(run_id, path, manifest, tables)
+    _SOUND.add(_digest(manifest))
+    return run
 
 
 def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[BrokenRun]]:
@@ -227,7 +239,9 @@ def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[B
         if path.name.startswith(".") or not (path.is_dir() or path.is_symlink()):
             continue
         try:
-            manifest, _ = _checked_manifest(_run_folder(path.name, folder), everything=False)
+            manifest, version = _checked_manifest(_run_folder(path.name, folder), everything=False)
+            if _digest(manifest) not in _SOUND:
+                _opened(path, manifest, version)
             runs.append(
                 RunSummary(
                     run_id=path.name,
@@ -335,6 +349,11 @@ def restore_run(run_id: str, cache: str | Path | None = None) -> None:
         path.with_name(f"{_DELETED}{run_id}").rename(path)
     except OSError as error:
         raise RunError(f"{run_id!r} cannot be restored ({error.strerror})") from error
+
+
+def _digest(manifest: Manifest) -> str:
+    """Return what identifies a run's files and what they have to fit: they are compared with it at every opening."""
+    return hashlib.sha256(manifest.to_json().encode()).hexdigest()
 
 
 def _remove(path: Path) -> None:

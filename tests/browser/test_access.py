@@ -129,6 +129,8 @@ def test_the_printed_address_opens_the_dashboard(cache, tmp_path):
         assert len(tokens) == 2
         opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
         for token in tokens:
-            assert opener.open(f"{base}/?token={token}").status == 200
-        with pytest.raises(urllib.error.HTTPError, match="401"):
+            with opener.open(f"{base}/?token={token}") as answer:
+                assert answer.status == 200
+        with pytest.raises(urllib.error.HTTPError, match="401") as refused:
             urllib.request.urlopen(base)
+        refused.value.close()

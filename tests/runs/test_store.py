@@ -281,9 +281,10 @@ def test_a_later_measurement_lies_beside_the_run_and_changes_nothing_of_it(tmp_p
     run = save(tmp_path)
     before = {path.name: path.read_bytes() for path in run.path.iterdir()}
     for value in (1.0, 2.0):
-        save_addition(run, pd.DataFrame({"x": [value]}), behaviour_manifest())
+        replies = run.prompts[["prompt_id"]].assign(phrase_log_odds=value, opening="Sure", opening_label="answers")
+        save_addition(run, replies, behaviour_manifest())
         table, manifest = read_addition(run, BehaviourManifest)
-        assert table["x"].tolist() == [value]
+        assert set(table["phrase_log_odds"]) == {value}
         assert manifest.run_id == RUN_ID
     assert {name: (run.path / name).read_bytes() for name in before} == before
     assert "behaviour.parquet" in store.verify_run(RUN_ID, tmp_path)
