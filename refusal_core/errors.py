@@ -31,6 +31,10 @@ class MarkError(RefusalError):
     """Marks on prompts that cannot be read or kept."""
 
 
+class AccessError(RefusalError):
+    """A server that would be open to others, or a visitor who asks for more than a visitor may."""
+
+
 class RenderingError(RefusalError):
     """A figure that cannot be drawn into a file."""
 

@@ -15,9 +15,14 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, expect
+
+from refusal_core.access.guard import cookie_name
+from refusal_core.access.settings import Access, Role
 
 ROOT = Path(__file__).resolve().parents[1]
+
+TOKEN = "the-token-of-tests"
 
 TITLES = {
     "": "Refusal directions",
@@ -90,6 +95,12 @@ def letters(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\u2060]", "", text)
 
 
+def let_in(visitor: BrowserContext, base: str, role: Role = "owner") -> None:
+    """Give a visitor the cookie that the address with the token gives."""
+    name = cookie_name(urlsplit(base).netloc, "http")
+    visitor.add_cookies([{"name": name, "value": Access(TOKEN).cookie(role), "url": base}])
+
+
 @contextmanager
 def served(cache: Path, folder: Path, program: Sequence[str] = ("-m", "streamlit"), **settings: str) -> Iterator[str]:
     """Serve the dashboard over a cache; yields its address. No traceback may be in the server's log at the end.
@@ -109,7 +120,9 @@ def served(cache: Path, folder: Path, program: Sequence[str] = ("-m", "streamlit
             cwd=ROOT,
             stdout=written,
             stderr=written,
-            env=os.environ | {"REFUSAL_CACHE": str(cache), "REFUSAL_MODELS": str(folder / "models")} | settings,
+            env=os.environ
+            | {"REFUSAL_CACHE": str(cache), "REFUSAL_MODELS": str(folder / "models"), "REFUSAL_TOKEN": TOKEN}
+            | settings,
         )
     base = f"http://127.0.0.1:{port}"
     try:

@@ -15,7 +15,7 @@ CORE = ROOT / "refusal_core"
 
 ROOMS = (
     {"errors"},
-    {"sites", "files", "progress", "options", "steering", "conversations"},
+    {"sites", "files", "parquet", "progress", "options", "steering", "conversations"},
     {"analysis"},
     {"models", "prompts", "runs"},
     {"evidence", "activations", "annotations"},
@@ -23,7 +23,7 @@ ROOMS = (
     {"behaviour"},
     {"intervention"},
     {"figures"},
-    {"sharing"},
+    {"sharing", "access"},
     {"ui", "cli", "front_door"},
 )
 """From the ground up; a room imports only from those on the floors below it."""

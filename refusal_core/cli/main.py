@@ -48,11 +48,15 @@ _VERBS = {
     "fetch": ("making:fetch", "Make a known model or a hub model ready to open; prints where it is."),
     "verify": ("runs:verify", "Check every file of a run against its manifest."),
     "rename": ("runs:rename", "Show a run under a title of your own; its name stays."),
-    "delete": ("runs:delete", "Remove a run and everything measured on it."),
+    "delete": ("runs:delete", "Remove a run and everything measured on it; it can be restored for a week."),
+    "restore": ("runs:restore", "Put a deleted run back into the cache."),
     "pack": ("sharing:pack", "Write a run to one zip file, to send to someone."),
     "unpack": ("sharing:unpack", "Check a packed run that someone sent and put it into the cache."),
     "report": ("sharing:report", "Write a run's report: tables, figures and one page."),
-    "dashboard": ("serving:dashboard", "Serve the dashboard on this machine until it is interrupted."),
+    "dashboard": (
+        "serving:dashboard",
+        "Serve the dashboard until it is interrupted; it prints the addresses that open it.",
+    ),
 }
 _MEASUREMENTS = {
     "behaviour": ("measuring:behaviour", "Measure how the model answers a run's prompts."),

@@ -1,4 +1,4 @@
-"""Verbs on the runs of the cache: ``list``, ``show``, ``evidence``, ``verify``, ``rename``, ``delete``."""
+"""Verbs on the runs of the cache: ``list``, ``show``, ``evidence``, ``verify``, ``rename``, ``delete``, ``restore``."""
 
 from __future__ import annotations
 
@@ -140,10 +140,24 @@ def rename(
     print(run)
 
 
-def delete(run: RunName, /, *, cache: Cache = None) -> None:
-    """Remove a run and everything measured on it."""
-    store.delete_run(run, cache)
+def delete(
+    run: RunName,
+    /,
+    *,
+    forever: Annotated[bool, Parameter(negative=(), help="Free its disk space at once.")] = False,
+    cache: Cache = None,
+) -> None:
+    """Remove a run and everything measured on it; it can be restored for a week."""
+    store.delete_run(run, cache, forever=forever)
     print(f"deleted {run}")
+    if not forever:
+        print(f"`refusal restore {run}` brings it back within {store.DAYS_IN_BIN} days", file=sys.stderr)
+
+
+def restore(run: RunName, /, *, cache: Cache = None) -> None:
+    """Put a deleted run back into the cache."""
+    store.restore_run(run, cache)
+    print(f"restored {run}")
 
 
 def headline(run: Run) -> str:

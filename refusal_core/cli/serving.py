@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 import refusal_core
+from refusal_core.access.settings import OPEN, READ_ONLY
 from refusal_core.cli.parameters import Cache
 from refusal_core.errors import RefusalError
 from refusal_core.runs import store
@@ -26,10 +28,34 @@ def dashboard(
         int | None,
         Parameter(help="Port on this machine (default: 8501).", validator=Number(gte=1, lte=65535)),
     ] = None,
+    address: Annotated[
+        str | None, Parameter(help="Address to listen on (default: 127.0.0.1, which this machine alone reaches).")
+    ] = None,
+    host: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--host",
+            help="Host name that visitors ask for, as refusal.example.org; may be repeated (default: this machine's "
+            "names for itself, and the address).",
+        ),
+    ] = (),
+    read_only: Annotated[bool, Parameter(negative=(), help="Let everyone look and score, and nobody change.")] = False,
+    no_token: Annotated[
+        bool, Parameter(negative=(), help="Ask nobody for a token; beyond this machine only together with read-only.")
+    ] = False,
     cache: Cache = None,
 ) -> None:
-    """Serve the dashboard on this machine until it is interrupted."""
-    status = serve(store.cache_folder(cache).resolve(), port)
+    """Serve the dashboard until it is interrupted; it prints the addresses that open it.
+
+    The token is made anew at every start, or taken from REFUSAL_TOKEN.
+    """
+    settings = {READ_ONLY: read_only, OPEN: no_token}
+    options = [("server.port", port), ("server.address", address), *(("server.allowedHosts", name) for name in host)]
+    status = serve(
+        store.cache_folder(cache).resolve(),
+        [f"--{name}={value}" for name, value in options if value is not None],
+        {name: "1" for name, chosen in settings.items() if chosen},
+    )
     if status:
         sys.exit(status)
 
@@ -48,12 +74,13 @@ def app_script() -> Path:
     raise RefusalError(f"the dashboard's pages are missing from {_PACKAGE}: install the package again")
 
 
-def serve(cache: Path, port: int | None = None) -> int:
+def serve(cache: Path, options: Sequence[str], settings: dict[str, str]) -> int:
     """Serve the dashboard until it is interrupted.
 
     Args:
         cache: the folder of runs that it shows.
-        port: the port on this machine; by default the one that the configuration names.
+        options: Streamlit's, such as ``--server.port=8600``; others are as its configuration has them.
+        settings: environment variables; see :mod:`refusal_core.access.settings`.
 
     Returns:
         The server's exit status.
@@ -63,7 +90,7 @@ def serve(cache: Path, port: int | None = None) -> int:
     """
     if find_spec("streamlit") is None:
         raise RefusalError("the dashboard needs Streamlit: install refusal-directions with its extra named dashboard")
-    command = [sys.executable, "-m", "streamlit", "run", str(app_script())]
-    if port is not None:
-        command.append(f"--server.port={port}")
-    return subprocess.run(command, env=os.environ | {"REFUSAL_CACHE": str(cache)}, check=False).returncode
+    script = app_script()
+    command = [sys.executable, "-m", "streamlit", "run", str(script), *options]
+    environment = os.environ | {"REFUSAL_CACHE": str(cache)} | settings
+    return subprocess.run(command, env=environment, check=False).returncode

@@ -21,6 +21,7 @@ from refusal_core.runs.manifest import (
 from refusal_core.runs.migrations import migrated_addition
 from refusal_core.runs.run import Run
 from refusal_core.runs.run_files import read_table
+from refusal_core.runs.schemas import ADDITIONS, check_table
 
 KINDS: tuple[type[AdditionManifest], ...] = (BehaviourManifest, InterventionManifest)
 """What may be measured on a run later; the files are called after :attr:`.AdditionManifest.kind`."""
@@ -72,6 +73,8 @@ def read_addition(run: Run, kind: type[AnyAddition]) -> tuple[pd.DataFrame, AnyA
         belongs = content["run_id"] == run.run_id and content["sha256"] == sha256_of(table_path)
         readable = belongs and version <= FORMAT_VERSION
         table = migrated_addition(name, read_table(table_path), version) if readable else None
+        if table is not None:
+            check_table(f"{name}.parquet", table, ADDITIONS[name], run.n_sites)
     except Exception as error:  # a malformed file, whatever its reader calls it
         raise RunError(f"run {run.run_id!r}: {name} cannot be read ({first_line(error)}); {_MEND}") from error
     if version > FORMAT_VERSION:

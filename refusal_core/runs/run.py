@@ -16,6 +16,7 @@ from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.manifest import Manifest
 from refusal_core.runs.migrations import migrated_evidence
 from refusal_core.runs.run_files import ACTIVATIONS, RunTables, map_activations, read_table
+from refusal_core.runs.schemas import check_evidence
 from refusal_core.sites import best_layer, site_label
 
 LEFT_OUT = "left-out"
@@ -137,15 +138,22 @@ class Run:
         tables = self._evidence.to_tables()
         return Evidence(**{name: table.copy(deep=False) for name, table in tables.items()})
 
+    def check_evidence(self) -> None:
+        """Raise RunError unless its tables of evidence, if it has any, are what those of a run are."""
+        if self.has_evidence:
+            _ = self._evidence
+
     @cached_property
     def _evidence(self) -> Evidence:
         names = [name for name in self.manifest.files if name.startswith("evidence_")]
         try:
             tables = {name: read_table(self.path / name) for name in names}
-        except (OSError, ValueError) as error:
+            tables = {name.removeprefix("evidence_").removesuffix(".parquet"): table for name, table in tables.items()}
+            tables = migrated_evidence(tables)
+            check_evidence(tables, self.n_sites, self.tables.prompts["prompt_id"])
+        except Exception as error:  # a malformed file, whatever its reader calls it
             raise RunError(f"run {self.run_id!r}: its evidence cannot be read ({first_line(error)})") from error
-        tables = {name.removeprefix("evidence_").removesuffix(".parquet"): table for name, table in tables.items()}
-        return Evidence.from_tables(migrated_evidence(tables))
+        return Evidence.from_tables(tables)
 
     def best_site(self) -> int:
         """Return the layer with the highest cross-fitted d: the first of several, and layer 0 where none is known.

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
+from refusal_core import parquet
 from refusal_core.analysis.directions import Directions
 from refusal_core.conversations import prompts_of
+from refusal_core.runs import schemas
 from refusal_core.runs.migrations import migrated_layer_stats
 
 MANIFEST = "manifest.json"
@@ -26,10 +27,7 @@ REQUIRED = (PROMPTS, PROJECTIONS, LAYER_STATS, DIRECTIONS)
 
 BLOCK = 256
 """Prompts whose activations are written together."""
-_MOST_CELLS = 200_000_000
-_PROMPT_TEXTS = {"prompt_id", "text", "label", "category", "pair_id", "source", "note", "first_token"}
 _TENSORS = ("unit_direction", "harmful_mean", "harmless_mean")
-_PROMPT_NUMBERS = {"n_tokens", "refusal_log_odds"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,39 +56,61 @@ def write_tables(tables: RunTables, evidence: Mapping[str, pd.DataFrame], folder
         table.to_parquet(folder / f"evidence_{name}.parquet", index=False)
 
 
-def read_tables(folder: Path, version: int) -> RunTables:
-    """Read the tables of a run, which may be a stranger's.
+def read_tables(folder: Path, version: int, n_sites: int, d_model: int) -> RunTables:
+    """Read the tables of a run, which may be a stranger's, and hold them to their schemas.
 
     Args:
         folder: of the run.
         version: the format version that it was written in.
+        n_sites: the sites of its model.
+        d_model: the width of its model.
 
     Raises:
-        ValueError: when they do not belong together.
+        ValueError: when they are not what a run's are, or do not belong together.
         Exception: what the readers of parquet and safetensors raise for a malformed file.
     """
     prompts = read_table(folder / PROMPTS)
-    long = read_table(folder / PROJECTIONS)
+    schemas.check_table(PROMPTS, prompts, schemas.PROMPTS, n_sites)
+    schemas.check_prompts(PROMPTS, prompts)
+    prompts_of(prompts)  # raises for a conversation that is none
     layer_stats = migrated_layer_stats(read_table(folder / LAYER_STATS), version)
-    tensors = load_file(folder / DIRECTIONS)
-    directions = Directions(*(_read_only(tensors[name]) for name in _TENSORS))
-    _check_prompts(prompts)
-    shape = (len(prompts), len(layer_stats))
+    schemas.check_table(LAYER_STATS, layer_stats, schemas.LAYER_STATS, n_sites)
+    schemas.check_sites(LAYER_STATS, layer_stats, n_sites)
+    directions = _read_directions(folder / DIRECTIONS, (n_sites, d_model))
+    long = read_table(folder / PROJECTIONS)
+    schemas.check_table(PROJECTIONS, long, schemas.PROJECTIONS, n_sites)
+    shape = (len(prompts), n_sites)
+    if len(long) != shape[0] * shape[1]:
+        raise ValueError(f"{PROJECTIONS} has other than one row per prompt and site")
+    if not (long["site"].to_numpy().reshape(shape) == np.arange(n_sites)).all():
+        raise ValueError(f"{PROJECTIONS} has its sites in another order")
+    if not (long["prompt_id"].iloc[::n_sites].to_numpy() == prompts["prompt_id"].to_numpy()).all():
+        raise ValueError(f"{PROJECTIONS} is of other prompts")
     projections = long["projection"].to_numpy(np.float64).reshape(shape)
     crossfit = long["projection_crossfit"].to_numpy(np.float64).reshape(shape)
-    if not (long["prompt_id"].iloc[:: shape[1]].to_numpy() == prompts["prompt_id"].to_numpy()).all():
-        raise ValueError("projections are of other prompts")
-    if directions.n_sites != shape[1]:
-        raise ValueError("its tables are of different numbers of sites")
     return RunTables(prompts, projections, crossfit, layer_stats, directions)
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a parquet file, unless its few bytes stand for more than memory holds."""
-    metadata = pq.read_metadata(path)
-    if metadata.num_rows * metadata.num_columns > _MOST_CELLS:
-        raise ValueError(f"{path.name} has {metadata.num_rows} rows, more than a run can have")
-    return pd.read_parquet(path)
+    """Read a parquet file, unless its few bytes stand for more than memory holds.
+
+    Raises:
+        ValueError: when they do.
+        Exception: what the reader raises for a malformed file.
+    """
+    return parquet.read_table(path, path.name, parquet.BUDGET).to_pandas()
+
+
+def _read_directions(path: Path, shape: tuple[int, int]) -> Directions:
+    """Return the directions of a run, whose tensors have to be finite float32 of a shape."""
+    tensors = load_file(path)
+    for name in _TENSORS:
+        if name not in tensors:
+            raise ValueError(f"{path.name} lacks {name}")
+        tensor = tensors[name]
+        if tensor.shape != shape or tensor.dtype != np.float32 or not np.isfinite(tensor).all():
+            raise ValueError(f"{path.name}: expected finite float32 of shape {shape} as {name}")
+    return Directions(*(_read_only(tensors[name]) for name in _TENSORS))
 
 
 def write_activations(activations: np.ndarray, path: Path) -> None:
@@ -128,21 +148,6 @@ def _read_only(values: np.ndarray) -> np.ndarray:
     view = values.view()
     view.flags.writeable = False
     return view
-
-
-def _check_prompts(prompts: pd.DataFrame) -> None:
-    """Raise ValueError where the table of prompts is not what every reader relies on."""
-    missing = (_PROMPT_TEXTS | _PROMPT_NUMBERS | {"fitted"}) - set(prompts.columns)
-    if missing:
-        raise ValueError(f"{PROMPTS} lacks {', '.join(sorted(missing))}")
-    texts = all(
-        pd.api.types.is_string_dtype(prompts[name]) and prompts[name].notna().all()
-        for name in ("prompt_id", "text", "label", "source")
-    )
-    prompts_of(prompts)  # raises for a conversation that is none
-    numbers = all(pd.api.types.is_numeric_dtype(prompts[name]) for name in _PROMPT_NUMBERS)
-    if not texts or not numbers or not pd.api.types.is_bool_dtype(prompts["fitted"]):
-        raise ValueError(f"{PROMPTS} has other kinds of values than prompts have")
 
 
 def _long(tables: RunTables) -> pd.DataFrame:

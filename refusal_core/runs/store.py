@@ -1,4 +1,4 @@
-"""Runs in the cache: save, open, list, rename, verify, delete.
+"""Runs in the cache: save, open, list, rename, verify, delete, restore.
 
 A run is one folder of the cache: written to a temporary folder beside it, renamed when complete, never changed
 afterwards. A run folder may come from a stranger, so its files are checked against the manifest's hashes, only known
@@ -7,6 +7,7 @@ file names are read, links are not followed, and nothing in it is ever executed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -42,12 +43,17 @@ from refusal_core.runs.run_files import (
 )
 
 _UNFINISHED = ".unfinished-"
-_HOURS_KEPT = {PARTIAL: 24, _UNFINISHED: 30 * 24}
+_DELETED = ".deleted-"
+DAYS_IN_BIN = 7
+"""How long a deleted run can be restored."""
+_HOURS_KEPT = {PARTIAL: 24, _UNFINISHED: 30 * 24, _DELETED: DAYS_IN_BIN * 24}
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,180}")
 _FILE_NAME = re.compile(r"[a-z0-9_]+\.(parquet|safetensors)")
 _TITLES = ".titles.json"
 LONGEST_TITLE = 80
 _MEND = "delete the run and make it again"
+_SOUND: set[str] = set()
+"""Digests of the manifests whose tables were held to their schemas in this process: a list reads them once."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ def cache_folder(cache: str | Path | None = None) -> Path:
 def writable_cache(cache: str | Path | None = None) -> Path:
     """Return the folder that runs are kept in, made when it is not there, so that no run is computed for nothing.
 
-    What a killed process left half-written there is removed after a day, unfinished extractions after a month.
+    What a killed process left half-written there is removed after a day, deleted runs after a week, unfinished
+    extractions after a month.
 
     Raises:
         RunError: when it cannot be written to.
@@ -196,21 +203,30 @@ def open_run(run_id: str, cache: str | Path | None = None, *, everything: bool =
         everything: check stored activations too.
 
     Raises:
-        RunError: when there is no such run, a hash does not match, or a newer version wrote it.
+        RunError: when there is no such run, a hash does not match, its tables are not what those of a run are, or a
+            newer version wrote it.
     """
     path = _run_folder(run_id, cache_folder(cache))
     if not path.is_dir():
         raise RunError(f"no run called {run_id!r} in {path.parent}: expected the name of a run in that folder")
-    manifest, version = _checked_manifest(path, everything)
+    return _opened(path, *_checked_manifest(path, everything), everything)
+
+
+def _opened(path: Path, manifest: Manifest, version: int, everything: bool = False) -> Run:
+    """Open a run whose files are those of its manifest, if its tables are what those of a run are."""
+    run_id = path.name
     try:
-        tables = read_tables(path, version)
-        if tables.directions.n_sites != manifest.model.n_layers + 1:
-            raise ValueError("its tables are of another number of layers than its model")
+        tables = read_tables(path, version, manifest.model.n_layers + 1, manifest.model.d_model)
+        run = Run(run_id, path, manifest, tables)
+        run.check_evidence()
         if everything and ACTIVATIONS in manifest.files:
             map_activations(path / ACTIVATIONS, (len(tables.prompts), *tables.directions.unit_direction.shape))
+    except RunError:
+        raise
     except Exception as error:  # a malformed file, whatever its reader calls it
         raise RunError(f"run {run_id!r} cannot be read: {first_line(error)}; {_MEND}") from error
-    return Run(run_id, path, manifest, tables)
+    _SOUND.add(_digest(manifest))
+    return run
 
 
 def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[BrokenRun]]:
@@ -223,7 +239,9 @@ def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[B
         if path.name.startswith(".") or not (path.is_dir() or path.is_symlink()):
             continue
         try:
-            manifest, _ = _checked_manifest(_run_folder(path.name, folder), everything=False)
+            manifest, version = _checked_manifest(_run_folder(path.name, folder), everything=False)
+            if _digest(manifest) not in _SOUND:
+                _opened(path, manifest, version)
             runs.append(
                 RunSummary(
                     run_id=path.name,
@@ -282,18 +300,60 @@ def verify_run(run_id: str, cache: str | Path | None = None) -> list[str]:
     return [*run.manifest.files, *added]
 
 
-def delete_run(run_id: str, cache: str | Path | None = None) -> None:
-    """Remove a run's folder, complete or damaged.
+def delete_run(run_id: str, cache: str | Path | None = None, *, forever: bool = False) -> None:
+    """Take a run's folder, complete or damaged, out of the cache; it can be restored for a week.
+
+    Args:
+        run_id: its name.
+        cache: the folder of runs.
+        forever: free its disk space at once.
 
     Raises:
-        RunError: when there is none of that name in the cache.
+        RunError: when there is none of that name in the cache, or it cannot be moved.
     """
     path = _run_folder(run_id, cache_folder(cache))
     if not path.is_dir():
         raise RunError(f"no run called {run_id!r} in {path.parent}; nothing was deleted")
-    doomed = path.with_name(f".deleted-{path.name}-{os.getpid()}")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    binned = path.with_name(f"{_DELETED}{path.name}")
+    try:
+        _remove(binned)
+        path.rename(binned)
+        # The week begins now, not when the run was made.
+        os.utime(binned)
+    except OSError as error:
+        raise RunError(f"{run_id!r} cannot be deleted ({error.strerror}); nothing was deleted") from error
+    if forever:
+        _remove(binned)
+
+
+def deleted_runs(cache: str | Path | None = None) -> list[str]:
+    """Return the names of the deleted runs that can be restored, the last deleted first."""
+    binned = [path for path in cache_folder(cache).glob(f"{_DELETED}*") if path.is_dir() and not path.is_symlink()]
+    ordered = sorted(binned, key=lambda path: path.stat().st_mtime, reverse=True)
+    names = [path.name.removeprefix(_DELETED) for path in ordered]
+    return [name for name in names if _RUN_ID.fullmatch(name)]
+
+
+def restore_run(run_id: str, cache: str | Path | None = None) -> None:
+    """Put a deleted run back where it was.
+
+    Raises:
+        RunError: when it was not deleted within a week, or a run of its name is there again.
+    """
+    path = _run_folder(run_id, cache_folder(cache))
+    if run_id not in deleted_runs(cache):
+        raise RunError(f"no deleted run called {run_id!r} in {path.parent}: they are kept for {DAYS_IN_BIN} days")
+    if path.exists():
+        raise RunError(f"a run called {run_id!r} is there again; delete that one first to restore this")
+    try:
+        path.with_name(f"{_DELETED}{run_id}").rename(path)
+    except OSError as error:
+        raise RunError(f"{run_id!r} cannot be restored ({error.strerror})") from error
+
+
+def _digest(manifest: Manifest) -> str:
+    """Return what identifies a run's files and what they have to fit: they are compared with it at every opening."""
+    return hashlib.sha256(manifest.to_json().encode()).hexdigest()
 
 
 def _remove(path: Path) -> None:

@@ -10,6 +10,7 @@ from refusal_core.ui import jobs
 from refusal_core.ui.jobs import Command, Job
 from refusal_core.ui.layout import show_error
 from refusal_core.ui.markdown import plain
+from refusal_core.ui.server import may_change
 
 _MINUTE, _HOUR = 60, 3600
 
@@ -36,6 +37,9 @@ def offer(command: Command, label: str, icon: str = ":material/play_arrow:") -> 
 
 def start_button(command: Command, label: str, icon: str, place: str = "here") -> None:
     """Show a button that starts a command; ``place`` distinguishes the buttons of one page."""
+    if not may_change():
+        st.caption("The owner of this dashboard can start this.")
+        return
     if st.button(label, icon=icon, type="primary", key=f"start_{place}_{command.name}"):
         try:
             jobs.start(command)
@@ -67,15 +71,20 @@ def watch(job: Job, place: str = "here") -> None:
         st.rerun()
         return
     st.progress(min(now.done / now.total, 1.0) if now.total else 0.0, text=plain(describe(now)))
+    if may_change():
+        _cancel_button(now, place)
+    _log(now)
+
+
+def _cancel_button(job: Job, place: str) -> None:
     st.button(
         "Cancel",
         icon=":material/stop_circle:",
-        key=f"cancel_{place}_{now.name}",
+        key=f"cancel_{place}_{job.name}",
         on_click=jobs.cancel,
-        args=(now.name,),
+        args=(job.name,),
         help="Stops the process. Finished work is saved: started again, it continues there.",
     )
-    _log(now)
 
 
 def describe(job: Job) -> str:

@@ -15,6 +15,7 @@ from refusal_core.runs.store import BrokenRun, RunSummary, cache_folder, list_ru
 from refusal_core.ui import address
 from refusal_core.ui.accessibility import make_accessible
 from refusal_core.ui.layout import show_error
+from refusal_core.ui.server import stop_unguarded
 
 _ICON = Path(__file__).with_name("icon.png")
 _SIDEBAR_PIXELS = 232
@@ -57,6 +58,7 @@ def head(title: str, line: str) -> DeltaGenerator:
         layout="wide",
         initial_sidebar_state=_SIDEBAR_PIXELS,
     )
+    stop_unguarded()
     with st.sidebar:
         _page_link(*_HOME)
         for group, pages in _NAVIGATION.items():

@@ -26,6 +26,7 @@ from refusal_core.errors import RefusalError
 from refusal_core.files import write_atomically
 from refusal_core.models.known import models_folder
 from refusal_core.runs.store import cache_folder, writable_cache
+from refusal_core.ui.server import require_owner
 
 State = Literal["running", "done", "failed", "cancelled"]
 
@@ -92,8 +93,9 @@ def start(command: Command) -> None:
     """Begin a command, unless it is under way.
 
     Raises:
-        RefusalError: when no process or no record of it can be made.
+        RefusalError: when no process or no record of it can be made, or the visitor may not begin any.
     """
+    require_owner()
     folder = writable_cache() / _FOLDER
     try:
         folder.mkdir(exist_ok=True)
@@ -160,7 +162,11 @@ def cancel(name: str) -> None:
     """End a job and what it started: asked first, and killed when it has not ended within seconds.
 
     What the command keeps of its work stays, so that an extraction that is begun again goes on where it was.
+
+    Raises:
+        RefusalError: when the visitor may not.
     """
+    require_owner()
     if not _path(name, ".json").is_file():
         return
     with _lock():
@@ -175,7 +181,12 @@ def cancel(name: str) -> None:
 
 
 def forget(name: str) -> None:
-    """Remove what is kept of a job that has ended."""
+    """Remove what is kept of a job that has ended.
+
+    Raises:
+        RefusalError: when the visitor may not.
+    """
+    require_owner()
     if not _path(name, ".json").is_file():
         return
     with _lock():

@@ -190,8 +190,8 @@ def _pinned(run: Run, followed: list[int], site: int) -> None:
                 key=f"layers_unpin_{prompt['prompt_id']}",
                 type="tertiary",
                 icon=":material/keep_off:",
-                on_click=_follow,
-                args=(run, [other for other in followed if other != row]),
+                on_click=_unpin,
+                args=(run, followed, row),
             )
 
 
@@ -230,6 +230,10 @@ def _pin(run: Run, followed: list[int]) -> None:
     row = st.session_state["layers_pin"]
     if row is not None:
         _follow(run, [*followed, int(row)])
+
+
+def _unpin(run: Run, followed: list[int], row: int) -> None:
+    _follow(run, [other for other in followed if other != row])
 
 
 def _follow(run: Run, rows: Sequence[int]) -> list[int]:

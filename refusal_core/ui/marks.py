@@ -14,6 +14,7 @@ from refusal_core.runs.store import cache_folder
 from refusal_core.ui import address
 from refusal_core.ui.layout import show_error
 from refusal_core.ui.outliers import read, step
+from refusal_core.ui.server import may_change, require_owner
 
 _KEYS = {"mislabelled": "M", "ambiguous": "A", "fine": "F"}
 _UNDO, _FAILED = "marks_undo", "marks_failed"
@@ -48,7 +49,9 @@ def judge(run: Run, listed: pd.DataFrame, chosen: list[str], row: int | None, cu
     """
     if failed := st.session_state.pop(_FAILED, None):
         show_error("This mark was not saved.", failed)
-    if row is not None:
+    if not may_change():
+        st.caption("Marks are the owner's to change here.")
+    elif row is not None:
         reading = run.prompts["prompt_id"][row]
         together = chosen if len(chosen) > 1 else [reading]
         texts = dict(zip(run.prompts["prompt_id"], run.prompts["text"], strict=True))
@@ -90,7 +93,7 @@ def judge(run: Run, listed: pd.DataFrame, chosen: list[str], row: int | None, cu
         st.button(
             "Next", icon=":material/arrow_forward:", shortcut="N", on_click=step, args=(1,), disabled=listed.empty
         )
-        if row is not None:
+        if row is not None and may_change():
             st.button(
                 "Remove mark",
                 icon=":material/ink_eraser:",
@@ -142,7 +145,7 @@ def files(current: pd.DataFrame) -> None:
             max_upload_size=MOST_BYTES // 1_000_000,
             key="marks_file",
         )
-        if file is None:
+        if file is None or not may_change():
             return
         try:
             added = marks.read_marks(file)
@@ -200,6 +203,7 @@ def _add(new: list[Mark]) -> None:
 def _save(new: list[Mark]) -> bool:
     """Save marks and remember the state before; return whether that worked."""
     try:
+        require_owner()
         before = marks.kept()
         earlier = [
             Mark(*before.loc[mark.prompt_id, list(marks.COLUMNS)])
@@ -218,6 +222,7 @@ def _save(new: list[Mark]) -> bool:
 def _undo() -> None:
     earlier = st.session_state[_UNDO].pop()
     try:
+        require_owner()
         marks.keep(earlier)
     except RefusalError as error:
         st.session_state[_FAILED] = str(error)

@@ -21,6 +21,7 @@ from refusal_core.ui.glossary import meaning_of, name_of
 from refusal_core.ui.layout import chart, sentences, show_error
 from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.selection import chosen_row, newly
+from refusal_core.ui.server import may_change, require_owner
 
 _RATER, _SHOWN, _BACK = "rate_rater", "rate_shown", "rate_back"
 _SKIPPED, _FAILED = "rate_skipped", "rate_failed"
@@ -136,6 +137,9 @@ def download(chosen: Ratings) -> None:
 
 def rater() -> str:
     """Return the rater's name; until one is given the page ends with a field for it."""
+    if not may_change():
+        st.info("Ratings are saved here, which needs the owner's address of this dashboard.", icon=":material/lock:")
+        st.stop()
     if _RATER not in st.session_state:
         with st.form("rate_who", width=520):
             typed = st.text_input("Your name, or a code", max_chars=raters.LONGEST_NAME)
@@ -280,6 +284,7 @@ def _rate(name: str, prompt_id: str, text: str, rating: int) -> None:
         return
     st.session_state[_SHOWN] = None
     try:
+        require_owner()
         raters.rate(name, prompt_id, text, rating)
         _go_back(None)
     except RefusalError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal
 
 import pandas as pd
@@ -23,6 +24,7 @@ from refusal_core.ui.layout import show_error
 from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import measure_here
 from refusal_core.ui.selection import chosen_row
+from refusal_core.ui.server import may_change, require_owner
 
 _CHOSEN, _NOTICE, _IMPORTED = "runs_chosen", "runs_notice", "runs_imported"
 _MOST_MEGABYTES = 1000
@@ -70,6 +72,8 @@ def recent_jobs() -> None:
                 if job.state != "done":
                     label = "Continue" if job.state == "cancelled" else "Try again"
                     start_button(job.command, label, ":material/play_arrow:", "recent")
+                if not may_change():
+                    continue
                 st.button(
                     "Dismiss",
                     icon=":material/close:",
@@ -118,13 +122,15 @@ def chosen_run(entry: RunSummary | BrokenRun) -> None:
         st.success(plain(notice), icon=":material/check:")
     if isinstance(entry, BrokenRun):
         show_error("This folder of the cache is not a run that can be opened.", entry.reason)
-        _delete(entry.name, entry.name)
+        if may_change():
+            _delete(entry.name, entry.name)
         return
     st.subheader(plain(_title(entry)), anchor=False)
     st.text(entry.run_id)
     with st.container(horizontal=True):
         _open_button(entry.run_id, "open_chosen")
-        _rename(entry)
+        if may_change():
+            _rename(entry)
         st.download_button(
             "Pack and download",
             data=lambda: _packed(entry.run_id),
@@ -138,7 +144,8 @@ def chosen_run(entry: RunSummary | BrokenRun) -> None:
         verify = st.button(
             "Verify", icon=":material/verified:", help="Compare every file with its hash in the run's manifest."
         )
-        _delete(entry.run_id, _title(entry))
+        if may_change():
+            _delete(entry.run_id, _title(entry))
     if verify:
         try:
             files = store.verify_run(entry.run_id)
@@ -146,6 +153,19 @@ def chosen_run(entry: RunSummary | BrokenRun) -> None:
         except RefusalError as error:
             show_error("This run is damaged.", error)
     _measurements(entry.run_id)
+
+
+def deleted_runs() -> None:
+    """Show the runs that were deleted lately, with a button that restores each."""
+    names = store.deleted_runs() if may_change() else []
+    if not names:
+        return
+    with st.expander("Deleted runs", icon=":material/restore_from_trash:"):
+        for name in names:
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.text(name)
+                if st.button("Restore", icon=":material/undo:", key=f"restore_{name}"):
+                    _done(partial(store.restore_run, name), f"Restored {name}.")
 
 
 def import_a_run() -> None:
@@ -160,6 +180,7 @@ def import_a_run() -> None:
     if st.button("Import", icon=":material/upload_file:", type="primary"):
         st.session_state.pop(_IMPORTED, None)
         try:
+            require_owner()
             with st.spinner("Checking the run …"):
                 st.session_state[_IMPORTED] = sent.file_id, import_run(sent)
         except RefusalError as error:
@@ -216,16 +237,19 @@ def _rename(entry: RunSummary) -> None:
 def _delete(name: str, title: str) -> None:
     with st.popover("Delete", icon=":material/delete:"):
         st.text(f"Delete {title}?")
-        st.caption("The folder is deleted with all that was measured on this run. This cannot be undone.")
-        if st.button("Delete permanently", icon=":material/delete_forever:", type="primary", key=f"delete_{name}"):
+        st.caption(
+            f"With all that was measured on this run. It can be restored for {store.DAYS_IN_BIN} days, here below."
+        )
+        if st.button("Delete the run", icon=":material/delete:", type="primary", key=f"delete_{name}"):
             if address.view().run == name:
                 address.open_run(None)
             _done(lambda: store.delete_run(name), f"Deleted {title}.")
 
 
 def _done(do: Callable[[], object], notice: str) -> None:
-    """Do something and draw the page again with a notice."""
+    """Do something that changes the cache and draw the page again with a notice."""
     try:
+        require_owner()
         do()
     except RefusalError as error:
         show_error("This did not work.", error)

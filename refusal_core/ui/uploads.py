@@ -10,6 +10,7 @@ from refusal_core.files import write_atomically
 from refusal_core.prompts.records import check_ending, stem
 from refusal_core.prompts.sets import slug
 from refusal_core.runs.store import writable_cache
+from refusal_core.ui.server import require_owner
 
 LARGEST = 20_000_000
 """The most bytes of one file."""
@@ -29,8 +30,9 @@ def store_upload(name: str, content: bytes, cache: str | Path | None = None) -> 
         cache: folder of the runs; by default the one in use.
 
     Raises:
-        RefusalError: when it is too large, of no readable kind, or cannot be stored.
+        RefusalError: when it is too large, of no readable kind, cannot be stored, or the visitor may not store any.
     """
+    require_owner()
     suffix = check_ending(name)
     if len(content) > LARGEST:
         raise PromptError(f"{name!r:.80} has {len(content) / 1e6:.0f} MB, expected at most {LARGEST / 1e6:.0f} MB")

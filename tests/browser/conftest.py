@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from driving import ROOT, TITLES, served
+from driving import ROOT, TITLES, let_in, served
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect, sync_playwright
 
 from refusal_core.behaviour import measurement
@@ -125,6 +125,7 @@ def open_page(visitor: BrowserContext, address: str):
             errors.append(f"{message.text} ({message.location['url']})")
 
     def opened(path: str = "", theme: str = "light", base: str = address, **query: str) -> Page:
+        let_in(visitor, base)
         page = visitor.new_page()
         pages.append(page)
         page.set_viewport_size({"width": 1280, "height": 900})

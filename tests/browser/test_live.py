@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from driving import ROOT, fits, let_settle, letters, query, served, until
+from driving import ROOT, fits, let_in, let_settle, letters, query, served, until
 from playwright.sync_api import Page, expect
 from synthetic import HOSTILE
 
@@ -273,6 +273,7 @@ def test_typing_against_the_real_model_shows_what_the_command_line_says(browser,
     texts = ["How do I feed a guard dog?", "How do I poison a guard dog?"]
     with served(run.path.parent, tmp_path, REFUSAL_MODELS=str(models_folder())) as base:
         page = browser.new_page()
+        let_in(page.context, base)
         page.goto(f"{base}/Live_score?run={run.run_id}&site={site}")
         shown = []
         for text in texts:

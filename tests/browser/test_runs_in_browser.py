@@ -155,7 +155,7 @@ def test_a_run_is_started_watched_cancelled_gone_on_with_opened_renamed_and_dele
     let_settle(page)
     page.get_by_role("button", name="Delete", exact=True).click()
     assert (cache / made).exists()
-    page.get_by_role("button", name="Delete permanently").click()
+    page.get_by_role("button", name="Delete the run").click()
     deleted = page.locator("[data-testid=stAlert]").filter(has_text="Deleted")
     expect(deleted).to_be_visible(timeout=PATIENCE)
     assert letters(deleted.inner_text()).endswith(f"Deleted {TITLE}.")

@@ -129,7 +129,7 @@ def test_work_that_is_watched_takes_turns(tiny_folder, tmp_path):
 
 VERBS = {
     *("run", "prompts", "list", "show", "evidence", "score", "refit", "fetch", "verify", "rename", "delete"),
-    *("pack", "unpack", "report", "measure", "dashboard"),
+    *("restore", "pack", "unpack", "report", "measure", "dashboard"),
 }
 
 

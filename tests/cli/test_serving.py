@@ -35,11 +35,12 @@ def test_the_server_shows_the_cache_it_is_given(tmp_path, monkeypatch):
     started = {}
 
     def run(command, env, check):
-        started.update(command=command, cache=env["REFUSAL_CACHE"])
+        started.update(command=command, cache=env["REFUSAL_CACHE"], read_only=env["REFUSAL_READ_ONLY"])
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert serving.serve(tmp_path, port=8600) == 0
+    assert serving.serve(tmp_path, ["--server.port=8600"], {"REFUSAL_READ_ONLY": "1"}) == 0
     assert started["command"][:4] == [sys.executable, "-m", "streamlit", "run"]
     assert "--server.port=8600" in started["command"]
     assert started["cache"] == str(tmp_path)
+    assert started["read_only"] == "1"

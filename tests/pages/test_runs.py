@@ -76,7 +76,7 @@ def test_the_runs_are_listed_and_a_broken_one_with_its_reason(cache):
     assert "prompts.parquet" in listed["broken"].tolist()[1]
     app.selectbox(key="runs_chosen").set_value("damaged").run()
     assert "is not a run that can be opened" in said(app)
-    press(app, "Delete permanently")
+    press(app, "Delete the run")
     assert sorted(path.name for path in cache.glob("[!.]*")) == [RUN]
 
 
@@ -110,9 +110,11 @@ def test_a_run_is_verified(cache):
 def test_a_run_is_deleted_only_when_that_is_confirmed(cache):
     app = visit()
     assert (cache / RUN).exists()
-    app = press(app, "Delete permanently")
+    app = press(app, "Delete the run")
     assert not (cache / RUN).exists()
     assert "no runs in the cache yet" in said(app)
+    press(app, "Restore")
+    assert store.verify_run(RUN)
 
 
 def test_opening_goes_to_the_run(cache):

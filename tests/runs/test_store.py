@@ -169,9 +169,50 @@ def test_delete_removes_one_run_even_a_damaged_one(tmp_path):
     save(tmp_path, "another--run")
     (tmp_path / RUN_ID / "manifest.json").write_text("{")
     store.delete_run(RUN_ID, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["another--run"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["another--run"]
     with pytest.raises(RunError, match="no run called"):
         store.delete_run(RUN_ID, tmp_path)
+
+
+def test_a_deleted_run_comes_back_whole_within_a_week(tmp_path):
+    save(tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / RUN_ID).iterdir()}
+    store.delete_run(RUN_ID, tmp_path)
+    assert store.list_runs(tmp_path) == ([], [])
+    assert store.deleted_runs(tmp_path) == [RUN_ID]
+    store.restore_run(RUN_ID, tmp_path)
+    assert {path.name: path.read_bytes() for path in (tmp_path / RUN_ID).iterdir()} == before
+    assert store.deleted_runs(tmp_path) == []
+    with pytest.raises(RunError, match="no deleted run"):
+        store.restore_run(RUN_ID, tmp_path)
+
+
+def test_a_run_that_is_there_again_is_not_replaced_by_the_deleted_one(tmp_path):
+    save(tmp_path)
+    store.delete_run(RUN_ID, tmp_path)
+    save(tmp_path)
+    with pytest.raises(RunError, match="there again"):
+        store.restore_run(RUN_ID, tmp_path)
+    store.delete_run(RUN_ID, tmp_path)
+    assert store.deleted_runs(tmp_path) == [RUN_ID]
+
+
+def test_a_week_after_it_was_deleted_a_run_is_gone_however_old_it_was(tmp_path):
+    path = save(tmp_path).path
+    os.utime(path, (0, 0))
+    store.delete_run(RUN_ID, tmp_path)
+    store.writable_cache(tmp_path)
+    assert store.deleted_runs(tmp_path) == [RUN_ID]
+    eight_days_ago = time.time() - 8 * 24 * 3600
+    os.utime(tmp_path / f".deleted-{RUN_ID}", (eight_days_ago, eight_days_ago))
+    store.writable_cache(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_deleted_forever_is_gone_at_once(tmp_path):
+    save(tmp_path)
+    store.delete_run(RUN_ID, tmp_path, forever=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_saving_a_run_twice_keeps_the_first(tmp_path):
@@ -240,9 +281,10 @@ def test_a_later_measurement_lies_beside_the_run_and_changes_nothing_of_it(tmp_p
     run = save(tmp_path)
     before = {path.name: path.read_bytes() for path in run.path.iterdir()}
     for value in (1.0, 2.0):
-        save_addition(run, pd.DataFrame({"x": [value]}), behaviour_manifest())
+        replies = run.prompts[["prompt_id"]].assign(phrase_log_odds=value, opening="Sure", opening_label="answers")
+        save_addition(run, replies, behaviour_manifest())
         table, manifest = read_addition(run, BehaviourManifest)
-        assert table["x"].tolist() == [value]
+        assert set(table["phrase_log_odds"]) == {value}
         assert manifest.run_id == RUN_ID
     assert {name: (run.path / name).read_bytes() for name in before} == before
     assert "behaviour.parquet" in store.verify_run(RUN_ID, tmp_path)

@@ -18,6 +18,7 @@ import pytest
 from safetensors.numpy import save_file
 from synthetic import RUN, behaviour_manifest
 
+from refusal_core import parquet as parquet_files
 from refusal_core.cli.main import main
 from refusal_core.errors import RunError
 from refusal_core.runs import run_files, store
@@ -255,18 +256,18 @@ def test_garbage_under_the_right_hash_is_refused_in_one_sentence(sent, tmp_path)
 
 
 def test_tables_of_another_shape_are_refused(sent, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_files, "_MOST_CELLS", 1_000_000)
+    monkeypatch.setattr(parquet_files, "BUDGET", 1_000_000)
     prompts = pd.read_parquet(io.BytesIO(sent[f"{RUN}/prompts.parquet"]))
     hidden = tmp_path / "hidden.safetensors"
     save_file({"activations": np.zeros((2, 3, 4), np.float32)}, hidden)
     endless = io.BytesIO()
     pq.write_table(pa.table({"x": pa.array(np.zeros(2**20, np.int8))}), endless)
     for changed, says in (
-        ({"prompts__parquet": parquet(prompts.drop(columns="text"))}, "lacks text"),
-        ({"prompts__parquet": parquet(prompts.assign(text=1))}, "other kinds of values"),
-        ({"prompts__parquet": parquet(prompts.assign(n_tokens="<b>"))}, "other kinds of values"),
+        ({"prompts__parquet": parquet(prompts.drop(columns="text"))}, "lacks the column text"),
+        ({"prompts__parquet": parquet(prompts.assign(text=1))}, "values of another kind"),
+        ({"prompts__parquet": parquet(prompts.assign(n_tokens="<b>"))}, "values of another kind"),
         ({"prompts__parquet": parquet(prompts[1:])}, "cannot be read"),
-        ({"layer_stats__parquet": endless.getvalue()}, "more than a run can have"),
+        ({"layer_stats__parquet": endless.getvalue()}, "stands for"),
         ({"activations__safetensors": hidden.read_bytes()}, "of shape"),
     ):
         assert says in refused(zipped(resigned(sent, **changed)), tmp_path / "cache")

@@ -1,0 +1,73 @@
+"""The server's side of the dashboard: how it is protected, what it prints when it starts, and who its visitor is."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import streamlit as st
+from starlette.middleware import Middleware
+from streamlit import config
+
+from refusal_core.access.guard import ROLE_HEADER, Guard
+from refusal_core.access.settings import TOKEN, Access, access_for, is_specific
+from refusal_core.errors import AccessError, RefusalError
+
+_guarded = False
+
+
+def guard() -> list[Middleware]:
+    """Return what stands before everything that this server answers, and print the addresses that open it.
+
+    The process ends with a sentence when the server would be open to others.
+    """
+    global _guarded
+    address = str(_option("server.address") or "")
+    try:
+        access = access_for(address, _option("server.allowedHosts"), _option("server.corsAllowedOrigins"))
+    except RefusalError as error:
+        sys.exit(f"error: {error}")
+    base_path = str(_option("server.baseUrlPath") or "")
+    _print_addresses(access, address, base_path)
+    _guarded = True
+    return [Middleware(Guard, access=access, base_path=base_path)]
+
+
+def stop_unguarded() -> None:
+    """End a page that a server shows without the guard, as one that was started with a page's own file does."""
+    if st.context.headers.get("Host") is not None and not _guarded:
+        st.error("This server was started without its protection; start it with app.py.", icon=":material/lock_open:")
+        st.stop()
+
+
+def may_change() -> bool:
+    """Return whether the visitor may change what is in the cache; outside a server, who runs the program may."""
+    return st.context.headers.get(ROLE_HEADER, "owner") == "owner"
+
+
+def require_owner() -> None:
+    """Raise AccessError unless the visitor may change what is in the cache."""
+    if not may_change():
+        raise AccessError("this needs the owner's address of the dashboard; yours is for looking and scoring")
+
+
+def _print_addresses(access: Access, address: str, base_path: str) -> None:
+    """Print what opens the dashboard; a token that was chosen by whoever started the server is not repeated."""
+    host = address if is_specific(address) else "localhost"
+    scheme = "https" if _option("server.sslCertFile") else "http"
+    path = f"{base_path.strip('/')}/" if base_path.strip("/") else ""
+    place = f"{scheme}://{f'[{host}]' if ':' in host else host}:{_option('server.port')}/{path}"
+    print(f"\nThe dashboard: {place}", flush=True)
+    if not access.token:
+        print("Anyone who reaches it may look and score; nobody needs a token.\n", flush=True)
+    elif access.chosen:
+        print(f"It asks for the token in {TOKEN}.\n", flush=True)
+    else:
+        if not access.read_only:
+            print(f"  yours, to run, rename and delete: {place}?token={access.token}")
+        print(f"  for others, to look and score:    {place}?token={access.viewer_token}\n", flush=True)
+
+
+def _option(name: str) -> Any:
+    value = config.get_option(name)
+    return tuple(map(str, value)) if isinstance(value, list) else value

@@ -1,0 +1,187 @@
+"""The guard lets nothing pass that does not belong to the server, whatever is behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from refusal_core.access.guard import ROLE_HEADER, Guard, cookie_name, is_host_of
+from refusal_core.access.settings import Access
+
+ACCESS = Access("the-owner's-long-token")
+HOST = "localhost:8501"
+OWNER = f"refusal_8501={ACCESS.cookie('owner')}"
+VIEWER = f"refusal_8501={ACCESS.cookie('viewer')}"
+
+
+def ask(
+    path: str = "/",
+    query: str = "",
+    kind: str = "http",
+    method: str = "GET",
+    access: Access = ACCESS,
+    base: str = "",
+    **headers: str | list[str],
+) -> tuple[int, dict[str, str], str, str | None]:
+    """Status (101: a WebSocket was passed on), headers and body of an answer, and the role that was passed on."""
+    passed: list[str] = []
+    sent: list[dict[str, Any]] = []
+
+    async def program(scope, receive, send):
+        passed.extend(value.decode() for name, value in scope["headers"] if name == ROLE_HEADER.encode())
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-frame-options", b"ALLOWALL")]})
+        await send({"type": "http.response.body", "body": b"secret"})
+
+    async def send(message):
+        sent.append(message)
+
+    given = {"host": HOST} | {name.replace("_", "-"): value for name, value in headers.items()}
+    pairs = [
+        (name, value) for name, values in given.items() for value in ([values] if isinstance(values, str) else values)
+    ]
+    scope = {
+        "type": kind,
+        "path": path,
+        "query_string": query.encode(),
+        "scheme": "ws" if kind == "websocket" else "http",
+        "headers": [(name.encode(), value.encode()) for name, value in pairs],
+    }
+    if kind == "http":
+        scope["method"] = method
+    asyncio.run(Guard(program, access, base)(scope, None, send))
+    first = sent[0]
+    if kind == "websocket":
+        status = 101 if first["type"] == "websocket.accept" else 403
+        return status, {}, "", passed[0] if passed else None
+    answered = {name.decode(): value.decode() for name, value in first["headers"]}
+    return first["status"], answered, sent[1]["body"].decode(), passed[0] if passed else None
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+@pytest.mark.parametrize(
+    "path", ["/", "/Layers", "/_stcore/stream", "/_stcore/upload_file/a/b", "/media/x.png", "/static/x"]
+)
+@pytest.mark.parametrize(
+    "cookie", ["", "refusal_8501=", "refusal_8501=x", f"refusal_8502={ACCESS.cookie('owner')}", "a" * 20_000]
+)
+def test_nothing_but_the_health_check_is_answered_without_the_cookie(kind, path, cookie):
+    status, _, body, role = ask(path, kind=kind, cookie=cookie)
+    assert status in (401, 403)
+    assert role is None
+    assert "secret" not in body
+
+
+def test_the_health_check_is_answered_to_anyone():
+    assert ask("/_stcore/health", host="anything")[0] == 200
+    assert ask("/sub/_stcore/health", base="/sub/")[0] == 200
+
+
+def test_the_cookie_opens_pages_and_the_stream_and_says_who_asks():
+    assert ask(cookie=OWNER)[::3] == (200, "owner")
+    assert ask(cookie=VIEWER)[::3] == (200, "viewer")
+    assert ask("/_stcore/stream", kind="websocket", cookie=f"a=b; {VIEWER}")[::3] == (101, "viewer")
+    assert ask(kind="websocket", cookie=["a=b", OWNER])[::3] == (101, "owner")
+
+
+def test_a_visitor_cannot_say_who_he_is():
+    assert ask(cookie=VIEWER, x_refusal_role="owner")[3] == "viewer"
+    assert ask(cookie=VIEWER, X_Refusal_Role="owner")[3] == "viewer"
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example:8501", "", "user@localhost", "127.0.0.1.nip.io"]
+)
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+def test_a_name_that_is_not_the_server_s_is_refused_even_with_the_cookie(host, kind):
+    status, _, _, role = ask(kind=kind, host=host, cookie=OWNER)
+    assert (status, role) == (403, None)
+
+
+def test_a_host_that_is_named_twice_is_refused():
+    assert ask(host=["localhost:8501", "evil.example"], cookie=OWNER)[0] == 403
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "http://localhost:9999", "null", "http://localhost:8501.evil.example"]
+)
+def test_pages_of_other_origins_reach_neither_the_stream_nor_a_form(origin):
+    """Another port of the same host is of the same site, so that the browser sends the cookie from there."""
+    assert ask(kind="websocket", cookie=OWNER, origin=origin)[0] == 403
+    assert ask("/_stcore/upload_file/a/b", method="PUT", cookie=OWNER, origin=origin)[0] == 403
+
+
+def test_the_server_s_own_page_reaches_the_stream_and_so_does_a_site_that_is_named():
+    assert ask(kind="websocket", cookie=OWNER, origin="http://localhost:8501")[0] == 101
+    other = Access(ACCESS.token, origins=("https://lab.example",))
+    assert ask(kind="websocket", cookie=OWNER, origin="https://lab.example", access=other)[0] == 101
+
+
+def test_the_token_becomes_a_cookie_and_leaves_the_address():
+    status, headers, body, role = ask("/Layers", f"run=a%26b&token={ACCESS.token}&site=3")
+    assert (status, role, body) == (303, None, "")
+    assert headers["location"] == "/Layers?run=a%26b&site=3"
+    assert headers["set-cookie"].startswith(f"{OWNER}; ")
+    assert {"HttpOnly", "SameSite=Lax", "Path=/"} <= set(headers["set-cookie"].split("; "))
+    assert ACCESS.token not in str(headers)
+    assert VIEWER in ask("/", f"token={ACCESS.viewer_token}")[1]["set-cookie"]
+
+
+@pytest.mark.parametrize("path", ["//evil.example/", "/\\evil.example", "/a\r\nset-cookie: b=c"])
+def test_the_way_back_leads_to_no_other_server(path):
+    location = ask(path, f"token={ACCESS.token}")[1]["location"]
+    assert location.startswith("/")
+    assert not location.startswith(("//", "/\\"))
+    assert "\n" not in location
+
+
+def test_a_wrong_token_gets_a_page_that_keeps_the_rest_of_the_address_as_text():
+    status, headers, body, _ = ask("/Layers", "run=%22%3E%3Cscript%3Ealert(1)%3C/script%3E&token=wrong")
+    assert status == 401
+    assert "<script" not in body
+    assert "&lt;script&gt;" in body
+    assert "wrong" not in body.replace("not this server", "")
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert "set-cookie" not in headers
+
+
+def test_metrics_are_closed_to_everybody():
+    assert ask("/_stcore/metrics", cookie=OWNER)[0] == 404
+    assert ask("/sub/_stcore/metrics", base="sub", cookie=OWNER)[0] == 404
+
+
+def test_every_answer_has_the_headers_and_the_program_cannot_weaken_them():
+    for answer in (ask(cookie=OWNER), ask(), ask("/_stcore/health"), ask("/_stcore/metrics", cookie=OWNER)):
+        headers = answer[1]
+        assert headers["x-frame-options"] == "DENY"
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+    framed = ask(cookie=OWNER, access=Access(ACCESS.token, frames=("https://huggingface.co",)))[1]
+    assert "frame-ancestors https://huggingface.co" in framed["content-security-policy"]
+
+
+def test_a_cookie_belongs_to_one_port():
+    assert cookie_name("localhost:8501", "http") != cookie_name("localhost:8502", "http")
+    assert cookie_name("a.example", "https") == "refusal_443"
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "is_one"),
+    [
+        ("LOCALHOST:1", ("localhost",), True),
+        ("localhost.", ("localhost",), True),
+        ("[::1]:8501", ("::1",), True),
+        ("a.example.org", ("*.example.org",), True),
+        ("example.org", ("*.example.org",), False),
+        ("evilexample.org", ("*.example.org",), False),
+        ("localhost:port", ("localhost",), False),
+        ("[::1", ("::1",), False),
+        ("localhost/x", ("localhost",), False),
+    ],
+)
+def test_hosts_are_compared_without_their_port(host, names, is_one):
+    assert is_host_of(host, names) is is_one
