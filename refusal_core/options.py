@@ -117,7 +117,9 @@ class RunOptions(Options):
         min_length=1,
     )
     transfer: tuple[Source, ...] = _option(
-        (), "Transfer sets", "Labelled file of prompts that are scored too and never fitted on; may be repeated."
+        (),
+        "Transfer sets",
+        "Labelled file or bundled set that is scored besides the quartets and never fitted on; may be repeated.",
     )
     limit_per_label: int | None = _option(
         None,
@@ -250,7 +252,7 @@ class InterventionOptions(Options):
         None,
         "Set",
         "Contrast or transfer set that the prompts are of.",
-        "probe-pairs, else the contrast set",
+        "quartets, else probe-pairs, else the contrast set",
         min_length=1,
     )
     random_directions: int = _option(

@@ -127,18 +127,27 @@ def redraw_prompts(prompts: int, draws: int, rng: np.random.Generator) -> np.nda
     return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=draws).astype(np.float64)
 
 
-def permute_labels(is_harmful: np.ndarray, groups: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+def permute_labels(
+    is_harmful: np.ndarray,
+    groups: np.ndarray,
+    draws: int,
+    rng: np.random.Generator,
+    twins: np.ndarray | None = None,
+) -> np.ndarray:
     """Return orders of the prompts that are equally likely when the label means nothing.
 
-    Within a matched pair the labels are flipped or not; groups of one label are exchanged whole with others of their
-    size (restricted permutations, Anderson & ter Braak 2003). Of few pairs all flips are returned, once each: of so few
-    a random choice, the same in every run, would be more or less favourable to the true labels.
+    Within a matched pair the labels are flipped or not, in a group of several pairs those of all of them together: what
+    its wordings share cancels out under the true labels, and has to under the others. Groups of one label are exchanged
+    whole with others of their size (restricted permutations, Anderson & ter Braak 2003). Of few pairs all flips are
+    returned, once each: of so few a random choice, the same in every run, would be more or less favourable to the true
+    labels.
 
     Args:
         is_harmful: ``(prompt,)`` bool.
-        groups: ``(prompt,)`` the matched pair, or the prompt by itself.
+        groups: ``(prompt,)`` the quartet, the matched pair, or the prompt by itself.
         draws: how many at most.
         rng: flips the pairs and exchanges the others.
+        twins: ``(pair, 2)`` positions of the matched pairs, where groups hold several.
 
     Returns:
         ``(draw, prompt)`` int, without the true order where all others are returned: ``is_harmful[order]`` are the
@@ -151,8 +160,13 @@ def permute_labels(is_harmful: np.ndarray, groups: np.ndarray, draws: int, rng: 
         return _all_flips(pairs)
     order = np.tile(np.arange(len(is_harmful)), (draws, 1))
     alone: dict[int, list[np.ndarray]] = {}
+    other = np.arange(len(is_harmful))
+    if twins is not None:
+        other[twins[:, 0]], other[twins[:, 1]] = twins[:, 1], twins[:, 0]
     for members in np.split(np.argsort(group_of, kind="stable"), np.cumsum(np.bincount(group_of))[:-1]):
-        if 0 < is_harmful[members].sum() < len(members):
+        if len(members) > 2 and (other[members] != members).all():
+            order[:, members] = np.where(rng.random((draws, 1)) < 0.5, other[members], members)
+        elif 0 < is_harmful[members].sum() < len(members):
             order[:, members] = rng.permuted(order[:, members], axis=1)
         else:
             alone.setdefault(len(members), []).append(members)

@@ -84,17 +84,23 @@ def draw_bootstrap(
 
 
 def draw_permutations(
-    is_harmful: np.ndarray, groups: np.ndarray, fold: np.ndarray, draws: int, rng: np.random.Generator
+    is_harmful: np.ndarray,
+    groups: np.ndarray,
+    fold: np.ndarray,
+    draws: int,
+    rng: np.random.Generator,
+    twins: np.ndarray | None = None,
 ) -> Draws:
     """Relabel a contrast set by :func:`.permute_labels`; the folds move with the labels, so they stay stratified.
 
     Args:
         is_harmful: ``(prompt,)`` bool.
-        groups: ``(prompt,)`` the matched pair, or the prompt by itself.
+        groups: ``(prompt,)`` the quartet, the matched pair, or the prompt by itself.
         fold: ``(1, prompt)`` folds of the prompts; or without rows.
         draws: how many.
         rng: permutes the labels.
+        twins: ``(pair, 2)`` as for :func:`.permute_labels`.
     """
-    order = permute_labels(is_harmful, groups, draws, rng)
+    order = permute_labels(is_harmful, groups, draws, rng, twins)
     permuted = is_harmful[order].astype(np.float64)
     return Draws(permuted, 1 - permuted, fold[0][order] if len(fold) else fold)

@@ -12,6 +12,7 @@ from refusal_core.evidence.design import CONTRAST, FALSE_ALARMS
 from refusal_core.evidence.phrases import (
     NO_DIFFERENCE,
     contrary,
+    intent_and_cue,
     missing,
     p_value,
     place,
@@ -108,15 +109,18 @@ def _harm(evidence: Evidence, site: int) -> str:
     if not is_tested(evidence):
         return f"{number}. Whether that is more than chance was not tested over all sites when this run was made."
     p = f"{p_value(row['permutation_p_corrected'])} over all sites, {2 * FALSE_ALARMS:g} needed"
+    effects = intent_and_cue(evidence, site, source)
     side = separated(evidence, source)[site]
     if side > 0:
         meaning = f"{number}: more than chance ({p}){_and_wording(evidence, source, site)}."
-        return " ".join([meaning, *contrary(evidence, site, source)])
+        return " ".join([meaning, *effects, *contrary(evidence, site, source)])
     if side < 0:
-        return f"{number}: it puts harmless prompts on the harmful side ({p}), so it is about something else."
+        meaning = f"{number}: it puts harmless prompts on the harmful side ({p}), so it is about something else."
+        return " ".join([meaning, *effects])
     seen = what_would_have_been_seen(evidence, site, source)
     held = holds(evidence)[site]
-    return f"{number}, {NO_DIFFERENCE} ({p})" + (f": {style(evidence)}. {seen}" if held else f". {seen}")
+    nothing = f"{number}, {NO_DIFFERENCE} ({p})" + (f": {style(evidence)}. {seen}" if held else f". {seen}")
+    return " ".join([nothing, *effects])
 
 
 def _and_wording(evidence: Evidence, source: str, site: int) -> str:

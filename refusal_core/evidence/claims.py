@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pandas as pd
 
 from refusal_core.analysis import inference
 from refusal_core.evidence.design import FALSE_ALARMS
 from refusal_core.evidence.wording import EVERY_PROMPT
+from refusal_core.prompts.bundled import PROBE_PAIRS, QUARTETS
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import LEFT_OUT
 from refusal_core.sites import best_layer
 
-PROBE_PAIRS = "probe-pairs"
-_ASKED_FIRST = ("quartets", PROBE_PAIRS)
+ASKED_FIRST = (QUARTETS, PROBE_PAIRS)
+"""Bundled transfer sets that carry the question about harm, the first choice first."""
 SIGNIFICANT = 0.05
 
 
@@ -24,7 +27,7 @@ def probe_source(evidence: Evidence) -> str | None:
     table = evidence.transfer.drop_duplicates("source")
     table = table[table["source"].ne(LEFT_OUT)]
     sources = table["source"].tolist()
-    for bundled in _ASKED_FIRST:
+    for bundled in ASKED_FIRST:
         if bundled in sources:
             return bundled
     paired = table[table["n_pairs"] > 0]["source"].tolist() if sources else []
@@ -54,6 +57,44 @@ def separated(evidence: Evidence, source: str) -> pd.Series:
     significant = table["permutation_p_corrected"] <= 2 * FALSE_ALARMS
     sides = (table["d_low"] > 0).astype(int) - (table["d_high"] < 0).astype(int)
     return sides.where(significant, 0)
+
+
+def cue_side(evidence: Evidence, source: str) -> pd.Series:
+    """Return by site 1 or -1 where an alarming cue moves the projection up or down by more than chance, else 0.
+
+    The test is as strict as :func:`separated`.
+    """
+    table = of_quartets(evidence, source)
+    sides = (table["cue_low"] > 0).astype(int) - (table["cue_high"] < 0).astype(int)
+    return sides.where(table["cue_p_corrected"] <= 2 * FALSE_ALARMS, 0)
+
+
+def of_quartets(evidence: Evidence, source: str) -> pd.DataFrame:
+    """Return the effects of intent and cue on a transfer set, indexed by site; no rows where it has no quartets."""
+    return evidence.quartets[evidence.quartets["source"].eq(source)].set_index("site")
+
+
+def follows_intent(evidence: Evidence, site: int) -> Literal["yes", "no", "unclear"] | None:
+    """Return whether the direction follows what is asked more than how it is said; None where that was not tested.
+
+    On quartets intent has to move the projection more than an alarming cue does, on other sets the direction has to
+    separate the labels better than every text model.
+    """
+    source = probe_source(evidence)
+    if source is None or not is_tested(evidence):
+        return None
+    side, quartets = separated(evidence, source).get(site, 0), of_quartets(evidence, source)
+    if site in quartets.index:
+        row = quartets.loc[site]
+        more = row["intent_lead_low"] > 0
+        less = row["intent_lead_high"] < 0 and cue_side(evidence, source)[site] != 0
+    else:
+        closest = against_wording(evidence, source)
+        more = site in closest.index and closest.loc[site, "auroc_difference_low"] > 0
+        less = False
+    if side < 0 or less:
+        return "no"
+    return "yes" if side > 0 and more else "unclear"
 
 
 def detectable_from(evidence: Evidence, measure: str, source: str) -> int | None:

@@ -23,7 +23,7 @@ from refusal_core.analysis.learning import TrainingSample, sample_training_sizes
 from refusal_core.analysis.projections import contrast_weights
 from refusal_core.analysis.resampling import Draws, draw_bootstrap, draw_permutations
 from refusal_core.prompts.labels import LABELS
-from refusal_core.prompts.sets import prompt_groups
+from refusal_core.prompts.sets import find_quartets, prompt_groups, prompt_pairs
 
 CONTRAST = "contrast"
 """What the tables call the fitted prompts, where transfer sets go by their own names."""
@@ -38,7 +38,8 @@ class Contrast:
 
     Attributes:
         is_harmful: ``(prompt,)`` bool.
-        groups: ``(prompt,)`` str, the matched pair or the prompt by itself.
+        groups: ``(prompt,)`` str, the quartet, the matched pair or the prompt by itself.
+        pairs: ``(prompt,)`` str, the matched pair or the prompt by itself.
         n_tokens: ``(prompt,)`` float64.
         log_odds: ``(prompt,)`` float64, refusal log-odds; may be NaN.
         category: ``(1, prompt)`` int, the number of every category; without rows where none could be left out.
@@ -52,6 +53,7 @@ class Contrast:
 
     is_harmful: np.ndarray
     groups: np.ndarray
+    pairs: np.ndarray
     n_tokens: np.ndarray
     log_odds: np.ndarray
     category: np.ndarray
@@ -71,6 +73,7 @@ class Contrast:
             self,
             is_harmful=self.is_harmful[self.sample],
             groups=self.groups[self.sample],
+            pairs=self.pairs[self.sample],
             n_tokens=self.n_tokens[self.sample],
             log_odds=self.log_odds[self.sample],
             category=self.category[:, self.sample],
@@ -92,7 +95,7 @@ class Contrast:
     @cached_property
     def twins(self) -> np.ndarray:
         """``(pair, 2)`` positions of harmful and harmless twins."""
-        return find_twins(self.is_harmful, self.groups)
+        return find_twins(self.is_harmful, self.pairs)
 
     def crossfit(self, gram: Gram) -> Crossfit:
         """Cross-fit in this contrast set's folds, as :func:`.analysis.crossfit.crossfit`."""
@@ -109,8 +112,10 @@ class TransferSet:
         is_harmful: ``(prompt,)`` bool.
         log_odds: ``(prompt,)`` float64, refusal log-odds; may be NaN.
         twins: ``(pair, 2)`` positions within the set.
-        counts: ``(draw, sampled)`` bootstrap multiplicities, pairs drawn as pairs.
+        quartets: ``(quartet, 4)`` positions within the set, see :func:`.find_quartets`.
+        counts: ``(draw, sampled)`` bootstrap multiplicities, quartets and pairs drawn as one.
         permuted: ``(draw, sampled)`` bool, labels that are as likely as the true ones when labels mean nothing.
+        cue_signs: ``(draw, sampled quartet)`` 1 or -1: cues that are as likely as the true ones when they mean nothing.
         sample: positions within the set of the prompts that draws are taken of; all of them unless there are too many.
     """
 
@@ -119,8 +124,10 @@ class TransferSet:
     is_harmful: np.ndarray
     log_odds: np.ndarray
     twins: np.ndarray
+    quartets: np.ndarray
     counts: np.ndarray
     permuted: np.ndarray
+    cue_signs: np.ndarray
     sample: np.ndarray | slice = field(default_factory=lambda: ALL_PROMPTS)
 
     @property
@@ -128,13 +135,14 @@ class TransferSet:
         """The prompts that draws are taken of, as a set of their own; this one itself when those are all."""
         if isinstance(self.sample, slice):
             return self
-        twins = self.twins[np.isin(self.twins[:, 0], self.sample)]
+        twins, quartets = (whole[np.isin(whole[:, 0], self.sample)] for whole in (self.twins, self.quartets))
         return replace(
             self,
             rows=self.rows[self.sample],
             is_harmful=self.is_harmful[self.sample],
             log_odds=self.log_odds[self.sample],
             twins=np.searchsorted(self.sample, twins),
+            quartets=np.searchsorted(self.sample, quartets),
             sample=ALL_PROMPTS,
         )
 
@@ -203,7 +211,7 @@ def plan_contrast(
     prompts: pd.DataFrame, folds: int, repeats: int, seed: int, permutations: int, draws: int
 ) -> Contrast:
     """Deal folds and make the draws of the fitted prompts alone; arguments as in :func:`.evaluation.evaluate`."""
-    is_harmful, groups = prompts["label"].eq("harmful").to_numpy(), prompt_groups(prompts)
+    is_harmful, groups, pairs = prompts["label"].eq("harmful").to_numpy(), prompt_groups(prompts), prompt_pairs(prompts)
     if is_harmful.all() or not is_harmful.any():
         raise ValueError("evidence needs fitted prompts of both labels")
     sample = sample_groups(is_harmful, groups, grouping.MOST_REDRAWN, random_stream(seed, 5))
@@ -213,6 +221,7 @@ def plan_contrast(
     return Contrast(
         is_harmful=is_harmful,
         groups=groups,
+        pairs=pairs,
         n_tokens=prompts["n_tokens"].to_numpy(np.float64),
         log_odds=prompts["refusal_log_odds"].to_numpy(np.float64),
         category=_categories(prompts, is_harmful),
@@ -220,7 +229,9 @@ def plan_contrast(
         repeats=repeats,
         seed=seed,
         bootstrap=draw_bootstrap(drawn, drawn_groups, fold, draws, random_stream(seed, 0)),
-        permutations=draw_permutations(drawn, drawn_groups, fold, permutations, random_stream(seed, 1)),
+        permutations=draw_permutations(
+            drawn, drawn_groups, fold, permutations, random_stream(seed, 1), find_twins(drawn, pairs[sample])
+        ),
         sample=sample,
     )
 
@@ -237,14 +248,15 @@ def _categories(prompts: pd.DataFrame, is_harmful: np.ndarray) -> np.ndarray:
 
 
 def _plan_transfer_sets(prompts: pd.DataFrame, permutations: int, draws: int, seed: int) -> list[TransferSet]:
-    rng, sampling, permuting = (random_stream(seed, purpose) for purpose in (2, 6, 7))
+    rng, sampling, permuting, signing = (random_stream(seed, purpose) for purpose in (2, 6, 7, 8))
     scored = ~prompts["fitted"].to_numpy(bool)
     labelled = scored & prompts["label"].isin(LABELS).to_numpy()
     sets = []
     for source in prompts.loc[scored, "source"].unique():
         rows = np.flatnonzero(labelled & prompts["source"].eq(source).to_numpy())
         table = prompts.iloc[rows]
-        is_harmful, groups = table["label"].eq("harmful").to_numpy(), prompt_groups(table)
+        is_harmful, groups, pairs = table["label"].eq("harmful").to_numpy(), prompt_groups(table), prompt_pairs(table)
+        quartets = find_quartets(table)
         sample = sample_groups(is_harmful, groups, grouping.MOST_REDRAWN, sampling)
         drawn, drawn_groups = is_harmful[sample], groups[sample]
         sets.append(
@@ -253,9 +265,15 @@ def _plan_transfer_sets(prompts: pd.DataFrame, permutations: int, draws: int, se
                 rows=rows,
                 is_harmful=is_harmful,
                 log_odds=table["refusal_log_odds"].to_numpy(np.float64),
-                twins=find_twins(is_harmful, groups),
+                twins=find_twins(is_harmful, pairs),
+                quartets=quartets,
                 counts=bootstrap_counts(drawn, drawn_groups, draws, rng),
-                permuted=drawn[permute_labels(drawn, drawn_groups, permutations, permuting)],
+                permuted=drawn[
+                    permute_labels(drawn, drawn_groups, permutations, permuting, find_twins(drawn, pairs[sample]))
+                ],
+                cue_signs=signing.choice(
+                    [-1.0, 1.0], (permutations, np.isin(quartets[:, 0], np.arange(len(table))[sample]).sum())
+                ),
                 sample=sample,
             )
         )

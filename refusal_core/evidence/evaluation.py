@@ -38,7 +38,7 @@ from refusal_core.evidence.text_answers import answer_texts, score_texts, strong
 from refusal_core.evidence.wording import Compared, compared_prompts, wording_table
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts.sets import detected_pairs
-from refusal_core.runs.evidence_tables import Evidence
+from refusal_core.runs.evidence_tables import QUARTETS_COLUMNS, Evidence
 
 __all__ = ["BOTH", "CONTRAST", "Evidence", "evaluate"]
 
@@ -163,9 +163,14 @@ def _evidence(
     transfer = collected.table("transfer", ("site", "source", "d", "d_low", "d_high", "auroc", "pair_accuracy"))
     by_source = {each.source: _permutations(each.source, collected) for each in design.transfers}
     transfer = _with_permutations(transfer, by_source)
+    quartets = collected.table("quartets", QUARTETS_COLUMNS).assign(cue_p_corrected=np.nan)
+    for source in quartets["source"].unique():
+        rows = quartets["source"].eq(source)
+        quartets.loc[rows, "cue_p_corrected"] = corrected_p_either_way(*_permutations(source, collected, " cue"))
     return Evidence(
         sites=sites,
         transfer=transfer,
+        quartets=quartets,
         wording=compared_with_text,
         detectable_from=_first_sites(sites, transfer, collected.draws),
         random_directions=collected.table("random_directions"),
@@ -185,9 +190,9 @@ def _evidence(
     )
 
 
-def _permutations(source: str, collected: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``(site,)`` the observed d of a set, and ``(draw, site)`` those of permuted labels."""
-    observed, null = (collected.draws.pop((name, source)) for name in ("observed", "null"))
+def _permutations(source: str, collected: Rows, of: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Return ``(site,)`` a number of a set, d unless another is named, and ``(draw, site)`` of permuted labels."""
+    observed, null = (collected.draws.pop((f"{name}{of}", source)) for name in ("observed", "null"))
     return np.array(observed), np.stack(null, axis=1)
 
 

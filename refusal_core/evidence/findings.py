@@ -18,6 +18,7 @@ from refusal_core.evidence.phrases import (
     NO_DIFFERENCE,
     NO_REASON,
     contrary,
+    intent_and_cue,
     place,
     style,
     text_auroc,
@@ -54,7 +55,8 @@ def verdict(evidence: Evidence) -> str:
         )
     above = separated(evidence, source) > 0
     if not above.any():
-        return " ".join([_nothing_there(evidence, source), *contrary(evidence, best, source)])
+        said = intent_and_cue(evidence, best, source), contrary(evidence, best, source)
+        return " ".join([_nothing_there(evidence, source), *said[0], *said[1]])
     if above[best]:
         first = (
             f"At {place(evidence, best)}, where the cross-fitted d is highest, the direction separates the harmful "
@@ -69,6 +71,7 @@ def verdict(evidence: Evidence) -> str:
     return " ".join(
         [
             first,
+            *intent_and_cue(evidence, best, source),
             _from_where(evidence, source),
             _better_than_wording(evidence, source),
             *contrary(evidence, best, source),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from refusal_core.evidence.claims import separated
+from refusal_core.evidence.claims import cue_side, of_quartets, separated
 from refusal_core.evidence.design import CONTRAST
 from refusal_core.evidence.wording import EVERY_PROMPT
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.sites import site_label
 
 NO_DIFFERENCE = "not distinguishable from chance"
-BORDERLINE = "borderline"
 NO_REASON = "the numbers it needs do not exist"
 
 
@@ -42,11 +41,37 @@ def contrary(evidence: Evidence, site: int, source: str) -> list[str]:
     """Return a sentence for every other transfer set on which the direction points the other way at a site."""
     table = evidence.transfer[evidence.transfer["site"].eq(site) & evidence.transfer["source"].ne(source)]
     return [
-        f"On {row['source']} it points the other way, d {with_interval(row, 'd')}"
-        + (": where words and intent disagree, it follows the words." if row["source"] == BORDERLINE else ".")
+        f"On {row['source']} it points the other way, d {with_interval(row, 'd')}."
         for _, row in table.iterrows()
         if separated(evidence, row["source"]).get(site, 0) < 0
     ]
+
+
+def intent_and_cue(evidence: Evidence, site: int, source: str) -> list[str]:
+    """Return a sentence on what intent and an alarming cue do to the projection; none where there are no quartets."""
+    quartets = of_quartets(evidence, source)
+    if site not in quartets.index or not np.isfinite(quartets.loc[site, "intent"]):
+        return []
+    row = quartets.loc[site]
+    intent, cue = separated(evidence, source)[site], cue_side(evidence, source)[site]
+    if not intent and not cue:
+        meaning = "neither can be told from chance"
+    elif row["intent_lead_low"] > 0 and intent > 0:
+        meaning = "it follows what is asked more than how alarming it sounds"
+    elif row["intent_lead_high"] < 0 and cue:
+        meaning = "it follows how alarming a prompt sounds more than what is asked"
+    else:
+        meaning = "which of the two it follows more is not settled"
+    sentence = (
+        f"In {row['n_quartets']:.0f} quartets at {place(evidence, site)} harmful intent moves the projection by "
+        f"{with_interval(row, 'intent')} standard deviations, an alarming wording by {with_interval(row, 'cue')}: "
+        f"{meaning}"
+    )
+    if row["interaction_low"] > 0 or row["interaction_high"] < 0:
+        which = "more" if row["interaction_low"] > 0 else "less"
+        size = with_interval(row, "interaction")
+        sentence += f", and intent counts for {which} under an alarming wording (interaction {size})"
+    return [f"{sentence}."]
 
 
 def text_auroc(evidence: Evidence, source: str, prompts: str = EVERY_PROMPT) -> float:

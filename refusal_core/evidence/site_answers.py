@@ -14,6 +14,7 @@ from refusal_core.analysis.projections import project_draws
 from refusal_core.analysis.weighted_statistics import weighted_d
 from refusal_core.evidence import questions
 from refusal_core.evidence.design import CONTRAST, Contrast, Design, TransferSet, random_stream
+from refusal_core.evidence.quartets import FEWEST_QUARTETS, intent_and_cue
 from refusal_core.evidence.questions import N_COMPONENTS
 from refusal_core.evidence.rows import Rows
 from refusal_core.evidence.wording import EVERY_PROMPT, Compared
@@ -115,6 +116,11 @@ def _answer_about_transfer(
     answers.draws["d", transfer.source] = [harm.draws]
     answers.draws["observed", transfer.source] = [np.array(harm.observed)]
     answers.draws["null", transfer.source] = [harm.null]
+    if len(transfer.sampled.quartets) >= FEWEST_QUARTETS:
+        effects = intent_and_cue(projection, drawn, transfer)
+        answers.add("quartets", site=site.index, source=transfer.source, **effects.numbers)
+        answers.draws["observed cue", transfer.source] = [np.array(effects.cue)]
+        answers.draws["null cue", transfer.source] = [effects.cue_null]
     _add_refusal(site.index, transfer.source, projection, drawn, transfer, transfer.counts, answers)
 
 

@@ -24,7 +24,7 @@ from refusal_core.analysis.weighted_statistics import (
     weighted_correlation,
     weighted_ranks,
 )
-from refusal_core.evidence.claims import PROBE_PAIRS, detectable_from
+from refusal_core.evidence.claims import detectable_from, probe_source
 from refusal_core.exploration.outliers import standardised
 from refusal_core.prompts.sets import prompt_groups
 from refusal_core.runs.evidence_tables import Evidence
@@ -133,7 +133,11 @@ def over_depth(run: Run, evidence: Evidence | None) -> pd.DataFrame:
     if evidence is None:
         return table
     table[["crossfit_d_low", "crossfit_d_high"]] = evidence.sites[["crossfit_d_low", "crossfit_d_high"]]
-    probes = evidence.transfer[evidence.transfer["source"].eq(PROBE_PAIRS)].set_index("site").reindex(table["site"])
+    probes = (
+        evidence.transfer[evidence.transfer["source"].eq(probe_source(evidence))]
+        .set_index("site")
+        .reindex(table["site"])
+    )
     for number in ("d", "auroc"):
         if f"{number}_low" in probes:
             ends = probes[[f"{number}_low", f"{number}_high"]].to_numpy(float)
@@ -142,14 +146,14 @@ def over_depth(run: Run, evidence: Evidence | None) -> pd.DataFrame:
 
 
 def detectable_in_words(run: Run, evidence: Evidence | None) -> str:
-    """Where d on probe pairs begins to stay above chance, with its interval; a dash without evidence of it."""
+    """Where d on matched pairs begins to stay above chance, with its interval; a dash without evidence of it."""
     if evidence is None:
         return "–"
-    table = evidence.detectable_from
-    row = table[table["measure"].eq("d") & table["source"].eq(PROBE_PAIRS)]
-    if row.empty:
+    table, source = evidence.detectable_from, probe_source(evidence)
+    row = table[table["measure"].eq("d") & table["source"].eq(source)]
+    if source is None or row.empty:
         return "–"
-    first = detectable_from(evidence, "d", PROBE_PAIRS)
+    first = detectable_from(evidence, "d", source)
     low, high = (
         "never" if pd.isna(end) else site_short(int(end), run.n_layers)
         for end in row[["site_low", "site_high"]].iloc[0]

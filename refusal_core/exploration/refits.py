@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.errors import RunError
-from refusal_core.evidence.claims import detectable_from
+from refusal_core.evidence.claims import detectable_from, probe_source
 from refusal_core.runs.run import LEFT_OUT, Run
 
 MEASURES = ("in_sample_d", "crossfit_d", "probe_d")
@@ -50,7 +50,8 @@ def compare(before: Run, after: Run) -> Change:
     units = [run.directions.unit_direction.astype(np.float64) for run in (before, after)]
     exist = units[0].any(axis=1) & units[1].any(axis=1)
     table["cosine"] = np.where(exist, (units[0] * units[1]).sum(axis=1), np.nan)
-    first, second = (detectable_from(run.evidence, "d", "probe-pairs") for run in (before, after))
+    source = probe_source(before.evidence)
+    first, second = (None if source is None else detectable_from(run.evidence, "d", source) for run in (before, after))
     left_out = after.prompts[after.prompts["source"].eq(LEFT_OUT)]
     return Change(before, after, table, left_out, first, second)
 

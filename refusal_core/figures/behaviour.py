@@ -71,14 +71,14 @@ def against_refusing(run: Run, table: pd.DataFrame, site: int) -> go.Figure:
 
 
 def over_layers(run: Run, by_site: pd.DataFrame, number: str, site: int) -> go.Figure:
-    """Return a number of :data:`NUMBERS` over the layers within each label, the AUROC with that on the probe pairs."""
+    """Return a number of :data:`NUMBERS` over the layers within each label, the AUROC with that on matched pairs."""
     title, chance, _ = NUMBERS[number]
     traces = []
     for label in ("harmful", "harmless"):
         table = by_site[by_site["label"].eq(label)]
         traces += interval_line(run, table, number, f"within {label}", LABEL_COLOUR[label], LABEL_DASH[label])
     if number == "auroc" and run.layer_stats["probe_auroc"].notna().any():
-        traces += interval_line(run, run.layer_stats, "probe_auroc", "harm on probe pairs", PROBE, "dashdot")
+        traces += interval_line(run, run.layer_stats, "probe_auroc", "harm on matched pairs", PROBE, "dashdot")
     return blank(
         340,
         traces,

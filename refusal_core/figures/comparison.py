@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from refusal_core.evidence.claims import PROBE_PAIRS, detectable_from
+from refusal_core.evidence.claims import detectable_from, probe_source
 from refusal_core.exploration.comparison import NUMBERS, Shared, is_control, matched
 from refusal_core.exploration.outliers import standardised
 from refusal_core.figures.style import ACCENT, GREY, PROBE, blank, line_at, ribbon, safe
@@ -82,7 +82,8 @@ def over_depth(
     traces = []
     for side, table, found in zip(compared, tables, evidence, strict=True):
         traces += _line(side, table, number, NUMBERS[number])
-        first = detectable_from(found, "d", PROBE_PAIRS) if found is not None and number == "probe_d" else None
+        source = probe_source(found) if found is not None and number == "probe_d" else None
+        first = detectable_from(found, "d", source) if found is not None and source is not None else None
         if first is not None:
             star = {
                 "type": "scatter",

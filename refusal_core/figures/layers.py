@@ -29,7 +29,7 @@ _SMALL = 300
 QUESTIONS = {
     "in_sample_d": ("does it fit? in-sample", GREY, "dot", "circle"),
     "crossfit_d": ("does it hold on new prompts? cross-fitted", ACCENT, "dash", "square"),
-    "probe_d": ("is it about harm? probe pairs", PROBE, "solid", "diamond"),
+    "probe_d": ("is it about harm? matched pairs", PROBE, "solid", "diamond"),
 }
 
 

@@ -21,6 +21,7 @@ from refusal_core.activations.passes import FinishedPasses
 from refusal_core.behaviour.openings import OPENING_TOKENS, OpeningRules, read_rules
 from refusal_core.conversations import prompts_of
 from refusal_core.errors import RefusalError, RunError
+from refusal_core.evidence.claims import ASKED_FIRST
 from refusal_core.intervention.conditions import (
     ABLATE,
     ADD,
@@ -72,14 +73,14 @@ def chosen_prompts(run: Run, limit: int, source: str | None = None) -> np.ndarra
     Args:
         run: the run.
         limit: prompts per label.
-        source: the name of the contrast set or a transfer set; by default the probe pairs, which the direction was
-            never fitted on, or the contrast set where a run has none.
+        source: the name of the contrast set or a transfer set; by default the bundled set that is asked about harm,
+            which the direction was never fitted on, or the contrast set where a run has none.
 
     Raises:
         RunError: for a set the run does not have, or one without prompts of both labels.
     """
     sets = [run.contrast_name, *run.transfer_sources]
-    source = source or ("probe-pairs" if "probe-pairs" in sets else run.contrast_name)
+    source = source or next((name for name in ASKED_FIRST if name in sets), run.contrast_name)
     if source not in sets:
         raise RunError(f"expected a set of this run, one of {', '.join(sets)}, got {source!r}")
     table = run.prompts[run.rows(source=None if source == run.contrast_name else source)]

@@ -9,6 +9,7 @@ import pandas as pd
 
 from refusal_core.analysis.directions import Directions, fit_directions
 from refusal_core.analysis.effect_sizes import layer_statistics
+from refusal_core.evidence.claims import probe_source
 from refusal_core.evidence.evaluation import evaluate
 from refusal_core.options import FOLDS, REPEATS
 from refusal_core.progress import Progress, no_progress
@@ -67,7 +68,7 @@ def analyse(
     )
     projections_crossfit = np.full_like(projections, np.nan)
     projections_crossfit[fitted] = held_out
-    probes = evidence.transfer[evidence.transfer["source"].eq("probe-pairs")].set_index("site")
+    probes = evidence.transfer[evidence.transfer["source"].eq(probe_source(evidence))].set_index("site")
     layer_stats = layer_statistics(projections[fitted], is_harmful[fitted], directions.magnitude)
     layer_stats["crossfit_d"] = evidence.sites["crossfit_d"]
     layer_stats["crossfit_auroc"] = evidence.sites["crossfit_auroc"]

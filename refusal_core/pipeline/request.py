@@ -17,7 +17,7 @@ from refusal_core.evidence.evaluation import CONTRAST
 from refusal_core.models.identity import ModelInfo, as_opened, identify
 from refusal_core.models.templates import borrow_template
 from refusal_core.options import DTYPES, RunOptions
-from refusal_core.prompts.bundled import TRANSFER_SETS
+from refusal_core.prompts.bundled import transfer_of
 from refusal_core.prompts.labels import Choice, parse_labels
 from refusal_core.prompts.sets import PromptSet, load_contrast_set, load_transfer_set, slug, without
 from refusal_core.runs import store
@@ -40,7 +40,7 @@ class Request:
         options: as they were given.
         model: the model, identified once.
         contrast: the prompts that directions are fitted on.
-        transfer: the bundled transfer sets and those of the options.
+        transfer: the bundled transfer set and those of the options.
         chat_template: the text of the borrowed chat template.
     """
 
@@ -110,7 +110,7 @@ def prepare(options: RunOptions) -> Request:
     contrast = load_contrast_set(options.prompts, options.limit_per_label, choice)
     transfer = tuple(
         TransferSet(*without(load_transfer_set(source, choice), contrast))
-        for source in (*TRANSFER_SETS, *options.transfer)
+        for source in dict.fromkeys((transfer_of(contrast.name), *options.transfer))
     )
     _check_names(contrast, [chosen.prompts for chosen in transfer])
     model = identify(options.model, options.revision)

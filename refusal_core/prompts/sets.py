@@ -19,7 +19,7 @@ from refusal_core.conversations import COLUMN as CONVERSATION
 from refusal_core.conversations import prompts_of, words_of
 from refusal_core.errors import PromptError
 from refusal_core.options import MINIMUM_PER_LABEL
-from refusal_core.prompts.bundled import BUNDLED, CONTRAST_SETS, TRANSFER_SETS, read_bundled
+from refusal_core.prompts.bundled import BUNDLED, CONTRAST_SETS, QUARTETS, TRANSFER_SETS, read_bundled
 from refusal_core.prompts.hub import HubSet, parse_hub_set, read_hub_set
 from refusal_core.prompts.labels import GREY, LABELS, NOTHING_CHOSEN, Choice
 from refusal_core.prompts.reading import OPTIONAL_COLUMNS, PromptFile, read_prompt_file
@@ -38,6 +38,8 @@ Of the 256 bundled pairs it finds 230 and no wrong one, and none in everyday; fr
 alike in nothing but their form.
 """
 
+CUES = ("alarming", "calm")
+"""How the two pairs of a quartet sound."""
 _EXPERIMENT_0 = ("mlabonne/harmful_behaviors", "mlabonne/harmless_alpaca")
 _EXPERIMENT_0_ROWS = 256
 
@@ -143,7 +145,7 @@ def load_contrast_set(source: str, limit: int | None = None, choice: Choice = NO
     """
     if source in TRANSFER_SETS:
         raise PromptError(
-            f"{source} is a transfer set: it is scored in every run and never fitted on. "
+            f"{source} is a transfer set: it is scored and never fitted on. "
             f"Choose one of {', '.join(CONTRAST_SETS)}, or a file"
         )
     if source in BUNDLED:
@@ -162,7 +164,7 @@ def load_transfer_set(source: str, choice: Choice = NOTHING_CHOSEN) -> PromptSet
     Raises:
         PromptError: when the source cannot be read.
     """
-    if source in (*TRANSFER_SETS, "quartets"):
+    if source in (*TRANSFER_SETS, QUARTETS):
         return _bundled(source)
     prompts = _assembled(source, _read_parts(source, choice))
     _check_texts(prompts)
@@ -186,7 +188,7 @@ def inspect_source(source: str, choice: Choice = NOTHING_CHOSEN) -> Inspection:
     """
     if source in BUNDLED:
         prompts = _bundled(source)
-        problem = "a transfer set is scored in every run and never fitted on" if source in TRANSFER_SETS else ""
+        problem = "a transfer set is scored and never fitted on" if source in TRANSFER_SETS else ""
         return Inspection(prompts.reports, None if problem else prompts, problem)
     parts = _read_parts(source, choice)
     reports = tuple(part.file.report for part in parts)
@@ -402,9 +404,39 @@ def detected_pairs(prompts: pd.DataFrame) -> set[str]:
 
 
 def prompt_groups(prompts: pd.DataFrame) -> np.ndarray:
-    """Return the group of every prompt, ``(prompt,)`` str: its pair, or itself where it is in none.
+    """Return the group of every prompt, ``(prompt,)`` str: its quartet, its pair, or itself where it is in none.
 
     Prompts of one group are never split between folds and are resampled together.
     """
-    groups: np.ndarray = prompts["pair_id"].where(prompts["pair_id"].notna(), prompts["prompt_id"]).to_numpy(str)
+    quartet = _quartets_and_cues(prompts)[0]
+    groups: np.ndarray = np.where(quartet.notna(), quartet.fillna(""), prompt_pairs(prompts)).astype(str)
     return groups
+
+
+def prompt_pairs(prompts: pd.DataFrame) -> np.ndarray:
+    """Return the matched pair of every prompt, ``(prompt,)`` str, or itself where it is in none."""
+    pairs: np.ndarray = prompts["pair_id"].where(prompts["pair_id"].notna(), prompts["prompt_id"]).to_numpy(str)
+    return pairs
+
+
+def find_quartets(prompts: pd.DataFrame) -> np.ndarray:
+    """Return ``(quartet, 4)`` positions of quartets in a set: two pairs called ``<quartet>-alarming`` and ``-calm``.
+
+    The order is that of the cells: alarming harmful and harmless, calm harmful and harmless.
+    """
+    quartet, cue = _quartets_and_cues(prompts)
+    cells = pd.DataFrame({"quartet": quartet, "cue": cue, "label": prompts["label"]}).reset_index(drop=True)
+    cells = cells.dropna(subset="quartet").reset_index(names="position")
+    if cells.empty or cells.duplicated(["quartet", "cue", "label"]).any():
+        return np.empty((0, 4), dtype=int)
+    wide = cells.pivot(index="quartet", columns=["cue", "label"], values="position")
+    order = [(cue, label) for cue in CUES for label in LABELS]
+    positions: np.ndarray = wide.reindex(columns=pd.MultiIndex.from_tuples(order)).dropna().to_numpy(int)
+    return positions
+
+
+def _quartets_and_cues(prompts: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Return the quartet and the cue of every prompt; missing where it is in no quartet."""
+    parts = prompts["pair_id"].astype("string").str.extract(rf"^(?P<quartet>.+)-(?P<cue>{'|'.join(CUES)})$")
+    complete = parts.groupby("quartet")["cue"].transform("nunique").eq(len(CUES)).fillna(False)
+    return parts["quartet"].where(complete), parts["cue"].where(complete)

@@ -16,6 +16,11 @@ WORDING_COLUMNS = (
     *(f"{start}{measure}{end}" for start in ("", "text_") for measure in _MEASURES for end in _ENDS),
     *(f"{measure}_difference{end}" for measure in _MEASURES for end in _ENDS),
 )
+QUARTETS_COLUMNS = (
+    *("site", "source", "n_quartets"),
+    *(f"{effect}{end}" for effect in ("intent", "cue", "interaction", "intent_lead") for end in _ENDS),
+    "cue_p_corrected",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +48,9 @@ class Evidence:
             n_harmless, n_pairs``; ``permutation_p_corrected`` of d, two-sided and over all sites, the set's labels
             permuted and the direction as it is; ``d_detectable``, which would have been called harm with
             a probability of 80 %.
+        quartets: one row per site and transfer set of quartets: ``intent, cue, interaction`` and ``intent_lead``
+            (intent less the size of cue) with intervals, in standard deviations within a cell, ``n_quartets``, and
+            ``cue_p_corrected``, two-sided and over all sites, the cue's signs permuted.
         wording: one row per site, set (``source``), its ``prompts`` (all, or near twins) and text model
             (``opponent``; ``strongest`` on the contrast set): ``auroc, pair_accuracy`` of the direction, ``text_…`` of
             the text model and ``…_difference``, the first minus the second on the same redrawn prompts, each with
@@ -71,6 +79,7 @@ class Evidence:
 
     sites: pd.DataFrame
     transfer: pd.DataFrame
+    quartets: pd.DataFrame
     wording: pd.DataFrame
     detectable_from: pd.DataFrame
     random_directions: pd.DataFrame

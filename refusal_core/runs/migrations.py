@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_core.runs.evidence_tables import WORDING_COLUMNS
+from refusal_core.runs.evidence_tables import QUARTETS_COLUMNS, WORDING_COLUMNS
 from refusal_core.runs.manifest import FORMAT_VERSION
 
 _COPIES_OF_1 = ["harmful_mean_proj", "harmless_mean_proj", "mean_separation", "p_value"]
@@ -44,7 +44,9 @@ def migrated_evidence(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFr
         tables: by name, as they were stored.
     """
     renamed = {"detectable_from" if name == "onset" else name: table for name, table in tables.items()}
-    return {"wording": pd.DataFrame(columns=list(WORDING_COLUMNS), dtype=float)} | renamed if renamed else {}
+    later = {"wording": WORDING_COLUMNS, "quartets": QUARTETS_COLUMNS}
+    empty = {name: pd.DataFrame(columns=list(columns), dtype=float) for name, columns in later.items()}
+    return empty | renamed if renamed else {}
 
 
 def _manifest_from_1(content: dict[str, Any]) -> dict[str, Any]:

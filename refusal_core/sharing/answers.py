@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from refusal_core.evidence.claims import follows_intent, of_quartets, probe_source
 from refusal_core.evidence.design import CONTRAST
-from refusal_core.evidence.phrases import BORDERLINE
 from refusal_core.evidence.questions import BOTH
 from refusal_core.intervention import effects
 from refusal_core.intervention.conditions import ABLATE
@@ -22,14 +22,11 @@ Verdict = Literal["yes", "no", "unclear", "not measured"]
 QUESTIONS = {
     "fit": "Does it fit the prompts it was made from?",
     "hold": "Does it hold on new prompts?",
-    "intent": "Does it follow intent rather than wording?",
+    "intent": "Does it follow intent more than wording?",
     "refusing": "Does it go with refusing?",
     "cause": "Does it cause refusing?",
 }
 """The questions in order, by key."""
-
-_INTENT_SETS = ("quartets", BORDERLINE)
-"""Transfer sets in which wording and intent disagree, the first choice first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +35,8 @@ class Answer:
 
     Attributes:
         key: of :data:`QUESTIONS`.
-        verdict: ``yes`` or ``no`` where the interval of the number excludes its reference, else ``unclear``.
+        verdict: ``yes`` or ``no`` where the interval of the number excludes its reference, else ``unclear``; of intent
+            as :func:`.follows_intent` has it, corrected over all sites.
         number: the number at the layer with its interval, as text; empty where nothing was measured.
         compared: what the number is compared with, as text.
         values: ``(site,)`` the number at all sites; NaN where it was not measured.
@@ -93,8 +91,8 @@ def headline(answered: Sequence[Answer], layer: str) -> str:
     clauses = [f"At {layer} the direction separates new harmful requests from harmless ones"]
     clauses.append(
         {
-            "yes": "it follows their intent rather than their wording",
-            "no": "it follows alarming wording rather than intent",
+            "yes": "it follows their intent more than their wording",
+            "no": "it follows how they are worded more than their intent",
             "unclear": "whether it follows intent or wording is not settled",
             "not measured": "whether it follows intent or wording was not measured",
         }[verdicts["intent"]]
@@ -135,11 +133,17 @@ def _hold(evidence: Evidence, site: int) -> Answer:
 
 
 def _intent(evidence: Evidence, site: int) -> Answer:
-    sources = set(evidence.transfer["source"])
-    source = next((name for name in _INTENT_SETS if name in sources), None)
-    table = evidence.transfer[evidence.transfer["source"].eq(source)]
-    counts = f", {int(table['n_harmful'].iloc[0] + table['n_harmless'].iloc[0])} prompts" if len(table) else ""
-    return _interval("intent", _by_site(table, evidence), "d", site, f"d on {source}", f"below 0: wording{counts}")
+    source = probe_source(evidence)
+    quartets = of_quartets(evidence, str(source)).reindex(range(evidence.n_sites))
+    if np.isfinite(quartets["intent"][site]):
+        cue, low, high = (_signed(quartets[f"cue{end}"][site]) for end in ("", "_low", "_high"))
+        compared = f"alarming wording {cue} ({low} to {high}), in standard deviations"
+        answer = _interval("intent", quartets, "intent", site, "intent", compared)
+    else:
+        table = evidence.transfer[evidence.transfer["source"].eq(source)]
+        answer = _interval("intent", _by_site(table, evidence), "d", site, f"d on {source}", "chance is 0")
+    follows = follows_intent(evidence, site)
+    return _with(answer, follows if follows and answer.number else "not measured", answer.compared)
 
 
 def _refusing(evidence: Evidence, site: int) -> Answer:

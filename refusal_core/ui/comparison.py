@@ -108,7 +108,7 @@ def overview(compared: list[Side], evidence: list[Evidence | None], tables: list
             },
             "detectable from": st.column_config.TextColumn(
                 "detectable from",
-                help="First layer from which the interval of d on probe pairs stays above 0, with the 95 % interval "
+                help="First layer from which the interval of d on matched pairs stays above 0, with the 95 % interval "
                 "of that layer.",
             ),
         },

@@ -192,7 +192,7 @@ def test_shuffled_labels_give_intervals_that_cover_0_and_uniform_p_values(paired
         outside += not low <= 0 <= high
         permutations = draw_permutations(labels, groups, fold, 199, rng)
         none = np.empty((0, 40), dtype=int)
-        contrast = Contrast(labels, groups, np.ones(40), np.ones(40), none, 10, 1, 0, drawn, permutations)
+        contrast = Contrast(labels, groups, groups, np.ones(40), np.ones(40), none, 10, 1, 0, drawn, permutations)
         observed = questions.does_it_fit(gram, contrast)[0]["in_sample_d"]
         null = questions.is_it_chance(gram, contrast)[1]
         p_values.append(permutation_p(np.array([observed]), null[:, None])[0])

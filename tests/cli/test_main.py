@@ -90,11 +90,11 @@ def test_the_command_line_from_run_to_delete(tiny_folder, tmp_path, capsys):
         (["run", "--model", "MODEL", "--limit-per-label", "8", "--token-limit", "40"], "pairs, row "),
         (["run", "--model", "MODEL", "--transfer", "SAME/pairs.csv"], "name of the contrast set"),
         (["run", "--model", "MODEL", "--transfer", "SAME/contrast.csv"], "name of the contrast set"),
-        (["run", "--model", "MODEL", "--transfer", "SAME/probe-pairs.csv"], "name of another transfer set"),
+        (["run", "--model", "MODEL", "--transfer", "SAME/quartets.csv"], "name of another transfer set"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line(arguments, message, tiny_folder, tmp_path, capsys, monkeypatch):
-    for name in ("pairs", "contrast", "probe-pairs"):
+    for name in ("pairs", "contrast", "quartets"):
         (tmp_path / f"{name}.csv").write_text("text,label\nA prompt of one's own,harmful\n")
     (tmp_path / ".turn").mkdir()
     arguments = [

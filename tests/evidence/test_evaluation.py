@@ -68,7 +68,6 @@ def test_a_set_on_which_the_direction_points_the_other_way_is_named():
     evidence = evaluate_run(np.concatenate([hidden, turned]), both)
     for said in (answer(evidence, "harm", 1), verdict(evidence)):
         assert "On borderline it points the other way" in said
-        assert "it follows the words" in said
     assert "borderline" not in verdict(evaluate_run(hidden, prompts))
 
 

@@ -15,7 +15,7 @@ from refusal_core.annotations import marks
 from refusal_core.annotations.marks import Mark
 from refusal_core.cli.main import main
 from refusal_core.errors import PromptError, RefusalError, RunError
-from refusal_core.evidence.claims import PROBE_PAIRS, probe_source
+from refusal_core.evidence.claims import probe_source
 from refusal_core.exploration import refits
 from refusal_core.models.opening import load_model
 from refusal_core.pipeline.refit import leave_out, refit, refit_id
@@ -58,7 +58,7 @@ def out(parent):
     return [
         table["prompt_id"][4],
         table.loc[table["category"].eq("Odd"), "prompt_id"].iloc[0],
-        table.loc[table["source"].eq("borderline"), "prompt_id"].iloc[3],
+        table.loc[table["source"].eq("quartets"), "prompt_id"].iloc[3],
     ]
 
 
@@ -110,24 +110,23 @@ def test_a_refit_is_the_run_without_those_prompts(parent, out, plain, tiny_folde
     np.testing.assert_allclose(
         made.projections_crossfit[fitted], plain.projections_crossfit[plain.rows()], rtol=1e-3, atol=1e-3
     )
-    ours, theirs = (run.evidence.transfer.query("source == 'probe-pairs'") for run in (made, plain))
+    ours, theirs = (run.evidence.transfer.query("source == 'quartets'") for run in (made, plain))
     np.testing.assert_allclose(ours["d_low"], theirs["d_low"], rtol=1e-3, atol=1e-3)
-    # A pair whole, the one without a twin, and the one of the transfer set.
+    # A pair whole, the one without a twin, and a pair of the transfer set.
     left_out = made.prompts[made.prompts["source"].eq(LEFT_OUT)]
     assert set(out) < set(left_out["prompt_id"])
-    assert len(left_out) == 4
+    assert len(left_out) == 5
     assert not left_out["fitted"].any()
     assert made.transfer_sources[-1] == LEFT_OUT
     assert np.isfinite(made.projections).all()
     described = made.manifest.refit
     assert described.parent == parent.run_id
-    assert described.left_out == 4
+    assert described.left_out == 5
     assert described.activations == ("stored" if kept else "extracted again")
     assert made.manifest.prompts.counts == plain.manifest.prompts.counts
     assert {scored.name: sum(scored.counts.values()) for scored in made.manifest.transfer} == {
-        "probe-pairs": 96,
-        "borderline": 47,
-        LEFT_OUT: 4,
+        "quartets": 534,
+        LEFT_OUT: 5,
     }
     assert store.verify_run(made.run_id, made.path.parent)
 
@@ -157,7 +156,7 @@ def test_a_refit_whose_original_is_gone_is_a_run_like_any_other(once, out, tiny_
 
 def test_pairs_go_whole_and_pairs_of_two_sets_are_not_confused(parent):
     table = parent.prompts.copy()
-    probe = table.index[table["source"].eq("probe-pairs")][0]
+    probe = table.index[table["source"].eq("quartets")][0]
     table["pair_id"] = table["pair_id"].replace(table["pair_id"][probe], table["pair_id"][0])
     left = leave_out(table, [table["prompt_id"][0]])
     gone = left[left["source"].eq(LEFT_OUT)]
@@ -216,14 +215,14 @@ def test_a_change_is_told_site_by_site(parent, out):
     best = int(after.layer_stats["crossfit_d"].idxmax())
     assert f"{after.layer_stats['crossfit_d'][best]:.2f} after" in said
     assert after.site_label(best) in said
-    assert len(change.left_out) == 4
+    assert len(change.left_out) == 5
     with pytest.raises(RunError, match="no refit of"):
         refits.compare(after, parent)
 
 
 def test_what_is_left_out_is_no_set_to_ask_about_harm(once):
     evidence = once.evidence
-    assert probe_source(evidence) == PROBE_PAIRS
+    assert probe_source(evidence) == "quartets"
     alone = replace(evidence, transfer=evidence.transfer[evidence.transfer["source"].eq(LEFT_OUT)])
     assert len(alone.transfer)
     assert probe_source(alone) is None

@@ -345,7 +345,7 @@ def test_prompts_are_of_as_few_lengths_as_possible(planted_run):
     everything = experiment.chosen_prompts(planted_run, 1000, planted_run.contrast_name)
     assert len(everything) == 2 * PLANTED_PROMPTS
     held_out = planted_run.prompts.iloc[experiment.chosen_prompts(planted_run, 4)]
-    assert held_out["source"].eq("probe-pairs").all()
+    assert held_out["source"].eq("quartets").all()
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,11 @@ def test_a_run_holds_what_a_plain_computation_gives(made, chat_model):
 
 def test_transfer_prompts_are_scored_and_not_fitted(made):
     run, _ = made
-    assert run.transfer_sources == ["probe-pairs", "borderline"]
+    assert run.transfer_sources == ["quartets"]
     assert run.rows().sum() == 24
     assert np.isnan(run.projections_crossfit[~run.rows()]).all()
     assert np.isfinite(run.projections).all()
-    probes = {label: run.projections[run.rows(label, "probe-pairs"), 2] for label in ("harmful", "harmless")}
+    probes = {label: run.projections[run.rows(label, "quartets"), 2] for label in ("harmful", "harmless")}
     greater = (probes["harmful"][:, None] > probes["harmless"]).mean()
     assert run.layer_stats["probe_auroc"][2] == pytest.approx(greater)
 

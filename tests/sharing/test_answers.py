@@ -50,12 +50,64 @@ def test_an_interval_answers_only_where_it_excludes_nothing(run, evidence, low, 
 
     middle = (low + high) / 2
     changed = planted(evidence, "sites", here, crossfit_d=middle, crossfit_d_low=low, crossfit_d_high=high)
-    changed = planted(changed, "transfer", here, d=middle, d_low=low, d_high=high)
     changed = planted(changed, "refusal", here, rho=middle, rho_low=low, rho_high=high)
     answered = answers(run, changed, SITE)
-    assert {answer(answered, key).verdict for key in ("hold", "intent", "refusing")} == {verdict}
+    assert {answer(answered, key).verdict for key in ("hold", "refusing")} == {verdict}
     # Elsewhere nothing was changed.
     assert answer(answers(run, changed, 1), "hold").number != answer(answered, "hold").number
+
+
+@pytest.mark.parametrize(
+    ("d", "p", "beyond_wording", "verdict"),
+    [
+        (1.0, 0.001, 0.1, "yes"),
+        (1.0, 0.03, 0.1, "unclear"),
+        (1.0, 0.001, -0.1, "unclear"),
+        (-1.0, 0.001, -0.1, "no"),
+    ],
+)
+def test_pairs_answer_about_intent_by_the_corrected_test_and_more_than_their_wording(
+    run, evidence, d, p, beyond_wording, verdict
+):
+    def here(table):
+        return table["site"].eq(SITE) & table["source"].eq("probe-pairs")
+
+    numbers = {"d": d, "d_low": d - 0.5, "d_high": d + 0.5, "permutation_p_corrected": p}
+    changed = planted(evidence, "transfer", here, **numbers)
+    changed = planted(changed, "wording", here, auroc_difference=0.2, auroc_difference_low=beyond_wording)
+    assert answer(answers(run, changed, SITE), "intent").verdict == verdict
+    earlier = replace(changed, transfer=changed.transfer.drop(columns="permutation_p_corrected"))
+    assert answer(answers(run, earlier, SITE), "intent").verdict == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("intent", "lead", "p", "cue_p", "verdict"),
+    [
+        (1.0, 0.8, 0.001, 0.9, "yes"),
+        (1.0, 0.0, 0.001, 0.001, "unclear"),
+        (1.0, -0.8, 0.001, 0.001, "no"),
+        (1.0, -0.8, 0.001, 0.9, "unclear"),
+        (1.0, 0.8, 0.5, 0.9, "unclear"),
+        (-1.0, -0.8, 0.001, 0.9, "no"),
+    ],
+)
+def test_quartets_answer_about_intent_by_what_moves_the_projection_more(run, evidence, intent, lead, p, cue_p, verdict):
+    def here(table):
+        return table["site"].eq(SITE) & table["source"].eq("quartets")
+
+    renamed = evidence.transfer.assign(source=evidence.transfer["source"].replace("probe-pairs", "quartets"))
+    numbers = {"d": intent, "d_low": intent - 0.5, "d_high": intent + 0.5, "permutation_p_corrected": p}
+    changed = planted(replace(evidence, transfer=renamed), "transfer", here, **numbers)
+    effects = {"intent": intent, "cue": 0.7, "interaction": 0.0, "intent_lead": lead}
+    row = {"site": SITE, "source": "quartets", "n_quartets": 100, "cue_p_corrected": cue_p}
+    for name, value in effects.items():
+        row |= {name: value, f"{name}_low": value - 0.5, f"{name}_high": value + 0.5}
+    changed = replace(changed, quartets=pd.DataFrame([row]))
+    answered = answer(answers(run, changed, SITE), "intent")
+    assert answered.verdict == verdict
+    assert answered.compared == "alarming wording 0.70 (0.20 to 1.20), in standard deviations"
+    # Without quartets at a site nothing is said of it from them.
+    assert answer(answers(run, changed, 1), "intent").number.startswith("d on quartets")
 
 
 def test_in_sample_d_is_compared_with_what_shuffled_labels_reach(run, evidence):
@@ -65,12 +117,8 @@ def test_in_sample_d_is_compared_with_what_shuffled_labels_reach(run, evidence):
     assert answer(answers(run, below, SITE), "fit").verdict == "unclear"
 
 
-def test_intent_is_asked_of_the_set_in_which_wording_and_intent_disagree(run, evidence):
-    assert answer(answers(run, evidence, SITE), "intent").number.startswith("d on borderline")
-    renamed = evidence.transfer.assign(source=evidence.transfer["source"].replace("probe-pairs", "quartets"))
-    assert answer(answers(run, replace(evidence, transfer=renamed), SITE), "intent").number.startswith("d on quartets")
-    without = evidence.transfer[~evidence.transfer["source"].eq("borderline")]
-    missing = answer(answers(run, replace(evidence, transfer=without), SITE), "intent")
+def test_intent_of_a_run_without_transfer_sets_is_not_measured(run, evidence):
+    missing = answer(answers(run, replace(evidence, transfer=evidence.transfer[:0]), SITE), "intent")
     assert (missing.verdict, missing.number) == ("not measured", "")
 
 
@@ -120,7 +168,7 @@ def test_at_a_layer_that_was_not_edited_the_cause_is_not_measured(run, evidence)
     ("verdicts", "says", "never"),
     [
         ({"hold": "unclear"}, "does not separate new harmful requests", "intent"),
-        ({"intent": "yes", "refusing": "yes"}, "intent rather than their wording", "removing"),
+        ({"intent": "yes", "refusing": "yes"}, "intent more than their wording", "removing"),
         ({"intent": "no", "cause": "yes", "refusing": "yes"}, "removing it makes the model refuse less", "likelier"),
         ({"intent": "unclear", "refusing": "unclear"}, "is not settled", "refuse"),
     ],
