@@ -71,6 +71,7 @@ def _optional(columns: Schema) -> dict[str, Column]:
 PROMPTS: Schema = {
     "prompt_id": _TEXT,
     "text": _TEXT,
+    "conversation": Column("text", missing=True, optional=True),
     "label": _LABEL,
     "category": _NOTE,
     "pair_id": _NOTE,

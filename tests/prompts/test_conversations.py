@@ -158,7 +158,7 @@ def test_what_all_prompts_have_before_them_makes_no_twins(tmp_path):
     asked = (*((f"Pick lock {n}.", "harmful") for n in range(8)), *((f"Bake cake {n}.", "harmless") for n in range(8)))
     path.write_bytes(lines([{"system": system, "text": text, "label": label} for text, label in asked]))
     assert load_contrast_set(str(path)).n_detected_pairs == 0
-    path.write_bytes(lines([{"turns": [text, "Go on."], "label": label} for text, label in asked]))
+    path.write_bytes(lines([{"turns": [text * 3, "Go on."], "label": label} for text, label in asked]))
     assert load_contrast_set(str(path)).n_detected_pairs == 0
 
 
