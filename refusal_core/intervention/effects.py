@@ -65,8 +65,9 @@ def summarise(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -
 
     Returns:
         One row a condition and label: the condition's columns, ``label, n``, each of :data:`MEASURES` with ``_low`` and
-        ``_high``, ``_band_low`` and ``_band_high``, and ``n_controls``, those of the kind with the most. NaN where
-        nothing was measured; no band of fewer than three controls of a kind.
+        ``_high``, ``_band_low`` and ``_band_high``, ``change_first_half`` of every other prompt and
+        ``refuses_second_half`` of the ``n_second_half`` others, and ``n_controls``, those of the kind with the
+        most. NaN where nothing was measured; no band of fewer than three controls of a kind.
     """
     rng = np.random.default_rng(seed)
     joined = table.merge(run.prompts[["prompt_id", "label"]], on="prompt_id", validate="many_to_one")
@@ -99,6 +100,13 @@ def summarise(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -
                 if name in _SHARES
                 else interval(shares @ each.T, mean, *_BOUNDS.get(name, ()))
             )
+        # A layer that is chosen by a number is not reported by that number's own prompts.
+        second = np.arange(n) % 2 == 1
+        part["change_first_half"] = values["change"].to_numpy(float)[:, ~second].mean(axis=1)
+        part["refuses_second_half"] = (
+            values["refuses"].to_numpy(float)[:, second].mean(axis=1) if second.any() else np.nan
+        )
+        part["n_second_half"] = int(second.sum())
         parts.append(part)
     return _with_bands(pd.concat(parts, ignore_index=True))
 
@@ -207,16 +215,24 @@ def asked_for(run: Run, table: pd.DataFrame, effects: pd.DataFrame) -> list[pd.S
 
 
 def headline(run: Run, effects: pd.DataFrame) -> str:
-    """The interventions in two sentences: the strongest layers, and at which layers they are effects."""
+    """The interventions in a few sentences: the strongest layers, and at which layers they are effects.
+
+    The strongest layer is chosen on every other prompt, and what it does is told of the rest.
+    """
     strongest, found = [], []
     for edit, label, done in ((ABLATE, "harmful", "Taken out"), (ADD, "harmless", "Put in")):
         swept = over_layers(effects, edit, label)
-        row = swept.loc[swept["change"].idxmin() if edit == ABLATE else swept["change"].idxmax()]
-        before = select(effects, PLAIN, label)["refuses"].iloc[0]
-        strongest.append(
-            f"{done} at {run.site_label(row['site'])} alone, the direction moves the share of {label} prompts whose "
-            f"replies open with a refusal from {100 * before:.0f} % to {100 * row['refuses']:.0f} %."
-        )
+        changes = swept["change_first_half"]
+        row = swept.loc[changes.idxmin() if edit == ABLATE else changes.idxmax()]
+        before, n = select(effects, PLAIN, label)["refuses_second_half"].iloc[0], int(row["n_second_half"])
+        if n:
+            after = row["refuses_second_half"]
+            low, high = 100 * share_interval(np.round(after * n), n)
+            strongest.append(
+                f"{done} at {run.site_label(row['site'])} alone, which half of the {label} prompts chose, the "
+                f"direction moves the share of the other {n} whose replies open with a refusal from "
+                f"{100 * before:.0f} % to {100 * after:.0f} % ({low:.0f} to {high:.0f} %)."
+            )
         controlled = swept[swept["n_controls"] >= _FEWEST]
         layers = [str(row["site"]) for _, row in controlled.iterrows() if verdict(row) == EFFECT]
         found.append(f"{'ablating' if edit == ABLATE else 'adding'} is an effect at {', '.join(layers) or 'none'}")

@@ -74,6 +74,13 @@ def test_the_headline_names_layers_and_shares(planted_run, summary):
     said = effects.headline(planted_run, summary)
     assert said.count("from 100 % to 0 %") == said.count("from 0 % to 100 %") == 1
     assert "Against controls at layers 0, 1, 2, 3, 4, 5: ablating is an effect at 2, 3, 4, 5; adding is" in said
+    swept = summary.index[summary["read_at"].eq(3) & summary["edit"].eq(ABLATE) & summary["label"].eq("harmful")]
+    chosen = summary.assign(change_first_half=0.0, refuses_second_half=0.4, n_second_half=5)
+    chosen.loc[swept, ["change_first_half", "change", "refuses_second_half"]] = [-9.0, 9.0, 0.2]
+    assert (
+        "at layer 3 of 6 alone, which half of the harmful prompts chose, the direction moves the share of the other 5 "
+        "whose replies open with a refusal from 40 % to 20 % (1 to 72 %)."
+    ) in effects.headline(planted_run, chosen)
     without = effects.headline(planted_run, summary.assign(n_controls=0))
     assert "No controls were measured." in without
 
