@@ -47,7 +47,7 @@ MOST_SENT = 2.0
 """Megabytes that a page may send."""
 _LAYERS, _WIDTH, _RATED = 28, 48, 60
 _ROOT = Path(__file__).resolve().parent.parent
-_SHIPPED = _ROOT / "cache" / "qwen2.5-coder-1.5b-instruct--pairs--256x256--2002dce3--float32"
+_SHIPPED = _ROOT / "cache" / "qwen2.5-coder-1.5b-instruct--pairs--256x256--06ca610e--float32"
 """What edits of its model change was measured on this run, which has 512 fitted prompts."""
 
 Act = Callable[[AppTest, int], object]

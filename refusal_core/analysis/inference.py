@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import beta
 
 from refusal_core.analysis.weighted_statistics import weighted_correlation, weighted_ranks
 
@@ -51,6 +52,22 @@ def correlation_interval(values: np.ndarray, other_ranks: np.ndarray, counts: np
     rho = weighted_correlation(weighted_ranks(values, counts), other_ranks, counts)
     low, high = interval(rho[1:], rho[0], -1.0, 1.0)
     return float(rho[0]), float(low), float(high)
+
+
+def share_interval(count: np.ndarray, n: int) -> np.ndarray:
+    """Return the exact 95 % interval of shares (Clopper & Pearson 1934): 0 of 16 is 0 to 0.21, not 0 to 0.
+
+    Args:
+        count: ``(…)`` how many of ``n`` there were; NaN where it is not known.
+        n: of how many.
+
+    Returns:
+        ``(2, …)`` lower and upper bound.
+    """
+    tail = (1 - LEVEL) / 2
+    low = np.where(count > 0, beta.ppf(tail, np.maximum(count, 1), n - count + 1), 0.0)
+    high = np.where(count < n, beta.ppf(1 - tail, count + 1, np.maximum(n - count, 1)), 1.0)
+    return np.where(np.isfinite(count), np.stack([low, high]), np.nan)
 
 
 def permutation_p(observed: np.ndarray, null: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from refusal_core.activations.passes import FinishedPasses
 from refusal_core.analysis.groups import MOST_REDRAWN, redraw_prompts, sample_groups
-from refusal_core.analysis.inference import interval
+from refusal_core.analysis.inference import interval, share_interval
 from refusal_core.analysis.weighted_statistics import auroc_of_ranks, weighted_correlation, weighted_ranks
 from refusal_core.behaviour.openings import BUNDLED, OPENING_TOKENS, OpeningRules, read_rules
 from refusal_core.conversations import prompts_of
@@ -112,13 +112,16 @@ def relabelled(run: Run, rules: OpeningRules) -> pd.DataFrame | None:
     return table
 
 
-def _labels(run: Run, openings: Iterable[str], rules: OpeningRules) -> list[str]:
-    """Return the label of each prompt's opening, in the run's order."""
-    return [rules.label(opening, text) for opening, text in zip(openings, run.prompts["text"], strict=True)]
+def _labels(run: Run, openings: Iterable[str | None], rules: OpeningRules) -> list[str | None]:
+    """Return the label of each prompt's opening, in the run's order; None without an opening."""
+    pairs = zip(openings, run.prompts["text"], strict=True)
+    return [rules.label(opening, text) if isinstance(opening, str) else None for opening, text in pairs]
 
 
 def recorded(run: Run) -> tuple[pd.DataFrame, BehaviourManifest] | None:
     """The behaviour kept beside a run and its manifest, or ``None`` when it was not measured.
+
+    Every fitted prompt was measured. A prompt of a transfer set may not have been: its row is empty.
 
     Raises:
         RunError: when it is damaged or of other prompts.
@@ -126,12 +129,13 @@ def recorded(run: Run) -> tuple[pd.DataFrame, BehaviourManifest] | None:
     found = read_addition(run, BehaviourManifest)
     if found is None:
         return None
-    table, _ = found
+    table, manifest = found
     if not set(table.columns) >= _COLUMNS:
         raise RunError(f"run {run.run_id!r}: {BEHAVIOUR}.parquet lacks columns; measure it again")
-    if table["prompt_id"].tolist() != run.prompts["prompt_id"].tolist():
+    measured, known = table["prompt_id"], run.prompts["prompt_id"]
+    if measured.duplicated().any() or not measured.isin(known).all() or not known[run.rows()].isin(measured).all():
         raise RunError(f"run {run.run_id!r}: {BEHAVIOUR}.parquet is of other prompts; measure it again")
-    return found
+    return table.set_index("prompt_id").reindex(known).reset_index(), manifest
 
 
 def refused(run: Run, table: pd.DataFrame) -> pd.DataFrame:
@@ -157,10 +161,11 @@ def verdicts(run: Run) -> tuple[pd.Series, str]:
     Raises:
         RunError: when what was recorded is damaged.
     """
-    found = recorded(run)
+    found, likely = recorded(run), run.prompts["refusal_log_odds"].gt(0)
     if found is not None:
-        return found[0]["opening_label"].eq("refuses").set_axis(run.prompts.index), "by how the recorded replies open"
-    return run.prompts["refusal_log_odds"].gt(0), "by the sign of the refusal log-odds: replies were not recorded"
+        label = found[0]["opening_label"].set_axis(run.prompts.index)
+        return label.eq("refuses").where(label.notna(), likely), "by how the recorded replies open"
+    return likely, "by the sign of the refusal log-odds: replies were not recorded"
 
 
 def agreement(run: Run, table: pd.DataFrame) -> pd.DataFrame:
@@ -224,7 +229,11 @@ def reading(run: Run, table: pd.DataFrame, numbers: pd.DataFrame, site: int) -> 
         site: where: a layer, or the final norm.
     """
     refuses = refused(run, table)["opening rules"].to_numpy()
-    shares = [f"{100 * refuses[run.rows(label)].mean():.0f} % of the {label}" for label in ("harmful", "harmless")]
+    shares = []
+    for label in ("harmful", "harmless"):
+        count, n = refuses[run.rows(label)].sum(), int(run.rows(label).sum())
+        low, high = 100 * share_interval(count, n)
+        shares.append(f"{100 * count / n:.0f} % ({low:.0f} to {high:.0f} %) of the {label}")
     said = [f"By how its replies open, the model refuses {' and '.join(shares)} prompts."]
     for row in numbers[numbers["site"].eq(site)].itertuples():
         number = f"ρ = {row.rho:.2f} ({row.rho_low:.2f} to {row.rho_high:.2f})"
@@ -278,7 +287,7 @@ def disagreements(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """Prompts on which the three measures do not all say the same, with each verdict as a column."""
     verdicts = refused(run, table)
     joined = run.prompts.join(table.drop(columns="prompt_id")).join(verdicts)
-    return joined[verdicts.any(axis=1) & ~verdicts.all(axis=1)]
+    return joined[verdicts.any(axis=1) & ~verdicts.all(axis=1) & table["opening_label"].notna()]
 
 
 def _with_refusing(

@@ -71,9 +71,9 @@ def verdict(evidence: Evidence) -> str:
     return " ".join(
         [
             first,
-            *intent_and_cue(evidence, best, source),
             _from_where(evidence, source),
             _better_than_wording(evidence, source),
+            *intent_and_cue(evidence, best, source),
             *contrary(evidence, best, source),
         ]
     )

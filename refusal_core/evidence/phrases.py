@@ -48,7 +48,11 @@ def contrary(evidence: Evidence, site: int, source: str) -> list[str]:
 
 
 def intent_and_cue(evidence: Evidence, site: int, source: str) -> list[str]:
-    """Return a sentence on what intent and an alarming cue do to the projection; none where there are no quartets."""
+    """Return sentences on what intent and an alarming cue do to the projection; none where there are no quartets.
+
+    The alarming harmful and the calm harmless prompt share the other words of the slot, so that the interaction of
+    intent and cue is what those words do by themselves.
+    """
     quartets = of_quartets(evidence, source)
     if site not in quartets.index or not np.isfinite(quartets.loc[site, "intent"]):
         return []
@@ -67,11 +71,10 @@ def intent_and_cue(evidence: Evidence, site: int, source: str) -> list[str]:
         f"{with_interval(row, 'intent')} standard deviations, an alarming wording by {with_interval(row, 'cue')}: "
         f"{meaning}"
     )
-    if row["interaction_low"] > 0 or row["interaction_high"] < 0:
-        which = "more" if row["interaction_low"] > 0 else "less"
-        size = with_interval(row, "interaction")
-        sentence += f", and intent counts for {which} under an alarming wording (interaction {size})"
-    return [f"{sentence}."]
+    rest = (
+        f"The other words of the slot move it by {with_interval(row, 'interaction')}, which is the interaction of both."
+    )
+    return [f"{sentence}.", rest] if row["interaction_low"] > 0 or row["interaction_high"] < 0 else [f"{sentence}."]
 
 
 def text_auroc(evidence: Evidence, source: str, prompts: str = EVERY_PROMPT) -> float:

@@ -37,7 +37,8 @@ def intent_and_cue(projection: np.ndarray, drawn: np.ndarray, transfer: Transfer
     """Measure the effects of intent and cue: both sets are redrawn in every bootstrap draw, quartets as one.
 
     With the mean of a cell over quartets, ``intent`` is harmful less harmless, ``cue`` alarming less calm, each over
-    both levels of the other, and ``interaction`` the effect of intent under an alarming cue less that under a calm one.
+    both levels of the other, and ``interaction`` the effect of intent under an alarming cue less that under a calm
+    one: that of the words which the alarming harmful and the calm harmless prompt share, as against the others'.
 
     Args:
         projection: ``(prompt,)`` of the set on the direction.

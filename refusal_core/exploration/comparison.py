@@ -22,6 +22,7 @@ from refusal_core.analysis.weighted_statistics import (
     auroc_of_ranks,
     tied_counts,
     weighted_correlation,
+    weighted_d,
     weighted_ranks,
 )
 from refusal_core.evidence.claims import detectable_from, probe_source
@@ -37,8 +38,8 @@ MOST_DRAWN = 1000
 """Prompts that ranks and categories are compared on; of more, those whose ids, which are hashes, come first."""
 
 NUMBERS = {
-    "probe_d": "d on probe pairs",
-    "probe_auroc": "AUROC on probe pairs",
+    "probe_d": "d on matched pairs",
+    "probe_auroc": "AUROC on matched pairs",
     "crossfit_d": "d cross-fitted",
     "in_sample_d": "d in-sample",
 }
@@ -280,7 +281,7 @@ def is_control(run: Run) -> bool:
 
 
 def probe_reading(runs: Sequence[Run], names: Sequence[str], tables: Sequence[pd.DataFrame]) -> str:
-    """What the runs' d on probe pairs says, side by side, in words.
+    """What the runs' d on matched pairs says, side by side, in words.
 
     Args:
         runs: the runs, in the order of their letters.
@@ -298,12 +299,13 @@ def probe_reading(runs: Sequence[Run], names: Sequence[str], tables: Sequence[pd
             f"{_place(int(best[place]['site']), runs[place].n_layers)}"
             for place in order
         ]
-        said.append(f"d on probe pairs at its highest: {'; '.join(numbers)}.")
+        said.append(f"d on matched pairs where the cross-fitted d is highest: {'; '.join(numbers)}.")
         if len(order) > 1:
-            said.append(_told_apart([best[place] for place in order], [names[place] for place in order]))
+            sites = [int(best[place]["site"]) for place in order]
+            said.append(_told_apart([runs[place] for place in order], sites, [names[place] for place in order]))
     if lacking:
         have = "has" if len(lacking) == 1 else "have"
-        said.append(f"{_listed(lacking)} {have} no probe pairs to be asked about harm.")
+        said.append(f"{_listed(lacking)} {have} no matched pairs to be asked about harm.")
     return " ".join(said)
 
 
@@ -450,13 +452,63 @@ def _unit_ranks(scores: np.ndarray) -> np.ndarray:
     return np.asarray(ranks / np.where(norm > 0, norm, np.nan))
 
 
-def _told_apart(rows: Sequence[pd.Series], names: Sequence[str]) -> str:
-    """Whether the highest of several d stands out, its own row first."""
-    if any(np.isnan(row["probe_d_low"]) for row in rows):
-        return "Not every run has intervals here, so the difference may be chance."
-    if all(rows[0]["probe_d_low"] > row["probe_d_high"] for row in rows[1:]):
-        return f"The interval of {names[0]} lies above {'that' if len(rows) == 2 else 'those'} of {_listed(names[1:])}."
-    return "The intervals overlap, so which is higher may be chance."
+def _told_apart(runs: Sequence[Run], sites: Sequence[int], names: Sequence[str]) -> str:
+    """Whether the highest of several d stands out, its own run first: by differences on the prompts they share."""
+    said = []
+    for other, site, name in zip(runs[1:], sites[1:], names[1:], strict=True):
+        source = _asked_of_both(runs[0], other)
+        if source is None:
+            said.append(f"{names[0]} and {name} were asked on different prompts, so their numbers cannot be compared.")
+            continue
+        difference, low, high = d_difference(shared_prompts(runs[0], other, source), sites[0], site)
+        if np.isnan(low):
+            continue
+        number = f"{difference:.2f} ({low:.2f} to {high:.2f})"
+        if low > 0:
+            said.append(f"On the same prompts d of {names[0]} is higher than that of {name} by {number}.")
+        else:
+            said.append(f"That {names[0]} is higher than {name} may be chance: the difference is {number}.")
+    return " ".join(said)
+
+
+def d_difference(
+    shared: Shared, site: int, other_site: int, draws: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Return how much higher d of the first run is on shared prompts, and its 95 % bootstrap interval.
+
+    Prompts are redrawn, quartets and pairs as one and the same for both runs; the directions are held fixed.
+
+    Args:
+        shared: the prompts.
+        site: of the first run.
+        other_site: of the other run.
+        draws: bootstrap draws.
+        seed: of the draws.
+
+    Returns:
+        Difference, lower and upper bound; NaN without prompts of both labels that both runs label alike.
+    """
+    labelled = shared.of_label("harmful") | shared.of_label("harmless")
+    prompts = shared.prompts[labelled]
+    is_harmful = prompts["label"].eq("harmful").to_numpy()
+    if is_harmful.all() or not is_harmful.any():
+        return np.nan, np.nan, np.nan
+    counts = np.vstack([np.ones(len(prompts)), _drawn(prompts, draws, seed)])
+    d = [
+        weighted_d(np.broadcast_to(scores, counts.shape), counts * is_harmful, counts * ~is_harmful)
+        for scores in (shared.scores[labelled, site], shared.other_scores[labelled, other_site])
+    ]
+    difference = d[0] - d[1]
+    low, high = interval(difference[1:], difference[0])
+    return float(difference[0]), float(low), float(high)
+
+
+def _asked_of_both(run: Run, other: Run) -> str | None:
+    """Return the transfer set that both runs are asked about harm with, or None."""
+    if not run.has_evidence or not other.has_evidence:
+        return None
+    source = probe_source(run.evidence)
+    return source if source == probe_source(other.evidence) and source in shared_sources(run, other) else None
 
 
 def _place(site: int, n_layers: int) -> str:

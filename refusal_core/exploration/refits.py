@@ -12,7 +12,7 @@ from refusal_core.evidence.claims import detectable_from, probe_source
 from refusal_core.runs.run import LEFT_OUT, Run
 
 MEASURES = ("in_sample_d", "crossfit_d", "probe_d")
-_ASKED = {"in_sample_d": "in-sample", "crossfit_d": "cross-fitted", "probe_d": "on the probe pairs"}
+_ASKED = {"in_sample_d": "in-sample", "crossfit_d": "cross-fitted", "probe_d": "on matched pairs"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +23,8 @@ class Change:
         table: one row a site: ``site``, each of :data:`MEASURES` with ``_before`` and ``_after``, and ``cosine`` of the
             two directions (missing where either does not exist).
         left_out: rows of the refit's prompts that it was not fitted on any more, or that left their transfer set.
-        detectable_before, detectable_after: the first site from which d on the probe pairs stays above chance; None
-            for never, or without probe pairs.
+        detectable_before, detectable_after: the first site from which d on matched pairs stays above chance; None
+            for never, or without matched pairs.
     """
 
     before: Run
@@ -74,7 +74,7 @@ def reading(change: Change) -> str:
     first_site, second_site = _named(change, change.detectable_before), _named(change, change.detectable_after)
     same = first_site == second_site
     now = ", as before" if same else f" before, {second_site} after"
-    said.append(f"Detectable on the probe pairs from: {first_site}{now}.")
+    said.append(f"Detectable on matched pairs from: {first_site}{now}.")
     cosine = change.table["cosine"]
     if cosine.notna().any():
         least = int(cosine.idxmin())

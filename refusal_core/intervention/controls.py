@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-PERMUTED, ORTHOGONAL = "permuted", "orthogonal"
+ISOTROPIC, PERMUTED, ORTHOGONAL = "isotropic", "permuted", "orthogonal"
 
 
 def control_names(random_directions: int) -> list[str]:
     """Names of the controls: half of the random directions isotropic, half from the covariance, then two more."""
     isotropic = (random_directions + 1) // 2
-    names = [f"isotropic {number}" for number in range(1, isotropic + 1)]
+    names = [f"{ISOTROPIC} {number}" for number in range(1, isotropic + 1)]
     names += [f"covariance {number}" for number in range(1, random_directions - isotropic + 1)]
     return [*names, PERMUTED, ORTHOGONAL]
 
@@ -37,7 +37,7 @@ def control_direction(
     Returns:
         ``(d_model,)`` float32 unit vector; zeros where activations do not vary.
     """
-    if name.startswith("isotropic"):
+    if name.startswith(ISOTROPIC):
         return _unit(rng.standard_normal((1, hidden.shape[1]))[0])
     values = hidden.astype(np.float64)
     for label in (is_harmful, ~is_harmful):

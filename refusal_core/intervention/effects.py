@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from refusal_core.analysis.inference import LEVEL, interval
+from refusal_core.analysis.inference import LEVEL, interval, share_interval
 from refusal_core.intervention.conditions import (
     ABLATE,
     ADD,
@@ -17,6 +17,7 @@ from refusal_core.intervention.conditions import (
     at_its_own_layer,
     candidate_layers,
 )
+from refusal_core.intervention.controls import ISOTROPIC
 from refusal_core.options import PRESETS
 from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
@@ -36,7 +37,8 @@ MOST_KL = 0.1
 
 EFFECT = "an effect"
 
-_BOUNDS = {"refusing": (0.0, 1.0), "refuses": (0.0, 1.0), "degenerate": (0.0, 1.0), "kl": (0.0, np.inf)}
+_SHARES = ("refusing", "refuses", "degenerate")
+_BOUNDS = {**dict.fromkeys(_SHARES, (0.0, 1.0)), "kl": (0.0, np.inf)}
 _FEWEST = 3
 _SETTING = ["edit", "layers", "alpha", "own", "length_of", "label"]
 """What a condition has in common with its controls, which stand for every layer and token a direction is read at.
@@ -47,11 +49,13 @@ _FEWEST_PROMPTS = 5
 
 
 def summarise(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Means of every condition over each label's prompts, with 95 % bootstrap intervals and the controls' band.
+    """Means of every condition over each label's prompts, with 95 % intervals and the controls' band.
 
-    The band is where one more control direction falls with a probability of 95 %, if controls are normal: the
-    prediction interval ``m ± t s √(1 + 1/n)`` over the ``n`` controls of the same edit (Hahn & Meeker 1991, section
-    4.7). Quantiles of some twenty directions would be too narrow.
+    Intervals of shares are exact, the others bootstrap intervals. Of one kind of control, a band is where one more
+    direction falls with a probability of 95 %, if controls are normal: the prediction interval ``m ± t s √(1 + 1/n)``
+    over the ``n`` controls of the same edit (Hahn & Meeker 1991, section 4.7). Quantiles of some twenty directions
+    would be too narrow. Isotropic directions do nearly nothing: pooled with those that lie where activations vary, they
+    would make a band that the latter leave too often. The band reaches as far as that of either kind.
 
     Args:
         run: the run.
@@ -61,8 +65,9 @@ def summarise(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -
 
     Returns:
         One row a condition and label: the condition's columns, ``label, n``, each of :data:`MEASURES` with ``_low`` and
-        ``_high``, ``_band_low`` and ``_band_high``, and ``n_controls``. NaN where nothing was measured; no band with
-        fewer than three controls.
+        ``_high``, ``_band_low`` and ``_band_high``, ``change_first_half`` of every other prompt and
+        ``refuses_second_half`` of the ``n_second_half`` others, and ``n_controls``, those of the kind with the
+        most. NaN where nothing was measured; no band of fewer than three controls of a kind.
     """
     rng = np.random.default_rng(seed)
     joined = table.merge(run.prompts[["prompt_id", "label"]], on="prompt_id", validate="many_to_one")
@@ -90,7 +95,18 @@ def summarise(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -
             each = values[name].to_numpy(float)
             mean = each.mean(axis=1)
             part[name] = mean
-            part[f"{name}_low"], part[f"{name}_high"] = interval(shares @ each.T, mean, *_BOUNDS.get(name, ()))
+            part[f"{name}_low"], part[f"{name}_high"] = (
+                share_interval(np.round(mean * n), n)
+                if name in _SHARES
+                else interval(shares @ each.T, mean, *_BOUNDS.get(name, ()))
+            )
+        # A layer that is chosen by a number is not reported by that number's own prompts.
+        second = np.arange(n) % 2 == 1
+        part["change_first_half"] = values["change"].to_numpy(float)[:, ~second].mean(axis=1)
+        part["refuses_second_half"] = (
+            values["refuses"].to_numpy(float)[:, second].mean(axis=1) if second.any() else np.nan
+        )
+        part["n_second_half"] = int(second.sum())
         parts.append(part)
     return _with_bands(pd.concat(parts, ignore_index=True))
 
@@ -199,16 +215,24 @@ def asked_for(run: Run, table: pd.DataFrame, effects: pd.DataFrame) -> list[pd.S
 
 
 def headline(run: Run, effects: pd.DataFrame) -> str:
-    """The interventions in two sentences: the strongest layers, and at which layers they are effects."""
+    """The interventions in a few sentences: the strongest layers, and at which layers they are effects.
+
+    The strongest layer is chosen on every other prompt, and what it does is told of the rest.
+    """
     strongest, found = [], []
     for edit, label, done in ((ABLATE, "harmful", "Taken out"), (ADD, "harmless", "Put in")):
         swept = over_layers(effects, edit, label)
-        row = swept.loc[swept["change"].idxmin() if edit == ABLATE else swept["change"].idxmax()]
-        before = select(effects, PLAIN, label)["refuses"].iloc[0]
-        strongest.append(
-            f"{done} at {run.site_label(row['site'])} alone, the direction moves the share of {label} prompts whose "
-            f"replies open with a refusal from {100 * before:.0f} % to {100 * row['refuses']:.0f} %."
-        )
+        changes = swept["change_first_half"]
+        row = swept.loc[changes.idxmin() if edit == ABLATE else changes.idxmax()]
+        before, n = select(effects, PLAIN, label)["refuses_second_half"].iloc[0], int(row["n_second_half"])
+        if n:
+            after = row["refuses_second_half"]
+            low, high = 100 * share_interval(np.round(after * n), n)
+            strongest.append(
+                f"{done} at {run.site_label(row['site'])} alone, which half of the {label} prompts chose, the "
+                f"direction moves the share of the other {n} whose replies open with a refusal from "
+                f"{100 * before:.0f} % to {100 * after:.0f} % ({low:.0f} to {high:.0f} %)."
+            )
         controlled = swept[swept["n_controls"] >= _FEWEST]
         layers = [str(row["site"]) for _, row in controlled.iterrows() if verdict(row) == EFFECT]
         found.append(f"{'ablating' if edit == ABLATE else 'adding'} is an effect at {', '.join(layers) or 'none'}")
@@ -262,15 +286,17 @@ def _with_bands(effects: pd.DataFrame) -> pd.DataFrame:
     effects = effects.assign(
         own=effects["read_at"].eq(OWN) & several, length_of=effects["position"].where(effects["edit"].eq(ADD), -1)
     )
-    controls = effects[effects["direction"].ne(FOUND)].groupby(_SETTING)[list(MEASURES)]
+    others = effects[effects["direction"].ne(FOUND)]
+    kind = others["direction"].str.startswith(ISOTROPIC).rename("isotropic")
+    controls = others.groupby([*_SETTING, kind])[list(MEASURES)]
     mean, spread, count = controls.mean(), controls.std(), controls.count()
     with np.errstate(invalid="ignore"):
         reach = student.ppf((1 + LEVEL) / 2, np.maximum(count - 1, 1)) * spread * np.sqrt(1 + 1 / count)
-    bands = {"n_controls": count["change"]}
+    bands = {"n_controls": count["change"].groupby(_SETTING).max()}
     for name in MEASURES:
         lowest, highest = _BOUNDS.get(name, (-np.inf, np.inf))
         enough = count[name] >= _FEWEST
-        bands[f"{name}_band_low"] = (mean - reach)[name].where(enough).clip(lower=lowest)
-        bands[f"{name}_band_high"] = (mean + reach)[name].where(enough).clip(upper=highest)
+        bands[f"{name}_band_low"] = (mean - reach)[name].where(enough).groupby(_SETTING).min().clip(lower=lowest)
+        bands[f"{name}_band_high"] = (mean + reach)[name].where(enough).groupby(_SETTING).max().clip(upper=highest)
     joined = effects.join(pd.DataFrame(bands), on=_SETTING).drop(columns=["own", "length_of"])
     return joined.assign(n_controls=joined["n_controls"].fillna(0).astype(int))

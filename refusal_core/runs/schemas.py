@@ -142,6 +142,13 @@ EVIDENCE: Mapping[str, Schema] = {
         "n_pairs": _COUNT,
         **_optional({"permutation_p_corrected": _SHARE, "d_detectable": _MEASURED}),
     },
+    "quartets": {
+        "site": _SITE,
+        "source": _TEXT,
+        "n_quartets": _COUNT,
+        **_with_interval(_MEASURED, "intent", "cue", "interaction", "intent_lead"),
+        "cue_p_corrected": _SHARE,
+    },
     "wording": {
         "site": _SITE,
         "source": _TEXT,

@@ -180,7 +180,8 @@ def _recorded_opening(run: Run, row: int) -> str | None:
         recorded = measurement.recorded(run)
     except RefusalError:
         return None
-    return None if recorded is None else str(recorded[0]["opening"][row])
+    opening = None if recorded is None else recorded[0]["opening"][row]
+    return opening if isinstance(opening, str) else None
 
 
 def _show_placed(run: Run, placed: Placed, site: int) -> None:

@@ -17,6 +17,7 @@ from refusal_core.analysis.inference import (
     detectable_interval,
     interval,
     permutation_p,
+    share_interval,
     smallest_significant,
 )
 from refusal_core.analysis.projections import contrast_weights, project_draws
@@ -223,3 +224,14 @@ def test_the_family_wise_error_of_corrected_p_values_is_5_percent():
         uncorrected += single.min() <= 0.05
     assert 4 <= rejected <= 27
     assert uncorrected > 80
+
+
+def test_the_interval_of_a_share_is_exact():
+    low, high = share_interval(np.array([0, 8, 16, np.nan]), 16)
+    # R: binom.test(0, 16), (8, 16), (16, 16).
+    np.testing.assert_allclose(low, [0, 0.24651, 0.79409, np.nan], atol=1e-5)
+    np.testing.assert_allclose(high, [0.20591, 0.75349, 1, np.nan], atol=1e-5)
+    for share in (0.05, 0.4):
+        counts = np.arange(31)
+        low, high = share_interval(counts, 30)
+        assert stats.binom.pmf(counts[(low <= share) & (share <= high)], 30, share).sum() >= 0.95

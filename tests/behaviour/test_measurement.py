@@ -447,3 +447,19 @@ def test_a_run_says_whether_the_model_thought(tmp_path):
     assert measurement.recorded(made[False])[1].thinking is None
     with pytest.raises(RefusalError, match="--thinking off"):
         experiment.record(made[None], chat_model)
+
+
+def test_prompts_of_a_transfer_set_may_lack_a_reply(measured):
+    made, _ = measured
+    table, manifest = measurement.recorded(made)
+    fitted = made.prompts["fitted"].to_numpy()
+    save_addition(made, table[fitted].iloc[::-1], manifest)
+    part, _ = measurement.recorded(made)
+    pd.testing.assert_frame_equal(part[fitted], table[fitted])
+    assert part.loc[~fitted, "opening_label"].isna().all()
+    assert not measurement.disagreements(made, part).index.isin(np.flatnonzero(~fitted)).any()
+    pd.testing.assert_frame_equal(measurement.by_site(made, part, 20), measurement.by_site(made, table, 20))
+    known, _ = measurement.verdicts(made)
+    assert known[~fitted].equals(made.prompts["refusal_log_odds"].gt(0)[~fitted])
+    assert measurement.relabelled(made, measurement.read_rules())["opening_label"][fitted].notna().all()
+    save_addition(made, table, manifest)

@@ -16,7 +16,7 @@ from refusal_core.models.opening import load_model
 from refusal_core.pipeline.scoring import score
 from refusal_core.runs.store import open_run
 
-SHIPPED = "qwen2.5-coder-1.5b-instruct--pairs--256x256--2002dce3--float32"
+SHIPPED = "qwen2.5-coder-1.5b-instruct--pairs--256x256--06ca610e--float32"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +7,7 @@ from scipy import stats
 from synthetic import changed, save_synthetic_run, synthetic_prompts, with_tables
 
 from refusal_core.analysis.directions import fit_directions
-from refusal_core.analysis.effect_sizes import auroc
+from refusal_core.analysis.effect_sizes import auroc, cohens_d
 from refusal_core.analysis.groups import bootstrap_counts, redraw_prompts
 from refusal_core.exploration import comparison
 from refusal_core.prompts.sets import prompt_groups
@@ -222,21 +220,37 @@ def test_a_run_without_a_chat_template_of_its_own_is_a_control(run):
         assert comparison.is_control(changed(run, template=base))
 
 
-def test_the_words_on_probe_pairs_follow_the_numbers(run, other):
-    def said(runs, evidence):
-        tables = [comparison.over_depth(each, found) for each, found in zip(runs, evidence, strict=True)]
-        return comparison.probe_reading(runs, ["A", "B"], tables)
+def test_the_words_on_matched_pairs_follow_the_numbers(run, other):
+    def said(*runs):
+        return comparison.probe_reading(runs, ["A", "B"], [comparison.over_depth(each, each.evidence) for each in runs])
 
-    evidence = [each.evidence for each in (run, other)]
     best = run.best_site()
-    assert f"A {run.layer_stats['probe_d'][best]:.2f} (" in said([run, other], evidence)
-    assert "Not every run has intervals" in said([run, other], [evidence[0], None])
-    low = evidence[1].transfer.assign(d_high=-5.0, d_low=-6.0)
-    apart = [evidence[0], dataclasses.replace(evidence[1], transfer=low)]
-    beside = with_tables(other, layer_stats=other.layer_stats.assign(probe_d=-5.5))
-    assert "The interval of A lies above that of B" in said([run, beside], apart)
+    assert f"A {run.layer_stats['probe_d'][best]:.2f} (" in said(run, other)
+    probes = run.rows(source="probe-pairs")
+    harmful = run.prompts["label"].eq("harmful").to_numpy()
+    signs = np.where(harmful, 1.0, -1.0)[:, None]
+    # The same noise in both runs: intervals of d overlap, that of the difference lies above 0.
+    moved = [np.where(probes[:, None], run.projections + gain * signs, run.projections) for gain in (0.0, 0.4)]
+    low, high = (with_tables(run, projections=values) for values in moved)
+    difference, lower, upper = comparison.d_difference(comparison.shared_prompts(high, low, "probe-pairs"), best, best)
+    assert 0 < lower < difference < upper
+    assert comparison._told_apart([high, low], [best, best], ["A", "B"]) == (
+        f"On the same prompts d of A is higher than that of B by {difference:.2f} ({lower:.2f} to {upper:.2f})."
+    )
+    assert "may be chance: the difference is 0.00 (0.00 to 0.00)" in comparison._told_apart(
+        [run, run], [best, best], ["A", "B"]
+    )
+    elsewhere = keep(run, ~probes)
+    assert "asked on different prompts" in comparison._told_apart([run, elsewhere], [best, best], ["A", "B"])
     without = with_tables(other, layer_stats=other.layer_stats.assign(probe_d=np.nan))
-    assert "B has no probe pairs" in said([run, without], evidence)
+    assert "B has no matched pairs" in said(run, without)
+
+
+def test_a_paired_difference_by_hand(run, other):
+    shared = comparison.shared_prompts(run, other, "probe-pairs")
+    harmful = shared.prompts["label"].eq("harmful").to_numpy()
+    expected = [cohens_d(scores[harmful, 2], scores[~harmful, 2]) for scores in (shared.scores, shared.other_scores)]
+    assert comparison.d_difference(shared, 2, 2)[0] == pytest.approx(expected[0] - expected[1])
 
 
 def test_of_more_prompts_than_draws_are_made_of_the_same_are_taken_in_both_runs(run, other, monkeypatch):

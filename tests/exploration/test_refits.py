@@ -23,7 +23,7 @@ from refusal_core.runs import store
 from refusal_core.runs.run import LEFT_OUT
 from refusal_core.runs.run_files import ACTIVATIONS, MANIFEST
 
-OPTIONS = {"dtype": "float32", "device": "cpu"}
+OPTIONS = {"dtype": "float32", "device": "cpu", "transfer": ("borderline",)}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def out(parent):
     return [
         table["prompt_id"][4],
         table.loc[table["category"].eq("Odd"), "prompt_id"].iloc[0],
-        table.loc[table["source"].eq("quartets"), "prompt_id"].iloc[3],
+        table.loc[table["source"].eq("borderline"), "prompt_id"].iloc[3],
     ]
 
 
@@ -112,21 +112,22 @@ def test_a_refit_is_the_run_without_those_prompts(parent, out, plain, tiny_folde
     )
     ours, theirs = (run.evidence.transfer.query("source == 'quartets'") for run in (made, plain))
     np.testing.assert_allclose(ours["d_low"], theirs["d_low"], rtol=1e-3, atol=1e-3)
-    # A pair whole, the one without a twin, and a pair of the transfer set.
+    # A pair whole, the one without a twin, and the one of the transfer set.
     left_out = made.prompts[made.prompts["source"].eq(LEFT_OUT)]
     assert set(out) < set(left_out["prompt_id"])
-    assert len(left_out) == 5
+    assert len(left_out) == 4
     assert not left_out["fitted"].any()
     assert made.transfer_sources[-1] == LEFT_OUT
     assert np.isfinite(made.projections).all()
     described = made.manifest.refit
     assert described.parent == parent.run_id
-    assert described.left_out == 5
+    assert described.left_out == 4
     assert described.activations == ("stored" if kept else "extracted again")
     assert made.manifest.prompts.counts == plain.manifest.prompts.counts
     assert {scored.name: sum(scored.counts.values()) for scored in made.manifest.transfer} == {
-        "quartets": 534,
-        LEFT_OUT: 5,
+        "quartets": 536,
+        "borderline": 47,
+        LEFT_OUT: 4,
     }
     assert store.verify_run(made.run_id, made.path.parent)
 
@@ -215,7 +216,7 @@ def test_a_change_is_told_site_by_site(parent, out):
     best = int(after.layer_stats["crossfit_d"].idxmax())
     assert f"{after.layer_stats['crossfit_d'][best]:.2f} after" in said
     assert after.site_label(best) in said
-    assert len(change.left_out) == 5
+    assert len(change.left_out) == 4
     with pytest.raises(RunError, match="no refit of"):
         refits.compare(after, parent)
 

@@ -348,7 +348,7 @@ def test_the_report_has_the_replies_where_they_were_measured(run, evidence):
         }
     )
     page = report_html(run, evidence, replies)
-    assert "refuses 100 % of the harmful and 100 % of the harmless prompts" in page
+    assert "refuses 100 % (79 to 100 %) of the harmful and 100 % (79 to 100 %) of the harmless prompts" in page
     assert "<b>I cannot" not in page.replace("\\u003c", "<")
     assert "What the model does" not in report_html(run, evidence)
 

@@ -12,6 +12,7 @@ from tiny import PLANTED_LAYER
 
 from refusal_core.activations import limits
 from refusal_core.activations.passes import FinishedPasses
+from refusal_core.analysis.inference import share_interval
 from refusal_core.behaviour.openings import OpeningRules
 from refusal_core.cli.main import main
 from refusal_core.errors import RefusalError, RunError
@@ -73,6 +74,13 @@ def test_the_headline_names_layers_and_shares(planted_run, summary):
     said = effects.headline(planted_run, summary)
     assert said.count("from 100 % to 0 %") == said.count("from 0 % to 100 %") == 1
     assert "Against controls at layers 0, 1, 2, 3, 4, 5: ablating is an effect at 2, 3, 4, 5; adding is" in said
+    swept = summary.index[summary["read_at"].eq(3) & summary["edit"].eq(ABLATE) & summary["label"].eq("harmful")]
+    chosen = summary.assign(change_first_half=0.0, refuses_second_half=0.4, n_second_half=5)
+    chosen.loc[swept, ["change_first_half", "change", "refuses_second_half"]] = [-9.0, 9.0, 0.2]
+    assert (
+        "at layer 3 of 6 alone, which half of the harmful prompts chose, the direction moves the share of the other 5 "
+        "whose replies open with a refusal from 40 % to 20 % (1 to 72 %)."
+    ) in effects.headline(planted_run, chosen)
     without = effects.headline(planted_run, summary.assign(n_controls=0))
     assert "No controls were measured." in without
 
@@ -283,7 +291,8 @@ def test_few_prompts_say_nothing(planted_run, table):
 
 def test_a_band_is_of_the_same_kind_of_edit(planted_run, summary):
     every = summary[edited(summary, *range(planted_run.n_layers)) & summary["edit"].eq(ABLATE)]
-    assert every["n_controls"].eq(PLANTED_CONTROLS + 2).all()
+    # Of the two kinds the one with the permuted and the orthogonal direction.
+    assert every["n_controls"].eq(PLANTED_CONTROLS // 2 + 2).all()
     own = every["read_at"].eq(conditions.OWN)
     assert every[own]["change_band_low"].iloc[0] != every[~own]["change_band_low"].iloc[0]
 
@@ -412,6 +421,32 @@ def test_a_band_needs_controls_and_holds_one_more_of_them():
     lone = effects._with_bands(pd.DataFrame(rows[:1]).assign(label="harmful", **dict.fromkeys(effects.MEASURES, 1.0)))
     assert lone["n_controls"].iloc[0] == 0
     assert np.isnan(lone["change_band_low"].iloc[0])
+
+
+def test_a_band_reaches_as_far_as_the_kind_of_control_that_does_most():
+    """Half of the controls do nearly nothing: one more of the others stays inside as often as is said."""
+    rng = np.random.default_rng(1)
+    rows = [{"edit": ABLATE, "direction": FOUND, "position": -1, "read_at": 3, "layers": (3,), "alpha": 0.0}]
+    rows += [
+        {**rows[0], "direction": f"{kind} {number}"} for kind in ("isotropic", "covariance") for number in range(10)
+    ]
+    inside = 0
+    for _ in range(400):
+        spread = np.array([0.4] + 10 * [0.04] + 10 * [0.4])[:, None]
+        frame = pd.DataFrame(rows).assign(label="harmful")
+        frame[list(effects.MEASURES)] = spread * rng.normal(size=(len(rows), len(effects.MEASURES)))
+        found = effects._with_bands(frame).iloc[0]
+        assert found["n_controls"] == 10
+        inside += found["change_band_low"] <= found["change"] <= found["change_band_high"]
+    assert 0.92 < inside / 400 < 0.98
+
+
+def test_no_prompt_of_sixteen_is_not_none_of_all(planted_run, summary):
+    shares = summary[summary["edit"].eq(conditions.PLAIN)]
+    for _, row in shares.iterrows():
+        count = round(row["refusing"] * row["n"])
+        assert (row["refusing_low"], row["refusing_high"]) == pytest.approx(tuple(share_interval(count, row["n"])))
+    assert (shares["refusing_low"] < shares["refusing_high"]).all()
 
 
 def copied(run: Run, folder) -> Run:

@@ -748,7 +748,7 @@ def test_runs_are_compared_and_a_base_model_is_a_control(two_runs):
     app = visit("9_Compare", run=RUN)
     assert app.multiselect(key="compare_others").value == [two_runs]
     assert "B is of a base model (no chat template of its own)" in app.info[0].value
-    assert "d on probe pairs at its highest: A" in shown(app)
+    assert "d on matched pairs where the cross-fitted d is highest: A" in shown(app)
     assert "the 30 shared prompts that both fitted" in shown(app)
     assert app.dataframe[0].value["run"].tolist() == ["A", "B"]
     assert app.query_params["others"] == two_runs
