@@ -175,7 +175,8 @@ def test_the_panel_switches_without_leaving_the_layer(open_page):
     page = opened(open_page, site="3")
     for name, axis in (("Map", "first principal component"), ("Sorted prompts", "rank within the label")):
         page.locator(".st-key-layers_panel").get_by_text(name, exact=True).click()
-        expect(page.locator(f"{PANELS} .xtitle")).to_have_text(axis)
+        # The panel before it is there until the new one is drawn.
+        expect(page.locator(f"{PANELS} .xtitle").filter(has_text=axis)).to_be_visible()
         expect(page.locator(f"{PANELS} .gtitle")).to_contain_text(f"layer 3 of {N_LAYERS}")
     assert query(page)["panel"] == "sorted"
 
