@@ -60,7 +60,7 @@ def test_a_click_on_a_curve_goes_to_its_layer(open_page):
 def test_arrow_keys_move_one_layer_unless_a_field_has_them(open_page):
     page = opened(open_page)
     title = page.locator(f"{PANELS} .gtitle")
-    slider = page.get_by_role("slider", name="Layer")
+    slider = page.get_by_role("slider", name="Layer", exact=True)
     expect(slider).to_have_attribute("aria-valuetext", "1")
     for key, site in (("ArrowRight", 2), ("ArrowRight", 3), ("ArrowLeft", 2)):
         page.keyboard.press(key)

@@ -327,6 +327,12 @@ def test_every_question_has_a_figure(run, evidence, name):
     assert evidence_figures.FIGURES[name](run, evidence, 4).data
 
 
+def test_the_overview_has_one_axis_a_quantity(run, evidence):
+    figure = evidence_figures.overview(run, evidence, 4)
+    assert {trace.yaxis for trace in figure.data} <= {None, "y"}
+    assert not any("refusing" in (trace.name or "") for trace in figure.data)
+
+
 def test_the_overview_marks_from_where_harm_is_detectable(run, evidence):
     annotations = [note.text for note in evidence_figures.overview(run, evidence, 4).layout.annotations]
     assert any(note.startswith("detectable from: layer") for note in annotations)

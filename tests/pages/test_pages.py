@@ -179,7 +179,8 @@ def test_every_page_opens_on_its_own(page):
 def test_an_address_opens_the_same_view(page):
     app = visit(page, run=RUN, site="2")
     assert app.number_input(key="site_field").value == 2
-    assert f"layer 2 of {N_LAYERS}" in shown(app) or page == "3_Outliers"
+    said = shown(app) + " ".join(expander.label for expander in app.expander)
+    assert f"layer 2 of {N_LAYERS}" in said or page == "3_Outliers"
 
 
 def test_the_address_follows_the_view_and_survives_a_change_of_page():
@@ -199,15 +200,16 @@ def test_a_malformed_address_is_no_error(address):
         assert visit(page, **address).title
 
 
-def test_evidence_follows_the_layer_and_unfolds_its_numbers():
+def test_evidence_follows_the_layer_and_shows_the_figure_and_numbers_of_one_question():
     app = visit("2_Evidence", site="1")
     assert not app.dataframe
-    app.session_state["evidence_numbers_fit"] = True
+    assert len(app.get("plotly_chart")) == 1
+    app = visit("2_Evidence", site="1", question="fit")
     app.number_input(key="site_field").set_value(3).run()
     (numbers,) = app.dataframe
     assert numbers.value["in_sample_d"].iloc[0] == pytest.approx(open_run(RUN).layer_stats["in_sample_d"][3])
     figures = [json.loads(element.proto.spec) for element in app.get("plotly_chart")]
-    assert [figure["layout"]["shapes"][-1]["x0"] for figure in figures[:3]] == [3, 3, 3]
+    assert [figure["layout"]["shapes"][-1]["x0"] for figure in figures] == [3, 3]
 
 
 def test_the_final_norm_is_named():
