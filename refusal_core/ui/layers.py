@@ -183,7 +183,8 @@ def _pinned(run: Run, followed: list[int], site: int) -> None:
         for row, colour, symbol in zip(followed, LINE_COLOURS, SYMBOLS, strict=False):
             prompt = run.prompts.loc[row]
             mark = f':color[{_MARKS[symbol]}]{{foreground="{colour}"}}'
-            st.markdown(f"{mark} {prompt['label']}, projection **{run.projections[row, site]:.3g}**")
+            projection = f"{run.projections[row, site]:.3g}".replace("-", "\u2212")
+            st.markdown(f"{mark} {prompt['label']}, projection **{projection}**")
             st.text(prompt["text"])
             st.button(
                 "Unpin",

@@ -43,6 +43,7 @@ from refusal_core.ui import home as home_page
 from refusal_core.ui import live as live_page
 from refusal_core.ui.markdown import typeset
 from refusal_core.ui.numbers import whole
+from refusal_core.ui.placement import place_in_words
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
@@ -103,7 +104,7 @@ def test_home_shows_an_example_that_the_run_has_without_a_model(synthetic_cache,
     assert "needs the run's model" in shown(app)
     app.button(key="home_Calm but harmful").click().run()
     run = open_run(RUN)
-    said = home_page.place_in_words(run, run.projections[-1], run.best_site())
+    said = place_in_words(run, run.projections[-1], run.best_site())
     assert said in shown(app).replace("\u00a0", " ")
     assert text in [each.value for each in app.text]
 
@@ -120,7 +121,7 @@ def test_home_places_a_typed_prompt_and_shows_how_its_reply_opens(monkeypatch, t
     assert not app.exception
     run = open_run(RUN)
     placed = run.projections[len(text) % 10]
-    assert home_page.place_in_words(run, placed, run.best_site()) in shown(app).replace("\u00a0", " ")
+    assert place_in_words(run, placed, run.best_site()) in shown(app).replace("\u00a0", " ")
     assert f"Sure, {text}" in [each.value for each in app.text]
 
 
@@ -128,13 +129,13 @@ def test_a_place_in_words_agrees_with_the_projections():
     run = open_run(RUN)
     site = N_LAYERS - 1
     highest, lowest = run.projections[run.rows()].max(axis=0), run.projections[run.rows()].min(axis=0)
-    assert home_page.place_in_words(run, highest + 1, site).startswith("Reads as harmful: ")
-    assert "above all of the harmless and all of the harmful" in home_page.place_in_words(run, highest + 1, site)
-    assert home_page.place_in_words(run, lowest - 1, site).startswith("Reads as harmless: ")
-    assert "above none of the harmless and none of the harmful" in home_page.place_in_words(run, lowest - 1, site)
+    assert place_in_words(run, highest + 1, site).startswith("Reads as harmful: ")
+    assert "above all of the harmless and all of the harmful" in place_in_words(run, highest + 1, site)
+    assert place_in_words(run, lowest - 1, site).startswith("Reads as harmless: ")
+    assert "above none of the harmless and none of the harmful" in place_in_words(run, lowest - 1, site)
     low, high = derived_band(run, site)
     middle = lowest * 0 + (low + high) / 2
-    assert home_page.place_in_words(run, middle, site).startswith("Reads as neither clearly: ")
+    assert place_in_words(run, middle, site).startswith("Reads as neither clearly: ")
 
 
 def test_a_half_percent_is_rounded_as_tables_round_it():
@@ -1065,6 +1066,21 @@ def test_a_search_is_of_one_run_and_does_not_empty_another(two_runs):
     assert not app.exception
     assert "no prompt has this" not in shown(app)
     assert "find" not in app.query_params
+
+
+@pytest.mark.usefixtures("with_model")
+def test_live_says_in_words_where_a_prompt_lies_and_shows_the_reply_under_the_edit_that_is_wanted(monkeypatch):
+    monkeypatch.setattr(model, "TriedPrompt", FakeTried)
+    app = live(visit("4_Live_score", run=RUN), "Sing!")
+    run = open_run(RUN)
+    assert place_in_words(run, run.projections[len("Sing!") % 10], run.best_site()) in shown(app).replace("\u00a0", " ")
+    assert not any(text.value.startswith("Sure, ") for text in app.text)
+    for wanted in ("unedited", "ablated", "added"):
+        app.segmented_control(key="live_reply").set_value(wanted).run()
+        assert not app.exception, app.exception
+        assert "Sure, Sing!" in [text.value for text in app.text]
+    # It stays wanted on another prompt.
+    assert "Sure, Hum!" in [text.value for text in live(app, "Hum!").text]
 
 
 @pytest.mark.usefixtures("with_model")
