@@ -759,6 +759,16 @@ def test_runs_are_compared_and_a_base_model_is_a_control(two_runs):
     assert "directions of different models have no angle" in app.info[-1].value
 
 
+def test_what_differs_between_compared_runs_is_a_table(two_runs):
+    app = visit("9_Compare", run=RUN)
+    table = next(table.value for table in app.dataframe if list(table.value.columns) == ["", "A", "B"])
+    assert {"model", "chat template"} <= set(table[""])
+    assert (table["A"] != table["B"]).all()
+    made = table.set_index("").loc["model"]
+    assert made["A"].startswith(open_run(RUN).manifest.model.name)
+    assert made["B"].startswith(open_run(two_runs).manifest.model.name)
+
+
 def test_a_comparison_s_address_opens_the_same_comparison(two_runs):
     app = visit("9_Compare", run=two_runs, others=RUN, versus=RUN, prompts="borderline", site="2")
     assert app.multiselect(key="compare_others").value == [RUN]
