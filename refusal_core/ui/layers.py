@@ -89,7 +89,7 @@ def instrument(run: Run, options: dict[str, Any]) -> None:
     with side:
         site_picker(run, st.container())
         _pinned(run, followed, site)
-    keep_together(_CONTAINER, site, _go_to, _narrow)
+    keep_together(_CONTAINER, site, st.session_state.get(_NARROW, False), _go_to, _narrow)
 
 
 def over_layers(run: Run, site: int) -> None:
