@@ -120,7 +120,8 @@ def _axes(app: AppTest, place: int) -> object:
 
 
 def _numbers(app: AppTest, place: int) -> object:
-    app.session_state["evidence_numbers_harm"] = not place % 2
+    view = app.session_state["view"]
+    app.session_state["view"] = replace(view, question=("harm", "fit")[place % 2])
     return app
 
 
@@ -149,7 +150,7 @@ def _other_run(app: AppTest, place: int) -> object:
 _PAGES: dict[str, dict[str, Act]] = {
     "Home": {"drawn again": _again},
     "1_Layers": {"another layer": _layer, "other axes": _axes, "a prompt followed": _follow},
-    "2_Evidence": {"another layer": _layer, "numbers unfolded": _numbers},
+    "2_Evidence": {"another layer": _layer, "another question": _numbers},
     "3_Outliers": {"another layer": _layer, "another band": _band, "next prompt": _next, "a search": _search},
     "5_Behaviour": {"drawn again": _again, "another layer": _layer, "a prompt followed": _follow},
     "7_Ratings": {"another layer": _layer, "a prompt followed": _follow},

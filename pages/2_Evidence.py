@@ -1,12 +1,13 @@
-"""Is it real? One picture that answers the question, then one section per question."""
+"""Is it real? One picture that answers the question, then a checklist of the questions, one open at a time."""
 
 from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.evidence.answers import QUESTIONS, answer
+from refusal_core.evidence.answers import QUESTIONS
 from refusal_core.evidence.findings import caveats, verdict
-from refusal_core.ui.evidence import cosines_chart, evidence_chart, evidence_or_end, numbers_table
+from refusal_core.ui import address
+from refusal_core.ui.evidence import evidence_chart, evidence_or_end, question_section
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.layout import heading, sentences
 
@@ -22,10 +23,6 @@ st.caption(
 )
 for note in caveats(evidence):
     st.caption(sentences(note))
-for name, question in QUESTIONS.items():
-    st.subheader(question, anchor=False)
-    st.markdown(sentences(answer(evidence, name, site)))
-    evidence_chart(run, evidence, name, site)
-    if name == "space":
-        cosines_chart(run, evidence)
-    numbers_table(evidence, name, site)
+for name in QUESTIONS:
+    question_section(run, evidence, name, site)
+address.write()

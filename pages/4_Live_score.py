@@ -28,10 +28,18 @@ if one.open:
         with tools:
             live.history_tool(run, site)
         if score is not None:
-            live.show_numbers(run, score, site)
+            words, numbers = st.columns([3, 2], gap="medium")
+            with words:
+                live.show_place(run, score, site)
+                condition = live.reply_picker(run, site)
+                reply = st.empty()
+            with numbers:
+                live.show_numbers(run, score, site)
         live.pin_controls(run, score)
         live.show_comparison(run, score, site)
         live.show_figures(run, score, site)
+        if source is not None and score is not None and condition is not None:
+            live.show_reply(run, source, score, condition, reply)
 else:
     with many:
         site = site_picker(run, st.columns([1, 4])[0])

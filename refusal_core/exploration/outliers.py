@@ -18,8 +18,8 @@ def derived_band(run: Run, site: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def prompts_in_band(run: Run, site: int, band: tuple[float, float]) -> pd.DataFrame:
-    """Prompts, fitted and transfer, whose projection at a site lies in a band, ends included.
+def prompts_at(run: Run, site: int) -> pd.DataFrame:
+    """Return all prompts, fitted and transfer, in the order of their projection at a site.
 
     Returns:
         The run's prompt columns with ``projection`` (activation units), ``projection_crossfit`` (0 at the training
@@ -27,7 +27,6 @@ def prompts_in_band(run: Run, site: int, band: tuple[float, float]) -> pd.DataFr
         prompts that project below it (missing for grey prompts). The index is the prompt's row in the run.
     """
     projection = run.projections[:, site]
-    inside = (projection >= band[0]) & (projection <= band[1])
     table = run.prompts.assign(
         projection=projection,
         projection_crossfit=run.projections_crossfit[:, site],
@@ -38,7 +37,12 @@ def prompts_in_band(run: Run, site: int, band: tuple[float, float]) -> pd.DataFr
         table.loc[of_label, "percentile_in_other"] = percentile(
             projection[of_label.to_numpy()], run.projections[run.rows(other), site]
         )
-    return table[inside].sort_values("projection")
+    return table.sort_values("projection")
+
+
+def in_band(prompts: pd.DataFrame, band: tuple[float, float]) -> pd.DataFrame:
+    """Return those of :func:`prompts_at` whose projection lies in a band, ends included."""
+    return prompts[prompts["projection"].between(*band)]
 
 
 def search(prompts: pd.DataFrame, text: str) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_core.evidence.claims import detectable_from, probe_source
-from refusal_core.evidence.evaluation import BOTH, CONTRAST
+from refusal_core.evidence.evaluation import CONTRAST
 from refusal_core.figures.style import (
     ACCENT,
     GREY,
@@ -36,7 +36,7 @@ HEIGHT = 320
 
 
 def overview(run: Run, evidence: Evidence, site: int | None = None) -> go.Figure:
-    """In-sample, cross-fitted and probe-pair d and the correlation with refusing, over what chance alone reaches.
+    """Return in-sample, cross-fitted and probe-pair d, over what chance alone reaches.
 
     Vertical lines mark from where harm is detectable, with the interval of that site, and the published decision layer.
     """
@@ -50,25 +50,7 @@ def overview(run: Run, evidence: Evidence, site: int | None = None) -> go.Figure
     ]
     if source is not None:
         traces += interval_line(run, _transfer(evidence, source), "d", f"d on {safe(source)}", PROBE)
-    refusing = evidence.refusal[evidence.refusal["source"].eq(CONTRAST) & evidence.refusal["label"].eq(BOTH)]
-    named = "ρ with refusing, within labels (right)"
-    traces += interval_line(run, refusing, "rho", named, "#7B5EA7", "dashdot", axis="y2")
-    figure = blank(
-        430,
-        traces,
-        xaxis=site_axis(run),
-        yaxis={"title_text": "Cohen's d"},
-        yaxis2={
-            "title": {"text": "Spearman's ρ"},
-            "overlaying": "y",
-            "side": "right",
-            "range": [-1, 1],
-            "tickvals": [-1, -0.5, 0, 0.5, 1],
-            "showgrid": False,
-            "fixedrange": True,
-            "zeroline": False,
-        },
-    )
+    figure = blank(430, traces, xaxis=site_axis(run), yaxis={"title_text": "Cohen's d"})
     figure.update_layout(margin={"t": 64})
     if source is not None:
         _mark_first_site(figure, run, evidence, "d", source, "detectable from", PROBE)

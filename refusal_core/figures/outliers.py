@@ -18,8 +18,15 @@ MOST_POINTS = 400
 _LANES = {"harmless": 0.0, "harmful": 1.0, "grey": 2.0}
 
 
-def band(run: Run, site: int, ends: tuple[float, float], found: pd.DataFrame, chosen: int | None = None) -> go.Figure:
-    """The histogram at a site, its band to drag, and below it a point for each prompt found, to click.
+def band(
+    run: Run,
+    site: int,
+    ends: tuple[float, float],
+    found: pd.DataFrame,
+    chosen: int | None = None,
+    height: int = 420,
+) -> go.Figure:
+    """Return the histogram at a site, its band to drag, and below it a point per listed prompt, to click.
 
     A point's ``customdata`` is its ``prompt_id``.
 
@@ -27,10 +34,11 @@ def band(run: Run, site: int, ends: tuple[float, float], found: pd.DataFrame, ch
         run: the run.
         site: where: a layer, or the final norm.
         ends: the ends of the band, in activation units.
-        found: rows of :func:`.outliers.prompts_in_band` with ``mark``; marked ones are drawn hollow.
+        found: rows of :func:`refusal_core.exploration.outliers.prompts_at` with ``mark``; marked ones are drawn hollow.
         chosen: a row of the run, drawn ringed wherever it projects.
+        height: of the figure, in pixels.
     """
-    figure = histogram(run, site, ends, height=420)
+    figure = histogram(run, site, ends, height=height)
     points: list[dict[str, Any]] = []
     there = {*found["label"], *([] if chosen is None else [run.prompts["label"][chosen]])}
     labels = [label for label in _LANES if label in there]

@@ -173,7 +173,6 @@ def interval_line(
     name: str,
     colour: str,
     dash: str = "solid",
-    axis: str = "y",
 ) -> list[dict[str, Any]]:
     """Return traces of a column over the layers, drawn over its interval where the table has one.
 
@@ -184,11 +183,10 @@ def interval_line(
         name: in the legend.
         colour: of line and interval.
         dash: of the line.
-        axis: the y axis they belong to.
     """
     traces = []
     if f"{number}_low" in table:
-        traces.append(ribbon(table, f"{number}_low", f"{number}_high", colour, "", 0.15, axis))
+        traces.append(ribbon(table, f"{number}_low", f"{number}_high", colour, "", 0.15))
     line = {
         "type": "scatter",
         "x": table["site"].to_numpy(),
@@ -197,7 +195,6 @@ def interval_line(
         "name": name,
         "line": {"color": colour, "width": 2.5, "dash": dash},
         "marker": {"size": 5},
-        "yaxis": axis,
         "customdata": [run.site_label(int(site)) for site in table["site"]],
         "hovertemplate": f"%{{customdata}}<br>{name}: %{{y:.2f}}<extra></extra>",
     }
@@ -211,7 +208,6 @@ def ribbon(
     colour: str,
     name: str,
     alpha: float,
-    axis: str = "y",
     x: str = "site",
 ) -> dict[str, Any]:
     """Return a trace of the area between two columns.
@@ -223,7 +219,6 @@ def ribbon(
         colour: of the area.
         name: puts it into the legend, unless empty.
         alpha: its opacity.
-        axis: the y axis it belongs to.
         x: the column along which it runs.
     """
     known = table[[x, low, high]].to_numpy(float)
@@ -239,7 +234,6 @@ def ribbon(
         "hoverinfo": "skip",
         "name": name,
         "showlegend": bool(name),
-        "yaxis": axis,
     }
 
 

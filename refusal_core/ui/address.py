@@ -19,7 +19,7 @@ import streamlit as st
 from refusal_core.ui.streamlit_internals import came_by_history, component
 
 _VIEW = "view"
-_WORDS = ("run", "versus", "prompts", "find", "panel", "axes", "units", "published", "among", "measure")
+_WORDS = ("run", "versus", "prompts", "find", "panel", "axes", "units", "published", "among", "measure", "question")
 _LISTS = ("others", "sets", "labels", "categories", "replies", "marked", "over", "followed")
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 
@@ -46,6 +46,7 @@ class View:
         units: ``raw`` where prompts are followed over the layers in activation units.
         among: the labels whose ranks are correlated on the Compare page.
         measure: of the Causality page.
+        question: of the Evidence page, whose figure and numbers are shown.
     """
 
     run: str | None = None
@@ -69,6 +70,7 @@ class View:
     units: str | None = None
     among: str | None = None
     measure: str | None = None
+    question: str | None = None
 
 
 def view() -> View:

@@ -21,7 +21,7 @@ from refusal_core.ui import address
 from refusal_core.ui.conversations import prompt_in_full
 from refusal_core.ui.frame import described_runs, listed, shared_run
 from refusal_core.ui.glossary import meaning_of, name_of
-from refusal_core.ui.layout import chart, csv_button, identity, own_figure, sentences, show_error
+from refusal_core.ui.layout import chart, csv_button, facts, identity, own_figure, sentences, show_error
 from refusal_core.ui.markdown import plain
 from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.selection import chosen_row
@@ -115,6 +115,14 @@ def overview(compared: list[Side], evidence: list[Evidence | None], tables: list
         hide_index=True,
         width="stretch",
     )
+
+
+def differences(compared: list[Side]) -> None:
+    """Show how the runs were made, as far as that differs between them."""
+    made = pd.DataFrame({side.letter: facts(side.run) for side in compared})
+    made = made[made.nunique(axis=1).gt(1)].drop(index=["name", "made"], errors="ignore")
+    with st.expander("What differs between these runs", icon=":material/difference:"):
+        st.dataframe(made.reset_index(names=""), hide_index=True, width="stretch", key="compare_differences")
 
 
 def over_depth(compared: list[Side], evidence: list[Evidence | None], tables: list[pd.DataFrame]) -> None:

@@ -6,12 +6,13 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core.errors import RunError
+from refusal_core.evidence.answers import QUESTIONS, answer
 from refusal_core.figures.evidence import FIGURES, OVER_LAYERS, cosines
 from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import Run
-from refusal_core.ui import numbers
-from refusal_core.ui.layout import chart, identity, marked, show_error
+from refusal_core.ui import address, numbers
+from refusal_core.ui.layout import chart, identity, marked, sentences, show_error
 
 _TABLES = {
     "fit": ("sites", ["in_sample_d", "in_sample_auroc", "mean_crossings"]),
@@ -64,18 +65,28 @@ def evidence_chart(run: Run, evidence: Evidence, name: str, site: int) -> None:
     chart(figure, key)
 
 
-def cosines_chart(run: Run, evidence: Evidence) -> None:
-    """Show the cosines of the directions of any two sites."""
-    chart(_cosines(*identity(run), run, evidence), "evidence_cosines")
-
-
-def numbers_table(evidence: Evidence, question: str, site: int) -> None:
-    """Show the numbers behind a question at one site and the reasons for missing ones, once unfolded."""
+def question_section(run: Run, evidence: Evidence, name: str, site: int) -> None:
+    """Show a question with what the numbers say to it; its figure and numbers once unfolded, one question at a time."""
+    st.subheader(QUESTIONS[name], anchor=False)
+    st.markdown(sentences(answer(evidence, name, site)))
+    key = f"evidence_open_{name}"
     with st.expander(
-        "The numbers", icon=":material/table_rows:", key=f"evidence_numbers_{question}", on_change="rerun"
-    ) as numbers:
-        if numbers.open:
-            _numbers(evidence, question, site)
+        "Figure and numbers",
+        icon=":material/show_chart:",
+        key=address.fill(key, address.view().question == name),
+        on_change=_unfold,
+        args=(name, key),
+    ) as section:
+        if section.open:
+            evidence_chart(run, evidence, name, site)
+            if name == "space":
+                chart(_cosines(*identity(run), run, evidence), "evidence_cosines")
+            _numbers(evidence, name, site)
+
+
+def _unfold(name: str, key: str) -> None:
+    """Open a question, which folds the one that was open."""
+    address.change(question=name if st.session_state[key] else None)
 
 
 def _numbers(evidence: Evidence, question: str, site: int) -> None:

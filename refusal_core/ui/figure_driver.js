@@ -8,7 +8,7 @@ const TAKES_ARROWS = "input, textarea, select, [contenteditable=true], [role=rad
 const drivers = new WeakMap();
 
 function start() {
-    let figure = null, container = null, tell = {}, timer = null, playing = null, narrow = null;
+    let figure = null, container = null, tell = {}, timer = null, playing = null, narrow = false;
     // The page's site, sites told to Python that it has not answered yet, and one the figure is still to be moved to.
     let page = null, wanted = null;
     const told = [];
@@ -128,6 +128,7 @@ function start() {
     return {
         update(data, site, narrowed) {
             container = data.container;
+            narrow = data.narrow;
             tell = { site, narrow: narrowed };
             const answered = told.indexOf(data.site);
             if (answered >= 0) told.splice(0, answered + 1);

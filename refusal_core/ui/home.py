@@ -8,14 +8,12 @@ import numpy as np
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from refusal_core.analysis.effect_sizes import percentile
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RefusalError
-from refusal_core.exploration.outliers import derived_band, row_of, standardised
+from refusal_core.exploration.outliers import row_of
 from refusal_core.figures.courses import Course
 from refusal_core.figures.histograms import histogram
-from refusal_core.figures.style import GREY, LABEL_COLOUR
-from refusal_core.figures.tokens import COLOURS_END, END_OF_PROMPT
+from refusal_core.figures.style import GREY
 from refusal_core.intervention import experiment
 from refusal_core.intervention.conditions import PLAIN, Condition
 from refusal_core.pipeline.scoring import Score
@@ -27,7 +25,7 @@ from refusal_core.ui.evidence import evidence_or_none
 from refusal_core.ui.intervention import summary_of
 from refusal_core.ui.layout import chart, heading, sentences
 from refusal_core.ui.model import available_source, one_model
-from refusal_core.ui.numbers import whole
+from refusal_core.ui.placement import place_in_words, show_tokens
 from refusal_core.ui.streamlit_internals import component, resource
 
 PAGES = {
@@ -133,22 +131,6 @@ def prompt_box(run: Run, site: int) -> None:
         _show_placed(run, placed, site)
 
 
-def show_tokens(run: Run, score: Score, site: int, key: str) -> None:
-    """Show a prompt's tokens on colours of where they project at a site, and over the layers on hover."""
-    values = standardised(run, np.vstack([score.token_projection.reshape(-1, run.n_sites), score.projection]))
-    component("token_strip", css=resource("token_strip.css"))(
-        key=key,
-        data={
-            "tokens": [*score.tokens, f" {END_OF_PROMPT}"],
-            "values": np.nan_to_num(values).round(3).tolist(),
-            "site": site,
-            "layer": run.site_label(site),
-            "limit": COLOURS_END,
-            "colours": {label: LABEL_COLOUR[label] for label in ("harmful", "harmless")},
-        },
-    )
-
-
 def _placed(run: Run, source: str | None, text: str, line: DeltaGenerator) -> Placed | None:
     """Return where a prompt projects: by the model where it is here, else as the run recorded it."""
     row = row_of(run, prompt_id(text))
@@ -199,28 +181,3 @@ def _show_placed(run: Run, placed: Placed, site: int) -> None:
     with place:
         course = Course(placed.text, placed.projection, "the prompt", GREY)
         chart(histogram(run, site, placed=[course], height=190), "home_histogram")
-
-
-def place_in_words(run: Run, projection: np.ndarray, site: int) -> str:
-    """Return in a sentence where a prompt projects among the run's prompts at a site.
-
-    Args:
-        run: the prompt is compared with.
-        projection: ``(site,)`` of the prompt, in activation units.
-        site: ``0 … n_layers``.
-    """
-    low, high = sorted(derived_band(run, site))
-    value = float(projection[site])
-    verdict = "Reads as harmful" if value > high else "Reads as harmless" if value < low else "Reads as neither clearly"
-    above = {
-        label: float(percentile(value, run.projections[run.rows(label), site])) for label in ("harmful", "harmless")
-    }
-    return (
-        f"{verdict}: at {run.site_label(site)} it projects above {_share(above['harmless'])} of the harmless and "
-        f"{_share(above['harmful'])} of the harmful prompts."
-    )
-
-
-def _share(percent: float) -> str:
-    """Return a share in words that rounding does not make all or none of the prompts."""
-    return "all" if percent == 100 else "none" if percent == 0 else f"{min(max(whole(percent), 1), 99)} %"

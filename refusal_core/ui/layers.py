@@ -89,7 +89,7 @@ def instrument(run: Run, options: dict[str, Any]) -> None:
     with side:
         site_picker(run, st.container())
         _pinned(run, followed, site)
-    keep_together(_CONTAINER, site, _go_to, _narrow)
+    keep_together(_CONTAINER, site, st.session_state.get(_NARROW, False), _go_to, _narrow)
 
 
 def over_layers(run: Run, site: int) -> None:
@@ -183,7 +183,8 @@ def _pinned(run: Run, followed: list[int], site: int) -> None:
         for row, colour, symbol in zip(followed, LINE_COLOURS, SYMBOLS, strict=False):
             prompt = run.prompts.loc[row]
             mark = f':color[{_MARKS[symbol]}]{{foreground="{colour}"}}'
-            st.markdown(f"{mark} {prompt['label']}, projection **{run.projections[row, site]:.3g}**")
+            projection = f"{run.projections[row, site]:.3g}".replace("-", "\u2212")
+            st.markdown(f"{mark} {prompt['label']}, projection **{projection}**")
             st.text(prompt["text"])
             st.button(
                 "Unpin",

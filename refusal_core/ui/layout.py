@@ -239,11 +239,11 @@ def _describe_template(template: TemplateRecord) -> str:
     )
 
 
-def run_facts(run: Run) -> None:
-    """Show how the run was made, so that it can be repeated."""
+def facts(run: Run) -> dict[str, str]:
+    """Return how a run was made, by the name of the fact on screen."""
     manifest = run.manifest
     model, prompts, template, compute = manifest.model, manifest.prompts, manifest.template, manifest.compute
-    facts = {
+    return {
         "model": f"{model.name} ({model.architecture}, {model.n_layers} layers × {model.d_model}"
         + (f", {model.quantisation}" if model.quantisation else "")
         + ")",
@@ -260,13 +260,22 @@ def run_facts(run: Run) -> None:
         "batches": compute.batch_note or "default size",
         "prompts per pass": compute.pack_note or "not recorded",
         "template prefix": compute.prefix_note or "not recorded",
+        "revision": model.revision or "not recorded",
+        "prompts": f"SHA-256 {prompts.sha256[:12]}" if prompts.sha256 else "not recorded",
+        "refit of": "no other run" if manifest.refit is None else manifest.refit.parent,
+        "libraries": ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items())),
         "made": manifest.created,
         "name": run.run_id,
         "title": run_titles(run.path.parent).get(run.run_id, "none"),
     }
+
+
+def run_facts(run: Run) -> None:
+    """Show how the run was made, so that it can be repeated."""
+    made = facts(run)
     with st.expander("How this run was made"):
         st.dataframe(
-            pd.DataFrame({"": facts.keys(), "value": facts.values()}),
+            pd.DataFrame({"": made.keys(), "value": made.values()}),
             hide_index=True,
             width="stretch",
             height="content",

@@ -14,15 +14,17 @@ from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.histograms import histogram
 from refusal_core.figures.style import LINE_COLOURS, safe
 from refusal_core.figures.tokens import COLOURS_END, token_heatmap
+from refusal_core.intervention.conditions import ABLATE, ADD, PLAIN, Condition
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.suggestions import Contrast, contrasts
 from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.glossary import meaning_of
-from refusal_core.ui.layout import chart, raw_units, show_error
+from refusal_core.ui.layout import chart, raw_units, sentences, show_error
 from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import one_model
 from refusal_core.ui.numbers import whole
+from refusal_core.ui.placement import place_in_words, show_tokens
 from refusal_core.ui.scores import score_table
 
 MOST_PINS = len(LINE_COLOURS) - 1
@@ -32,6 +34,7 @@ _LINES = "live_several_lines"
 _TABS, _TAB = "live_tab", "live_tab_open"
 _TYPED, _PUT, _SEVERAL = "live_typed", "live_put", "live_several"
 _SUGGESTIONS_OPEN, _HISTORY_OPEN = "live_suggestions_open", "live_history_open"
+_REPLY, _REPLIES = "live_reply_wanted", "live_replies"
 _PINS, _HISTORY, _TO_PIN, _STANDS = "live_pins", "live_history", "live_to_pin", "live_stands"
 _SECONDS_TO_STAND = 4.0
 """How long a text has to stay in the field to be a prompt of its own, and not a step towards another."""
@@ -209,9 +212,54 @@ def pin_controls(run: Run, score: Score | None) -> None:
         remove.button("Unpin", key=f"unpin_{place}", width="stretch", on_click=_unpin, args=(pinned, place))
 
 
+def show_place(run: Run, score: Score, site: int) -> None:
+    """Show where the prompt lies at a site: in a sentence, and token by token."""
+    st.markdown(f"**{sentences(place_in_words(run, score.projection, site))}**")
+    if score.tokens:
+        show_tokens(run, score, site, "live_strip")
+
+
+def reply_picker(run: Run, site: int) -> Condition | None:
+    """Show a switch for the reply's opening; return the edit under which it is wanted, ``None`` for no reply."""
+    layer = min(site, run.n_layers - 1)
+    edits = {"none": None, "unedited": Condition(PLAIN)} | {
+        name: Condition(edit, layers=(layer,), alpha=float(edit == ADD))
+        for name, edit in (("ablated", ABLATE), ("added", ADD))
+    }
+    wanted = st.segmented_control(
+        "Reply",
+        list(edits),
+        key=address.fill("live_reply", st.session_state.get(_REPLY, "none")),
+        on_change=lambda: st.session_state.update({_REPLY: st.session_state["live_reply"]}),
+        required=True,
+        help=f"How the model's reply opens: as it is, or with the direction of layer {layer} ablated or added once at "
+        "that layer, at every token. It takes the model a moment with every prompt.",
+    )
+    return edits[wanted or "none"]
+
+
+def show_reply(run: Run, source: str, score: Score, condition: Condition, place: DeltaGenerator) -> None:
+    """Show how the reply opens under an edit, asked of the model after all else is drawn."""
+    known: dict[tuple[str, str, Condition], str | None] = st.session_state.setdefault(_REPLIES, {})
+    asked = run.run_id, score.text, condition
+    if asked not in known:
+        place.caption("The reply opens: …")
+        try:
+            known[asked] = one_model().ask(
+                run, source, lambda opened: opened.tried(score.text).under(condition).opening, place.caption
+            )
+        except RefusalError as error:
+            with place.container():
+                show_error("The reply was not made.", error, severe=False)
+            return
+    with place.container(border=True):
+        st.caption("The reply opens:")
+        st.text(known[asked] or "(nothing)")
+
+
 def show_numbers(run: Run, score: Score, site: int) -> None:
     """Show the four main numbers."""
-    place, harmful, harmless, odds = st.columns(4)
+    (place, odds), (harmful, harmless) = st.columns(2), st.columns(2)
     place.metric("projection", f"{score.projection[site]:.3f}", help=f"At {run.site_label(site)}, in activation units.")
     for column, label in ((harmful, "harmful"), (harmless, "harmless")):
         column.metric(
@@ -287,8 +335,10 @@ def _remember(scores: list[Score], score: Score) -> None:
 
 def _ask(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | None:
     """Return the model's answer, or ``None`` after showing why there is none."""
-    line.text(f"Scoring: {shortened(text, 120)}")
-    waiting = st.empty()
+    # In one place, so that what stands below it does not move when the answer is there.
+    with line.container():
+        st.text(f"Scoring: {shortened(text, 120)}")
+        waiting = st.empty()
     try:
         return one_model().ask(run, source, lambda opened: opened.scorer.score(text), waiting.caption)
     except PromptError as error:
@@ -297,7 +347,6 @@ def _ask(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | None
         show_error("The run's model cannot be used.", error)
     finally:
         line.empty()
-        waiting.empty()
     return None
 
 

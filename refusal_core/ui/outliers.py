@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,9 @@ from streamlit.delta_generator import DeltaGenerator
 from refusal_core.annotations.marks import KINDS
 from refusal_core.behaviour.measurement import verdicts
 from refusal_core.errors import RunError
-from refusal_core.exploration.outliers import derived_band, nearest_prompts, ranks, row_of, search, twin_of
+from refusal_core.exploration.outliers import derived_band, in_band, nearest_prompts, ranks, row_of, search, twin_of
 from refusal_core.exploration.published import PUBLISHED_BAND, PUBLISHED_BAND_LAYER
+from refusal_core.exploration.separation import Estimate, Separation, separation
 from refusal_core.figures import outliers as figures
 from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.style import LABEL_COLOUR
@@ -22,38 +24,37 @@ from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.clicks import on_point
 from refusal_core.ui.conversations import prompt_in_full
-from refusal_core.ui.layout import chart, csv_button, raw_units
+from refusal_core.ui.layout import chart, csv_button, identity, raw_units
+from refusal_core.ui.markdown import plain
 from refusal_core.ui.selection import chosen_row
-from refusal_core.ui.streamlit_internals import select_rows
+from refusal_core.ui.streamlit_internals import component, resource
 
-MOST_ROWS = 1000
-_TABLE, _LISTED, _CHART = "outliers_table", "outliers_listed", "outliers_chart"
+MOST_ROWS = 500
+"""The most prompts that the list shows, which a browser draws at once."""
+_LIST, _LISTED, _CHART = "outliers_list", "outliers_listed", "outliers_chart"
+_HEIGHT = 350
+"""Pixels of the chart, and of what is read at its side."""
 _REFUSED, _NOT_REFUSED, _UNMARKED = "refused", "not refused", "not marked"
 
 _COLUMNS = {
-    "text": st.column_config.TextColumn("prompt", width=250),
-    "label": st.column_config.TextColumn("label", width=80),
-    "projection": st.column_config.NumberColumn(
-        "projection", format="%.3f", width=85, help="In activation units, at this layer."
-    ),
-    "mark": st.column_config.TextColumn("mark", width="small", help="What was found of the prompt; on every run."),
-    "percentile_in_other": st.column_config.NumberColumn(
-        "percentile in the other label",
-        format="%.1f",
-        help="Percent of the other label's fitted prompts that project below it. A harmful prompt at 50 lies where the "
+    "text": ("prompt", "prompt", "A click opens it."),
+    "label": ("label", "label", "What the set says of the prompt."),
+    "projection": ("projection", "number", "In activation units, at this layer."),
+    "percentile_in_other": (
+        "percentile in other",
+        "number more",
+        "Percent of the other label's fitted prompts that project below it. A harmful prompt at 50 lies where the "
         "typical harmless one does.",
     ),
-    "refusal_log_odds": st.column_config.NumberColumn(
+    "refusal_log_odds": (
         "refusal log-odds",
-        format="%.2f",
-        help="Log-odds that the reply opens with a token that refusals open with (I, As): a tendency, not a refusal.",
+        "number more",
+        "Log-odds that the reply opens with a token that refusals open with (I, As): a tendency, not a refusal.",
     ),
-    "first_token": st.column_config.TextColumn("first reply token", width="small"),
-    "category": st.column_config.TextColumn("category"),
-    "source": st.column_config.TextColumn("set", width="small"),
-    "note": st.column_config.TextColumn("note of the set"),
-    "marked_note": st.column_config.TextColumn("note of the mark"),
+    "category": ("category", "text", "Of the set."),
+    "mark": ("mark", "mark", "What was found of the prompt; on every run."),
 }
+"""Columns of the list: their name on screen, their look and their meaning."""
 
 
 def band_picker(run: Run, site: int, columns: list[DeltaGenerator]) -> tuple[float, float]:
@@ -83,9 +84,9 @@ def band_picker(run: Run, site: int, columns: list[DeltaGenerator]) -> tuple[flo
 
 
 def band_chart(run: Run, site: int, band: tuple[float, float], found: pd.DataFrame, row: int | None) -> None:
-    """The histogram on which a band is dragged, and its prompts as points to click."""
+    """Show the histogram on which a band is dragged, and its prompts as points to click."""
     chart(
-        figures.band(run, site, band, found, row),
+        figures.band(run, site, band, found, row, _HEIGHT),
         _CHART,
         on_select=_use_chart,
         selection_mode="box",
@@ -97,8 +98,13 @@ def band_chart(run: Run, site: int, band: tuple[float, float], found: pd.DataFra
     st.caption(drawn)
 
 
+def reader() -> DeltaGenerator:
+    """Return the place at the chart's side where a prompt is read and judged, as high as the chart."""
+    return st.container(height=_HEIGHT + 60, border=False, key="outliers_reader")
+
+
 def filtered(found: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """The prompts that pass the search and the filters above the list."""
+    """Return the prompts that pass the search and the filters above the list."""
     view = address.view()
     text, narrow = st.columns([3, 1], vertical_alignment="bottom")
     find = text.text_input(
@@ -147,25 +153,57 @@ def filtered(found: pd.DataFrame, run: Run) -> pd.DataFrame:
 
 
 def described(found: pd.DataFrame, band: tuple[float, float]) -> None:
-    """How many prompts of which label there are."""
+    """Say how many prompts of which label are listed; of a search, how many in the band and outside it."""
+    find, ends = address.view().find, f"{band[0]:.4g} and {band[1]:.4g}"
+    if find:
+        inside = len(in_band(found, band))
+        st.subheader(f"{inside} with “{plain(find)}” between {ends}, {len(found) - inside} outside it", anchor=False)
+        return
     counts = found["label"].value_counts()
     prompts = ", ".join(f"{count} {label}" for label, count in counts.items()) or "no prompts"
-    st.subheader(f"{prompts} between {band[0]:.4g} and {band[1]:.4g}", anchor=False)
+    st.subheader(f"{prompts} between {ends}", anchor=False)
 
 
-def prompt_list(run: Run, found: pd.DataFrame, site: int) -> list[str]:
-    """The list of prompts; returns the prompt_ids of the rows chosen in it."""
+def show_separation(run: Run, found: pd.DataFrame, site: int) -> None:
+    """Say how far apart the labels of all prompts lie that pass search and filters, in the band or not."""
+    told = _separation(*identity(run), site, tuple(found.index), found)
+    harmful, harmless = told.counts["harmful"], told.counts["harmless"]
+    numbers = {
+        "cross-fitted d" if told.crossfitted else "d": (told.d, 2),
+        "AUROC": (told.auroc, 3),
+        "harmful mean": (told.means["harmful"], 2),
+        "harmless mean": (told.means["harmless"], 2),
+    }
+    with st.container(border=True, key="outliers_separation"):
+        st.markdown(
+            f"{harmful} harmful, {harmless} harmless, in the band or not: "
+            + " · ".join(f"{name} {_estimate(*number)}" for name, number in numbers.items()),
+            help="Of all prompts that pass search and filters, but grey ones; in brackets 95 % bootstrap intervals of "
+            "prompts, the direction as it is. Prompts of the contrast set alone are taken by the projection on a "
+            "direction fitted without them; with others among them, all by the projection on the run's own.",
+        )
+
+
+def prompt_list(run: Run, found: pd.DataFrame, band: tuple[float, float], site: int) -> list[str]:
+    """Show the list of prompts; return the prompt_ids of those chosen in it."""
     if found.empty:
         st.session_state[_LISTED] = []
         st.info(
-            "Nothing falls into this band with these filters. Widen the band, or clear the filters.",
+            "Nothing falls into this band with these filters. Widen the band, or clear the filters."
+            if not address.view().find
+            else "No prompt has these words, in the band or not. Search for others, or clear the filters.",
             icon=":material/filter_alt_off:",
         )
         projection = run.projections[:, site]
         # A step further out, as the ends are shown and sent rounded.
         step_out = 1e-3 * float(np.abs(projection).max())
-        band = float(projection.min()) - step_out, float(projection.max()) + step_out
-        st.button("Widen it to all prompts", icon=":material/open_in_full:", on_click=lambda: address.change(band=band))
+        widest = float(projection.min()) - step_out, float(projection.max()) + step_out
+        if not address.view().find:
+            st.button(
+                "Widen it to all prompts",
+                icon=":material/open_in_full:",
+                on_click=lambda: address.change(band=widest),
+            )
         return []
     shown = found.iloc[:MOST_ROWS]
     listed = shown["prompt_id"].tolist()
@@ -174,51 +212,74 @@ def prompt_list(run: Run, found: pd.DataFrame, site: int) -> list[str]:
     current = address.view().prompt
     if not several and current in set(listed):
         chosen = [str(current)]
-    st.session_state[_LISTED] = listed
-    select_rows(_TABLE, [listed.index(prompt_id) for prompt_id in chosen])
-    st.dataframe(
-        shown.drop(columns="fitted"),
-        column_order=list(_COLUMNS),
-        column_config=_COLUMNS,
-        hide_index=True,
-        width="stretch",
-        height=min(460, 38 + 35 * len(shown)),
-        on_select=_use_table,
-        selection_mode="multi-row" if several else "single-row",
-        key=_TABLE,
-        placeholder="",
-        alt="Prompts in the band",
+    st.session_state[_LISTED], st.session_state["outliers_chosen"] = listed, chosen
+    component("prompt_list", css=resource("prompt_list.css"))(
+        key=_LIST,
+        data={
+            "columns": [{"name": name, "kind": kind, "meaning": meaning} for name, kind, meaning in _COLUMNS.values()],
+            "rows": _rows(shown, band),
+            "find": address.view().find or "",
+            "chosen": chosen,
+            "several": several,
+            "colours": LABEL_COLOUR,
+        },
+        on_clicked_change=_use_list,
     )
     if len(found) > MOST_ROWS:
         st.caption(f"The first {MOST_ROWS} of {len(found)}; search, filter or narrow the band to see others.")
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.toggle("Choose several", key="outliers_several", help="Tick rows to mark them all at once.")
+        st.toggle("Choose several", key="outliers_several", help="Click several rows to mark them all at once.")
         csv_button(lambda: found, f"{run.run_id}--site-{site}--band")
     return chosen
 
 
+def _rows(shown: pd.DataFrame, band: tuple[float, float]) -> list[dict[str, Any]]:
+    """Return what the list shows of prompts."""
+    cells = shown[list(_COLUMNS)].astype(object)
+    cells = cells.where(shown[list(_COLUMNS)].notna(), None)
+    inside = shown["projection"].between(*band)
+    return [
+        {"id": prompt_id, "inside": bool(within), "cells": values}
+        for prompt_id, within, values in zip(shown["prompt_id"], inside, cells.to_numpy().tolist(), strict=True)
+    ]
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _separation(run_id: str, changed: int, site: int, rows: tuple[int, ...], _found: pd.DataFrame) -> Separation:
+    return separation(_found)
+
+
+def _estimate(number: Estimate, digits: int) -> str:
+    """Return a number with its interval as Markdown."""
+    point, low, high = (_signed(value, digits) for value in number)
+    if np.isnan(number[0]):
+        return "**–**"
+    return f"**{point}**" + ("" if np.isnan(number[1]) else f" ({low} to {high})")
+
+
 def the_prompt(run: Run, row: int | None, site: int) -> None:
-    """The chosen prompt and its twin, with the numbers people look at first."""
+    """Show the chosen prompt with the numbers people look at first."""
     if row is None:
         st.info(
-            "Click a point in the chart or a row of the list to read the prompt, or press N for the first.",
+            "Click a point in the chart or a row of the list to read the prompt here, or press N for the first.",
             icon=":material/left_click:",
         )
         return
     st.markdown("##### The chosen prompt")
     _quoted(run, row, "")
-    twin = twin_of(run, row)
+    st.markdown(
+        f"projection at {run.site_label(site)} **{_signed(run.projections[row, site], 3)}** · refusal log-odds "
+        f"**{_signed(run.prompts['refusal_log_odds'][row], 2)}**",
+        help="The projection is in activation units; the log-odds are those that the reply opens with a token that "
+        "refusals open with.",
+    )
+
+
+def its_twin(run: Run, row: int | None) -> None:
+    """Show the matched twin of a prompt that has one."""
+    twin = None if row is None else twin_of(run, row)
     if twin is not None:
         _quoted(run, twin, "Its twin, ")
-    place, odds = st.columns(2)
-    place.metric(
-        f"projection, {run.site_label(site)}", f"{run.projections[row, site]:.3f}", help="In activation units."
-    )
-    odds.metric(
-        "refusal log-odds",
-        f"{run.prompts['refusal_log_odds'][row]:.2f}",
-        help="Log-odds that the reply opens with a token that refusals open with.",
-    )
 
 
 def chosen_prompt(run: Run, just_chosen: int | None) -> int | None:
@@ -236,6 +297,7 @@ def chosen_prompt(run: Run, just_chosen: int | None) -> int | None:
 def prompt_details(run: Run, row: int, site: int) -> None:
     """One prompt in full, its twin, and both over the layers."""
     the_prompt(run, row, site)
+    its_twin(run, row)
     over_layers(run, row, site)
 
 
@@ -262,8 +324,14 @@ def over_layers(run: Run, row: int, site: int) -> None:
     distance = st.column_config.NumberColumn(
         "distance", format="%.2f", help="Root mean square over layers, in pooled standard deviations."
     )
-    columns = {name: _COLUMNS[name] for name in ("text", "label", "category")} | {"distance": distance}
-    chosen = chosen_row(nearest, columns | {"source": _COLUMNS["source"]}, "outliers_nearest", None)
+    columns = {
+        "text": st.column_config.TextColumn("prompt", width=250),
+        "label": "label",
+        "category": "category",
+        "distance": distance,
+        "source": "set",
+    }
+    chosen = chosen_row(nearest, columns, "outliers_nearest", None, height=200)
     if chosen is not None:
         read(chosen)
         st.rerun()
@@ -281,6 +349,10 @@ def read(prompt_id: str) -> None:
     """Show a prompt."""
     address.change(prompt=prompt_id)
     st.session_state["outliers_chosen"] = [prompt_id]
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}".replace("-", "\u2212")
 
 
 def _choice(run: Run, name: str, options: list[str], help_text: str | None = None) -> tuple[str, ...]:
@@ -340,10 +412,14 @@ def _use_point(told: str) -> None:
         read(told)
 
 
-def _use_table() -> None:
-    listed = st.session_state[_LISTED]
-    chosen = [listed[row] for row in st.session_state[_TABLE]["selection"]["rows"] if row < len(listed)]
-    before = st.session_state.get("outliers_chosen", [])
-    new = [each for each in chosen if each not in before]
-    st.session_state["outliers_chosen"] = chosen
-    address.change(prompt=(new or chosen or [None])[-1])
+def _use_list() -> None:
+    clicked = st.session_state[_LIST].clicked
+    if clicked not in st.session_state[_LISTED]:
+        return
+    chosen = list(st.session_state.get("outliers_chosen", []))
+    if not st.session_state.get("outliers_several", False):
+        read(clicked)
+        return
+    kept = [prompt_id for prompt_id in chosen if prompt_id != clicked]
+    st.session_state["outliers_chosen"] = kept if clicked in chosen else [*kept, clicked]
+    address.change(prompt=(kept or [None])[-1] if clicked in chosen else clicked)

@@ -9,14 +9,17 @@ import streamlit as st
 from refusal_core.ui.streamlit_internals import component
 
 
-def keep_together(container: str, site: int, moved: Callable[[int], None], narrowed: Callable[[bool], None]) -> None:
+def keep_together(
+    container: str, site: int, narrow: bool, moved: Callable[[int], None], narrowed: Callable[[bool], None]
+) -> None:
     """Keep the slider of a figure and the page at one site.
 
     Args:
         container: the ``key`` of the ``st.container`` that holds the figure.
         site: what the page shows; the figure is moved there.
+        narrow: whether the page takes the container to be as narrow as on a phone.
         moved: called with the site where the figure came to rest, before the rerun that follows.
-        narrowed: called with whether the container is as narrow as on a phone, when that changes.
+        narrowed: called with whether the container is that narrow, when it is not what the page takes it to be.
     """
     key = f"{container}-driver"
 
@@ -27,7 +30,7 @@ def keep_together(container: str, site: int, moved: Callable[[int], None], narro
 
     component("figure_driver")(
         key=key,
-        data={"container": container, "site": site},
+        data={"container": container, "site": site, "narrow": narrow},
         on_site_change=forward_site,
         on_narrow_change=lambda: narrowed(bool(st.session_state[key].narrow)),
     )

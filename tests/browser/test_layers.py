@@ -60,7 +60,7 @@ def test_a_click_on_a_curve_goes_to_its_layer(open_page):
 def test_arrow_keys_move_one_layer_unless_a_field_has_them(open_page):
     page = opened(open_page)
     title = page.locator(f"{PANELS} .gtitle")
-    slider = page.get_by_role("slider", name="Layer")
+    slider = page.get_by_role("slider", name="Layer", exact=True)
     expect(slider).to_have_attribute("aria-valuetext", "1")
     for key, site in (("ArrowRight", 2), ("ArrowRight", 3), ("ArrowLeft", 2)):
         page.keyboard.press(key)
@@ -175,7 +175,8 @@ def test_the_panel_switches_without_leaving_the_layer(open_page):
     page = opened(open_page, site="3")
     for name, axis in (("Map", "first principal component"), ("Sorted prompts", "rank within the label")):
         page.locator(".st-key-layers_panel").get_by_text(name, exact=True).click()
-        expect(page.locator(f"{PANELS} .xtitle")).to_have_text(axis)
+        # The panel before it is there until the new one is drawn.
+        expect(page.locator(f"{PANELS} .xtitle").filter(has_text=axis)).to_be_visible()
         expect(page.locator(f"{PANELS} .gtitle")).to_contain_text(f"layer 3 of {N_LAYERS}")
     assert query(page)["panel"] == "sorted"
 

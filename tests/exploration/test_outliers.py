@@ -5,8 +5,9 @@ import pytest
 
 from refusal_core.exploration.outliers import (
     derived_band,
+    in_band,
     nearest_prompts,
-    prompts_in_band,
+    prompts_at,
     row_of,
     standardised,
     twin_of,
@@ -16,7 +17,7 @@ from refusal_core.exploration.outliers import (
 def test_the_band_holds_the_prompts_between_its_ends(run):
     site = 3
     low, high = derived_band(run, site)
-    found = prompts_in_band(run, site, (low, high))
+    found = in_band(prompts_at(run, site), (low, high))
     inside = (run.projections[:, site] >= low) & (run.projections[:, site] <= high)
     assert len(found) == inside.sum() > 0
     assert set(found.index) == set(np.flatnonzero(inside))
@@ -32,7 +33,7 @@ def test_the_derived_band_lies_between_the_labels_tails(run):
 
 def test_the_percentile_is_among_the_other_label(run):
     site = 4
-    found = prompts_in_band(run, site, (-np.inf, np.inf))
+    found = in_band(prompts_at(run, site), (-np.inf, np.inf))
     for row in found.index:
         label = run.prompts["label"][row]
         if label == "grey":

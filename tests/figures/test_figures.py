@@ -11,7 +11,7 @@ from synthetic import changed, with_tables
 
 from refusal_core.evidence.answers import QUESTIONS
 from refusal_core.exploration import comparison
-from refusal_core.exploration.outliers import prompts_in_band
+from refusal_core.exploration.outliers import in_band, prompts_at
 from refusal_core.exploration.published import published_table
 from refusal_core.figures import comparison as comparison_figures
 from refusal_core.figures import evidence as evidence_figures
@@ -124,7 +124,9 @@ def test_the_same_axes_hold_every_layer(run):
 def test_pinned_prompts_are_marked_where_they_project(run, panel):
     rows = np.flatnonzero(run.rows())[[3, 20]]
     plain, pinned = linked(run, 1, [panel]), linked(run, 1, [panel], followed=rows)
-    marks = [place for place, trace in enumerate(pinned.data) if trace.marker.symbol in SYMBOLS]
+    marks = [
+        place for place, trace in enumerate(pinned.data) if trace.type == "scatter" and trace.marker.symbol in SYMBOLS
+    ]
     assert len(marks) == len(rows) == len(pinned.data) - len(plain.data)
     for site, frame in enumerate(pinned.frames):
         for row, place in zip(rows, marks, strict=True):
@@ -325,6 +327,12 @@ def test_every_question_has_a_figure(run, evidence, name):
     assert evidence_figures.FIGURES[name](run, evidence, 4).data
 
 
+def test_the_overview_has_one_axis_a_quantity(run, evidence):
+    figure = evidence_figures.overview(run, evidence, 4)
+    assert {trace.yaxis for trace in figure.data} <= {None, "y"}
+    assert not any("refusing" in (trace.name or "") for trace in figure.data)
+
+
 def test_the_overview_marks_from_where_harm_is_detectable(run, evidence):
     annotations = [note.text for note in evidence_figures.overview(run, evidence, 4).layout.annotations]
     assert any(note.startswith("detectable from: layer") for note in annotations)
@@ -467,7 +475,7 @@ def test_overlaid_sets_are_told_apart_by_their_dashes_and_labels_by_their_colour
 
 
 def test_a_band_without_prompts_keeps_its_lower_axis(run):
-    table = prompts_in_band(run, 2, (1e6, 2e6)).assign(mark="")
+    table = in_band(prompts_at(run, 2), (1e6, 2e6)).assign(mark="")
     assert table.empty
     figure = figures_of_outliers.band(run, 2, (1e6, 2e6), table)
     assert [trace.yaxis for trace in figure.data].count("y2") == 1

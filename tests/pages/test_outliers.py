@@ -13,7 +13,8 @@ from streamlit.testing.v1 import AppTest
 from synthetic import HOSTILE, RUN
 
 from refusal_core.annotations import marks
-from refusal_core.exploration.outliers import derived_band, prompts_in_band
+from refusal_core.exploration.outliers import derived_band, in_band, prompts_at
+from refusal_core.exploration.separation import separation
 from refusal_core.pipeline.refit import refit
 from refusal_core.runs.store import open_run
 from refusal_core.ui import jobs
@@ -51,8 +52,13 @@ def press(app: AppTest, label: str) -> AppTest:
 
 def listed() -> list[str]:
     run = open_run(RUN)
-    found = prompts_in_band(run, SITE, derived_band(run, SITE))
+    found = in_band(prompts_at(run, SITE), derived_band(run, SITE))
     return found.loc[found["source"].eq("pairs"), "prompt_id"].tolist()
+
+
+def shown_list(app: AppTest) -> list[str]:
+    """The prompt_ids of the list; it is a component, which an app under test does not draw."""
+    return app.session_state["outliers_listed"]
 
 
 def reading(app: AppTest) -> str:
@@ -63,7 +69,7 @@ def test_keys_lead_through_the_list_and_marking_goes_on_to_the_next():
     ids = listed()
     app = press(visit(), "Next")
     assert reading(app) == ids[0]
-    assert app.dataframe[0].value["prompt_id"].tolist() == ids
+    assert shown_list(app) == ids
     assert reading(press(app, "Next")) == ids[1]
     assert reading(press(press(app, "Previous"), "Previous")) == ids[0]
     app.text_input(key=f"marks_note_{ids[0]}").set_value(HOSTILE[0]).run()
@@ -73,7 +79,6 @@ def test_keys_lead_through_the_list_and_marking_goes_on_to_the_next():
     kept = marks.kept()
     assert kept["mark"].to_dict() == {ids[0]: "mislabelled", ids[1]: "ambiguous"}
     assert kept["note"].tolist() == [HOSTILE[0], ""]
-    assert app.dataframe[0].value["mark"].tolist()[:3] == ["mislabelled", "ambiguous", ""]
     app.text_input(key=f"marks_note_{ids[2]}").set_value("later").run()
     app.toggle(key="marks_go_on").set_value(False).run()
     assert reading(press(app, "fine")) == ids[2]
@@ -109,12 +114,38 @@ def test_a_note_waits_for_its_mark_while_other_prompts_are_read():
     assert app.text_input(key=f"marks_note_{ids[0]}").value == "a thought"
 
 
-def test_a_search_that_finds_nothing_in_the_band_can_be_widened_to_all_prompts():
+def test_an_empty_band_can_be_widened_to_all_prompts():
+    app = press(visit(band="0..0.0001"), "Widen it to all prompts")
+    assert len(shown_list(app)) == open_run(RUN).rows().sum()
+
+
+def test_a_search_is_of_all_prompts_and_says_how_many_are_outside_the_band():
     run = open_run(RUN)
-    furthest = run.prompts[run.rows()].iloc[int(run.projections[run.rows(), SITE].argmax())]
-    app = visit(band="0..0.0001", find=furthest["text"])
-    press(app, "Widen it to all prompts")
-    assert app.dataframe[0].value["prompt_id"].tolist() == [furthest["prompt_id"]]
+    low, high = derived_band(run, SITE)
+    matching = run.rows() & run.prompts["text"].str.contains("number 1").to_numpy()
+    inside = matching & (run.projections[:, SITE] >= low) & (run.projections[:, SITE] <= high)
+    app = visit(find="NUMBER 1")
+    assert set(shown_list(app)) == set(run.prompts["prompt_id"][matching])
+    assert 0 < inside.sum() < matching.sum()
+    (heading,) = (each.value for each in app.subheader if "between" in each.value)
+    assert heading.startswith(f"{inside.sum()} with “NUMBER 1” between")
+    assert heading.endswith(f"{matching.sum() - inside.sum()} outside it")
+
+
+def test_filters_recompute_how_far_apart_the_labels_are():
+    run = open_run(RUN)
+    expected = separation(prompts_at(run, SITE)[lambda prompts: prompts["fitted"]])
+    app = visit()
+    (told,) = (each.value for each in app.markdown if "in the band or not" in each.value)
+    assert told.startswith("16 harmful, 16 harmless")
+    told = told.replace("−", "-")
+    for name, numbers in (("cross-fitted d", expected.d), ("harmful mean", expected.means["harmful"])):
+        assert "{} **{:.2f}** ({:.2f} to {:.2f})".format(name, *numbers) in told
+    assert "AUROC **{:.3f}** ({:.3f} to {:.3f})".format(*expected.auroc) in told
+    app.multiselect(key=f"outliers_labels_{RUN}").set_value(["harmful"]).run()
+    (told,) = (each.value for each in app.markdown if "in the band or not" in each.value)
+    assert told.startswith("16 harmful, 0 harmless")
+    assert "d **–**" in told
 
 
 def test_a_mark_is_changed_taken_back_and_put_back():
@@ -139,15 +170,16 @@ def test_the_address_holds_search_and_filters_and_they_can_be_cleared():
     run = open_run(RUN)
     marks.keep([marks.Mark(run.prompts["prompt_id"][11], run.prompts["text"][11], "fine")])
     app = visit(band="-100..100", find="REQUEST, number 5", labels="harmless", marked="fine,not%20marked")
-    assert app.dataframe[0].value["text"].tolist() == ["A harmless request, number 5 of pairs"]
+    texts = run.prompts.set_index("prompt_id")["text"]
+    assert [texts[each] for each in shown_list(app)] == ["A harmless request, number 5 of pairs"]
     app.multiselect(key=f"outliers_marked_{RUN}").set_value(["not marked"]).run()
-    assert "Nothing falls into this band" in app.info[0].value
+    assert any("No prompt has these words" in each.value for each in app.info)
     assert app.query_params["marked"] == "not marked"
     app = press(app, "Clear")
-    assert len(app.dataframe[0].value) == 32
+    assert len(shown_list(app)) == 32
     assert not {"find", "labels", "marked"} & set(app.query_params)
     app.multiselect(key=f"outliers_replies_{RUN}").set_value(["refused"]).run()
-    chosen = app.dataframe[0].value
+    chosen = run.prompts.set_index("prompt_id").loc[shown_list(app)]
     assert (chosen["refusal_log_odds"] > 0).all()
     assert len(chosen) == (run.prompts["refusal_log_odds"][run.rows()] > 0).sum()
     assert "replies were not recorded" in "\n".join(each.value for each in app.caption)

@@ -43,6 +43,7 @@ from refusal_core.ui import home as home_page
 from refusal_core.ui import live as live_page
 from refusal_core.ui.markdown import typeset
 from refusal_core.ui.numbers import whole
+from refusal_core.ui.placement import place_in_words
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
@@ -103,7 +104,7 @@ def test_home_shows_an_example_that_the_run_has_without_a_model(synthetic_cache,
     assert "needs the run's model" in shown(app)
     app.button(key="home_Calm but harmful").click().run()
     run = open_run(RUN)
-    said = home_page.place_in_words(run, run.projections[-1], run.best_site())
+    said = place_in_words(run, run.projections[-1], run.best_site())
     assert said in shown(app).replace("\u00a0", " ")
     assert text in [each.value for each in app.text]
 
@@ -120,7 +121,7 @@ def test_home_places_a_typed_prompt_and_shows_how_its_reply_opens(monkeypatch, t
     assert not app.exception
     run = open_run(RUN)
     placed = run.projections[len(text) % 10]
-    assert home_page.place_in_words(run, placed, run.best_site()) in shown(app).replace("\u00a0", " ")
+    assert place_in_words(run, placed, run.best_site()) in shown(app).replace("\u00a0", " ")
     assert f"Sure, {text}" in [each.value for each in app.text]
 
 
@@ -128,13 +129,13 @@ def test_a_place_in_words_agrees_with_the_projections():
     run = open_run(RUN)
     site = N_LAYERS - 1
     highest, lowest = run.projections[run.rows()].max(axis=0), run.projections[run.rows()].min(axis=0)
-    assert home_page.place_in_words(run, highest + 1, site).startswith("Reads as harmful: ")
-    assert "above all of the harmless and all of the harmful" in home_page.place_in_words(run, highest + 1, site)
-    assert home_page.place_in_words(run, lowest - 1, site).startswith("Reads as harmless: ")
-    assert "above none of the harmless and none of the harmful" in home_page.place_in_words(run, lowest - 1, site)
+    assert place_in_words(run, highest + 1, site).startswith("Reads as harmful: ")
+    assert "above all of the harmless and all of the harmful" in place_in_words(run, highest + 1, site)
+    assert place_in_words(run, lowest - 1, site).startswith("Reads as harmless: ")
+    assert "above none of the harmless and none of the harmful" in place_in_words(run, lowest - 1, site)
     low, high = derived_band(run, site)
     middle = lowest * 0 + (low + high) / 2
-    assert home_page.place_in_words(run, middle, site).startswith("Reads as neither clearly: ")
+    assert place_in_words(run, middle, site).startswith("Reads as neither clearly: ")
 
 
 def test_a_half_percent_is_rounded_as_tables_round_it():
@@ -179,7 +180,8 @@ def test_every_page_opens_on_its_own(page):
 def test_an_address_opens_the_same_view(page):
     app = visit(page, run=RUN, site="2")
     assert app.number_input(key="site_field").value == 2
-    assert f"layer 2 of {N_LAYERS}" in shown(app) or page == "3_Outliers"
+    said = shown(app) + " ".join(expander.label for expander in app.expander)
+    assert f"layer 2 of {N_LAYERS}" in said or page == "3_Outliers"
 
 
 def test_the_address_follows_the_view_and_survives_a_change_of_page():
@@ -199,15 +201,16 @@ def test_a_malformed_address_is_no_error(address):
         assert visit(page, **address).title
 
 
-def test_evidence_follows_the_layer_and_unfolds_its_numbers():
+def test_evidence_follows_the_layer_and_shows_the_figure_and_numbers_of_one_question():
     app = visit("2_Evidence", site="1")
     assert not app.dataframe
-    app.session_state["evidence_numbers_fit"] = True
+    assert len(app.get("plotly_chart")) == 1
+    app = visit("2_Evidence", site="1", question="fit")
     app.number_input(key="site_field").set_value(3).run()
     (numbers,) = app.dataframe
     assert numbers.value["in_sample_d"].iloc[0] == pytest.approx(open_run(RUN).layer_stats["in_sample_d"][3])
     figures = [json.loads(element.proto.spec) for element in app.get("plotly_chart")]
-    assert [figure["layout"]["shapes"][-1]["x0"] for figure in figures[:3]] == [3, 3, 3]
+    assert [figure["layout"]["shapes"][-1]["x0"] for figure in figures] == [3, 3]
 
 
 def test_the_final_norm_is_named():
@@ -217,13 +220,14 @@ def test_the_final_norm_is_named():
 
 def test_outliers_follow_the_band_and_the_filters():
     app = visit("3_Outliers", run=RUN, site="3", band="-100..100")
-    assert len(app.dataframe[0].value) == 32
+    assert len(app.session_state["outliers_listed"]) == 32
     app.number_input(key="band_low").set_value(0.0).run()
     run = open_run(RUN)
     fitted = run.projections[run.rows(), 3]
-    assert len(app.dataframe[0].value) == ((fitted >= 0) & (fitted <= 100)).sum()
+    assert len(app.session_state["outliers_listed"]) == ((fitted >= 0) & (fitted <= 100)).sum()
     app.multiselect(key=f"outliers_labels_{RUN}").set_value(["harmful"]).run()
-    assert set(app.dataframe[0].value["label"]) == {"harmful"}
+    labels = run.prompts.set_index("prompt_id")["label"]
+    assert set(labels[app.session_state["outliers_listed"]]) == {"harmful"}
 
 
 def test_a_chosen_prompt_in_the_address_is_shown_with_its_twin():
@@ -234,7 +238,7 @@ def test_a_chosen_prompt_in_the_address_is_shown_with_its_twin():
 
 def test_an_empty_band_says_so():
     app = visit("3_Outliers", run=RUN, band="900..901")
-    assert "Nothing falls into this band" in app.info[0].value
+    assert any("Nothing falls into this band" in each.value for each in app.info)
 
 
 def test_hostile_prompts_are_shown_as_text_only():
@@ -755,6 +759,16 @@ def test_runs_are_compared_and_a_base_model_is_a_control(two_runs):
     assert "directions of different models have no angle" in app.info[-1].value
 
 
+def test_what_differs_between_compared_runs_is_a_table(two_runs):
+    app = visit("9_Compare", run=RUN)
+    table = next(table.value for table in app.dataframe if list(table.value.columns) == ["", "A", "B"])
+    assert {"model", "chat template"} <= set(table[""])
+    assert (table["A"] != table["B"]).all()
+    made = table.set_index("").loc["model"]
+    assert made["A"].startswith(open_run(RUN).manifest.model.name)
+    assert made["B"].startswith(open_run(two_runs).manifest.model.name)
+
+
 def test_a_comparison_s_address_opens_the_same_comparison(two_runs):
     app = visit("9_Compare", run=two_runs, others=RUN, versus=RUN, prompts="borderline", site="2")
     assert app.multiselect(key="compare_others").value == [RUN]
@@ -1057,11 +1071,26 @@ def until_listed(app: AppTest) -> None:
 
 def test_a_search_is_of_one_run_and_does_not_empty_another(two_runs):
     app = visit("3_Outliers", run=RUN, find="no prompt has this")
-    assert "no prompts between" in shown(app)
+    assert "0 with “no prompt has this” between" in shown(app)
     app.selectbox(key="run_field").set_value(two_runs).run()
     assert not app.exception
-    assert "no prompts between" not in shown(app)
+    assert "no prompt has this" not in shown(app)
     assert "find" not in app.query_params
+
+
+@pytest.mark.usefixtures("with_model")
+def test_live_says_in_words_where_a_prompt_lies_and_shows_the_reply_under_the_edit_that_is_wanted(monkeypatch):
+    monkeypatch.setattr(model, "TriedPrompt", FakeTried)
+    app = live(visit("4_Live_score", run=RUN), "Sing!")
+    run = open_run(RUN)
+    assert place_in_words(run, run.projections[len("Sing!") % 10], run.best_site()) in shown(app).replace("\u00a0", " ")
+    assert not any(text.value.startswith("Sure, ") for text in app.text)
+    for wanted in ("unedited", "ablated", "added"):
+        app.segmented_control(key="live_reply").set_value(wanted).run()
+        assert not app.exception, app.exception
+        assert "Sure, Sing!" in [text.value for text in app.text]
+    # It stays wanted on another prompt.
+    assert "Sure, Hum!" in [text.value for text in live(app, "Hum!").text]
 
 
 @pytest.mark.usefixtures("with_model")
