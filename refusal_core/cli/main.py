@@ -1,7 +1,8 @@
 """The command ``refusal``: its verbs, and how every one of them ends.
 
 Results go to stdout, progress and errors to stderr. Exit status 0 when done, 1 for what the user can mend (one line
-says what), 2 for a command that cannot be understood, 130 when interrupted.
+says what) and for what nobody foresaw (one line says where its details are), 2 for a command that cannot be understood,
+130 when interrupted.
 """
 
 from __future__ import annotations
@@ -90,7 +91,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our output has closed it; Python would complain once more while shutting down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:  # nobody foresaw it; the user gets a line, whoever mends it the details
+        print(f"error: {_unforeseen(error)}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _unforeseen(error: Exception) -> str:
+    """Keep the details of an error in the log file; return what it was and where they are."""
+    # Not above: every command would wait for them.
+    import traceback
+    from pathlib import Path
+
+    import platformdirs
+
+    if isinstance(error, MemoryError):
+        what = "there is not enough memory for this"
+    elif isinstance(error, OSError) and error.strerror:
+        what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    else:
+        what = f"this failed in a way that was not foreseen ({type(error).__name__})"
+    log = Path(platformdirs.user_log_path("refusal-directions")) / "errors.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write("".join(traceback.format_exception(error)) + "\n")
+    except OSError:
+        return what
+    return f"{what}; the details are in {log}"
 
 
 def run() -> None:

@@ -136,6 +136,9 @@ def read_prompt_file(path: str | Path, choice: Choice = NOTHING_CHOSEN) -> Promp
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():
+            # A pipe or a device may have no end.
+            raise PromptError(f"cannot read {path.name!r:.120}: expected an ordinary file")
         check_size(path.stat().st_size, path.name)
         content = path.read_bytes()
     except (OSError, ValueError) as error:

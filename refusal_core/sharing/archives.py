@@ -6,15 +6,19 @@ before anything of it is read, the tables are read before it is put in place, an
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 import stat
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RunError, first_line
@@ -58,11 +62,30 @@ def pack_run(run_id: str, file: str | Path | BinaryIO, cache: str | Path | None 
             raise RunError(f"expected a file that ends in .zip to pack the run into, got {path.name!r:.80}")
         file = path
     try:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        with _whole(file) as opened, zipfile.ZipFile(opened, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in [MANIFEST, *names, *described]:
                 archive.write(folder / name, f"{run_id}/{name}")
     except OSError as error:
-        raise RunError(f"{run_id} cannot be packed into {file} ({error.strerror})") from error
+        raise RunError(f"{run_id} cannot be packed into {file} ({error.strerror}); nothing was written") from error
+
+
+@contextmanager
+def _whole(file: Path | BinaryIO) -> Iterator[BinaryIO]:
+    """Yield what to write to, so that a path has all of it at the end or is as it was before."""
+    if not isinstance(file, Path):
+        yield file
+        return
+    if file.exists() and not file.is_file():
+        raise OSError(errno.EINVAL, "no ordinary file")
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=PARTIAL, delete=False) as partial:
+        try:
+            yield cast(BinaryIO, partial)
+            partial.flush()
+            os.fsync(partial.fileno())
+            Path(partial.name).chmod(0o644)
+            Path(partial.name).replace(file)
+        finally:
+            Path(partial.name).unlink(missing_ok=True)
 
 
 def import_run(archive: str | Path | BinaryIO, cache: str | Path | None = None) -> Imported:
@@ -87,7 +110,12 @@ def import_run(archive: str | Path | BinaryIO, cache: str | Path | None = None) 
 
 def _unpack(archive: str | Path | BinaryIO, partial: Path) -> str:
     """Unpack a run's folder into ``partial`` and return its name, once the list of contents is what it may be."""
-    with zipfile.ZipFile(Path(archive).expanduser() if isinstance(archive, str | Path) else archive) as opened:
+    if isinstance(archive, str | Path):
+        archive = Path(archive).expanduser()
+        # A pipe or a device may have no end.
+        if archive.exists() and not archive.is_file():
+            raise RunError(f"expected a zip file, and {archive.name!r:.80} is no ordinary file")
+    with zipfile.ZipFile(archive) as opened:
         entries = [entry for entry in opened.infolist() if not _is_run_folder(entry)]
         if not entries or len(entries) > _MOST_FILES:
             raise RunError(f"a run has 5 to {_MOST_FILES} files, this zip file has {len(entries)}; it was refused")

@@ -127,6 +127,32 @@ def test_work_that_is_watched_takes_turns(tiny_folder, tmp_path):
     assert len(list(cache.glob("[!.]*"))) == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "not enough memory"),
+        (OSError(28, "No space left on device", "runs"), "No space left on device: runs"),
+        (RecursionError("too deep"), "not foreseen (RecursionError)"),
+        (KeyError("secret of a file"), "not foreseen (KeyError)"),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line_and_its_details_are_in_a_log(tmp_path, monkeypatch, capsys, error, says):
+    def fails(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("refusal_core.cli.runs.store.verify_run", fails)
+    monkeypatch.setattr("platformdirs.user_log_path", lambda name: tmp_path / name)
+    assert main(["verify", "a-run"]) == 1
+    said = capsys.readouterr().err
+    log = tmp_path / "refusal-directions" / "errors.log"
+    assert said.startswith(f"error: {'' if 'foreseen' not in says else 'this failed in a way that was '}{says}"[:20])
+    assert says in said
+    assert said.count("\n") == 1
+    assert str(log) in said
+    assert "secret" not in said
+    assert "Traceback" in log.read_text()
+
+
 VERBS = {
     *("run", "prompts", "list", "show", "evidence", "score", "refit", "fetch", "verify", "rename", "delete"),
     *("restore", "pack", "unpack", "report", "measure", "dashboard"),

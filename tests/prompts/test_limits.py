@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import subprocess
 import sys
 import zipfile
@@ -123,3 +124,13 @@ def test_rows_are_counted_while_they_are_read(monkeypatch, name, content):
 def test_a_file_that_is_not_there_is_no_traceback(tmp_path, path):
     with pytest.raises(PromptError, match="cannot read"):
         read_prompt_file(f"{tmp_path}/{path}")
+
+
+def test_pipes_and_devices_are_no_prompt_files(tmp_path):
+    pipe = tmp_path / "prompts.csv"
+    os.mkfifo(pipe)
+    device = tmp_path / "zero.csv"
+    device.symlink_to("/dev/zero")
+    for path in (pipe, device):
+        with pytest.raises(PromptError, match="ordinary file"):
+            read_prompt_file(path)

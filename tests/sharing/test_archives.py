@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import stat
 import zipfile
@@ -289,3 +290,27 @@ def test_a_run_whose_name_is_taken_is_refused(sent, tmp_path):
     assert "is here already" in refused(zipped(other), cache)
     (cache / RUN / "manifest.json").write_text("{")
     assert "is here already" in refused(zipped(sent), cache)
+
+
+def test_a_disk_that_is_full_leaves_the_file_that_was_there(synthetic_cache, tmp_path, monkeypatch):
+    file = tmp_path / "sent.zip"
+    file.write_bytes(b"before")
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "write", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        pack_run(RUN, file, synthetic_cache)
+    assert file.read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir()] == ["sent.zip"]
+
+
+def test_pipes_and_devices_are_no_archives(synthetic_cache, tmp_path):
+    pipe = tmp_path / "sent.zip"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises(RunError, match="no ordinary file"):
+            import_run(path, tmp_path / "cache")
+    with pytest.raises(RunError, match="no ordinary file"):
+        pack_run(RUN, pipe, synthetic_cache)
