@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from making import make_run
 from synthetic import N_LAYERS, PLANTED_PROMPTS, RUN, WIDTH, intervene, save_synthetic_run, synthetic_prompts
 from tiny import PLANTED_SIGN, planted_model, tiny_model
 
+from refusal_core.access.folders import FOLDERS
 from refusal_core.models.opening import ChatModel, load_model
 from refusal_core.runs import store
 
@@ -22,6 +23,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--pictures", metavar="DIR", help="keep a picture of every page in this folder, as README shows it"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def open_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Lets visitors of every page that a test opens name paths in the folders of tests."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(FOLDERS, str(tmp_path_factory.getbasetemp().parent))
+        yield
 
 
 @pytest.fixture(scope="session")

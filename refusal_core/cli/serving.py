@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 import refusal_core
+from refusal_core.access.folders import FOLDERS
 from refusal_core.access.settings import OPEN, READ_ONLY
 from refusal_core.cli.parameters import Cache
 from refusal_core.errors import RefusalError
@@ -39,6 +40,10 @@ def dashboard(
             "names for itself, and the address).",
         ),
     ] = (),
+    folder: Annotated[
+        tuple[str, ...],
+        Parameter(help="Folder in which visitors may name models and prompt files; may be repeated (default: none)."),
+    ] = (),
     read_only: Annotated[bool, Parameter(negative=(), help="Let everyone look and score, and nobody change.")] = False,
     no_token: Annotated[
         bool, Parameter(negative=(), help="Ask nobody for a token; beyond this machine only together with read-only.")
@@ -49,12 +54,14 @@ def dashboard(
 
     The token is made anew at every start, or taken from REFUSAL_TOKEN.
     """
-    settings = {READ_ONLY: read_only, OPEN: no_token}
+    settings = {name: "1" for name, chosen in ((READ_ONLY, read_only), (OPEN, no_token)) if chosen}
+    if folder:
+        settings[FOLDERS] = os.pathsep.join(str(Path(name).expanduser().resolve()) for name in folder)
     options = [("server.port", port), ("server.address", address), *(("server.allowedHosts", name) for name in host)]
     status = serve(
         store.cache_folder(cache).resolve(),
         [f"--{name}={value}" for name, value in options if value is not None],
-        {name: "1" for name, chosen in settings.items() if chosen},
+        settings,
     )
     if status:
         sys.exit(status)

@@ -12,6 +12,7 @@ from typing import TypeVar
 import streamlit as st
 import torch
 
+from refusal_core.access.folders import check_typed, named_folders
 from refusal_core.errors import RefusalError
 from refusal_core.intervention.experiment import TriedPrompt
 from refusal_core.models.identity import is_available
@@ -22,6 +23,7 @@ from refusal_core.pipeline.scoring import Scorer, identify_for, load_model_for, 
 from refusal_core.runs.run import Run
 from refusal_core.ui.background import offer
 from refusal_core.ui.jobs import Command
+from refusal_core.ui.layout import show_error
 from refusal_core.ui.markdown import plain
 from refusal_core.ui.turns import Turns
 
@@ -133,6 +135,10 @@ def available_source(run: Run) -> str | None:
         name, revision = model_of_run(run)
     except RefusalError:
         path: str | None = st.session_state.get(_PATH) or None
+        try:
+            check_typed(path or "", named_folders())
+        except RefusalError:
+            return None
         return path
     return name if is_available(name, revision) else None
 
@@ -166,7 +172,7 @@ def measure_here(run: Run, measurement: str) -> None:
             placeholder="a folder with config.json, or a GGUF file",
             help="The run's model came from a folder or a file of its own; it is checked against the run.",
         )
-        if not path:
+        if not path or not _is_open_to_visitors(path):
             return
         where = ModelOptions(model=str(Path(os.path.expanduser(path)).absolute())).arguments()
     else:
@@ -194,7 +200,17 @@ def _path_of_local_model(run: Run) -> str | None:
         placeholder="a folder with config.json, or a GGUF file",
         persist_state="session",
     )
-    return path or None
+    return path if path and _is_open_to_visitors(path) else None
+
+
+def _is_open_to_visitors(path: str) -> bool:
+    """Return whether a model may be opened by a path that was typed, after showing why not."""
+    try:
+        check_typed(path, named_folders())
+    except RefusalError as error:
+        show_error("This model cannot be opened.", error, severe=False)
+        return False
+    return True
 
 
 def fetch_command(name: str, revision: str | None) -> Command:

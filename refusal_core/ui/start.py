@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from refusal_core.access.folders import check_typed, named_folders
 from refusal_core.errors import RefusalError
 from refusal_core.models.known import KNOWN
 from refusal_core.options import RunOptions
@@ -35,9 +36,8 @@ _ROWS = (
 
 def start_a_run() -> None:
     """Draw the form; what it asks for is checked first and, when it can be made, offered to be started."""
-    model = _model()
     try:
-        prompts = _prompts()
+        model, prompts = _model(), _prompts()
     except RefusalError as error:
         _wrong(error)
         return
@@ -67,11 +67,13 @@ def _model() -> str:
     )
     if known != _OTHER:
         return known
-    return other.text_input(
+    typed = other.text_input(
         "Hub id, folder or GGUF file",
         key="runs_model_path",
-        placeholder="Qwen/Qwen2.5-1.5B-Instruct, or a path on the machine this runs on",
+        placeholder="Qwen/Qwen2.5-1.5B-Instruct, or a path in a folder that is open to visitors",
     ).strip()
+    check_typed(typed, named_folders())
+    return typed
 
 
 def _prompts() -> str:
@@ -91,12 +93,15 @@ def _prompts() -> str:
             help="experiment-0 is downloaded from the Hugging Face hub.",
         )
     if kind == _TYPED:
-        return other.text_input(
+        typed = other.text_input(
             "A file, or HARMFUL,HARMLESS",
             key="runs_prompts_path",
             placeholder="mlabonne/harmful_behaviors,mlabonne/harmless_alpaca",
-            help="A labelled file on the machine this runs on, or two files or hub datasets with a comma between them.",
+            help="A labelled hub dataset or two with a comma between them, or files in a folder that is open to "
+            "visitors.",
         ).strip()
+        check_typed(typed, named_folders())
+        return typed
     sent = other.file_uploader(
         "A labelled file",
         type=[ending[1:] for ending in READABLE],
@@ -116,6 +121,7 @@ def _options(model: str, prompts: str) -> RunOptions | RefusalError | None:
     if not (model and prompts):
         return None
     try:
+        check_typed(given["chat_template"] or "", named_folders())
         return RunOptions(model=model, prompts=prompts, **given)
     except RefusalError as error:
         return error
