@@ -35,6 +35,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 _FOLDER = ".jobs"
 _NAME = re.compile(r"[a-z-]+-[0-9a-f]{12}")
 _KEPT = 20
+MOST_AT_ONCE = 8
+"""The most jobs of all visitors that run or wait for their turn."""
 _SECONDS_TO_END = 5.0
 _LOG_BYTES = 16_384
 
@@ -103,6 +105,8 @@ def start(command: Command) -> None:
             job = status(command.name)
             if job is not None and job.state == "running":
                 return
+            if sum(other.state == "running" for other in all_jobs()) >= MOST_AT_ONCE:
+                raise RefusalError(f"{MOST_AT_ONCE} jobs are under way already: wait until one ends, or cancel one")
             _begin(command)
     except OSError as error:
         raise RefusalError(f"{command.title}: the job cannot be started ({error.strerror})") from error
@@ -219,7 +223,7 @@ def _begin(command: Command) -> None:
             stderr=written,
             start_new_session=True,
             cwd=_ROOT,
-            env=os.environ | folders,
+            env={name: value for name, value in os.environ.items() if name != "REFUSAL_TOKEN"} | folders,
         )
     # For a moment a new process has no command line, which is what it is known by.
     with contextlib.suppress(psutil.Error):

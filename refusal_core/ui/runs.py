@@ -16,9 +16,10 @@ from refusal_core.errors import RefusalError
 from refusal_core.intervention.experiment import INTERVENTION
 from refusal_core.runs import store
 from refusal_core.runs.store import BrokenRun, RunSummary
-from refusal_core.sharing.archives import import_run, pack_run
+from refusal_core.sharing.archives import pack_run
 from refusal_core.ui import address, jobs
 from refusal_core.ui.background import duration, how_it_ended, start_button, watch
+from refusal_core.ui.children import import_in_child
 from refusal_core.ui.frame import default_run, described, listed, shared_run
 from refusal_core.ui.layout import show_error
 from refusal_core.ui.markdown import plain
@@ -182,7 +183,7 @@ def import_a_run() -> None:
         try:
             require_owner()
             with st.spinner("Checking the run …"):
-                st.session_state[_IMPORTED] = sent.file_id, import_run(sent)
+                st.session_state[_IMPORTED] = sent.file_id, import_in_child(sent)
         except RefusalError as error:
             show_error("This file was refused; nothing was imported.", error)
     of, imported = st.session_state.get(_IMPORTED, (None, None))

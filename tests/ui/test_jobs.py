@@ -251,6 +251,14 @@ def test_the_last_jobs_are_kept_newest_first(folder, monkeypatch):
     assert jobs.status(asked.name) is None
 
 
+def test_of_many_jobs_the_next_is_refused_until_one_ends(folder, monkeypatch):
+    monkeypatch.setattr(jobs, "MOST_AT_ONCE", 0)
+    with pytest.raises(RefusalError, match="under way already"):
+        jobs.start(command(folder))
+    monkeypatch.setattr(jobs, "MOST_AT_ONCE", 1)
+    jobs.start(command(folder))
+
+
 def test_a_running_job_is_not_forgotten(folder):
     name = begun(folder)
     jobs.forget(name)
