@@ -304,7 +304,7 @@ def test_a_table_of_other_prompts_is_refused(planted_run, table, tmp_path):
     with pytest.raises(RunError, match="of other prompts"):
         experiment.recorded(fresh)
     save_addition(fresh, table.drop(columns="kl"), manifest)
-    with pytest.raises(RunError, match="lacks columns"):
+    with pytest.raises(RunError, match="lacks the column"):
         experiment.recorded(fresh)
     save_addition(fresh, table, manifest.model_copy(update={"dose_layer": 99}))
     with pytest.raises(RunError, match="of other layers"):

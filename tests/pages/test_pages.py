@@ -432,7 +432,7 @@ def test_damaged_behaviour_is_an_error_on_its_page_alone(with_replies):
     assert "cannot be used" in app.error[0].value
     assert visit("1_Layers").title
     save_addition(with_replies, with_replies.prompts[["prompt_id"]], behaviour_manifest())
-    assert "lacks columns" in visit("5_Behaviour").text[-1].value
+    assert "lacks the column" in visit("5_Behaviour").text[-1].value
 
 
 @pytest.fixture
