@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -225,6 +226,8 @@ def _begin(command: Command) -> None:
             cwd=_ROOT,
             env={name: value for name, value in os.environ.items() if name != "REFUSAL_TOKEN"} | folders,
         )
+    # It may outlive this server; one that ends before is waited for, so that nothing of it stays behind.
+    threading.Thread(target=process.wait, daemon=True).start()
     # For a moment a new process has no command line, which is what it is known by.
     with contextlib.suppress(psutil.Error):
         while not psutil.Process(process.pid).cmdline():

@@ -12,6 +12,7 @@ from streamlit import config
 from refusal_core.access.guard import ROLE_HEADER, Guard
 from refusal_core.access.settings import TOKEN, Access, access_for, is_specific
 from refusal_core.errors import AccessError, RefusalError
+from refusal_core.ui.streamlit_internals import is_page
 
 _guarded = False
 
@@ -42,7 +43,7 @@ def stop_unguarded() -> None:
 
 def may_change() -> bool:
     """Return whether the visitor may change what is in the cache; outside a server, who runs the program may."""
-    return st.context.headers.get(ROLE_HEADER, "owner") == "owner"
+    return not is_page() or st.context.headers.get(ROLE_HEADER, "owner") == "owner"
 
 
 def require_owner() -> None:

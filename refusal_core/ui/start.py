@@ -18,7 +18,7 @@ from refusal_core.ui.jobs import Command
 from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import fetch_command
 from refusal_core.ui.options import option_widget
-from refusal_core.ui.uploads import store_upload
+from refusal_core.ui.uploads import store_upload, uploads_folder
 
 _OTHER = "another model"
 _BUNDLED, _TYPED, _UPLOADED = "bundled", "from the hub or this machine", "an uploaded file"
@@ -36,8 +36,9 @@ _ROWS = (
 
 def start_a_run() -> None:
     """Draw the form; what it asks for is checked first and, when it can be made, offered to be started."""
+    model = _model()
     try:
-        model, prompts = _model(), _prompts()
+        prompts = _prompts()
     except RefusalError as error:
         _wrong(error)
         return
@@ -67,13 +68,11 @@ def _model() -> str:
     )
     if known != _OTHER:
         return known
-    typed = other.text_input(
+    return other.text_input(
         "Hub id, folder or GGUF file",
         key="runs_model_path",
         placeholder="Qwen/Qwen2.5-1.5B-Instruct, or a path in a folder that is open to visitors",
     ).strip()
-    check_typed(typed, named_folders())
-    return typed
 
 
 def _prompts() -> str:
@@ -93,15 +92,13 @@ def _prompts() -> str:
             help="experiment-0 is downloaded from the Hugging Face hub.",
         )
     if kind == _TYPED:
-        typed = other.text_input(
+        return other.text_input(
             "A file, or HARMFUL,HARMLESS",
             key="runs_prompts_path",
             placeholder="mlabonne/harmful_behaviors,mlabonne/harmless_alpaca",
             help="A labelled hub dataset or two with a comma between them, or files in a folder that is open to "
             "visitors.",
         ).strip()
-        check_typed(typed, named_folders())
-        return typed
     sent = other.file_uploader(
         "A labelled file",
         type=[ending[1:] for ending in READABLE],
@@ -121,7 +118,10 @@ def _options(model: str, prompts: str) -> RunOptions | RefusalError | None:
     if not (model and prompts):
         return None
     try:
-        check_typed(given["chat_template"] or "", named_folders())
+        folders = (*named_folders(), uploads_folder())
+        for typed in (model, prompts, given["chat_template"] or ""):
+            if typed not in KNOWN and typed not in CONTRAST_SETS:
+                check_typed(typed, folders)
         return RunOptions(model=model, prompts=prompts, **given)
     except RefusalError as error:
         return error

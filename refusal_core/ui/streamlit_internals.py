@@ -20,6 +20,11 @@ def came_by_history() -> bool:
     return context is not None and context.is_history_navigation
 
 
+def is_page() -> bool:
+    """Return whether this is called by a page, and not by a program that uses what pages use."""
+    return get_script_run_ctx(suppress_warning=True) is not None
+
+
 def component(name: str, css: str | None = None, isolate_styles: bool = True) -> Callable[..., Any]:
     """Return the component whose script is the file ``name.js`` of this package.
 

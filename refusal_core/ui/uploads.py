@@ -9,7 +9,7 @@ from refusal_core.errors import PromptError
 from refusal_core.files import write_atomically
 from refusal_core.prompts.records import check_ending, stem
 from refusal_core.prompts.sets import slug
-from refusal_core.runs.store import writable_cache
+from refusal_core.runs.store import cache_folder, writable_cache
 from refusal_core.ui.server import require_owner
 
 LARGEST = 20_000_000
@@ -36,7 +36,8 @@ def store_upload(name: str, content: bytes, cache: str | Path | None = None) -> 
     suffix = check_ending(name)
     if len(content) > LARGEST:
         raise PromptError(f"{name!r:.80} has {len(content) / 1e6:.0f} MB, expected at most {LARGEST / 1e6:.0f} MB")
-    folder = writable_cache(cache) / _FOLDER
+    writable_cache(cache)
+    folder = uploads_folder(cache)
     path = folder / hashlib.sha256(content).hexdigest()[:16] / f"{slug(stem(name))}{suffix}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +46,11 @@ def store_upload(name: str, content: bytes, cache: str | Path | None = None) -> 
     except OSError as error:
         raise PromptError(f"{name!r:.80} cannot be stored in {folder} ({error.strerror})") from error
     return path
+
+
+def uploads_folder(cache: str | Path | None = None) -> Path:
+    """Return the folder that uploads are stored in."""
+    return (cache_folder(cache) / _FOLDER).resolve()
 
 
 def _remove_oldest(folder: Path) -> None:

@@ -145,7 +145,6 @@ def test_what_nobody_foresaw_is_one_line_and_its_details_are_in_a_log(tmp_path, 
     assert main(["verify", "a-run"]) == 1
     said = capsys.readouterr().err
     log = tmp_path / "refusal-directions" / "errors.log"
-    assert said.startswith(f"error: {'' if 'foreseen' not in says else 'this failed in a way that was '}{says}"[:20])
     assert says in said
     assert said.count("\n") == 1
     assert str(log) in said

@@ -155,8 +155,11 @@ def test_what_is_wrong_is_said_in_the_form_and_nothing_starts(tiny_folder):
     app = ask(visit(), "no-such-model")
     assert "There is no model named 'no-such-model'" in said(app)
     assert not any(button.label == "Start the run" for button in app.button)
-    for name in ("--help", "~nobody-of-that-name/x"):
-        assert f"There is no model named '{name}'" in said(ask(app, name))
+    assert "There is no model named '--help'" in said(ask(app, "--help"))
+    for path in ("~nobody-of-that-name/x", "/etc/passwd", "/nothing/is/here"):
+        app.text_input(key="runs_model_path").set_value(path).run()
+        assert "outside the folders" in said(app)
+        assert not any(button.label == "Check" for button in app.button)
     app.text_input(key="runs_model_path").set_value(str(tiny_folder)).run()
     app.selectbox(key="runs_prompts_kind").set_value(form._TYPED).run()
     app.text_input(key="runs_prompts_path").set_value("no-such-file.csv").run()
