@@ -161,13 +161,6 @@ EVIDENCE: Mapping[str, Schema] = {
         **_with_interval(_SHARE, "auroc", "pair_accuracy", "text_auroc", "text_pair_accuracy"),
         **_with_interval(_COSINE, *_DIFFERENCES),
     },
-    "quartets": {
-        "site": _SITE,
-        "source": _TEXT,
-        "n_quartets": _COUNT,
-        **_with_interval(_MEASURED, "intent", "cue", "interaction", "intent_lead"),
-        "cue_p_corrected": _SHARE,
-    },
     "detectable_from": {
         "measure": _TEXT,
         "source": _TEXT,
