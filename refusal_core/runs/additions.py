@@ -71,14 +71,16 @@ def read_addition(run: Run, kind: type[AnyAddition]) -> tuple[pd.DataFrame, AnyA
         content = json.loads(manifest_path.read_text(encoding="utf-8"))
         version = format_version_of(content)
         belongs = content["run_id"] == run.run_id and content["sha256"] == sha256_of(table_path)
-        readable = belongs and version <= FORMAT_VERSION
-        table = migrated_addition(name, read_table(table_path), version) if readable else None
-        if table is not None:
-            check_table(f"{name}.parquet", table, ADDITIONS[name], run.n_sites)
     except Exception as error:  # a malformed file, whatever its reader calls it
         raise RunError(f"run {run.run_id!r}: {name} cannot be read ({first_line(error)}); {_MEND}") from error
     if version > FORMAT_VERSION:
         raise RunError(f"run {run.run_id!r}: a newer version of this program wrote {name}: update the program")
-    if table is None:
+    if not belongs:
         raise RunError(f"run {run.run_id!r}: {name}.parquet is not the table that {name}.json describes; {_MEND}")
-    return table, parse_manifest(kind, content, f"run {run.run_id!r}: {name}.json", _MEND)
+    manifest = parse_manifest(kind, content, f"run {run.run_id!r}: {name}.json", _MEND)
+    try:
+        table = migrated_addition(name, read_table(table_path), version)
+        check_table(f"{name}.parquet", table, ADDITIONS[name], run.n_sites)
+    except Exception as error:  # a malformed file, whatever its reader calls it
+        raise RunError(f"run {run.run_id!r}: {name} cannot be read ({first_line(error)}); {_MEND}") from error
+    return table, manifest

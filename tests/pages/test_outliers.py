@@ -12,6 +12,7 @@ from making import make_run
 from streamlit.testing.v1 import AppTest
 from synthetic import HOSTILE, RUN
 
+from refusal_core.access.folders import FOLDERS
 from refusal_core.annotations import marks
 from refusal_core.exploration.outliers import derived_band, in_band, prompts_at
 from refusal_core.exploration.separation import separation
@@ -232,11 +233,14 @@ def test_a_refit_is_offered_started_and_shown(own_cache, tiny_folder, monkeypatc
     assert any(button.label == "Next" for button in app.button)
 
 
-def test_without_activations_a_refit_says_that_it_needs_the_model():
+def test_without_activations_a_refit_says_that_it_needs_the_model(monkeypatch):
     run = open_run(RUN)
     marks.keep([marks.Mark(run.prompts["prompt_id"][0], run.prompts["text"][0], "mislabelled")])
     app = visit()
     assert any("its model reads the prompts again" in each.value for each in app.caption)
     assert "came from a local folder" in app.info[-1].value
+    app.text_input(key="live_model_path").set_value("/elsewhere/tiny").run()
+    assert "outside the folders" in app.text[-1].value
+    monkeypatch.setenv(FOLDERS, "/somewhere")
     app.text_input(key="live_model_path").set_value("/somewhere/tiny").run()
     assert any(button.label == "Refit without them" for button in app.button)

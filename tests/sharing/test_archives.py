@@ -280,7 +280,7 @@ def test_measurements_beside_a_run_are_checked_too(sent, tmp_path):
     content = b"garbage"
     described = {"format_version": 1, "run_id": RUN, "sha256": hashlib.sha256(content).hexdigest()}
     forged = sent | {f"{RUN}/behaviour.json": json.dumps(described).encode(), f"{RUN}/behaviour.parquet": content}
-    assert "behaviour cannot be read" in refused(zipped(forged), tmp_path / "cache")
+    assert "behaviour.json lacks" in refused(zipped(forged), tmp_path / "cache")
 
 
 def test_a_run_whose_name_is_taken_is_refused(sent, tmp_path):
