@@ -300,7 +300,9 @@ def probe_reading(runs: Sequence[Run], names: Sequence[str], tables: Sequence[pd
             for place in order
         ]
         said.append(f"d on matched pairs where the cross-fitted d is highest: {'; '.join(numbers)}.")
-        if len(order) > 1:
+        if len(order) > 1 and any(np.isnan(best[place]["probe_d_low"]) for place in order):
+            said.append("Not every run has intervals here, so the difference may be chance.")
+        elif len(order) > 1:
             sites = [int(best[place]["site"]) for place in order]
             said.append(_told_apart([runs[place] for place in order], sites, [names[place] for place in order]))
     if lacking:

@@ -220,7 +220,7 @@ def test_a_run_without_a_chat_template_of_its_own_is_a_control(run):
         assert comparison.is_control(changed(run, template=base))
 
 
-def test_the_words_on_matched_pairs_follow_the_numbers(run, other):
+def test_the_words_on_matched_pairs_follow_the_numbers(run, other, monkeypatch):
     def said(*runs):
         return comparison.probe_reading(runs, ["A", "B"], [comparison.over_depth(each, each.evidence) for each in runs])
 
@@ -240,10 +240,12 @@ def test_the_words_on_matched_pairs_follow_the_numbers(run, other):
     assert "may be chance: the difference is 0.00 (0.00 to 0.00)" in comparison._told_apart(
         [run, run], [best, best], ["A", "B"]
     )
-    elsewhere = keep(run, ~probes)
-    assert "asked on different prompts" in comparison._told_apart([run, elsewhere], [best, best], ["A", "B"])
+    tables = [comparison.over_depth(run, run.evidence), comparison.over_depth(other, None)]
+    assert "Not every run has intervals" in comparison.probe_reading([run, other], ["A", "B"], tables)
     without = with_tables(other, layer_stats=other.layer_stats.assign(probe_d=np.nan))
     assert "B has no matched pairs" in said(run, without)
+    monkeypatch.setattr(comparison, "shared_sources", lambda *runs: [])
+    assert "asked on different prompts" in said(run, other)
 
 
 def test_a_paired_difference_by_hand(run, other):
