@@ -263,7 +263,7 @@ def _made_up(count: int, cache: Path, seed: int) -> str:
     save_addition(run, _replies(prompts, projections[:, -1]), measured)
     for row, prompt in prompts[:_RATED].iterrows():
         for rater in ("A", "B"):
-            raters.rate(rater, prompt["prompt_id"], prompt["text"], 5 - 3 * (row % 2), cache)
+            raters.save_rating(rater, prompt["prompt_id"], prompt["text"], 5 - 3 * (row % 2), cache)
     return run.run_id
 
 

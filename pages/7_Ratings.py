@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.annotations.ratings import disagreements
+from refusal_core.annotations.ratings import rank_differences
 from refusal_core.ui import ratings as parts
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.outliers import chosen_prompt, prompt_details
@@ -16,7 +16,7 @@ site = site_picker(run, st.columns([1, 3])[0])
 st.subheader("Over the layers", anchor=False)
 parts.over_layers(run, chosen_ratings, site)
 st.subheader("Prompt by prompt", anchor=False)
-rated = disagreements(run, chosen_ratings, site)
+rated = rank_differences(run, chosen_ratings, site)
 clicked = [parts.scatter(run, rated, site)]
 st.caption("Points are rated prompts; open marks are of the transfer sets. Click one to read it.")
 st.subheader("Where people and projection disagree", anchor=False)

@@ -1,7 +1,7 @@
-"""Ratings that people make in the dashboard: one file a rater, outside any run, on disk before the next prompt.
+"""Ratings that people give in the dashboard: one file per rater, outside any run, on disk before the next prompt.
 
-They are kept by prompt, so every run on the same prompts can use them. A rater's prompts come in an order of their own,
-which is the same whenever they come back.
+Ratings belong to prompts, so every run on the same prompts can use them. Every rater has an order of prompts of their
+own, which is the same whenever they come back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock
 
-from refusal_core.annotations.ratings import COLUMNS, Ratings, combined, read_ratings
+from refusal_core.annotations.ratings import COLUMNS, Ratings, combine, read_ratings
 from refusal_core.errors import RatingError, RefusalError
 from refusal_core.files import write_atomically
 from refusal_core.prompts.sets import slug
@@ -30,8 +30,8 @@ LONGEST_NAME = 60
 _FOLDER = ".ratings"
 
 
-def rater_name(typed: str) -> str:
-    """A rater's name as it is kept: blanks around it and double ones left out.
+def normalise_name(typed: str) -> str:
+    """Return a rater's name as it is saved, without blanks around it or double ones.
 
     Raises:
         RatingError: when it is empty, too long or not printable.
@@ -42,11 +42,11 @@ def rater_name(typed: str) -> str:
     return name
 
 
-def rate(rater: str, prompt_id: str, text: str, rating: int, cache: str | Path | None = None) -> None:
-    """Keep a rating; it is on disk when this returns. An earlier one of the prompt by this rater is replaced.
+def save_rating(rater: str, prompt_id: str, text: str, rating: int, cache: str | Path | None = None) -> None:
+    """Save a rating, replacing the rater's earlier one of the prompt; it is on disk when this returns.
 
     Raises:
-        RefusalError: when it cannot be kept, or the rater's file cannot be read.
+        RefusalError: when it cannot be saved, or the rater's file cannot be read.
     """
     if rating not in SCALE:
         raise RatingError(f"expected a rating from {min(SCALE)} to {max(SCALE)}, found {rating!r:.20}")
@@ -55,17 +55,17 @@ def rate(rater: str, prompt_id: str, text: str, rating: int, cache: str | Path |
         path.parent.mkdir(exist_ok=True)
         # One rater in two tabs.
         with FileLock(path.with_suffix(".lock")):
-            rows = {row[0]: row for row in rated_by(rater, cache).table.itertuples(index=False, name=None)}
-            name = next(iter(rows.values()))[2] if rows else rater_name(rater)
+            rows = {row[0]: row for row in load_ratings_by(rater, cache).table.itertuples(index=False, name=None)}
+            name = next(iter(rows.values()))[2] if rows else normalise_name(rater)
             now = datetime.now(UTC).isoformat(timespec="seconds")
             rows[prompt_id] = (prompt_id, text, name, rating, now)
             _write(path, [(*row[:3], f"{row[3]:g}", row[4]) for row in rows.values()])
     except OSError as error:
-        raise RatingError(f"the rating cannot be kept in {path.parent} ({error.strerror})") from error
+        raise RatingError(f"the rating cannot be saved in {path.parent} ({error.strerror})") from error
 
 
-def rated_by(rater: str, cache: str | Path | None = None) -> Ratings:
-    """A rater's ratings, the prompt that was rated first, first; empty for someone new.
+def load_ratings_by(rater: str, cache: str | Path | None = None) -> Ratings:
+    """Return a rater's ratings in the order in which they were first given; empty for someone new.
 
     Raises:
         RefusalError: when the rater's file cannot be read.
@@ -73,18 +73,21 @@ def rated_by(rater: str, cache: str | Path | None = None) -> Ratings:
     return _read(_path(rater, cache_folder(cache)))
 
 
-def all_ratings(cache: str | Path | None = None) -> Ratings:
-    """The ratings of everyone.
+def load_all_ratings(cache: str | Path | None = None) -> Ratings:
+    """Return the ratings of everyone.
 
     Raises:
         RefusalError: naming the first file that cannot be read.
     """
-    found = sorted((cache_folder(cache) / _FOLDER).glob("[!.]*.csv"))
-    return combined([_nobody(), *(_read(path) for path in found)])
+    paths = sorted((cache_folder(cache) / _FOLDER).glob("[!.]*.csv"))
+    return combine([_no_ratings(), *(_read(path) for path in paths)])
 
 
-def order(run: Run, rater: str) -> list[int]:
-    """The run's prompts by row, each once, in the rater's order: by digest, so that no label or pair shows in it."""
+def rating_order(run: Run, rater: str) -> list[int]:
+    """Return the rows of the run's prompts, repeated ones once, in the order in which the rater is asked.
+
+    The order is that of digests, so that it reveals no label or pair.
+    """
     rows = run.prompts["prompt_id"].drop_duplicates()
     return [int(row) for row in rows.map(lambda prompt_id: _digest(f"{_key(rater)}\n{prompt_id}")).sort_values().index]
 
@@ -93,24 +96,26 @@ def _read(path: Path) -> Ratings:
     if path.is_symlink():
         raise RatingError(f"{path.name} in {path.parent} is a link, and links are not followed; remove it")
     try:
-        return read_ratings(path) if path.exists() else _nobody()
+        return read_ratings(path) if path.exists() else _no_ratings()
     except RefusalError as error:
-        raise RatingError(f"ratings kept in {path.parent} cannot be used: {error}; mend or remove that file") from error
+        raise RatingError(
+            f"ratings saved in {path.parent} cannot be used: {error}; mend or remove that file"
+        ) from error
 
 
-def _nobody() -> Ratings:
+def _no_ratings() -> Ratings:
     return Ratings(pd.DataFrame({name: pd.Series(dtype=float if name == "rating" else object) for name in COLUMNS}))
 
 
 def _path(rater: str, cache: Path) -> Path:
-    """A file name made of letters, digits, dots and dashes whatever the rater is called."""
+    """Return the path of a rater's file, whose name is made of letters, digits, dots and dashes whatever theirs is."""
     key = _key(rater)
     return cache / _FOLDER / f"{slug(key)}-{_digest(key)[:12]}.csv"
 
 
 def _key(rater: str) -> str:
-    """What names of one person have in common."""
-    return unicodedata.normalize("NFKC", rater_name(rater)).casefold()
+    """Return what all spellings of a rater's name have in common."""
+    return unicodedata.normalize("NFKC", normalise_name(rater)).casefold()
 
 
 def _digest(text: str) -> str:

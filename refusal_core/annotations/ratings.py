@@ -18,16 +18,15 @@ import pandas as pd
 from refusal_core.analysis.groups import bootstrap_counts
 from refusal_core.analysis.inference import correlation_interval
 from refusal_core.analysis.weighted_statistics import weighted_ranks
-from refusal_core.annotations.answers import identify_prompt, read_answers
+from refusal_core.annotations.csv_files import read_annotation_file
 from refusal_core.errors import RatingError
-from refusal_core.prompts.columns import TEXT_COLUMNS, find_column
-from refusal_core.prompts.delimited import decode, read_csv
+from refusal_core.prompts.columns import find_column
 from refusal_core.prompts.sets import prompt_groups
 from refusal_core.runs.run import Run
 
 COLUMNS = ("prompt_id", "text", "rater", "rating", "rated_at")
 GROUPS = ("all", "harmful", "harmless", "transfer")
-"""Which prompts are compared; see :func:`by_site`."""
+"""Groups of prompts that are compared; see :func:`correlation_by_site`."""
 MINIMUM = 5
 MOST_VALUES = 101
 """Different ratings on a scale whose raters can be said to agree: up to those of a slider from 0 to 100."""
@@ -39,10 +38,10 @@ class Ratings:
     """Who rated which prompt how.
 
     Attributes:
-        table: one row a rater and prompt with the columns ``prompt_id, text, rater, rating, rated_at``.
-        blank: rows without a rating, which are left out.
-        repeated: ratings that their rater gave again later; the last one counts.
-        elsewhere: ratings left out by :func:`of_run`.
+        table: one row per rater and prompt with the columns ``prompt_id, text, rater, rating, rated_at``.
+        blank: number of rows without a rating, which are left out.
+        repeated: number of ratings that their rater replaced later; the last one counts.
+        elsewhere: number of ratings left out by :func:`ratings_of_run`.
     """
 
     table: pd.DataFrame
@@ -71,67 +70,47 @@ def read_ratings(
 
     Args:
         source: a file's path or an open file.
-        rating_column, rater_column: where they are not called ``rating`` and ``rater``.
         rating_column: its name in the file, where it is not ``rating``.
         rater_column: its name in the file, where it is not ``rater``.
 
     Raises:
         RefusalError: when it cannot be read, naming the row.
     """
-    content, name = read_answers(source)
-    frame = read_csv(decode(content, name), name)
-    rating_name = find_column(list(frame.columns), rating_column, ("rating",), name, "rating")
-    by_name = {str(column).strip().lower(): column for column in frame.columns}
-    if rater_column is not None:
-        find_column(list(frame.columns), rater_column, (), name, "rater")
-    rater_name = rater_column or by_name.get("rater")
-    id_name = by_name.get("prompt_id")
-    text_name = next((by_name[usual] for usual in TEXT_COLUMNS if usual in by_name), None)
-    if id_name is None and text_name is None:
-        raise RatingError(
-            f"{name}: expected a prompt_id or a text column to join by, found {', '.join(map(str, frame.columns))}"
-        )
-    rows, blank = [], 0
-    for place, record in enumerate(frame.to_dict("records"), start=1):
-        where = f"{name}, row {place}"
-        if not record[rating_name].strip():
+    file = read_annotation_file(source)
+    rating_column = find_column(file.columns, rating_column, ("rating",), file.name, "rating")
+    if rater_column is None:
+        rater_column = file.column("rater")
+    else:
+        rater_column = find_column(file.columns, rater_column, (), file.name, "rater")
+    table, blank = [], 0
+    for row in file.rows():
+        if not row.cells[rating_column].strip():
             blank += 1
             continue
-        rater = record[rater_name].strip() if rater_name else Path(name).stem
+        rater = row.cells[rater_column].strip() if rater_column else Path(file.name).stem
         if not rater:
-            raise RatingError(f"{where}: expected a rater in column {rater_name!r}, found none")
-        text = record[text_name] if text_name else ""
-        found = identify_prompt(record[id_name] if id_name else "", text, where)
-        rows.append((found, text, rater, _rating(record[rating_name], where), record.get("rated_at", "")))
-    return combined([Ratings(pd.DataFrame(rows, columns=list(COLUMNS)).astype({"rating": float}), blank)])
+            raise RatingError(f"{row.where}: expected a rater in column {rater_column!r}, found none")
+        rating = _parse_rating(row.cells[rating_column], row.where)
+        table.append((row.prompt_id, row.text, rater, rating, row.cells.get("rated_at", "")))
+    return combine([Ratings(pd.DataFrame(table, columns=list(COLUMNS)).astype({"rating": float}), blank)])
 
 
-def columns(source: str | Path | BinaryIO) -> list[str]:
-    """The names of a csv's columns.
-
-    Raises:
-        RefusalError: when it cannot be read.
-    """
-    content, name = read_answers(source)
-    return [str(column) for column in read_csv(decode(content, name), name).columns]
-
-
-def combined(parts: Sequence[Ratings]) -> Ratings:
-    """Ratings of several files as one; of several ratings of a prompt by one rater the last counts."""
+def combine(parts: Sequence[Ratings]) -> Ratings:
+    """Return the ratings of several files as one; of several ratings of a prompt by one rater the last counts."""
     table = pd.concat([part.table for part in parts], ignore_index=True)
     once = table.drop_duplicates(["prompt_id", "rater"], keep="last", ignore_index=True)
     repeated = sum(part.repeated for part in parts) + len(table) - len(once)
     return Ratings(once, sum(part.blank for part in parts), repeated)
 
 
-def of_run(run: Run, ratings: Ratings) -> Ratings:
-    """The ratings of a run's prompts; those of others are counted in ``elsewhere``."""
+def ratings_of_run(run: Run, ratings: Ratings) -> Ratings:
+    """Return the ratings of a run's prompts; those of other prompts are counted in ``elsewhere``."""
     known = ratings.table["prompt_id"].isin(run.prompts["prompt_id"])
     return replace(ratings, table=ratings.table[known].reset_index(drop=True), elsewhere=int((~known).sum()))
 
 
 def to_csv(ratings: Ratings) -> bytes:
-    """The ratings as a csv that :func:`read_ratings` reads, without anything that a run says of the prompts."""
+    """Return the ratings as a csv that :func:`read_ratings` reads, without anything that a run says about them."""
     return bytes(ratings.table.to_csv(index=False).encode())
 
 
@@ -148,26 +127,26 @@ def write_csv(ratings: Ratings, path: str | Path) -> None:
 
 
 def mean_ratings(run: Run, ratings: Ratings) -> np.ndarray:
-    """``(prompt,)`` mean rating over raters, as they gave them; NaN where a prompt was not rated."""
+    """Return the mean rating of every prompt over its raters, ``(prompt,)``; NaN where a prompt was not rated."""
     # In one order, since a sum's last digit decides what is tied.
     table = ratings.table.sort_values(["prompt_id", "rater"])
     return np.asarray(run.prompts["prompt_id"].map(table.groupby("prompt_id")["rating"].mean()).to_numpy(dtype=float))
 
 
-def rows_of(run: Run, group: str) -> np.ndarray:
-    """``(prompt,)`` bool: the prompts of one of :data:`GROUPS`."""
+def in_group(run: Run, group: str) -> np.ndarray:
+    """Return which prompts belong to one of :data:`GROUPS`, ``(prompt,)`` bool."""
     if group == "all":
         return np.ones(len(run.prompts), dtype=bool)
     return ~run.rows() if group == "transfer" else run.rows(group)
 
 
-def by_site(run: Run, ratings: Ratings, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """How projection goes with rating at every site: Spearman's rho with 95 % bootstrap intervals over prompts.
+def correlation_by_site(run: Run, ratings: Ratings, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Return Spearman's rho of projection and rating at every site, with 95 % bootstrap intervals over prompts.
 
     Four groups of rated prompts answer different questions. ``all``, fitted and transfer prompts together: a direction
-    fitted on labels that raters agree with is bound to do well here. ``harmful`` and ``harmless``, fitted prompts of
-    one label: what projection says beyond the label. ``transfer``: the
-    prompts that no direction was fitted on, labels together; the only group that is held out.
+    fitted on labels that raters agree with is bound to do well here. ``harmful`` and ``harmless``, the fitted prompts
+    of one label: what projection says beyond the label. ``transfer``, the prompts that no direction was fitted on,
+    labels together: the only group that is held out.
 
     Raters are held fixed: with few of them, intervals for other raters would be wider.
 
@@ -178,7 +157,7 @@ def by_site(run: Run, ratings: Ratings, draws: int = 1000, seed: int = 0) -> pd.
     means = mean_ratings(run, ratings)
     rows: list[tuple[int, str, float, float, float, int]] = []
     for group in GROUPS:
-        chosen = rows_of(run, group) & np.isfinite(means)
+        chosen = in_group(run, group) & np.isfinite(means)
         n = int(chosen.sum())
         if n < MINIMUM:
             rows.extend((site, group, np.nan, np.nan, np.nan, n) for site in range(run.n_sites))
@@ -193,14 +172,14 @@ def by_site(run: Run, ratings: Ratings, draws: int = 1000, seed: int = 0) -> pd.
     return pd.DataFrame(rows, columns=["site", "group", "rho", "rho_low", "rho_high", "n"])
 
 
-def strongest(numbers: pd.DataFrame) -> pd.DataFrame:
-    """The site with the highest rho of each group of :func:`by_site` that has one."""
+def strongest_sites(numbers: pd.DataFrame) -> pd.DataFrame:
+    """Return the row with the highest rho of every group of :func:`correlation_by_site` that has one."""
     known = numbers.dropna(subset="rho")
     return known.loc[known.groupby("group", sort=False)["rho"].idxmax()]
 
 
-def agreement(ratings: Ratings) -> float:
-    """Krippendorff's alpha of ordinal ratings (Krippendorff 2011): 1 when raters agree, 0 as by chance.
+def krippendorff_alpha(ratings: Ratings) -> float:
+    """Return Krippendorff's alpha of ordinal ratings (Krippendorff 2011): 1 when raters agree, 0 as by chance.
 
     NaN without a prompt that two raters rated, when all ratings are the same, or with more than :data:`MOST_VALUES`
     different ones.
@@ -212,29 +191,29 @@ def agreement(ratings: Ratings) -> float:
     return float(krippendorff.alpha(value_counts=counts, level_of_measurement="ordinal"))
 
 
-def account(ratings: Ratings) -> str:
-    """What was rated by whom, how far the raters agree, and what is not compared, in words."""
+def describe_ratings(ratings: Ratings) -> str:
+    """Say how many prompts were rated by how many people, how far they agree, and what is left out."""
     raters = f"{ratings.n_raters} rater{'s' * (ratings.n_raters != 1)}"
-    said = [f"{ratings.n_prompts} of this run's prompts are rated, by {raters}."]
-    alpha = agreement(ratings)
+    sentences = [f"{ratings.n_prompts} of this run's prompts are rated, by {raters}."]
+    alpha = krippendorff_alpha(ratings)
     if np.isfinite(alpha):
-        said.append(f"Krippendorff's α = {alpha:.2f} (ordinal; 1: raters agree, 0: as by chance).")
+        sentences.append(f"Krippendorff's α = {alpha:.2f} (ordinal; 1: raters agree, 0: as by chance).")
     elif ratings.n_raters > 1:
-        said.append("How far they agree cannot be said: too few prompts in common, or no common scale.")
-    return " ".join([*said, left_out(ratings)]).strip()
+        sentences.append("How far they agree is unknown: too few prompts in common, or no common scale.")
+    return " ".join([*sentences, describe_left_out(ratings)]).strip()
 
 
-def left_out(ratings: Ratings) -> str:
-    """What of the ratings is not compared, in words; empty when all of it is."""
-    said = []
-    for count, what in (
+def describe_left_out(ratings: Ratings) -> str:
+    """Say which ratings are not compared; empty when all of them are."""
+    sentences = []
+    for count, reason in (
         (ratings.elsewhere, "of prompts that this run does not have, left out"),
         (ratings.repeated, "given again by the same rater: the last one counts"),
         (ratings.blank, "left blank"),
     ):
         if count:
-            said.append(f"{count} rating{'s' * (count != 1)} {what}.")
-    return " ".join(said)
+            sentences.append(f"{count} rating{'s' * (count != 1)} {reason}.")
+    return " ".join(sentences)
 
 
 _WHERE = {
@@ -245,15 +224,15 @@ _WHERE = {
 }
 
 
-def reading(run: Run, numbers: pd.DataFrame, site: int) -> str:
-    """What the ratings say at a site, in words.
+def describe_correlations(run: Run, numbers: pd.DataFrame, site: int) -> str:
+    """Say how projection and rating go together at a site.
 
     Args:
         run: the run.
-        numbers: of :func:`by_site`.
-        site: where: a layer, or the final norm.
+        numbers: of :func:`correlation_by_site`.
+        site: a layer, or the final norm.
     """
-    said = []
+    sentences = []
     for row in numbers[numbers["site"].eq(site)].itertuples():
         number = f"ρ = {row.rho:.2f} ({row.rho_low:.2f} to {row.rho_high:.2f}, {row.n} prompts)"
         if row.n < MINIMUM:
@@ -266,12 +245,12 @@ def reading(run: Run, numbers: pd.DataFrame, site: int) -> str:
             finding = f"those further along the direction are rated lower, {number}"
         else:
             finding = f"a link of projection and rating is not distinguishable from chance, {number}"
-        said.append(f"{_WHERE[row.group]}: {finding}.")
-    return f"At {run.site_label(site)}. {' '.join(said)}"
+        sentences.append(f"{_WHERE[row.group]}: {finding}.")
+    return f"At {run.site_label(site)}. {' '.join(sentences)}"
 
 
-def disagreements(run: Run, ratings: Ratings, site: int) -> pd.DataFrame:
-    """The rated prompts, those first whose rating and projection at a site differ most in rank.
+def rank_differences(run: Run, ratings: Ratings, site: int) -> pd.DataFrame:
+    """Return the rated prompts, those first whose rating and projection at a site differ most in rank.
 
     Returns:
         The run's prompt columns with ``rating`` (mean), ``n_raters``, ``projection``, ``rating_rank`` and
@@ -291,7 +270,7 @@ def disagreements(run: Run, ratings: Ratings, site: int) -> pd.DataFrame:
     return table.loc[table["difference"].abs().sort_values(ascending=False, kind="stable").index]
 
 
-def _rating(value: str, where: str) -> float:
+def _parse_rating(value: str, where: str) -> float:
     try:
         rating = float(value)
     except ValueError:

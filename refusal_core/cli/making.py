@@ -70,10 +70,12 @@ def refit(
 
     parent = store.open_run(run, cache)
     kinds = marked.split(",")
-    table = marks.kept(cache) if without is None else marks.table_of(marks.read_marks(without, usual=kinds[0]))
+    table = (
+        marks.load_marks(cache) if without is None else marks.marks_table(marks.read_marks(without, default=kinds[0]))
+    )
     with_model = not original_of(parent).keeps_activations
     with reporter.progress(with_model) as progress:
-        result = make(parent, marks.prompts_marked(table, kinds), model=model, device=device, progress=progress)
+        result = make(parent, marks.marked_prompt_ids(table, kinds), model=model, device=device, progress=progress)
     if result.cached:
         print(f"found in the cache, nothing computed: {result.run.path}")
     change = refits.compare(original_of(result.run), result.run)

@@ -33,18 +33,18 @@ def show_ratings(
         RatingError: when ratings cannot be read or written.
     """
     read = [ratings.read_ratings(file, rating_column, rater_column) for file in files]
-    everything = ratings.combined(read) if read else raters.all_ratings(cache)
+    everything = ratings.combine(read) if read else raters.load_all_ratings(cache)
     if export is not None:
         ratings.write_csv(everything, export)
-    of_run = ratings.of_run(run, everything)
-    numbers = ratings.by_site(run, of_run)
+    of_run = ratings.ratings_of_run(run, everything)
+    numbers = ratings.correlation_by_site(run, of_run)
     if as_json:
-        print_json({"run_id": run.run_id, "ratings": ratings.account(of_run), "sites": records(numbers)})
+        print_json({"run_id": run.run_id, "ratings": ratings.describe_ratings(of_run), "sites": records(numbers)})
         return
-    print(ratings.account(of_run))
-    strongest = ratings.strongest(numbers)
+    print(ratings.describe_ratings(of_run))
+    strongest = ratings.strongest_sites(numbers)
     if strongest.empty:
         print(f"too few to compare: at least {ratings.MINIMUM} prompts of a kind have to be rated, and differ")
         return
-    print(f"\n{ratings.reading(run, numbers, int(strongest['site'].iloc[0]))}\n\nstrongest layers")
+    print(f"\n{ratings.describe_correlations(run, numbers, int(strongest['site'].iloc[0]))}\n\nstrongest layers")
     print_table(strongest.assign(site=[run.site_label(int(site)) for site in strongest["site"]]))

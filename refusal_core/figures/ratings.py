@@ -33,7 +33,7 @@ def over_layers(run: Run, by_site: pd.DataFrame, site: int) -> go.Figure:
 
     Args:
         run: names the layers.
-        by_site: of :func:`refusal_core.annotations.ratings.by_site`.
+        by_site: of :func:`refusal_core.annotations.ratings.correlation_by_site`.
         site: marked with a vertical line.
     """
     traces = []
@@ -57,7 +57,7 @@ def against_rating(run: Run, rated: pd.DataFrame, site: int) -> go.Figure:
 
     Args:
         run: names the site.
-        rated: of :func:`refusal_core.annotations.ratings.disagreements` at this site.
+        rated: of :func:`refusal_core.annotations.ratings.rank_differences` at this site.
         site: where the prompts project.
     """
     traces = []

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from refusal_core.annotations import marks
-from refusal_core.annotations.answers import MOST_BYTES
+from refusal_core.annotations.csv_files import MOST_BYTES
 from refusal_core.annotations.marks import KINDS, Mark
 from refusal_core.errors import RefusalError
 from refusal_core.runs.run import Run
@@ -23,12 +23,12 @@ _UNDO, _FAILED = "marks_undo", "marks_failed"
 def current_marks() -> pd.DataFrame:
     """Return the current marks; none, with an error on the page, when they cannot be read."""
     try:
-        path = marks.marks_file(cache_folder())
+        path = marks.marks_path(cache_folder())
         state = path.stat() if path.is_file() else None
         return _read(str(path), (state.st_mtime_ns, state.st_size) if state else None)
     except RefusalError as error:
         show_error("The marks cannot be read.", error)
-        return marks.table_of([])
+        return marks.marks_table([])
 
 
 def with_marks(prompts: pd.DataFrame, current: pd.DataFrame) -> pd.DataFrame:
@@ -165,7 +165,7 @@ def files(current: pd.DataFrame) -> None:
 
 @st.cache_data(max_entries=4, show_spinner=False)
 def _read(path: str, state: tuple[int, int] | None) -> pd.DataFrame:
-    return marks.kept()
+    return marks.load_marks()
 
 
 def _mark(reading: str, prompts: dict[str, str], kind: str, note_key: str, notes: dict[str, str]) -> None:
@@ -204,14 +204,14 @@ def _save(new: list[Mark]) -> bool:
     """Save marks and remember the state before; return whether that worked."""
     try:
         require_owner()
-        before = marks.kept()
+        before = marks.load_marks()
         earlier = [
             Mark(*before.loc[mark.prompt_id, list(marks.COLUMNS)])
             if mark.prompt_id in before.index
             else Mark(mark.prompt_id, mark.text, "")
             for mark in new
         ]
-        marks.keep(new)
+        marks.save_marks(new)
     except RefusalError as error:
         st.session_state[_FAILED] = str(error)
         return False
@@ -223,7 +223,7 @@ def _undo() -> None:
     earlier = st.session_state[_UNDO].pop()
     try:
         require_owner()
-        marks.keep(earlier)
+        marks.save_marks(earlier)
     except RefusalError as error:
         st.session_state[_FAILED] = str(error)
         return

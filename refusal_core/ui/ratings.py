@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from refusal_core.annotations import raters, ratings
-from refusal_core.annotations.answers import MOST_BYTES
+from refusal_core.annotations.csv_files import MOST_BYTES, read_annotation_file
 from refusal_core.annotations.ratings import Ratings
 from refusal_core.conversations import prompts_of
 from refusal_core.errors import RefusalError
@@ -55,7 +55,7 @@ def chosen_ratings(run: Run) -> Ratings:
         help="Those given blind on the page Rate prompts, or a csv with a rating column.",
     )
     try:
-        chosen_ratings = ratings.of_run(run, _uploaded() if chosen == _FILE else raters.all_ratings())
+        chosen_ratings = ratings.ratings_of_run(run, _uploaded() if chosen == _FILE else raters.load_all_ratings())
     except RefusalError as error:
         show_error("These ratings cannot be used.", error)
         st.stop()
@@ -64,7 +64,7 @@ def chosen_ratings(run: Run) -> Ratings:
             "No prompt of this run is rated in this file. Ratings join by prompt_id, or by a prompt's exact text.",
             icon=":material/link_off:",
         )
-        st.text(ratings.left_out(chosen_ratings))
+        st.text(ratings.describe_left_out(chosen_ratings))
         st.stop()
     if chosen_ratings.table.empty:
         st.info(
@@ -79,7 +79,7 @@ def chosen_ratings(run: Run) -> Ratings:
 def overview(chosen: Ratings) -> None:
     """Show how many prompts are rated, by how many people, and how far they agree."""
     prompts, people, alpha = st.columns(3)
-    agreement = ratings.agreement(chosen)
+    agreement = ratings.krippendorff_alpha(chosen)
     prompts.metric("prompts rated", chosen.n_prompts, help="Of this run's prompts, by at least one rater.")
     people.metric("raters", chosen.n_raters, help="Different names or codes among these ratings.")
     alpha.metric(
@@ -87,14 +87,14 @@ def overview(chosen: Ratings) -> None:
         "–" if pd.isna(agreement) else f"{agreement:.2f}",
         help=f"{meaning_of('alpha')} It needs prompts that two people rated.",
     )
-    if missing := ratings.left_out(chosen):
+    if missing := ratings.describe_left_out(chosen):
         st.text(missing)
 
 
 def over_layers(run: Run, chosen: Ratings, site: int) -> None:
     """Show the correlation over the layers, in words and as a figure."""
     numbers = _by_site(run.run_id, hashlib.sha256(ratings.to_csv(chosen)).hexdigest(), run, chosen)
-    st.markdown(sentences(ratings.reading(run, numbers, site)))
+    st.markdown(sentences(ratings.describe_correlations(run, numbers, site)))
     if numbers["rho"].isna().all():
         st.info(
             f"A correlation needs at least {ratings.MINIMUM} rated prompts of a kind, not all rated the same.",
@@ -146,7 +146,7 @@ def rater() -> str:
             st.caption("Ratings are saved under it. Give the same one to continue where you stopped.")
             if st.form_submit_button("Begin", type="primary"):
                 try:
-                    st.session_state[_RATER] = raters.rater_name(typed)
+                    st.session_state[_RATER] = raters.normalise_name(typed)
                     st.rerun()
                 except RefusalError as error:
                     st.text(str(error))
@@ -157,11 +157,11 @@ def rater() -> str:
 def rate_prompts(run: Run, name: str) -> None:
     """Show one prompt, the scale, and buttons to go back and to skip."""
     try:
-        given = raters.rated_by(name).table.set_index("prompt_id")["rating"]
+        given = raters.load_ratings_by(name).table.set_index("prompt_id")["rating"]
     except RefusalError as error:
         show_error("Your earlier ratings cannot be read.", error)
         st.stop()
-    prompts = run.prompts.loc[raters.order(run, name)]
+    prompts = run.prompts.loc[raters.rating_order(run, name)]
     texts = pd.Series([written_out(prompt) for prompt in prompts_of(prompts)], index=prompts["prompt_id"])
     done = [prompt_id for prompt_id in given.index if prompt_id in texts.index]
     st.progress(len(done) / len(texts), text=f"{len(done)} of {len(texts)} rated")
@@ -210,8 +210,8 @@ def about_rater(name: str) -> None:
     with st.container(horizontal=True):
         st.button("Someone else", icon=":material/switch_account:", on_click=_leave)
         for label, file_name, read in (
-            ("Download my ratings", "my-ratings.csv", lambda: raters.rated_by(name)),
-            ("Download everyone's", "ratings.csv", raters.all_ratings),
+            ("Download my ratings", "my-ratings.csv", lambda: raters.load_ratings_by(name)),
+            ("Download everyone's", "ratings.csv", raters.load_all_ratings),
         ):
             try:
                 content = ratings.to_csv(read())  # type: ignore[no-untyped-call]
@@ -233,7 +233,7 @@ def _uploaded() -> Ratings:
     )
     if file is None:
         st.stop()
-    names = ratings.columns(file)
+    names = read_annotation_file(file).columns
     by_name = {name.strip().lower(): place for place, name in enumerate(names)}
     rating, person = st.columns(2)
     # Another file has other columns.
@@ -285,7 +285,7 @@ def _rate(name: str, prompt_id: str, text: str, rating: int) -> None:
     st.session_state[_SHOWN] = None
     try:
         require_owner()
-        raters.rate(name, prompt_id, text, rating)
+        raters.save_rating(name, prompt_id, text, rating)
         _go_back(None)
     except RefusalError as error:
         st.session_state[_FAILED] = str(error)
@@ -307,4 +307,4 @@ def _leave() -> None:
 
 @st.cache_data(max_entries=8, show_spinner="Comparing ratings with projections …")
 def _by_site(run_id: str, sha256: str, _run: Run, _ratings: Ratings) -> pd.DataFrame:
-    return ratings.by_site(_run, _ratings)
+    return ratings.correlation_by_site(_run, _ratings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from refusal_core.annotations.marks import prompts_marked
+from refusal_core.annotations.marks import marked_prompt_ids
 from refusal_core.errors import RefusalError
 from refusal_core.exploration import refits
 from refusal_core.figures.refits import change as change_figure
@@ -30,7 +30,7 @@ def refit_panel(run: Run, marks: pd.DataFrame) -> None:
     kinds = ["mislabelled"]
     if st.toggle("Leave out ambiguous prompts too", key="refit_ambiguous"):
         kinds.append("ambiguous")
-    without = prompts_marked(marks, kinds)
+    without = marked_prompt_ids(marks, kinds)
     marked = int(run.prompts.loc[~run.prompts["source"].eq(LEFT_OUT), "prompt_id"].isin(without).sum())
     if not marked:
         st.caption(

@@ -25,36 +25,36 @@ def of(text: str, mark: str = "mislabelled", note: str = "") -> Mark:
 
 
 def log(cache: Path) -> Path:
-    return marks.marks_file(cache)
+    return marks.marks_path(cache)
 
 
 def test_a_prompt_s_last_mark_counts_and_can_be_taken_back(tmp_path):
-    marks.keep([of("a"), of("b", "ambiguous", "why")], tmp_path)
-    marks.keep([of("a", "fine", "on second thoughts")], tmp_path)
-    found = marks.kept(tmp_path)
+    marks.save_marks([of("a"), of("b", "ambiguous", "why")], tmp_path)
+    marks.save_marks([of("a", "fine", "on second thoughts")], tmp_path)
+    found = marks.load_marks(tmp_path)
     assert found["mark"].to_dict() == {prompt_id("a"): "fine", prompt_id("b"): "ambiguous"}
     assert found["note"].to_dict() == {prompt_id("a"): "on second thoughts", prompt_id("b"): "why"}
-    marks.keep([of("a", "")], tmp_path)
-    assert marks.kept(tmp_path)["text"].tolist() == ["b"]
-    assert marks.prompts_marked(marks.kept(tmp_path), ["ambiguous"]) == [prompt_id("b")]
+    marks.save_marks([of("a", "")], tmp_path)
+    assert marks.load_marks(tmp_path)["text"].tolist() == ["b"]
+    assert marks.marked_prompt_ids(marks.load_marks(tmp_path), ["ambiguous"]) == [prompt_id("b")]
 
 
 def test_nothing_marked_is_an_empty_table(tmp_path):
-    found = marks.kept(tmp_path / "nowhere")
+    found = marks.load_marks(tmp_path / "nowhere")
     assert found.empty
     assert list(found.columns) == list(marks.COLUMNS)
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_an_unfinished_line_counts_as_never_written_and_spoils_nothing(tmp_path):
-    marks.keep([of("a"), of("b")], tmp_path)
+    marks.save_marks([of("a"), of("b")], tmp_path)
     whole = log(tmp_path).read_bytes()
     second = whole.index(b"\n") + 1
     for end in range(second, len(whole) - 1):
         log(tmp_path).write_bytes(whole[:end])
-        assert marks.kept(tmp_path)["text"].tolist() == ["a"]
-        marks.keep([of("c", "fine")], tmp_path)
-        assert marks.kept(tmp_path)["text"].tolist() == ["a", "c"]
+        assert marks.load_marks(tmp_path)["text"].tolist() == ["a"]
+        marks.save_marks([of("c", "fine")], tmp_path)
+        assert marks.load_marks(tmp_path)["text"].tolist() == ["a", "c"]
 
 
 def test_what_was_kept_before_a_kill_is_there(tmp_path):
@@ -62,7 +62,7 @@ def test_what_was_kept_before_a_kill_is_there(tmp_path):
         "import sys, itertools\nfrom refusal_core.annotations import marks\n"
         "from refusal_core.prompts.sets import prompt_id\n"
         "for i in itertools.count():\n"
-        "    marks.keep([marks.Mark(prompt_id(str(i)), str(i), 'fine')], sys.argv[1])\n"
+        "    marks.save_marks([marks.Mark(prompt_id(str(i)), str(i), 'fine')], sys.argv[1])\n"
         "    print(i, flush=True)\n"
     )
     for _ in range(2):
@@ -75,36 +75,36 @@ def test_what_was_kept_before_a_kill_is_there(tmp_path):
         said += process.stdout.readlines()
         process.communicate()
         told = [line.strip() for line in said if line.endswith("\n")]
-        assert set(told) <= set(marks.kept(tmp_path)["text"])
-    marks.keep([of("after")], tmp_path)
-    assert marks.kept(tmp_path)["text"].iloc[-1] == "after"
+        assert set(told) <= set(marks.load_marks(tmp_path)["text"])
+    marks.save_marks([of("after")], tmp_path)
+    assert marks.load_marks(tmp_path)["text"].iloc[-1] == "after"
 
 
 def test_people_who_mark_at_once_lose_nothing_of_each_other_s(tmp_path):
     def person(name: int) -> None:
         for place in range(25):
-            marks.keep([of(f"{name} {place}", note="x" * 300)], tmp_path)
+            marks.save_marks([of(f"{name} {place}", note="x" * 300)], tmp_path)
 
     with ThreadPoolExecutor(6) as people:
         list(people.map(person, range(6)))
-    assert len(marks.kept(tmp_path)) == 150
+    assert len(marks.load_marks(tmp_path)) == 150
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "a\u2028b\x85c\r\nd", "half a \ud800 surrogate"])
 def test_any_text_is_kept_letter_by_letter(tmp_path, text):
-    marks.keep([of(text, note=text[:100])], tmp_path)
-    found = marks.kept(tmp_path).iloc[0]
+    marks.save_marks([of(text, note=text[:100])], tmp_path)
+    found = marks.load_marks(tmp_path).iloc[0]
     assert (found["text"], found["note"]) == (text, text[:100])
-    back = marks.read_marks(io.BytesIO(marks.to_csv(marks.kept(tmp_path))))
+    back = marks.read_marks(io.BytesIO(marks.to_csv(marks.load_marks(tmp_path))))
     assert [(each.prompt_id, each.mark) for each in back] == [(prompt_id(text), "mislabelled")]
 
 
 def test_a_csv_goes_round_and_a_text_is_as_good_as_an_id(tmp_path):
-    marks.keep([of("a", "fine", "a, note"), of("b")], tmp_path)
-    back = marks.read_marks(io.BytesIO(marks.to_csv(marks.kept(tmp_path))))
-    marks.keep(back, tmp_path / "other")
+    marks.save_marks([of("a", "fine", "a, note"), of("b")], tmp_path)
+    back = marks.read_marks(io.BytesIO(marks.to_csv(marks.load_marks(tmp_path))))
+    marks.save_marks(back, tmp_path / "other")
     columns = ["prompt_id", "text", "mark", "note"]
-    assert marks.kept(tmp_path / "other")[columns].equals(marks.kept(tmp_path)[columns])
+    assert marks.load_marks(tmp_path / "other")[columns].equals(marks.load_marks(tmp_path)[columns])
     by_text = marks.read_marks(io.BytesIO(b"Prompt,Mark\n a ,Ambiguous\nb,\na,fine\n"))
     assert [(each.prompt_id, each.mark) for each in by_text] == [(prompt_id("a"), "fine")]
     assert [each.mark for each in marks.read_marks(io.BytesIO(b"text\na\nb\n"), "mislabelled")] == ["mislabelled"] * 2
@@ -131,28 +131,28 @@ def test_a_csv_that_cannot_be_used_is_one_sentence(content, says):
 def test_what_is_no_mark_is_refused(tmp_path):
     for wrong in (of("a", "Fine"), of("a", note="x" * 501)):
         with pytest.raises(RefusalError, match="expected"):
-            marks.keep([of("b"), wrong], tmp_path)
-    assert marks.kept(tmp_path).empty
+            marks.save_marks([of("b"), wrong], tmp_path)
+    assert marks.load_marks(tmp_path).empty
     with pytest.raises(RefusalError, match="found 'odd'"):
-        marks.prompts_marked(marks.kept(tmp_path), ["odd"])
+        marks.marked_prompt_ids(marks.load_marks(tmp_path), ["odd"])
 
 
 def test_links_and_strange_lines_are_not_followed(tmp_path):
-    marks.keep([of("a")], tmp_path)
+    marks.save_marks([of("a")], tmp_path)
     good = log(tmp_path).read_bytes()
     strange = b'[]\n{"prompt_id": 1}\nnull\n' + good.replace(b"mislabelled", b"owned") + b"\xff\xfe\n"
     log(tmp_path).write_bytes(strange + good)
-    assert marks.kept(tmp_path)["text"].tolist() == ["a"]
+    assert marks.load_marks(tmp_path)["text"].tolist() == ["a"]
     elsewhere = tmp_path / "elsewhere"
     log(tmp_path).rename(elsewhere)
     log(tmp_path).symlink_to(elsewhere)
     with pytest.raises(RefusalError, match="links are not followed"):
-        marks.kept(tmp_path)
+        marks.load_marks(tmp_path)
     with pytest.raises(RefusalError, match="links are not followed"):
-        marks.keep([of("b")], tmp_path)
+        marks.save_marks([of("b")], tmp_path)
 
 
 def test_a_cache_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / ".marks").write_text("a file")
-    with pytest.raises(RefusalError, match="cannot be kept"):
-        marks.keep([of("a")], tmp_path)
+    with pytest.raises(RefusalError, match="cannot be saved"):
+        marks.save_marks([of("a")], tmp_path)

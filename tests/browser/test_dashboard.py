@@ -96,7 +96,7 @@ def test_a_click_on_a_point_opens_its_prompt(open_page, scored_run):
 
 def test_prompts_rated_by_key_and_by_mouse_are_kept_over_a_reload(open_page, cache):
     run = open_run(SYNTHETIC, cache)
-    rows = raters.order(run, "Ana")
+    rows = raters.rating_order(run, "Ana")
     texts = [" ".join(letters(run.prompts["text"][row]).split()) for row in rows]
     page = open_page("Rate", run=SYNTHETIC)
     prompt = page.locator("[data-testid=stMain] [data-testid=stText]").first
@@ -123,7 +123,7 @@ def test_prompts_rated_by_key_and_by_mouse_are_kept_over_a_reload(open_page, cac
     page.reload()
     begin()
     is_shown(3)
-    assert raters.rated_by("Ana", cache).table["rating"].tolist() == [7, 3, 1]
+    assert raters.load_ratings_by("Ana", cache).table["rating"].tolist() == [7, 3, 1]
     page.keyboard.press("b")
     expect(page.get_by_role("button", name="Leave it")).to_be_visible()
     assert page.title() != "owned"

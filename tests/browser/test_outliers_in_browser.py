@@ -169,12 +169,12 @@ def test_marks_made_by_key_outlast_a_reload_and_go_into_a_csv_and_back(open_page
     page.keyboard.press("a")
     shows(page, found["text"].iloc[2])
     page.keyboard.press("f")
-    until(page, lambda: len(marks.kept(unmarked)) == 3)
-    assert marks.kept(unmarked)["mark"].to_dict() == dict(zip(ids, marks.KINDS, strict=False))
-    assert marks.kept(unmarked)["note"].iloc[0] == "<b>not</b> harmful: $x$"
+    until(page, lambda: len(marks.load_marks(unmarked)) == 3)
+    assert marks.load_marks(unmarked)["mark"].to_dict() == dict(zip(ids, marks.KINDS, strict=False))
+    assert marks.load_marks(unmarked)["note"].iloc[0] == "<b>not</b> harmful: $x$"
     let_settle(page)
     page.keyboard.press("u")
-    until(page, lambda: len(marks.kept(unmarked)) == 2)
+    until(page, lambda: len(marks.load_marks(unmarked)) == 2)
     page = open_page("Outliers", run=SYNTHETIC, site=str(SITE), prompt=ids[0])
     expect(page.get_by_label("Note", exact=True)).to_have_value("<b>not</b> harmful: $x$", timeout=20_000)
     page.get_by_text("All marks").click()
@@ -184,10 +184,10 @@ def test_marks_made_by_key_outlast_a_reload_and_go_into_a_csv_and_back(open_page
     page.keyboard.press("Escape")
     page.get_by_role("heading", name="The chosen prompt").click()
     page.keyboard.press("x")
-    until(page, lambda: len(marks.kept(unmarked)) == 1)
+    until(page, lambda: len(marks.load_marks(unmarked)) == 1)
     page.locator("input[type=file]").set_input_files({"name": "m.csv", "mimeType": "text/csv", "buffer": content})
     page.get_by_role("button", name="Add 2 marks").click()
-    until(page, lambda: marks.kept(unmarked)["mark"].tolist() == ["mislabelled", "ambiguous"])
+    until(page, lambda: marks.load_marks(unmarked)["mark"].tolist() == ["mislabelled", "ambiguous"])
     assert page.locator("[data-testid=stMain] .katex").count() == 0
 
 
@@ -202,9 +202,9 @@ def test_a_key_pressed_faster_than_the_page_is_drawn_marks_no_prompt_that_was_no
             new KeyboardEvent(type, { key, code: "Key" + key.toUpperCase(), bubbles: true })) }"""
     )
     shows(page, found["text"].iloc[1])
-    until(page, lambda: len(marks.kept(unmarked)) > 0)
+    until(page, lambda: len(marks.load_marks(unmarked)) > 0)
     page.wait_for_timeout(1000)
-    assert marks.kept(unmarked)["mark"].to_dict() == {ids[0]: "mislabelled"}
+    assert marks.load_marks(unmarked)["mark"].to_dict() == {ids[0]: "mislabelled"}
 
 
 def test_several_rows_are_marked_at_once(open_page, unmarked):
@@ -215,15 +215,15 @@ def test_several_rows_are_marked_at_once(open_page, unmarked):
     choose_row(page, 2)
     expect(page.get_by_text("2 prompts chosen: a mark is for all of them.")).to_be_visible(timeout=20_000)
     page.get_by_role("button", name="ambiguous").click()
-    until(page, lambda: len(marks.kept(unmarked)) == 2)
-    assert set(marks.kept(unmarked)["prompt_id"]) == set(found["prompt_id"].iloc[[0, 2]])
+    until(page, lambda: len(marks.load_marks(unmarked)) == 2)
+    assert set(marks.load_marks(unmarked)["prompt_id"]) == set(found["prompt_id"].iloc[[0, 2]])
 
 
 def test_hostile_notes_and_prompts_are_text(open_page, unmarked):
     run = open_run(SYNTHETIC, unmarked)
     texts = run.prompts.set_index("prompt_id")["text"]
     hostile = [each for each, text in texts.items() if text in HOSTILE]
-    marks.keep([marks.Mark(each, texts[each], "mislabelled", texts[each]) for each in hostile], unmarked)
+    marks.save_marks([marks.Mark(each, texts[each], "mislabelled", texts[each]) for each in hostile], unmarked)
     page = open_page("Outliers", run=SYNTHETIC, band="-100..100", marked="mislabelled", prompt=hostile[0])
     expect(page.get_by_role("heading", name=f"{len(hostile)} harmful between")).to_be_visible(timeout=20_000)
     expect(page.locator(".st-key-outliers_list tbody tr")).to_have_count(len(hostile))

@@ -236,7 +236,7 @@ def test_the_command_line_refits_without_what_is_marked(parent, once, out, tmp_p
     assert "expected prompts of this run to leave out" in capsys.readouterr().err
     text = parent.prompts.set_index("prompt_id")["text"]
     kinds = ("mislabelled", "ambiguous", "ambiguous")
-    marks.keep([Mark(each, text[each], kind) for each, kind in zip(out, kinds, strict=True)], cache)
+    marks.save_marks([Mark(each, text[each], kind) for each, kind in zip(out, kinds, strict=True)], cache)
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == once.run_id

@@ -74,10 +74,10 @@ def test_keys_lead_through_the_list_and_marking_goes_on_to_the_next():
     assert reading(press(app, "Next")) == ids[1]
     assert reading(press(press(app, "Previous"), "Previous")) == ids[0]
     app.text_input(key=f"marks_note_{ids[0]}").set_value(HOSTILE[0]).run()
-    assert marks.kept().empty
+    assert marks.load_marks().empty
     assert reading(press(app, "mislabelled")) == ids[1]
     assert reading(press(app, "ambiguous")) == ids[2]
-    kept = marks.kept()
+    kept = marks.load_marks()
     assert kept["mark"].to_dict() == {ids[0]: "mislabelled", ids[1]: "ambiguous"}
     assert kept["note"].tolist() == [HOSTILE[0], ""]
     app.text_input(key=f"marks_note_{ids[2]}").set_value("later").run()
@@ -100,11 +100,11 @@ def test_a_note_belongs_to_the_prompt_that_is_read_and_a_mark_of_several_keeps_t
     app.text_input(key=f"marks_note_{ids[0]}").set_value("of the first").run()
     press(app, "mislabelled")
     expected = {ids[0]: "of the first", ids[1]: "its own", ids[2]: "of the first"}
-    assert marks.kept()["note"].to_dict() == expected
+    assert marks.load_marks()["note"].to_dict() == expected
     press(app, "ambiguous")
     app.text_input(key=f"marks_note_{ids[0]}").set_value("another").run()
-    assert marks.kept()["note"].to_dict() == expected | {ids[0]: "another"}
-    assert marks.kept()["mark"].tolist() == ["ambiguous"] * 3
+    assert marks.load_marks()["note"].to_dict() == expected | {ids[0]: "another"}
+    assert marks.load_marks()["mark"].tolist() == ["ambiguous"] * 3
 
 
 def test_a_note_waits_for_its_mark_while_other_prompts_are_read():
@@ -154,22 +154,22 @@ def test_a_mark_is_changed_taken_back_and_put_back():
     app = visit(prompt=ids[0])
     app.toggle(key="marks_go_on").set_value(False).run()
     press(press(app, "mislabelled"), "fine")
-    assert marks.kept()["mark"].tolist() == ["fine"]
+    assert marks.load_marks()["mark"].tolist() == ["fine"]
     app.text_input(key=f"marks_note_{ids[0]}").set_value("a note").run()
-    assert marks.kept()["note"].tolist() == ["a note"]
+    assert marks.load_marks()["note"].tolist() == ["a note"]
     press(app, "Remove mark")
-    assert marks.kept().empty
+    assert marks.load_marks().empty
     assert app.text_input(key=f"marks_note_{ids[0]}").value == ""
     press(app, "Undo")
-    assert marks.kept()["note"].tolist() == ["a note"]
+    assert marks.load_marks()["note"].tolist() == ["a note"]
     assert app.text_input(key=f"marks_note_{ids[0]}").value == "a note"
     press(press(press(app, "Undo"), "Undo"), "Undo")
-    assert marks.kept().empty
+    assert marks.load_marks().empty
 
 
 def test_the_address_holds_search_and_filters_and_they_can_be_cleared():
     run = open_run(RUN)
-    marks.keep([marks.Mark(run.prompts["prompt_id"][11], run.prompts["text"][11], "fine")])
+    marks.save_marks([marks.Mark(run.prompts["prompt_id"][11], run.prompts["text"][11], "fine")])
     app = visit(band="-100..100", find="REQUEST, number 5", labels="harmless", marked="fine,not%20marked")
     texts = run.prompts.set_index("prompt_id")["text"]
     assert [texts[each] for each in shown_list(app)] == ["A harmless request, number 5 of pairs"]
@@ -220,12 +220,12 @@ def test_a_refit_is_offered_started_and_shown(own_cache, tiny_folder, monkeypatc
     press(app, "Open that run")
     assert app.query_params["run"] == after.run_id
     assert any(f"a refit of {made.run_id}" in each.value for each in app.text)
-    marks.keep([marks.Mark(each, "x", "mislabelled") for each in made.prompts["prompt_id"][:6]])
+    marks.save_marks([marks.Mark(each, "x", "mislabelled") for each in made.prompts["prompt_id"][:6]])
     app.run()
     assert "6 harmful ones are left to fit on" in app.text[-1].value
     # A refit that is damaged is said to be, and the rest of the page stands.
     for each in made.prompts["prompt_id"][1:6]:
-        marks.keep([marks.Mark(each, "x", "")])
+        marks.save_marks([marks.Mark(each, "x", "")])
     (after.path / "directions.safetensors").unlink()
     st.cache_resource.clear()
     app = visit(made.run_id)
@@ -235,7 +235,7 @@ def test_a_refit_is_offered_started_and_shown(own_cache, tiny_folder, monkeypatc
 
 def test_without_activations_a_refit_says_that_it_needs_the_model(monkeypatch):
     run = open_run(RUN)
-    marks.keep([marks.Mark(run.prompts["prompt_id"][0], run.prompts["text"][0], "mislabelled")])
+    marks.save_marks([marks.Mark(run.prompts["prompt_id"][0], run.prompts["text"][0], "mislabelled")])
     app = visit()
     assert any("its model reads the prompts again" in each.value for each in app.caption)
     assert "came from a local folder" in app.info[-1].value

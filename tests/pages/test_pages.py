@@ -463,35 +463,35 @@ def prompt_shown(app: AppTest) -> str:
 
 def test_rating_goes_on_where_it_stopped_in_a_new_session(own_cache):
     run = open_run(RUN)
-    texts = [run.prompts["text"][row] for row in raters.order(run, "Ana")]
+    texts = [run.prompts["text"][row] for row in raters.rating_order(run, "Ana")]
     app = begin("Ana")
     for place, label in enumerate(("harmless", "extremely", "somewhat")):
         assert prompt_shown(app) == texts[place]
         press(app, label)
         # On disk before the next prompt is shown.
-        assert raters.rated_by("Ana").table["text"].tolist() == texts[: place + 1]
+        assert raters.load_ratings_by("Ana").table["text"].tolist() == texts[: place + 1]
     app = begin(" ana ")
     assert prompt_shown(app) == texts[3]
-    assert raters.rated_by("Ana").table["rating"].tolist() == [1, 7, 4]
+    assert raters.load_ratings_by("Ana").table["rating"].tolist() == [1, 7, 4]
     assert prompt_shown(begin("Ben")) != texts[3]
 
 
 def test_a_rating_can_be_corrected_and_a_prompt_skipped(own_cache):
     run = open_run(RUN)
-    texts = [run.prompts["text"][row] for row in raters.order(run, "Ana")]
+    texts = [run.prompts["text"][row] for row in raters.rating_order(run, "Ana")]
     app = press(press(begin("Ana"), "harmless"), "very")
     press(press(app, "Back"), "Back")
     assert prompt_shown(app) == texts[0]
     assert [button.label for button in app.button if button.proto.type == "primary"] == ["harmless"]
     press(app, "clearly")
-    assert raters.rated_by("Ana").table["rating"].tolist() == [5, 6]
+    assert raters.load_ratings_by("Ana").table["rating"].tolist() == [5, 6]
     assert prompt_shown(app) == texts[2]
     press(press(app, "Back"), "Leave it")
     assert prompt_shown(app) == texts[2]
     assert prompt_shown(press(app, "Skip")) == texts[3]
     for rated, text in zip(run.prompts["prompt_id"], run.prompts["text"], strict=True):
         if text not in texts[2:4]:
-            raters.rate("Ana", rated, text, 3)
+            raters.save_rating("Ana", rated, text, 3)
     assert prompt_shown(press(app, "slightly")) == texts[2]
     press(app, "slightly")
     assert "every prompt" in app.success[0].value
@@ -525,7 +525,7 @@ def test_a_hostile_prompt_is_rated_as_text(own_cache, text):
     run = open_run(RUN)
     for rated, other in zip(run.prompts["prompt_id"], run.prompts["text"], strict=True):
         if other != text:
-            raters.rate("Ana", rated, other, 3)
+            raters.save_rating("Ana", rated, other, 3)
     app = begin("Ana")
     assert prompt_shown(app) == text
     assert text not in shown(app)
@@ -559,12 +559,12 @@ def test_ratings_say_what_to_do_where_there_are_none_and_compare_those_there_are
     assert "Nobody has rated" in app.info[0].value
     run = open_run(RUN)
     for who in ("Ana", "Ben"):
-        for row in raters.order(run, who)[:30]:
+        for row in raters.rating_order(run, who)[:30]:
             rating = int(np.clip(4 + run.projections[row, -1], 1, 7))
-            raters.rate(who, run.prompts["prompt_id"][row], run.prompts["text"][row], rating)
+            raters.save_rating(who, run.prompts["prompt_id"][row], run.prompts["text"][row], rating)
     app = visit("7_Ratings", run=RUN, site=str(N_LAYERS))
     metrics = {metric.label: metric.value for metric in app.metric}
-    table = raters.all_ratings().table
+    table = raters.load_all_ratings().table
     assert metrics["prompts rated"] == str(table["prompt_id"].nunique())
     assert metrics["Krippendorff's α"] == "1.00"
     assert "rated higher" in shown(app)
