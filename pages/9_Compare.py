@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.exploration.comparison import probe_reading
+from refusal_core.exploration.comparison import describe_probe_d
 from refusal_core.ui import comparison as parts
 from refusal_core.ui.evidence import evidence_or_none
 from refusal_core.ui.frame import frame, site_picker
@@ -14,7 +14,7 @@ run = frame("Compare", "Two to five runs side by side: where they separate harm,
 compared = parts.chosen_sides(run)
 evidence = [evidence_or_none(side.run) for side in compared]
 tables = parts.tables_over_depth(compared, evidence)
-heading(probe_reading([side.run for side in compared], [side.letter for side in compared], tables))
+heading(describe_probe_d([side.run for side in compared], [side.letter for side in compared], tables))
 parts.controls(compared, evidence)
 parts.overview(compared, evidence, tables)
 parts.differences(compared)

@@ -79,8 +79,8 @@ def refit(
     if result.cached:
         print(f"found in the cache, nothing computed: {result.run.path}")
     change = refits.compare(original_of(result.run), result.run)
-    print(refits.reading(change))
-    print_table(refits.numbers(change), digits=3)
+    print(refits.describe_change(change))
+    print_table(refits.change_table(change), digits=3)
     print(result.run.run_id)
 
 

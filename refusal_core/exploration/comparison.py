@@ -1,4 +1,4 @@
-"""Runs side by side: over relative depth, on the prompts they share, by category, and direction against direction.
+"""Comparison of runs over relative depth, on shared prompts, by category, and by the cosine of their directions.
 
 Layers of different models are matched by relative depth (:func:`refusal_core.sites.matched_site`), prompts by
 ``prompt_id``. Prompts that both runs fitted are compared by their cross-fitted projections, those of a transfer set
@@ -35,7 +35,7 @@ from refusal_core.sites import matched_site, relative_depth, site_label, site_sh
 LABELS = ("both", "harmful", "harmless")
 MINIMUM = 5
 MOST_DRAWN = 1000
-"""Prompts that ranks and categories are compared on; of more, those whose ids, which are hashes, come first."""
+"""Most prompts that ranks and categories are compared on; of more, those whose ids, which are hashes, come first."""
 
 NUMBERS = {
     "probe_d": "d on matched pairs",
@@ -43,7 +43,7 @@ NUMBERS = {
     "crossfit_d": "d cross-fitted",
     "in_sample_d": "d in-sample",
 }
-"""Columns of :func:`over_depth`, and their names on screen."""
+"""Columns of :func:`numbers_over_depth`, and their names on screen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,9 @@ class Shared:
     """The prompts that two runs share.
 
     Attributes:
-        run, other: the two runs.
-        source: the first run's transfer set that they are of, or None for prompts that both runs fitted.
+        run: the first run.
+        other: the second run.
+        source: the first run's transfer set that they belong to, or None for prompts that both runs fitted.
         prompts: ``prompt_id, text, label, other_label, category, pair_id, source`` as the first run has them, and
             ``row, other_row`` in the two runs.
     """
@@ -64,16 +65,16 @@ class Shared:
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """``(prompt, site)`` projections of the first run, in activation units; cross-fitted where it fitted them."""
+        """Projections in the first run, ``(prompt, site)``, in activation units; cross-fitted where it fitted them."""
         return np.asarray(_scores(self.run, self.source)[self.prompts["row"]])
 
     @cached_property
     def other_scores(self) -> np.ndarray:
-        """``(prompt, other_site)`` of the other run."""
+        """Projections in the other run, ``(prompt, other_site)``."""
         return np.asarray(_scores(self.other, self.source)[self.prompts["other_row"]])
 
     def of_label(self, label: str) -> np.ndarray:
-        """``(prompt,)`` bool: prompts that both runs give a label, or all for ``both``."""
+        """Return the prompts that both runs give a label, or all for ``both``, as ``(prompt,)`` bool."""
         if label == "both":
             return np.ones(len(self.prompts), dtype=bool)
         return np.asarray((self.prompts["label"].eq(label) & self.prompts["other_label"].eq(label)).to_numpy())
@@ -102,29 +103,29 @@ def shared_prompts(run: Run, other: Run, source: str | None = None) -> Shared:
 
 
 def shared_sources(run: Run, other: Run) -> list[str]:
-    """The first run's transfer sets of which the other run has prompts that it did not fit."""
+    """Return the first run's transfer sets of which the other run has prompts that it did not fit."""
     unfitted = other.prompts.loc[~other.prompts["fitted"], "prompt_id"]
     ours = run.prompts[~run.prompts["fitted"] & run.prompts["prompt_id"].isin(unfitted)]
     return [source for source in run.transfer_sources if ours["source"].eq(source).any()]
 
 
-def left_out(run: Run, other: Run) -> int:
-    """How many shared prompts only one of the runs fitted."""
+def count_left_out(run: Run, other: Run) -> int:
+    """Return how many shared prompts only one of the runs fitted."""
     both = run.prompts[["prompt_id", "fitted"]].merge(other.prompts[["prompt_id", "fitted"]], on="prompt_id")
     return int((both["fitted_x"] != both["fitted_y"]).sum())
 
 
-def matched(run: Run, site: int, other: Run) -> int:
-    """The site of the other run at the same relative depth."""
+def site_in_other(run: Run, site: int, other: Run) -> int:
+    """Return the site of the other run at the same relative depth."""
     return matched_site(site, run.n_layers, other.n_layers)
 
 
-def over_depth(run: Run, evidence: Evidence | None) -> pd.DataFrame:
-    """The numbers of :data:`NUMBERS` over relative depth, with the intervals that the evidence has.
+def numbers_over_depth(run: Run, evidence: Evidence | None) -> pd.DataFrame:
+    """Return the numbers of :data:`NUMBERS` over relative depth, with the intervals that the evidence has.
 
     Returns:
-        One row a site: ``site, depth`` (NaN at the final norm), the numbers and their ``_low`` and ``_high``, which are
-        NaN for a run without evidence.
+        One row per site: ``site, depth`` (NaN at the final norm), the numbers and their ``_low`` and ``_high``, which
+        are NaN for a run without evidence.
     """
     table = run.layer_stats[["site", *NUMBERS]].assign(
         depth=[relative_depth(site, run.n_layers) for site in range(run.n_sites)]
@@ -146,8 +147,8 @@ def over_depth(run: Run, evidence: Evidence | None) -> pd.DataFrame:
     return table
 
 
-def detectable_in_words(run: Run, evidence: Evidence | None) -> str:
-    """Where d on matched pairs begins to stay above chance, with its interval; a dash without evidence of it."""
+def describe_detectable_from(run: Run, evidence: Evidence | None) -> str:
+    """Name the site from which d on matched pairs stays above chance, with its interval; a dash without evidence."""
     if evidence is None:
         return "–"
     table, source = evidence.detectable_from, probe_source(evidence)
@@ -159,43 +160,43 @@ def detectable_in_words(run: Run, evidence: Evidence | None) -> str:
         "never" if pd.isna(end) else site_short(int(end), run.n_layers)
         for end in row[["site_low", "site_high"]].iloc[0]
     )
-    said = "never" if first is None else run.site_label(first)
-    return f"{said} ({low} to {high})"
+    label = "never" if first is None else run.site_label(first)
+    return f"{label} ({low} to {high})"
 
 
 def rank_correlations(shared: Shared, site: int, other_site: int, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Spearman's rho and Kendall's tau-b of the two runs' projections at a site each, over and within the labels.
+    """Return Spearman's rho and Kendall's tau-b of the two runs' projections, over and within the labels.
 
     Intervals are 95 % bootstrap intervals over prompts, matched pairs drawn together where both labels are compared;
     the directions are held fixed.
 
     Returns:
-        One row a label of :data:`LABELS`: ``label, n, rho, rho_low, rho_high, tau, tau_low, tau_high``; NaN with fewer
-        than five prompts, or where nothing varies.
+        One row per label of :data:`LABELS`: ``label, n, rho, rho_low, rho_high, tau, tau_low, tau_high``; NaN with
+        fewer than five prompts, or where nothing varies.
     """
     sampled = _sampled(shared.prompts, MOST_DRAWN)
-    found = pd.DataFrame({"label": LABELS, "n": 0})
+    table = pd.DataFrame({"label": LABELS, "n": 0})
     points, drawn = np.full((2, len(LABELS)), np.nan), np.full((draws, 2, len(LABELS)), np.nan)
     for place, label in enumerate(LABELS):
         chosen = sampled & shared.of_label(label)
         ours, theirs = shared.scores[chosen, site], shared.other_scores[chosen, other_site]
         exist = np.isfinite(ours) & np.isfinite(theirs)
         ours, theirs, n = ours[exist], theirs[exist], int(exist.sum())
-        found.loc[place, "n"] = n
+        table.loc[place, "n"] = n
         if n < MINIMUM or not (np.ptp(ours) > 0 and np.ptp(theirs) > 0):
             continue
-        counts = _drawn(shared.prompts[chosen][exist], draws, seed)
+        counts = _draw_counts(shared.prompts[chosen][exist], draws, seed)
         points[:, place] = stats.spearmanr(ours, theirs).statistic, stats.kendalltau(ours, theirs).statistic
         drawn[:, 0, place] = weighted_correlation(weighted_ranks(ours, counts), weighted_ranks(theirs, counts), counts)
         drawn[:, 1, place] = _draw_kendall(ours, theirs, counts)
     low, high = interval(drawn, points, -1, 1)
     for number, name in enumerate(("rho", "tau")):
-        found[name], found[f"{name}_low"], found[f"{name}_high"] = points[number], low[number], high[number]
-    return found
+        table[name], table[f"{name}_low"], table[f"{name}_high"] = points[number], low[number], high[number]
+    return table
 
 
 def rank_matrix(shared: Shared, label: str = "both") -> np.ndarray:
-    """Spearman's rho of every site of one run with every site of the other.
+    """Return Spearman's rho of every site of one run with every site of the other.
 
     Returns:
         ``(site, other_site)``; NaN where nothing varies, everywhere with fewer than five prompts.
@@ -207,8 +208,8 @@ def rank_matrix(shared: Shared, label: str = "both") -> np.ndarray:
     return np.asarray(ours.T @ theirs)
 
 
-def disagreements(shared: Shared, site: int, other_site: int) -> pd.DataFrame:
-    """The shared prompts, those first that the two runs rank most differently at a site each.
+def rank_differences(shared: Shared, site: int, other_site: int) -> pd.DataFrame:
+    """Return the shared prompts, those first that the runs rank most differently at these sites.
 
     Returns:
         The columns of :attr:`Shared.prompts` with ``projection, other_projection`` (activation units), ``percentile,
@@ -218,45 +219,45 @@ def disagreements(shared: Shared, site: int, other_site: int) -> pd.DataFrame:
     table = shared.prompts.assign(
         projection=shared.scores[:, site], other_projection=shared.other_scores[:, other_site]
     ).dropna(subset=["projection", "other_projection"])
-    for mine in ("", "other_"):
-        table[f"{mine}percentile"] = 100 * (table[f"{mine}projection"].rank() - 0.5) / max(len(table), 1)
+    for prefix in ("", "other_"):
+        table[f"{prefix}percentile"] = 100 * (table[f"{prefix}projection"].rank() - 0.5) / max(len(table), 1)
     table["difference"] = table["percentile"] - table["other_percentile"]
     furthest = table.assign(by=-table["difference"].abs()).sort_values(["by", "prompt_id"])
     return furthest.drop(columns="by").reset_index(drop=True)
 
 
-def by_category(run: Run, source: str | None, site: int, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """How far along the direction each harm category's prompts lie, and how well it tells them from harmless ones.
+def separation_by_category(run: Run, source: str | None, site: int, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Return where every category's harmful prompts lie along the direction, and how well it separates them.
 
     Args:
         run: the run.
         source: a transfer set of the run; without it the prompts it fitted, cross-fitted.
-        site: where: a layer, or the final norm.
+        site: a layer, or the final norm.
         draws: bootstrap draws.
         seed: of everything random.
 
     Returns:
-        One row a category with harmful prompts: ``category, n_harmful, n_harmless, mean`` (projection of the harmful
+        One row per category with harmful prompts: ``category, n_harmful, n_harmless, mean`` (projection of the harmful
         prompts in pooled standard deviations from the midpoint) and ``auroc`` of harmful against harmless prompts of
         the category, both with 95 % bootstrap intervals over prompts; NaN with fewer than three prompts. Of more than
         :data:`MOST_DRAWN` prompts, so many.
     """
     scores = _standard_scores(run, source)[:, site]
-    categories = _drawn_categories(run, source, draws, seed, MOST_DRAWN)
+    categories = _draw_categories(run, source, draws, seed, MOST_DRAWN)
     means, areas = np.full((2, 1 + draws, len(categories)), np.nan)
-    for place, each in enumerate(categories):
-        values = scores[each.rows]
-        if each.n_harmful >= 3:
-            means[:, place] = each.harmful @ values / each.harmful.sum(axis=1)
-        if min(each.n_harmful, each.n_harmless) >= 3 and np.isfinite(values).all():
-            ranks = weighted_ranks(values, each.harmful + each.harmless)
-            areas[:, place] = auroc_of_ranks(ranks, each.harmful, each.harmless)
-    rows = [(each.category, each.n_harmful, each.n_harmless) for each in categories]
-    found = pd.DataFrame(rows, columns=["category", "n_harmful", "n_harmless"])
+    for place, category in enumerate(categories):
+        values = scores[category.rows]
+        if category.n_harmful >= 3:
+            means[:, place] = category.harmful @ values / category.harmful.sum(axis=1)
+        if min(category.n_harmful, category.n_harmless) >= 3 and np.isfinite(values).all():
+            ranks = weighted_ranks(values, category.harmful + category.harmless)
+            areas[:, place] = auroc_of_ranks(ranks, category.harmful, category.harmless)
+    rows = [(category.name, category.n_harmful, category.n_harmless) for category in categories]
+    table = pd.DataFrame(rows, columns=["category", "n_harmful", "n_harmless"])
     for number, drawn, bounds in (("mean", means, (-np.inf, np.inf)), ("auroc", areas, (0.0, 1.0))):
-        found[number] = drawn[0]
-        found[f"{number}_low"], found[f"{number}_high"] = interval(drawn[1:], drawn[0], *bounds)
-    return found
+        table[number] = drawn[0]
+        table[f"{number}_low"], table[f"{number}_high"] = interval(drawn[1:], drawn[0], *bounds)
+    return table
 
 
 def same_model(run: Run, other: Run) -> bool:
@@ -266,10 +267,10 @@ def same_model(run: Run, other: Run) -> bool:
 
 
 def direction_cosines(run: Run, other: Run) -> np.ndarray | None:
-    """``(site,)`` cosine of two runs' directions, or None unless both are of the same model; NaN where none exists."""
+    """Return the cosines of two runs' directions, ``(site,)``, NaN where one is missing; None for different models."""
     if not same_model(run, other) or run.n_sites != other.n_sites:
         return None
-    ours, theirs = (each.directions.unit_direction.astype(np.float64) for each in (run, other))
+    ours, theirs = (side.directions.unit_direction.astype(np.float64) for side in (run, other))
     exist = (np.linalg.norm(ours, axis=1) > 0) & (np.linalg.norm(theirs, axis=1) > 0)
     return np.where(exist, np.einsum("sd,sd->s", ours, theirs), np.nan)
 
@@ -280,17 +281,17 @@ def is_control(run: Run) -> bool:
     return template.sha256 is None or template.borrowed is not None
 
 
-def probe_reading(runs: Sequence[Run], names: Sequence[str], tables: Sequence[pd.DataFrame]) -> str:
-    """What the runs' d on matched pairs says, side by side, in words.
+def describe_probe_d(runs: Sequence[Run], names: Sequence[str], tables: Sequence[pd.DataFrame]) -> str:
+    """Say how d on matched pairs compares between the runs.
 
     Args:
         runs: the runs, in the order of their letters.
-        names: what each run is called on screen.
-        tables: each run's :func:`over_depth`.
+        names: of the runs on screen.
+        tables: of :func:`numbers_over_depth`, one per run.
     """
     known = [place for place, table in enumerate(tables) if table["probe_d"].notna().any()]
     lacking = [name for place, name in enumerate(names) if place not in known]
-    said = []
+    sentences = []
     if known:
         best = {place: tables[place].loc[runs[place].best_site()] for place in known}
         order = sorted(known, key=lambda place: -best[place]["probe_d"])
@@ -299,27 +300,31 @@ def probe_reading(runs: Sequence[Run], names: Sequence[str], tables: Sequence[pd
             f"{_place(int(best[place]['site']), runs[place].n_layers)}"
             for place in order
         ]
-        said.append(f"d on matched pairs where the cross-fitted d is highest: {'; '.join(numbers)}.")
+        sentences.append(f"d on matched pairs where the cross-fitted d is highest: {'; '.join(numbers)}.")
         if len(order) > 1 and any(np.isnan(best[place]["probe_d_low"]) for place in order):
-            said.append("Not every run has intervals here, so the difference may be chance.")
+            sentences.append("Not every run has intervals here, so the difference may be chance.")
         elif len(order) > 1:
             sites = [int(best[place]["site"]) for place in order]
-            said.append(_told_apart([runs[place] for place in order], sites, [names[place] for place in order]))
+            sentences.append(
+                _compare_highest([runs[place] for place in order], sites, [names[place] for place in order])
+            )
     if lacking:
         have = "has" if len(lacking) == 1 else "have"
-        said.append(f"{_listed(lacking)} {have} no matched pairs to be asked about harm.")
-    return " ".join(said)
+        sentences.append(f"{_enumerate(lacking)} {have} no matched pairs to be asked about harm.")
+    return " ".join(sentences)
 
 
-def rank_reading(shared: Shared, numbers: pd.DataFrame, site: int, other_site: int, names: Sequence[str]) -> str:
-    """What the rank correlations of two runs say, in words.
+def describe_rank_correlations(
+    shared: Shared, numbers: pd.DataFrame, site: int, other_site: int, names: Sequence[str]
+) -> str:
+    """Say how far two runs agree in rank.
 
     Args:
         shared: the prompts of both runs.
         numbers: of :func:`rank_correlations` at these sites.
-        site: where: a layer, or the final norm.
-        other_site: the site of the other run.
-        names: what the two runs are called on screen.
+        site: of the first run: a layer, or the final norm.
+        other_site: of the other run.
+        names: of the two runs on screen.
     """
     kind = f"of {shared.source}" if shared.source else "that both fitted, cross-fitted,"
     if shared.prompts.empty:
@@ -338,31 +343,33 @@ def rank_reading(shared: Shared, numbers: pd.DataFrame, site: int, other_site: i
     if over["rho"] > 1 - 1e-12:
         return f"{places} are ranked identically."
     if over["rho_low"] > 0:
-        found = "agree in rank more than by chance"
+        finding = "agree in rank more than by chance"
     elif over["rho_high"] < 0:
-        found = "are ranked the other way round"
+        finding = "are ranked the other way round"
     else:
-        found = "agree in rank no more than by chance"
-    said = [f"{places} {found}: ρ = {_number(over, 'rho')}."]
+        finding = "agree in rank no more than by chance"
+    sentences = [f"{places} {finding}: ρ = {_number(over, 'rho')}."]
     within = {label: rows.loc[label] for label in LABELS[1:] if np.isfinite(rows.loc[label, "rho"])}
     if len(within) == 2:
-        each = " and ".join(f"{_number(row, 'rho')} among the {label}" for label, row in within.items())
-        said.append(f"Within a label, where the labels cannot help, ρ is {each} ones.")
+        numbers_within = " and ".join(f"{_number(row, 'rho')} among the {label}" for label, row in within.items())
+        sentences.append(f"Within a label, where the labels cannot help, ρ is {numbers_within} ones.")
     elif len(within) == 1 and rows.loc[next(iter(within)), "n"] == over["n"]:
-        said.append(f"All of these are {next(iter(within))}.")
-    return " ".join(said)
+        sentences.append(f"All of these are {next(iter(within))}.")
+    return " ".join(sentences)
 
 
 @dataclass(frozen=True, eq=False)
 class _Category:
-    """A harm category's prompts, and draws of them.
+    """A harm category's prompts, and bootstrap draws of them.
 
     Attributes:
-        rows: ``(prompt,)`` in the run.
-        harmful, harmless: ``(1 + draw, prompt)`` how often each counts as either, once each in the first row.
+        name: of the category.
+        rows: of its prompts in the run, ``(prompt,)``.
+        harmful: how often a prompt counts as harmful, ``(1 + draw, prompt)``; the first row is the sample itself.
+        harmless: how often a prompt counts as harmless, likewise.
     """
 
-    category: str
+    name: str
     rows: np.ndarray
     harmful: np.ndarray
     harmless: np.ndarray
@@ -376,38 +383,42 @@ class _Category:
         return int(self.harmless[0].sum())
 
 
-def _drawn_categories(run: Run, source: str | None, draws: int, seed: int, most: int) -> list[_Category]:
-    """Return the categories that have harmful prompts; a site changes nothing here."""
+def _draw_categories(run: Run, source: str | None, draws: int, seed: int, most: int) -> list[_Category]:
+    """Return the categories that have harmful prompts; they are the same at every site."""
     prompts = run.prompts[run.rows(source=source) & run.prompts["category"].notna()]
     prompts = prompts[prompts["label"].isin(("harmful", "harmless"))]
-    found = []
+    categories = []
     for category, table in prompts[_sampled(prompts, most)].groupby("category"):
         is_harmful = table["label"].eq("harmful").to_numpy()
         if is_harmful.any():
-            counts = np.vstack([np.ones(len(table)), _drawn(table, draws, seed)])
-            found.append(_Category(str(category), table.index.to_numpy(), counts * is_harmful, counts * ~is_harmful))
-    return found
+            counts = np.vstack([np.ones(len(table)), _draw_counts(table, draws, seed)])
+            categories.append(
+                _Category(str(category), table.index.to_numpy(), counts * is_harmful, counts * ~is_harmful)
+            )
+    return categories
 
 
 def _sampled(prompts: pd.DataFrame, most: int) -> np.ndarray:
-    """``(prompt,)`` bool: those that draws are made of."""
+    """Return the prompts that draws are made of, ``(prompt,)`` bool."""
     if len(prompts) <= most:
         return np.ones(len(prompts), dtype=bool)
     return np.asarray(prompts["prompt_id"].isin(np.sort(prompts["prompt_id"].to_numpy())[:most]).to_numpy())
 
 
-def _drawn(prompts: pd.DataFrame, draws: int, seed: int) -> np.ndarray:
-    """:func:`~refusal_core.analysis.groups.bootstrap_counts`, for the same prompts the same at every site.
+def _draw_counts(prompts: pd.DataFrame, draws: int, seed: int) -> np.ndarray:
+    """Return :func:`~refusal_core.analysis.groups.bootstrap_counts`, for the same prompts the same at every site.
 
-    As float32, which holds them and ranks among them exactly: what is done with them waits for memory.
+    They are float32, which holds them and the ranks among them exactly: the computations with them wait for memory.
     """
     is_harmful = prompts["label"].eq("harmful").to_numpy()
-    return _drawn_once(is_harmful.tobytes(), tuple(prompt_groups(prompts).tolist()), draws, seed).astype(np.float32)
+    return _draw_counts_once(is_harmful.tobytes(), tuple(prompt_groups(prompts).tolist()), draws, seed).astype(
+        np.float32
+    )
 
 
 @lru_cache(maxsize=64)
-def _drawn_once(is_harmful: bytes, groups: tuple[str, ...], draws: int, seed: int) -> np.ndarray:
-    # A site changes nothing here, and drawing takes a third of the time that a site's numbers do. Kept small.
+def _draw_counts_once(is_harmful: bytes, groups: tuple[str, ...], draws: int, seed: int) -> np.ndarray:
+    # The same for every site, and drawing takes a third of the time that a site's numbers do. Small integers: memory.
     rng = np.random.default_rng(seed)
     counts = bootstrap_counts(np.frombuffer(is_harmful, dtype=bool), np.array(groups), draws, rng)
     return counts.astype(np.uint16)
@@ -418,18 +429,19 @@ def _scores(run: Run, source: str | None) -> np.ndarray:
 
 
 def _standard_scores(run: Run, source: str | None) -> np.ndarray:
-    """``(prompt, site)`` in pooled standard deviations from the midpoint; cross-fitted projections have it at 0."""
+    """Return scores in pooled standard deviations from the midpoint, ``(prompt, site)``."""
     if source is not None:
         return standardised(run, run.projections)
+    # Cross-fitted projections have the midpoint at 0.
     values = run.projections_crossfit
     spread = np.sqrt((np.var(values[run.rows("harmful")], axis=0) + np.var(values[run.rows("harmless")], axis=0)) / 2)
     return values / np.where(spread > 0, spread, np.nan)
 
 
 def _draw_kendall(ours: np.ndarray, theirs: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """``(draw,)`` Kendall's tau-b, every prompt counted as often as it was drawn (Kendall 1945).
+    """Return Kendall's tau-b of every draw, ``(draw,)``, prompts counted as often as they were drawn (Kendall 1945).
 
-    The order of two prompts is the same in every draw, so each draw is a quadratic form in its counts.
+    The order of two prompts is the same in every draw, so tau of a draw is a quadratic form in its counts.
     """
     signs, others = (np.sign(values[:, None] - values) for values in (ours, theirs))
     weights = counts.astype(np.float32, copy=False)
@@ -441,36 +453,38 @@ def _draw_kendall(ours: np.ndarray, theirs: np.ndarray, counts: np.ndarray) -> n
 
 
 def _squares(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """``(draw,)`` how many pairs of draws, each with itself included, are of one value."""
+    """Return the number of ordered pairs of equal values in every draw, ``(draw,)``, pairs with itself included."""
     tied = counts if len(np.unique(values)) == len(values) else tied_counts(values, counts)
     return np.asarray(np.einsum("dv,dv->d", tied, tied))
 
 
 def _unit_ranks(scores: np.ndarray) -> np.ndarray:
-    """``(prompt, site)`` ranks within each site, centred and of norm one; NaN at a site where nothing varies."""
+    """Return ranks within every site, ``(prompt, site)``, centred and of norm one; NaN where nothing varies."""
     ranks = stats.rankdata(scores, axis=0, nan_policy="propagate")
     ranks = ranks - ranks.mean(axis=0)
     norm = np.linalg.norm(ranks, axis=0)
     return np.asarray(ranks / np.where(norm > 0, norm, np.nan))
 
 
-def _told_apart(runs: Sequence[Run], sites: Sequence[int], names: Sequence[str]) -> str:
-    """Whether the highest of several d stands out, its own run first: by differences on the prompts they share."""
-    said = []
+def _compare_highest(runs: Sequence[Run], sites: Sequence[int], names: Sequence[str]) -> str:
+    """Say whether the highest of several d, whose run is first, stands out, by differences on shared prompts."""
+    sentences = []
     for other, site, name in zip(runs[1:], sites[1:], names[1:], strict=True):
         source = _asked_of_both(runs[0], other)
         if source is None:
-            said.append(f"{names[0]} and {name} were asked on different prompts, so their numbers cannot be compared.")
+            sentences.append(
+                f"{names[0]} and {name} were asked on different prompts, so their numbers cannot be compared."
+            )
             continue
         difference, low, high = d_difference(shared_prompts(runs[0], other, source), sites[0], site)
         if np.isnan(low):
             continue
         number = f"{difference:.2f} ({low:.2f} to {high:.2f})"
         if low > 0:
-            said.append(f"On the same prompts d of {names[0]} is higher than that of {name} by {number}.")
+            sentences.append(f"On the same prompts d of {names[0]} is higher than that of {name} by {number}.")
         else:
-            said.append(f"That {names[0]} is higher than {name} may be chance: the difference is {number}.")
-    return " ".join(said)
+            sentences.append(f"That {names[0]} is higher than {name} may be chance: the difference is {number}.")
+    return " ".join(sentences)
 
 
 def d_difference(
@@ -495,7 +509,7 @@ def d_difference(
     is_harmful = prompts["label"].eq("harmful").to_numpy()
     if is_harmful.all() or not is_harmful.any():
         return np.nan, np.nan, np.nan
-    counts = np.vstack([np.ones(len(prompts)), _drawn(prompts, draws, seed)])
+    counts = np.vstack([np.ones(len(prompts)), _draw_counts(prompts, draws, seed)])
     d = [
         weighted_d(np.broadcast_to(scores, counts.shape), counts * is_harmful, counts * ~is_harmful)
         for scores in (shared.scores[labelled, site], shared.other_scores[labelled, other_site])
@@ -527,5 +541,5 @@ def _number(row: pd.Series, number: str) -> str:
     return f"{row[number]:.2f}{_ends(row, number)}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def _enumerate(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

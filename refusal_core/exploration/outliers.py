@@ -1,4 +1,4 @@
-"""The prompts in a band of projections, what surrounds them, and which prompts run alike."""
+"""Prompts in a band of projections, their ranks and twins, and prompts with similar courses over the layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OTHER = {"harmful": "harmless", "harmless": "harmful"}
 
 
 def derived_band(run: Run, site: int) -> tuple[float, float]:
-    """The run's own band at a site; see :func:`refusal_core.analysis.effect_sizes.plausible_band`."""
+    """Return the :func:`~refusal_core.analysis.effect_sizes.plausible_band` of the run's projections at a site."""
     low, high = plausible_band(*(run.projections[run.rows(label), site] for label in ("harmful", "harmless")))
     return float(low), float(high)
 
@@ -45,13 +45,13 @@ def in_band(prompts: pd.DataFrame, band: tuple[float, float]) -> pd.DataFrame:
     return prompts[prompts["projection"].between(*band)]
 
 
-def search(prompts: pd.DataFrame, text: str) -> pd.DataFrame:
-    """The prompts that have a text in theirs, letter by letter, upper and lower case alike."""
+def prompts_containing(prompts: pd.DataFrame, text: str) -> pd.DataFrame:
+    """Return the prompts whose text contains another literally, in upper or lower case."""
     return prompts[[text.casefold() in words_of(prompt).casefold() for prompt in prompts_of(prompts)]]
 
 
-def ranks(run: Run, row: int) -> pd.DataFrame:
-    """A prompt's rank at every site.
+def percentile_ranks(run: Run, row: int) -> pd.DataFrame:
+    """Return a prompt's rank at every site.
 
     Returns:
         ``site``, and percent of the fitted prompts that project below it: ``own`` of its label (missing for a grey
@@ -72,13 +72,13 @@ def ranks(run: Run, row: int) -> pd.DataFrame:
 
 
 def row_of(run: Run, prompt_id: str | None) -> int | None:
-    """A prompt's row in the run, or ``None`` when the run has no such prompt."""
+    """Return a prompt's row in the run, or ``None`` when the run has no such prompt."""
     rows = np.flatnonzero(run.prompts["prompt_id"].eq(prompt_id).to_numpy())
     return int(rows[0]) if len(rows) else None
 
 
 def twin_of(run: Run, row: int) -> int | None:
-    """The row of the prompt's matched twin, or ``None`` where it has none."""
+    """Return the row of the prompt's matched twin, or ``None`` where it has none."""
     prompt = run.prompts.loc[row]
     if pd.isna(prompt["pair_id"]):
         return None
@@ -88,7 +88,7 @@ def twin_of(run: Run, row: int) -> int | None:
 
 
 def standardised(run: Run, projection: np.ndarray) -> np.ndarray:
-    """Projections on a scale that compares layers: pooled standard deviations from the midpoint of the two means.
+    """Return projections in pooled standard deviations from the midpoint of the two means, which compares layers.
 
     The means then lie at plus and minus half the site's in-sample Cohen's d.
 
@@ -106,7 +106,7 @@ def standardised(run: Run, projection: np.ndarray) -> np.ndarray:
 
 
 def nearest_prompts(run: Run, course: np.ndarray, count: int, leave_out: int | None = None) -> pd.DataFrame:
-    """The run's prompts whose course over the layers is most like one's own.
+    """Return the run's prompts whose course over the layers is most similar to a given one.
 
     Args:
         run: the run.

@@ -1,4 +1,4 @@
-"""The published tables of Experiment 0, read-only, to hold beside a run.
+"""The published tables of Experiment 0, read-only, to compare runs with.
 
 Pierucci (2025), Qwen/Qwen2.5-1.5B-Instruct, 256 + 256 prompts, 28 layers (MIT). The csv files are the reference; they
 are rounded to about three digits, and p-values below 1e-308 have underflowed.

@@ -1,4 +1,4 @@
-"""What leaving prompts out of a run changed: its numbers and its directions, before and after."""
+"""Comparison of a run with its refit: numbers and directions before and after prompts were left out."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from refusal_core.evidence.claims import detectable_from, probe_source
 from refusal_core.runs.run import LEFT_OUT, Run
 
 MEASURES = ("in_sample_d", "crossfit_d", "probe_d")
-_ASKED = {"in_sample_d": "in-sample", "crossfit_d": "cross-fitted", "probe_d": "on matched pairs"}
+_MEASURE_NAMES = {"in_sample_d": "in-sample", "crossfit_d": "cross-fitted", "probe_d": "on matched pairs"}
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """A run and its refit, site by site.
+    """A run compared with its refit, site by site.
 
     Attributes:
-        table: one row a site: ``site``, each of :data:`MEASURES` with ``_before`` and ``_after``, and ``cosine`` of the
-            two directions (missing where either does not exist).
-        left_out: rows of the refit's prompts that it was not fitted on any more, or that left their transfer set.
-        detectable_before, detectable_after: the first site from which d on matched pairs stays above chance; None
-            for never, or without matched pairs.
+        before: the run.
+        after: its refit.
+        table: one row per site: ``site``, every measure of :data:`MEASURES` with ``_before`` and ``_after``, and
+            ``cosine`` of the two directions (missing where either does not exist).
+        left_out: the refit's prompts that it was no longer fitted on, or that left their transfer set.
+        detectable_before: the first site from which the run's d on matched pairs stays above chance; None for never, or
+            without matched pairs.
+        detectable_after: that site of the refit.
     """
 
     before: Run
@@ -36,7 +39,7 @@ class Change:
 
 
 def compare(before: Run, after: Run) -> Change:
-    """Hold a refit against the run it is of.
+    """Compare a run with its refit.
 
     Raises:
         RunError: when ``after`` is no refit of ``before``.
@@ -56,10 +59,10 @@ def compare(before: Run, after: Run) -> Change:
     return Change(before, after, table, left_out, first, second)
 
 
-def reading(change: Change) -> str:
-    """What changed, in words."""
+def describe_change(change: Change) -> str:
+    """Say what changed."""
     counts = change.left_out["label"].value_counts()
-    said = [f"Left out: {', '.join(f'{count} {label}' for label, count in counts.items())}."]
+    sentences = [f"Left out: {', '.join(f'{count} {label}' for label, count in counts.items())}."]
     for measure in MEASURES:
         before, after = change.table[f"{measure}_before"], change.table[f"{measure}_after"]
         if before.isna().all() or after.isna().all():
@@ -70,26 +73,28 @@ def reading(change: Change) -> str:
             if first == second
             else f"from {change.before.site_label(first)} to {change.before.site_label(second)}"
         )
-        said.append(f"Strongest d {_ASKED[measure]}: {before[first]:.2f} before, {after[second]:.2f} after, {where}.")
-    first_site, second_site = _named(change, change.detectable_before), _named(change, change.detectable_after)
+        sentences.append(
+            f"Strongest d {_MEASURE_NAMES[measure]}: {before[first]:.2f} before, {after[second]:.2f} after, {where}."
+        )
+    first_site, second_site = _site_name(change, change.detectable_before), _site_name(change, change.detectable_after)
     same = first_site == second_site
     now = ", as before" if same else f" before, {second_site} after"
-    said.append(f"Detectable on matched pairs from: {first_site}{now}.")
+    sentences.append(f"Detectable on matched pairs from: {first_site}{now}.")
     cosine = change.table["cosine"]
     if cosine.notna().any():
         least = int(cosine.idxmin())
-        said.append(
+        sentences.append(
             f"The directions turn most at {change.before.site_label(least)}, to a cosine of {cosine[least]:.3f}."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
-def numbers(change: Change) -> pd.DataFrame:
-    """The table for people: sites by name."""
+def change_table(change: Change) -> pd.DataFrame:
+    """Return the table as it is shown, with sites by name."""
     table = change.table.rename(columns=lambda name: name.replace("_", " "))
     table["site"] = [change.before.site_label(site) for site in change.table["site"]]
     return table
 
 
-def _named(change: Change, site: int | None) -> str:
+def _site_name(change: Change, site: int | None) -> str:
     return "never" if site is None else change.before.site_label(site)

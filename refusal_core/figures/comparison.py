@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_core.evidence.claims import detectable_from, probe_source
-from refusal_core.exploration.comparison import NUMBERS, Shared, is_control, matched
+from refusal_core.exploration.comparison import NUMBERS, Shared, is_control, site_in_other
 from refusal_core.exploration.outliers import standardised
 from refusal_core.figures.style import ACCENT, GREY, PROBE, blank, line_at, ribbon, safe
 from refusal_core.runs.evidence_tables import Evidence
@@ -75,7 +75,7 @@ def over_depth(
 
     Args:
         compared: the runs.
-        tables: of :func:`refusal_core.exploration.comparison.over_depth`.
+        tables: of :func:`refusal_core.exploration.comparison.numbers_over_depth`.
         evidence: of the runs, where they have any.
         number: one of :data:`refusal_core.exploration.comparison.NUMBERS`.
     """
@@ -120,7 +120,7 @@ def rank_over_depth(compared: Sequence[Side], matrices: Sequence[np.ndarray], la
     first = compared[0].run
     traces = []
     for side, matrix in zip(compared[1:], matrices, strict=True):
-        sites = [matched(first, site, side.run) for site in range(first.n_sites)]
+        sites = [site_in_other(first, site, side.run) for site in range(first.n_sites)]
         table = pd.DataFrame(
             {
                 "site": range(first.n_sites),
@@ -214,7 +214,7 @@ def by_category(compared: Sequence[Side], tables: Sequence[pd.DataFrame], number
 
     Args:
         compared: the runs.
-        tables: of :func:`refusal_core.exploration.comparison.by_category`.
+        tables: of :func:`refusal_core.exploration.comparison.separation_by_category`.
         number: one of :data:`CATEGORY_NUMBERS`.
     """
     title, chance = CATEGORY_NUMBERS[number]

@@ -113,7 +113,7 @@ def ranks(run: Run, table: pd.DataFrame, label: str, site: int) -> go.Figure:
 
     Args:
         run: the run.
-        table: of :func:`refusal_core.exploration.outliers.ranks`.
+        table: of :func:`refusal_core.exploration.outliers.percentile_ranks`.
         label: the prompt's.
         site: marked with a vertical line.
     """

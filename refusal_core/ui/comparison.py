@@ -75,7 +75,7 @@ def chosen_sides(run: Run) -> list[Side]:
 
 
 def tables_over_depth(compared: list[Side], evidence: list[Evidence | None]) -> list[pd.DataFrame]:
-    """Return :func:`~refusal_core.exploration.comparison.over_depth` of the runs."""
+    """Return :func:`~refusal_core.exploration.comparison.numbers_over_depth` of the runs."""
     return [_table(identity(side.run), side.run, found) for side, found in zip(compared, evidence, strict=True)]
 
 
@@ -170,7 +170,7 @@ def chosen_pair(compared: list[Side], site: int) -> tuple[Side, Shared, int]:
     shared = _shared(identity(first.run), identity(other.run), source, first.run, other.run)
     if left:
         st.caption(f"{left} more prompts are in both runs, but only one of the two fitted them; they are left out.")
-    return other, shared, comparison.matched(first.run, site, other.run)
+    return other, shared, comparison.site_in_other(first.run, site, other.run)
 
 
 def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int, other_site: int) -> None:
@@ -179,7 +179,7 @@ def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int,
     pair = identity(first.run), identity(other.run)
     numbers = _correlations(*pair, shared.source, site, other_site, shared)
     letters = [first.letter, other.letter]
-    st.markdown(sentences(comparison.rank_reading(shared, numbers, site, other_site, letters)))
+    st.markdown(sentences(comparison.describe_rank_correlations(shared, numbers, site, other_site, letters)))
     if len(shared.prompts) < comparison.MINIMUM:
         return
     if len(shared.prompts) > comparison.MOST_DRAWN:
@@ -224,7 +224,7 @@ def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int,
 
 def disagreement_table(first: Side, other: Side, shared: Shared, site: int, other_site: int) -> None:
     """List the shared prompts, the most disputed first; a chosen row becomes the page's prompt."""
-    found = comparison.disagreements(shared, site, other_site)
+    found = comparison.rank_differences(shared, site, other_site)
     if found.empty:
         st.info("There is no shared prompt to disagree on.", icon=":material/join_inner:")
         return
@@ -284,7 +284,7 @@ def chosen_prompt(compared: list[Side], site: int) -> None:
 def by_category(compared: list[Side], site: int, source: str | None) -> None:
     """Show the harm categories in the runs."""
     tables = [
-        _by_category(identity(side.run), source, comparison.matched(compared[0].run, site, side.run), side.run)
+        _by_category(identity(side.run), source, comparison.site_in_other(compared[0].run, site, side.run), side.run)
         for side in compared
     ]
     if all(table.empty for table in tables):
@@ -397,7 +397,7 @@ def _identities(compared: list[Side]) -> Key:
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _table(run: tuple[str, int], _run: Run, _evidence: Evidence | None) -> pd.DataFrame:
-    return comparison.over_depth(_run, _evidence)
+    return comparison.numbers_over_depth(_run, _evidence)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -407,7 +407,7 @@ def _rows(
     rows = []
     for side, found, table in zip(_compared, _evidence, _tables, strict=True):
         best = {number: _at_best(side.run, table, number) for number in NUMBERS}
-        first = comparison.detectable_in_words(side.run, found)
+        first = comparison.describe_detectable_from(side.run, found)
         rows.append({"run": side.letter, "of": side.described, "detectable from": first, **best})
     return pd.DataFrame(rows)
 
@@ -415,7 +415,7 @@ def _rows(
 @st.cache_data(max_entries=64, show_spinner=False)
 def _joinable(run: tuple[str, int], other: tuple[str, int], _run: Run, _other: Run) -> tuple[list[str], int]:
     """Return the transfer sets that both have, and how many shared prompts are left out."""
-    return comparison.shared_sources(_run, _other), comparison.left_out(_run, _other)
+    return comparison.shared_sources(_run, _other), comparison.count_left_out(_run, _other)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -464,4 +464,4 @@ def _correlations(
 
 @st.cache_data(max_entries=64, show_spinner="Comparing categories …")
 def _by_category(run: tuple[str, int], source: str | None, site: int, _run: Run) -> pd.DataFrame:
-    return comparison.by_category(_run, source, site)
+    return comparison.separation_by_category(_run, source, site)

@@ -13,7 +13,15 @@ from streamlit.delta_generator import DeltaGenerator
 from refusal_core.annotations.marks import KINDS
 from refusal_core.behaviour.measurement import verdicts
 from refusal_core.errors import RunError
-from refusal_core.exploration.outliers import derived_band, in_band, nearest_prompts, ranks, row_of, search, twin_of
+from refusal_core.exploration.outliers import (
+    derived_band,
+    in_band,
+    nearest_prompts,
+    percentile_ranks,
+    prompts_containing,
+    row_of,
+    twin_of,
+)
 from refusal_core.exploration.published import PUBLISHED_BAND, PUBLISHED_BAND_LAYER
 from refusal_core.exploration.separation import Estimate, Separation, separation
 from refusal_core.figures import outliers as figures
@@ -149,7 +157,7 @@ def filtered(found: pd.DataFrame, run: Run) -> pd.DataFrame:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.text("Only: " + " · ".join([*said, *([f"“{find}”"] if find else [])]))
             st.button("Clear", icon=":material/filter_alt_off:", type="tertiary", on_click=_clear, args=(run,))
-    return search(found[keep], find)
+    return prompts_containing(found[keep], find)
 
 
 def described(found: pd.DataFrame, band: tuple[float, float]) -> None:
@@ -318,7 +326,7 @@ def over_layers(run: Run, row: int, site: int) -> None:
             help="Percent of the fitted prompts that project below it: among those of its own label, and among all. A "
             "harmful prompt that ranks low among harmful ones at every layer is a steady outlier.",
         )
-        chart(figures.ranks(run, ranks(run, row), label, site), "outliers_ranks")
+        chart(figures.ranks(run, percentile_ranks(run, row), label, site), "outliers_ranks")
     st.markdown("##### Prompts that run alike over the layers", help="Choose one to read it.")
     nearest = nearest_prompts(run, run.projections[row], 8, leave_out=row).set_index("prompt_id")
     distance = st.column_config.NumberColumn(

@@ -42,7 +42,7 @@ def test_runs_are_chosen_and_the_address_opens_the_same_comparison(open_page, se
 
 def test_a_disputed_row_opens_its_prompt_in_both_runs(open_page, second, cache):
     shared = comparison.shared_prompts(open_run(RUN, cache), open_run(second, cache))
-    most = comparison.disagreements(shared, 5, 2).iloc[0]
+    most = comparison.rank_differences(shared, 5, 2).iloc[0]
     page = open_page("Compare", run=RUN, others=second, site="5")
     table = page.locator(".st-key-compare_disagreements canvas").first
     expect(table).to_be_visible(timeout=30_000)
@@ -55,7 +55,7 @@ def test_a_disputed_row_opens_its_prompt_in_both_runs(open_page, second, cache):
     is_read(page, most["text"])
     expect(page.locator(".st-key-compare_courses .legendtext")).to_have_count(2, timeout=20_000)
     # At another layer another prompt stands in that row; what is read stays what it was.
-    other = comparison.disagreements(shared, 4, comparison.matched(shared.run, 4, shared.other)).iloc[0]
+    other = comparison.rank_differences(shared, 4, comparison.site_in_other(shared.run, 4, shared.other)).iloc[0]
     assert other["prompt_id"] != most["prompt_id"]
     field = page.get_by_label("Layer", exact=True).and_(page.locator("input"))
     field.fill("4")

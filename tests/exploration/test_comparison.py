@@ -86,7 +86,7 @@ def test_the_order_of_the_rows_does_not_matter(run, other):
     pd.testing.assert_frame_equal(first[["label", "n", "rho", "tau"]], second[["label", "n", "rho", "tau"]])
     columns = ["prompt_id", "projection", "other_projection", "difference"]
     pd.testing.assert_frame_equal(
-        comparison.disagreements(straight, 5, 3)[columns], comparison.disagreements(turned, 5, 3)[columns]
+        comparison.rank_differences(straight, 5, 3)[columns], comparison.rank_differences(turned, 5, 3)[columns]
     )
 
 
@@ -94,11 +94,11 @@ def test_a_run_beside_itself_agrees_in_everything(run):
     shared = comparison.shared_prompts(run, shuffled(run))
     table = comparison.rank_correlations(shared, 3, 3, draws=20)
     assert table[["rho", "rho_low", "tau", "tau_low"]].to_numpy() == pytest.approx(1)
-    assert (comparison.disagreements(shared, 3, 3)["difference"] == 0).all()
+    assert (comparison.rank_differences(shared, 3, 3)["difference"] == 0).all()
     assert np.diag(comparison.rank_matrix(shared)) == pytest.approx(1)
     assert comparison.direction_cosines(run, run) == pytest.approx(1, abs=1e-6)
-    assert "are ranked identically" in comparison.rank_reading(shared, table, 3, 3, ["A", "B"])
-    assert comparison.left_out(run, shuffled(run)) == 0
+    assert "are ranked identically" in comparison.describe_rank_correlations(shared, table, 3, 3, ["A", "B"])
+    assert comparison.count_left_out(run, shuffled(run)) == 0
 
 
 def test_every_cell_of_the_rank_matrix_is_a_rank_correlation(run, other):
@@ -116,11 +116,11 @@ def test_a_site_that_projects_all_alike_has_no_correlation_and_says_so(run):
     table = comparison.rank_correlations(shared, 2, 2, draws=5)
     assert table["rho"].isna().all()
     assert np.isnan(comparison.rank_matrix(shared)).all()
-    assert "projects them all alike" in comparison.rank_reading(shared, table, 2, 2, ["A", "B"])
+    assert "projects them all alike" in comparison.describe_rank_correlations(shared, table, 2, 2, ["A", "B"])
 
 
 def test_disagreements_are_differences_of_percentiles(run, other):
-    table = comparison.disagreements(comparison.shared_prompts(run, other), 4, 2)
+    table = comparison.rank_differences(comparison.shared_prompts(run, other), 4, 2)
     ranks = stats.rankdata(table["projection"]), stats.rankdata(table["other_projection"])
     np.testing.assert_allclose(table["difference"], 100 * (ranks[0] - ranks[1]) / len(table))
     assert table["difference"].abs().is_monotonic_decreasing
@@ -135,7 +135,7 @@ def test_a_prompt_that_one_run_fitted_and_the_other_did_not_is_left_out_and_coun
     relabelled = with_tables(
         run, prompts=run.prompts.assign(fitted=run.prompts["fitted"] & ~turned, source=run.prompts["source"])
     )
-    assert comparison.left_out(run, relabelled) == 2
+    assert comparison.count_left_out(run, relabelled) == 2
     joined = comparison.shared_prompts(run, relabelled).prompts["prompt_id"]
     assert not joined.isin(run.prompts.loc[turned, "prompt_id"]).any()
 
@@ -159,30 +159,30 @@ def test_runs_that_share_nothing_too_little_or_one_label_say_so(run):
     ):
         shared = comparison.shared_prompts(run, partner)
         table = comparison.rank_correlations(shared, 5, 4, draws=30)
-        assert says in comparison.rank_reading(shared, table, 5, 4, ["A", "B"])
+        assert says in comparison.describe_rank_correlations(shared, table, 5, 4, ["A", "B"])
         assert comparison.rank_matrix(shared).shape == (run.n_sites, run.n_sites)
-        assert len(comparison.disagreements(shared, 5, 4)) == len(shared.prompts)
+        assert len(comparison.rank_differences(shared, 5, 4)) == len(shared.prompts)
     assert comparison.shared_sources(run, strangers) == []
     assert comparison.shared_sources(run, shuffled(run)) == ["probe-pairs", "borderline"]
 
 
 def test_the_numbers_over_depth_are_the_run_s_and_its_evidence_s(run):
     evidence = run.evidence
-    table = comparison.over_depth(run, evidence)
+    table = comparison.numbers_over_depth(run, evidence)
     np.testing.assert_array_equal(table["probe_d"], run.layer_stats["probe_d"])
     np.testing.assert_array_equal(table["crossfit_d_low"], evidence.sites["crossfit_d_low"])
     probes = evidence.transfer[evidence.transfer["source"].eq("probe-pairs")].sort_values("site")
     np.testing.assert_array_equal(table["probe_auroc_high"], probes["auroc_high"])
     assert table["depth"].tolist()[:-1] == pytest.approx(np.linspace(0, 1, run.n_layers))
     assert np.isnan(table["depth"].iloc[-1])
-    bare = comparison.over_depth(run, None)
+    bare = comparison.numbers_over_depth(run, None)
     assert bare["probe_d_low"].isna().all()
-    assert comparison.detectable_in_words(run, None) == "–"
-    assert comparison.detectable_in_words(run, evidence).startswith("layer")
+    assert comparison.describe_detectable_from(run, None) == "–"
+    assert comparison.describe_detectable_from(run, evidence).startswith("layer")
 
 
 def test_scores_by_category_are_means_and_aurocs_of_its_prompts(run):
-    table = comparison.by_category(run, None, 4, draws=50).set_index("category")
+    table = comparison.separation_by_category(run, None, 4, draws=50).set_index("category")
     values = run.projections_crossfit[:, 4]
     spread = np.sqrt((np.var(values[run.rows("harmful")]) + np.var(values[run.rows("harmless")])) / 2)
     for category, row in table.iterrows():
@@ -196,7 +196,7 @@ def test_scores_by_category_are_means_and_aurocs_of_its_prompts(run):
 
 def test_a_run_without_categories_has_an_empty_table_of_the_same_columns(run):
     without = with_tables(run, prompts=run.prompts.assign(category=None))
-    tables = [comparison.by_category(each, None, 4, draws=5) for each in (run, without)]
+    tables = [comparison.separation_by_category(each, None, 4, draws=5) for each in (run, without)]
     assert tables[1].empty
     assert list(tables[1]) == list(tables[0])
 
@@ -222,7 +222,9 @@ def test_a_run_without_a_chat_template_of_its_own_is_a_control(run):
 
 def test_the_words_on_matched_pairs_follow_the_numbers(run, other, monkeypatch):
     def said(*runs):
-        return comparison.probe_reading(runs, ["A", "B"], [comparison.over_depth(each, each.evidence) for each in runs])
+        return comparison.describe_probe_d(
+            runs, ["A", "B"], [comparison.numbers_over_depth(each, each.evidence) for each in runs]
+        )
 
     best = run.best_site()
     assert f"A {run.layer_stats['probe_d'][best]:.2f} (" in said(run, other)
@@ -240,8 +242,8 @@ def test_the_words_on_matched_pairs_follow_the_numbers(run, other, monkeypatch):
     assert "may be chance: the difference is 0.00 (0.00 to 0.00)" in comparison._told_apart(
         [run, run], [best, best], ["A", "B"]
     )
-    tables = [comparison.over_depth(run, run.evidence), comparison.over_depth(other, None)]
-    assert "Not every run has intervals" in comparison.probe_reading([run, other], ["A", "B"], tables)
+    tables = [comparison.numbers_over_depth(run, run.evidence), comparison.numbers_over_depth(other, None)]
+    assert "Not every run has intervals" in comparison.describe_probe_d([run, other], ["A", "B"], tables)
     without = with_tables(other, layer_stats=other.layer_stats.assign(probe_d=np.nan))
     assert "B has no matched pairs" in said(run, without)
     monkeypatch.setattr(comparison, "shared_sources", lambda *runs: [])
@@ -265,14 +267,14 @@ def test_of_more_prompts_than_draws_are_made_of_the_same_are_taken_in_both_runs(
     first = shared.prompts["prompt_id"].sort_values().index[:12]
     expected = stats.spearmanr(shared.scores[first, 1], shared.other_scores[first, 1]).statistic
     assert table["rho"][0] == pytest.approx(expected)
-    assert comparison.by_category(run, None, 1)[["n_harmful", "n_harmless"]].to_numpy().sum() <= 12
+    assert comparison.separation_by_category(run, None, 1)[["n_harmful", "n_harmless"]].to_numpy().sum() <= 12
 
 
 def test_a_site_without_spread_has_no_scores_by_category(run):
     flat = run.projections_crossfit.copy()
     flat[:, 1] = np.where(np.isnan(flat[:, 1]), np.nan, 0.0)
-    table = comparison.by_category(with_tables(run, projections_crossfit=flat), None, 1)
-    assert comparison.by_category(run, None, 1)["auroc"].notna().any()
+    table = comparison.separation_by_category(with_tables(run, projections_crossfit=flat), None, 1)
+    assert comparison.separation_by_category(run, None, 1)["auroc"].notna().any()
     assert table[["mean", "auroc", "auroc_low", "auroc_high"]].isna().all(axis=None)
 
 
@@ -281,4 +283,4 @@ def test_draws_that_are_kept_are_those_of_the_prompts_asked_for(run):
     for asked in (prompts, prompts.iloc[:20], prompts.assign(pair_id=None), prompts.assign(label="harmful"), prompts):
         is_harmful = asked["label"].eq("harmful").to_numpy()
         expected = bootstrap_counts(is_harmful, prompt_groups(asked), 30, np.random.default_rng(4))
-        np.testing.assert_array_equal(comparison._drawn(asked, 30, 4), expected)
+        np.testing.assert_array_equal(comparison._draw_counts(asked, 30, 4), expected)

@@ -212,7 +212,7 @@ def test_a_change_is_told_site_by_site(parent, out):
     cosine = one @ two / np.linalg.norm(one) / np.linalg.norm(two)
     assert change.table["cosine"][site] == pytest.approx(cosine, rel=1e-4)
     assert change.table["cosine"].lt(1 - 1e-6).all()
-    said = refits.reading(change)
+    said = refits.describe_change(change)
     best = int(after.layer_stats["crossfit_d"].idxmax())
     assert f"{after.layer_stats['crossfit_d'][best]:.2f} after" in said
     assert after.site_label(best) in said

@@ -424,7 +424,7 @@ def test_every_run_has_a_look_of_its_own_and_controls_are_grey(run):
 
 
 def test_runs_are_drawn_over_relative_depth_with_the_final_norm_apart(compared, evidence):
-    table = comparison.over_depth(compared[0].run, evidence)
+    table = comparison.numbers_over_depth(compared[0].run, evidence)
     figure = comparison_figures.over_depth(compared, [table] * 2, [evidence, None], "probe_d")
     lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
     norms = [trace for trace in figure.data if trace.mode == "markers" and trace.legendgroup]
@@ -453,7 +453,7 @@ def test_prompts_and_categories_are_drawn_for_every_run_that_has_them(compared):
     run = compared[0].run
     course = comparison_figures.prompt_over_depth(compared, [4, None], 0.5)
     assert [trace.name for trace in course.data if trace.mode == "lines+markers"] == ["A: pairs · tiny"]
-    table = comparison.by_category(run, None, 3, draws=5)
+    table = comparison.separation_by_category(run, None, 3, draws=5)
     figure = comparison_figures.by_category(compared, [table] * 2, "auroc")
     assert [list(trace.x) for trace in figure.data] == [list(table["auroc"])] * 2
     one = comparison_figures.by_category(compared, [table, table.iloc[:0]], "auroc")
