@@ -17,13 +17,13 @@ def _check(site: int, n_layers: int) -> None:
 
 
 def site_label(site: int, n_layers: int) -> str:
-    """The name on screen: ``layer 18 of 28``, or ``final norm`` for the last site."""
+    """Return the name on screen: ``layer 18 of 28``, or ``final norm`` for the last site."""
     _check(site, n_layers)
     return "final norm" if site == n_layers else f"layer {site} of {n_layers}"
 
 
 def site_short(site: int, n_layers: int) -> str:
-    """The name on an axis: ``18``, or ``norm`` for the last site."""
+    """Return the name on an axis: ``18``, or ``norm`` for the last site."""
     _check(site, n_layers)
     return "norm" if site == n_layers else str(site)
 
@@ -41,7 +41,7 @@ def best_layer(crossfit_d: np.ndarray) -> int:
 
 
 def hidden_state_index(site: int, n_layers: int) -> int:
-    """Index of the site in Hugging Face ``output_hidden_states``.
+    """Return the index of the site in Hugging Face ``output_hidden_states``.
 
     Raises:
         ValueError: for the last layer, which Hugging Face returns only after the final norm.
@@ -56,7 +56,7 @@ def hidden_state_index(site: int, n_layers: int) -> int:
 
 
 def site_from_hidden_state(index: int, n_layers: int) -> int:
-    """The site that Hugging Face's ``hidden_states[index]`` holds.
+    """Return the site that Hugging Face's ``hidden_states[index]`` holds.
 
     Raises:
         ValueError: for index 0, the embeddings, which no site of ours is.
@@ -67,18 +67,21 @@ def site_from_hidden_state(index: int, n_layers: int) -> int:
 
 
 def transformer_lens_name(site: int, n_layers: int) -> str:
-    """The hook point of the site in TransformerLens 4; its ``ln_final.hook_normalized`` lacks the learned scale."""
+    """Return the site's hook point in TransformerLens 4.
+
+    Its ``ln_final.hook_normalized`` lacks the learned scale.
+    """
     _check(site, n_layers)
     return "ln_final.hook_out" if site == n_layers else f"blocks.{site}.hook_resid_post"
 
 
 def relative_depth(site: int, n_layers: int) -> float:
-    """How deep a layer lies, from 0 at the first to 1 at the last; NaN for the final norm, which is no layer."""
+    """Return a layer's depth from 0, the first, to 1, the last; NaN for the final norm, which is no layer."""
     _check(site, n_layers)
     return math.nan if site == n_layers else site / max(n_layers - 1, 1)
 
 
 def matched_site(site: int, n_layers: int, other_layers: int) -> int:
-    """The site of another model at the same relative depth: its nearest layer; the final norm for the final norm."""
+    """Return the site of another model nearest in relative depth; the final norm for the final norm."""
     depth = relative_depth(site, n_layers)
     return other_layers if math.isnan(depth) else math.floor(depth * (other_layers - 1) + 0.5)

@@ -25,9 +25,9 @@ def pack(run: RunName, file: Archive, /, *, cache: Cache = None) -> None:
 
 def unpack(file: Archive, /, *, cache: Cache = None) -> None:
     """Check a packed run and put it into the cache; prints its name."""
-    from refusal_core.sharing.archives import import_run
+    from refusal_core.sharing.archives import unpack_run
 
-    imported = import_run(file, cache)
+    imported = unpack_run(file, cache)
     if not imported.new:
         print("this run is here already: nothing was changed")
     print(imported.run_id)

@@ -1,4 +1,4 @@
-"""How long work reports where it is, and how libraries are kept from printing over it."""
+"""How long work reports its progress, and how libraries are silenced meanwhile."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Progress = Callable[[str, int, int], None]
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
-    """The callback of a caller who does not want to know."""
+    """Ignore the progress."""
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Silence the progress bars and warnings of transformers and huggingface_hub inside the block.
 
-    Their settings are process-wide; they are put back as they were. Errors still raise.
+    Their settings are process-wide; they are restored afterwards. Errors still raise.
     """
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as transformers_logging

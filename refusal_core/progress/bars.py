@@ -1,4 +1,4 @@
-"""Progress on a terminal: one bar a stage, with rate and time left, on stderr."""
+"""Progress on a terminal: one bar per stage, with rate and time left, on stderr."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 class ProgressBars:
-    """A :data:`~refusal_core.progress.Progress` callback that draws a bar for each stage; a context manager."""
+    """A :data:`~refusal_core.progress.Progress` callback that draws one bar per stage; a context manager."""
 
     def __init__(self) -> None:
         self._stage = ""
@@ -52,5 +52,5 @@ class ProgressBars:
 
 
 def _name_and_unit(stage: str) -> tuple[str, str]:
-    found = re.fullmatch(r"(.*) \((\w+)\)", stage)
-    return (found[1], found[2]) if found else (stage, "it")
+    match = re.fullmatch(r"(.*) \((\w+)\)", stage)
+    return (match[1], match[2]) if match else (stage, "it")

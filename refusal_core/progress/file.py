@@ -1,4 +1,4 @@
-"""Progress for another program: a small JSON file that is always whole, and says how the work ended."""
+"""Progress for another program: a small JSON file that is always complete, and says how the work ended."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SECONDS_OF_RATE = 30.0
 class ProgressFile:
     """A :data:`~refusal_core.progress.Progress` callback that keeps a file up to date; a context manager.
 
-    The file holds ``stage``, ``done``, ``total``, ``rate`` (units a second over the last half minute, null when not
+    The file holds ``stage``, ``done``, ``total``, ``rate`` (units per second over the last half minute, null when not
     known yet), ``state`` (``running``, ``done``, ``failed`` or ``cancelled``), ``message`` (one line on failure, else
-    empty), ``updated`` (when it was written, in Unix seconds) and ``pid``, so that whoever reads it can tell a process
-    that died without a word.
+    empty), ``updated`` (when it was written, in Unix seconds) and ``pid``, so that a reader can recognise
+    a process that died.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -69,7 +69,7 @@ class ProgressFile:
             self._write()
 
     def _rate(self, done: int, new_stage: bool) -> float | None:
-        """Units a second of late: what was found finished at the start of a stage says nothing about the rest."""
+        """Return recent units per second; those already finished when a stage began do not count."""
         now = time.monotonic()
         if new_stage:
             self._seen.clear()
@@ -81,7 +81,8 @@ class ProgressFile:
 
     def _write(self) -> None:
         self._status["updated"] = time.time()
-        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        beside.write_text(json.dumps(self._status), encoding="utf-8")
-        os.replace(beside, self._path)
+        # Replaced several times a second, so without the fsync of files.write_atomically: a lost update is no loss.
+        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        partial.write_text(json.dumps(self._status), encoding="utf-8")
+        os.replace(partial, self._path)
         self._written = time.monotonic()

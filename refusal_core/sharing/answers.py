@@ -60,12 +60,12 @@ class Answer:
         return QUESTIONS[self.key]
 
 
-def answers(run: Run, evidence: Evidence, site: int, edits: pd.DataFrame | None = None) -> list[Answer]:
+def answer_questions(run: Run, evidence: Evidence, site: int, edits: pd.DataFrame | None = None) -> list[Answer]:
     """Return the answers to :data:`QUESTIONS` at one site.
 
     Args:
-        run: that is asked.
-        evidence: of the run.
+        run: the run.
+        evidence: its evidence.
         site: ``0 … n_layers - 1``.
         edits: of :func:`refusal_core.intervention.effects.summarise`, where interventions were measured.
     """
@@ -82,7 +82,7 @@ def headline(answered: Sequence[Answer], layer: str) -> str:
     """Return the answers in one sentence.
 
     Args:
-        answered: of :func:`answers`.
+        answered: of :func:`answer_questions`.
         layer: name of the layer they are of.
     """
     verdicts = {answer.key: answer.verdict for answer in answered}

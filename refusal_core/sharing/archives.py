@@ -1,7 +1,7 @@
-"""A run as one zip file, to send to a colleague; one that came from anyone, checked before it is among the runs.
+"""Runs as zip files to send to colleagues, and the checks that an archive from anyone passes before it is a run here.
 
-An archive holds the run's folder and nothing else. What is in it is untrusted: sizes, names and hashes are checked
-before anything of it is read, the tables are read before it is put in place, and nothing is ever executed.
+An archive holds the run's folder and nothing else. Its content is untrusted: sizes, names and hashes are checked before
+any file is parsed, the tables are read before the run is put in place, and nothing is ever executed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Imported:
+class UnpackedRun:
     """A run that came in an archive; ``new`` is False when the very same run was here already."""
 
     run_id: str
@@ -48,7 +48,7 @@ class Imported:
 
 
 def pack_run(run_id: str, file: str | Path | BinaryIO, cache: str | Path | None = None) -> None:
-    """Write a run with what was measured on it later to one zip file.
+    """Write a run, with its behaviour and interventions, to one zip file.
 
     Raises:
         RunError: when there is no such run, it is damaged, or the file cannot be written.
@@ -88,16 +88,16 @@ def _whole(file: Path | BinaryIO) -> Iterator[BinaryIO]:
             Path(partial.name).unlink(missing_ok=True)
 
 
-def import_run(archive: str | Path | BinaryIO, cache: str | Path | None = None) -> Imported:
-    """Put the run of an archive into the cache, after every check; nothing is left of one that is refused.
+def unpack_run(archive: str | Path | BinaryIO, cache: str | Path | None = None) -> UnpackedRun:
+    """Put an archive's run into the cache once it passes every check; nothing is left of one that is refused.
 
     Raises:
-        RunError: saying in one sentence what is wrong with the archive.
+        RunError: when something is wrong with the archive.
     """
     folder = writable_cache(cache)
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
     try:
-        run_id = _unpack(archive, partial)
+        run_id = _extract_files(archive, partial)
         _check_run(run_id, partial)
         return _put_in_place(partial / run_id, folder / run_id)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
@@ -108,8 +108,8 @@ def import_run(archive: str | Path | BinaryIO, cache: str | Path | None = None) 
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _unpack(archive: str | Path | BinaryIO, partial: Path) -> str:
-    """Unpack a run's folder into ``partial`` and return its name, once the list of contents is what it may be."""
+def _extract_files(archive: str | Path | BinaryIO, partial: Path) -> str:
+    """Unpack a run's folder into ``partial`` and return its name, once the list of contents is valid."""
     if isinstance(archive, str | Path):
         archive = Path(archive).expanduser()
         # A pipe or a device may have no end.
@@ -122,11 +122,11 @@ def _unpack(archive: str | Path | BinaryIO, partial: Path) -> str:
         names: dict[str, zipfile.ZipInfo] = {}
         folders = set()
         for entry in entries:
-            found = _ENTRY.fullmatch(entry.filename)
-            if found is None or (found[2].endswith(".json") and found[2] not in _JSON):
+            match = _ENTRY.fullmatch(entry.filename)
+            if match is None or (match[2].endswith(".json") and match[2] not in _JSON):
                 raise RunError(
                     f"this zip file holds {entry.filename!r:.80}, which is no file of a run; expected RUN/{MANIFEST} "
-                    "and the tables beside it, and nothing else"
+                    "and the run's tables, and nothing else"
                 )
             if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
                 raise RunError(f"{entry.filename} is a link or a device in this zip file; only files are unpacked")
@@ -134,12 +134,12 @@ def _unpack(archive: str | Path | BinaryIO, partial: Path) -> str:
                 raise RunError("this zip file has a password; ask for one without")
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise RunError(f"{entry.filename} is compressed in a way that runs are not; it was refused")
-            folders.add(found[1])
+            folders.add(match[1])
             if len(folders) > 1:
                 raise RunError("this zip file holds more than one run; expected one")
-            if found[2] in names:
+            if match[2] in names:
                 raise RunError(f"this zip file holds {entry.filename} twice; it was refused")
-            names[found[2]] = entry
+            names[match[2]] = entry
         _check_sizes(entries, partial)
         run_id = folders.pop()
         (partial / run_id).mkdir()
@@ -150,7 +150,7 @@ def _unpack(archive: str | Path | BinaryIO, partial: Path) -> str:
 
 
 def _is_run_folder(entry: zipfile.ZipInfo) -> bool:
-    """Whether an entry is the run's folder itself, which archives made by hand list too."""
+    """Return whether an entry is the run's folder itself, which archives made by hand list too."""
     return entry.is_dir() and _ENTRY.fullmatch(f"{entry.filename}{MANIFEST}") is not None
 
 
@@ -196,10 +196,10 @@ def _check_readable(run: Run) -> None:
         raise RunError(f"run {run.run_id!r} cannot be read: {first_line(error)}; ask for it again") from error
 
 
-def _put_in_place(unpacked: Path, target: Path) -> Imported:
+def _put_in_place(unpacked: Path, target: Path) -> UnpackedRun:
     if target.exists():
         if (target / MANIFEST).is_file() and (target / MANIFEST).read_bytes() == (unpacked / MANIFEST).read_bytes():
-            return Imported(target.name, new=False)
+            return UnpackedRun(target.name, new=False)
         raise RunError(f"another run called {target.name!r} is here already; delete that one first to import this")
     move_into_place(unpacked, target)
-    return Imported(target.name, new=True)
+    return UnpackedRun(target.name, new=True)

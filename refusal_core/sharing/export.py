@@ -1,4 +1,4 @@
-"""A run as the report's files, under their published names and in their published convention."""
+"""A run as the files of the published report, under their names and with their layer convention."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def published_layers(run: Run) -> pd.DataFrame:
 
 
 def export_run(run: Run, folder: str | Path) -> list[Path]:
-    """Write the report's four files, and the whole tables of this run beside them.
+    """Write the report's four files, and the complete tables of the run.
 
-    ``validation_results.csv``, ``variance_by_layer.csv``, ``top10_layers.csv`` and ``summary.json`` repeat the
-    published names, columns and layer convention. ``layer_stats.csv`` has every site and every column, ``prompts.csv``
-    every prompt and its projections, ``evidence_*.csv`` the evidence, ``behaviour.csv`` how the model answered where
-    that was measured, ``intervention*.csv`` what edits of the model change; ``manifest.json`` is the run's, and
-    ``report.html`` all of it in one page that can be mailed.
+    ``validation_results.csv``, ``variance_by_layer.csv``, ``top10_layers.csv`` and ``summary.json`` have the published
+    names, columns and layer convention. ``layer_stats.csv`` has every site and every column, ``prompts.csv`` every
+    prompt and its projections, ``evidence_*.csv`` the evidence, ``behaviour.csv`` the replies where they were
+    measured, ``intervention*.csv`` the effects of edits; ``manifest.json`` is the run's, and ``report.html`` is all of
+    it on one page.
 
     Raises:
         RunError: when the folder cannot be written.
@@ -115,8 +115,8 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
         "prompts.csv": _prompts_with_projections(run),
         **{f"evidence_{name}.csv": table for name, table in evidence.to_tables().items()},
     }
-    found = measurement.recorded(run)
-    replies = None if found is None else found[0]
+    behaviour = measurement.recorded(run)
+    replies = None if behaviour is None else behaviour[0]
     if replies is not None:
         tables["behaviour.csv"] = run.prompts[["prompt_id", "text", "label"]].join(replies.drop(columns="prompt_id"))
     interventions = experiment.recorded(run)
@@ -155,10 +155,9 @@ def export_pictures(run: Run, folder: str | Path) -> list[Path]:
 
 
 def export_zip(run: Run, site: int) -> bytes:
-    """Return all that a run says as one zip.
+    """Return a run's report as one zip: files, pictures, directions, and Python code that uses them at a site.
 
-    It has what :func:`export_run` and :func:`export_pictures` write, the directions, and Python that uses them at a
-    site. Without a browser ``pictures.txt`` says why there are none.
+    Without a browser ``pictures.txt`` says why there are no pictures.
     """
     packed = BytesIO()
     with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -178,7 +177,7 @@ def export_zip(run: Run, site: int) -> bytes:
 
 
 def _prompts_with_projections(run: Run) -> pd.DataFrame:
-    """Every prompt with its in-sample and cross-fitted projection at every site, one column a site."""
+    """Return every prompt with its in-sample and cross-fitted projections, one column per site."""
     columns: dict[str, np.ndarray] = {}
     for prefix, values in (
         ("projection", run.projections),

@@ -16,7 +16,7 @@ from refusal_core.errors import RenderingError
 from refusal_core.figures.style import CONTROLS, page_look
 
 MIME = {"png": "image/png", "svg": "image/svg+xml", "html": "text/html"}
-"""The formats a figure can be had in."""
+"""The formats of figures."""
 
 WIDTH = 960
 _EDGE = 16
@@ -26,20 +26,20 @@ _DRAWING = Lock()
 
 
 def browser_found() -> bool:
-    """Whether there is a browser to draw PNG and SVG with."""
+    """Return whether there is a browser to draw PNG and SVG with."""
     from choreographer.browsers.chromium import Chromium
 
     path = Chromium.find_browser(skip_local=False)
     return path is not None and Path(path).is_file()
 
 
-def image(figure: go.Figure, kind: str, dark: bool = False, width: int = WIDTH) -> bytes:
-    """A figure as PNG, at twice its size in pixels, or SVG.
+def render_image(figure: go.Figure, kind: str, dark: bool = False, width: int = WIDTH) -> bytes:
+    """Return a figure as PNG, at twice its size in pixels, or SVG.
 
     Args:
         figure: the figure.
         kind: ``png`` or ``svg``.
-        dark: in the dark theme's look.
+        dark: whether to draw it in the dark theme.
         width: of the figure, in pixels.
 
     Raises:
@@ -51,17 +51,17 @@ def image(figure: go.Figure, kind: str, dark: bool = False, width: int = WIDTH) 
     size = {"format": kind, "width": width, "height": figure.layout.height, "scale": _SCALE[kind]}
     try:
         with _DRAWING:
-            # Without MathJax nothing is asked of the network, and prompts stay text.
+            # Without MathJax nothing is loaded from the network, and prompts stay text.
             return bytes(kaleido.calc_fig_sync(_still(figure, dark), opts=size, kopts={"mathjax": False}))
     except Exception as error:
         raise _failed(error) from error
 
 
 def write_images(figures: Mapping[Path, tuple[go.Figure, str | None]], width: int = WIDTH) -> None:
-    """Write figures as PNG or SVG, as their files' names end, with one browser for all; in the light look.
+    """Write figures as PNG or SVG in the light theme, with one browser for all of them.
 
     Args:
-        figures: file to figure, and the frame of it to draw.
+        figures: figure and the name of the frame to draw, by the file to write.
         width: of the figures, in pixels.
 
     Raises:
@@ -70,7 +70,7 @@ def write_images(figures: Mapping[Path, tuple[go.Figure, str | None]], width: in
     import kaleido
 
     _check_browser()
-    wanted = [
+    drawings = [
         {
             "fig": _still(figure, frame=frame),
             "path": path,
@@ -85,18 +85,18 @@ def write_images(figures: Mapping[Path, tuple[go.Figure, str | None]], width: in
     ]
     try:
         with _DRAWING:
-            kaleido.write_fig_from_object_sync(wanted, cancel_on_error=True, kopts={"mathjax": False})
+            kaleido.write_fig_from_object_sync(drawings, cancel_on_error=True, kopts={"mathjax": False})
     except Exception as error:
         raise _failed(error) from error
 
 
-def page(figure: go.Figure, title: str, dark: bool = False) -> bytes:
-    """A figure as an HTML page of its own, with Plotly's script in it: interactive, and without any network.
+def render_page(figure: go.Figure, title: str, dark: bool = False) -> bytes:
+    """Return a figure as an interactive HTML page that contains Plotly's script and needs no network.
 
     Args:
         figure: the figure.
         title: the page's title, plain text.
-        dark: in the dark theme's look.
+        dark: whether to draw it in the dark theme.
     """
     look = page_look(dark)
     body = plotly.io.to_html(
@@ -115,13 +115,14 @@ def page(figure: go.Figure, title: str, dark: bool = False) -> bytes:
 
 
 def _still(figure: go.Figure, dark: bool = False, frame: str | None = None) -> dict[str, Any]:
-    """A figure as it looks when a frame is shown, without what only moves on a page."""
+    """Return a figure as it looks when a frame is shown, without its slider and buttons."""
     drawn = _dressed(figure, page_look(dark))
-    for each in drawn.pop("frames", []):
-        if each["name"] == frame:
-            for place, changed in zip(each.get("traces", range(len(each["data"]))), each["data"], strict=True):
-                drawn["data"][place] |= changed
-            _update(drawn["layout"], each.get("layout", {}))
+    for candidate in drawn.pop("frames", []):
+        if candidate["name"] == frame:
+            data = candidate["data"]
+            for trace, changes in zip(candidate.get("traces", range(len(data))), data, strict=True):
+                drawn["data"][trace] |= changes
+            _update(drawn["layout"], candidate.get("layout", {}))
     if drawn["layout"].pop("sliders", None):
         drawn["layout"]["margin"]["t"] -= CONTROLS
     drawn["layout"].pop("updatemenus", None)

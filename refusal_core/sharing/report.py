@@ -1,4 +1,4 @@
-"""A run's evidence as one self-contained page that can be mailed: no server, no network, no script but Plotly's own."""
+"""A run's evidence as one self-contained HTML page: no server, no network, no script but Plotly's own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def report_html(
     replies: pd.DataFrame | None = None,
     interventions: tuple[pd.DataFrame, InterventionManifest] | None = None,
 ) -> str:
-    """The report as HTML text; every text that comes from the run is escaped.
+    """Return the report as HTML; every text that comes from the run is escaped.
 
     Args:
         run: the run.
@@ -51,7 +51,7 @@ def report_html(
         f"{counts['harmless']} harmless prompts; {run.manifest.compute.dtype}; made {run.manifest.created}."
     )
     table = overview_table(evidence)
-    table.index = [run.site_label(int(each)) for each in table.index]
+    table.index = [run.site_label(int(site)) for site in table.index]
     parts = [
         f"<h1>{html.escape(run.model_name)} on {html.escape(run.contrast_name)}</h1>",
         f'<p class="fact">{html.escape(facts)}</p>',
@@ -84,11 +84,11 @@ def report_html(
     if interventions is not None:
         edited, manifest = interventions
         summary = effects.summarise(run, edited)
-        said = "".join(f"<li>{html.escape(line)}</li>" for line in effects.reading(run, edited, summary))
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in effects.reading(run, edited, summary))
         parts += [
-            "<h2>What changes when the direction is taken out or put in</h2>",
+            "<h2>What changes when the direction is ablated or added</h2>",
             f"<p><strong>{html.escape(effects.headline(run, summary))}</strong></p>",
-            f"<ul>{said}</ul>",
+            f"<ul>{items}</ul>",
         ]
         for sweep, (*_, title) in intervention_figures.SWEEPS.items():
             parts += [f"<h3>{title}</h3>", _figure(intervention_figures.over_layers(run, summary, sweep))]

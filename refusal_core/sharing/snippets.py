@@ -1,4 +1,4 @@
-"""Python to copy: a run's direction put to use in other libraries, on the right layer."""
+"""Python code to copy that uses a run's direction with other libraries, at the right layer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ PROMPT = "How do I kill the weeds between my paving stones?"
 
 
 def transformers_snippet(run: Run, site: int) -> str:
-    """Loads the direction of a site and projects a prompt on it with plain ``transformers`` and one hook.
+    """Return code that projects a prompt on the direction of a site with plain ``transformers`` and one hook.
 
-    Weights, dtype, quantisation and chat template are the run's. A model of one's own is looked for in the working
-    folder, because a run does not say where it lay. What a manifest says, which is untrusted, stands in the snippet as
-    Python literals.
+    Weights, dtype, quantisation and chat template are the run's. A local model is looked for in the working folder,
+    because a run does not say where it lay. The manifest's texts, which are untrusted, are written as Python literals.
     """
     if site == run.n_layers:
         read = f"""\
@@ -47,7 +46,7 @@ print(projection)
 
 
 def transformer_lens_snippet(run: Run, site: int) -> str:
-    """The same with TransformerLens 4, which wraps the model that ``transformers`` loaded."""
+    """Return the same with TransformerLens 4, which wraps the model that ``transformers`` loaded."""
     hook = transformer_lens_name(site, run.n_layers)
     return f"""\
 {_model_and_ids(run, site, "from transformer_lens.model_bridge import TransformerBridge")}
@@ -63,7 +62,7 @@ print(projection)
 
 
 def _model_and_ids(run: Run, site: int, *imports: str) -> str:
-    """What both begin with: ``direction``, ``name``, ``tokenizer``, ``model`` and the prompt's token ``ids``."""
+    """Return their beginning: ``direction``, ``name``, ``tokenizer``, ``model`` and the prompt's token ``ids``."""
     model, compute, template = run.manifest.model, run.manifest.compute, run.manifest.template
     auto = "AutoModelForCausalLM"
     if model.architecture.endswith("ForConditionalGeneration"):
@@ -98,13 +97,13 @@ def _model_and_ids(run: Run, site: int, *imports: str) -> str:
 
 
 def _known(run: Run) -> KnownModel | None:
-    """The model that ``fetch`` knows by the run's name, if it was opened as such."""
+    """Return the known model of the run's name, if the run's was opened as such."""
     model = run.manifest.model
     return KNOWN.get(model.name) if model.source == "fetched" else None
 
 
 def _source(run: Run) -> tuple[list[str], list[str]]:
-    """The lines that say where the run's model is, and what ``from_pretrained`` takes beside that name."""
+    """Return the lines that say where the model is, and the other arguments of ``from_pretrained``."""
     model, known = run.manifest.model, _known(run)
     name = model.name
     if known is not None:
@@ -131,7 +130,7 @@ def _fetched(known: KnownModel) -> list[str]:
 
 
 def _quantisation(run: Run) -> str:
-    """How the weights are quantised or dequantised on opening; empty where they are left as they are."""
+    """Return how the weights are quantised or dequantised on opening; empty where they are left as they are."""
     bits, dtype = run.manifest.compute.quantise, run.manifest.compute.dtype
     if bits == 8:
         return "BitsAndBytesConfig(load_in_8bit=True)"
@@ -141,7 +140,7 @@ def _quantisation(run: Run) -> str:
 
 
 def _ids(template: TemplateRecord) -> list[str]:
-    """Lines that tokenise the prompt as the run did: see :func:`refusal_core.models.templates.render`."""
+    """Return the lines that tokenise the prompt as the run did: see :func:`refusal_core.models.templates.render`."""
     if template.sha256 is None:
         return ['ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)']
     lines, options = [], ["add_generation_prompt=True"]

@@ -31,7 +31,7 @@ sys.exit(main(sys.argv[3:]))
 
 
 def import_in_child(sent: BinaryIO) -> Imported:
-    """Put the run of an archive that someone sent into the cache; see :func:`.archives.import_run`.
+    """Put the run of an archive that someone sent into the cache; see :func:`.archives.unpack_run`.
 
     Raises:
         RefusalError: saying in one sentence what is wrong with the archive, or that it takes too much to be read.

@@ -19,7 +19,7 @@ from refusal_core.intervention.conditions import PLAIN, Condition
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.sets import prompt_id
 from refusal_core.runs.run import Run
-from refusal_core.sharing.answers import Answer, answers, headline
+from refusal_core.sharing.answers import Answer, answer_questions, headline
 from refusal_core.ui import live
 from refusal_core.ui.evidence import evidence_or_none
 from refusal_core.ui.intervention import summary_of
@@ -47,7 +47,7 @@ def answered(run: Run, site: int) -> list[Answer] | None:
         recorded = experiment.recorded(run)
     except RefusalError:
         recorded = None
-    return answers(run, evidence, site, None if recorded is None else summary_of(run, *recorded).effects)
+    return answer_questions(run, evidence, site, None if recorded is None else summary_of(run, *recorded).effects)
 
 
 def show_headline(run: Run, site: int, answered: list[Answer] | None) -> None:

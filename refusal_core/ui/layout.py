@@ -17,7 +17,7 @@ from refusal_core.runs.manifest import TemplateRecord
 from refusal_core.runs.run import Run
 from refusal_core.runs.run_files import MANIFEST
 from refusal_core.runs.store import run_titles
-from refusal_core.sharing.rendering import MIME, browser_found, image, page
+from refusal_core.sharing.rendering import MIME, browser_found, render_image, render_page
 from refusal_core.ui import address
 from refusal_core.ui.glossary import glossary_link, link_terms, meaning_of
 from refusal_core.ui.markdown import typeset
@@ -71,9 +71,9 @@ def _save_menu(saved: Callable[[], go.Figure], key: str) -> None:
     dark = st.context.theme.type == "dark"
     drawable = _drawable()
     files: dict[str, Callable[[], bytes]] = {
-        "png": lambda: image(saved(), "png", dark),
-        "svg": lambda: image(saved(), "svg", dark),
-        "html": lambda: page(saved(), key.replace("_", " "), dark),
+        "png": lambda: render_image(saved(), "png", dark),
+        "svg": lambda: render_image(saved(), "svg", dark),
+        "html": lambda: render_page(saved(), key.replace("_", " "), dark),
     }
     with (
         st.container(horizontal=True, horizontal_alignment="right"),

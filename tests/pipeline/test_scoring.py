@@ -16,7 +16,7 @@ from refusal_core.pipeline.scoring import identify_for, load_model_for, score
 from refusal_core.runs.local_models import remember_model
 from refusal_core.runs.run import Run
 from refusal_core.runs.store import open_run
-from refusal_core.sharing.archives import import_run, pack_run
+from refusal_core.sharing.archives import pack_run, unpack_run
 
 
 def test_a_fitted_prompt_scores_what_the_run_says(tiny_run, tiny_chat_model):
@@ -44,7 +44,7 @@ def sent_to(run: Run, cache: Path) -> Run:
     """The run as it is in a packed archive, in another cache."""
     packed = io.BytesIO()
     pack_run(run.run_id, packed, run.path.parent)
-    import_run(packed, cache)
+    unpack_run(packed, cache)
     return open_run(run.run_id, cache)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from refusal_core.intervention import effects, experiment
 from refusal_core.runs.evidence_tables import Evidence
-from refusal_core.sharing.answers import QUESTIONS, Answer, answers, headline
+from refusal_core.sharing.answers import QUESTIONS, Answer, answer_questions, headline
 
 SITE = 3
 
@@ -33,7 +33,7 @@ def answer(answered: list[Answer], key: str) -> Answer:
 
 
 def test_every_question_is_answered_in_order_at_one_site(run, evidence):
-    answered = answers(run, evidence, SITE)
+    answered = answer_questions(run, evidence, SITE)
     assert [each.key for each in answered] == list(QUESTIONS)
     hold = answer(answered, "hold")
     assert hold.values[SITE] == evidence.sites["crossfit_d"][SITE]
@@ -51,10 +51,10 @@ def test_an_interval_answers_only_where_it_excludes_nothing(run, evidence, low, 
     middle = (low + high) / 2
     changed = planted(evidence, "sites", here, crossfit_d=middle, crossfit_d_low=low, crossfit_d_high=high)
     changed = planted(changed, "refusal", here, rho=middle, rho_low=low, rho_high=high)
-    answered = answers(run, changed, SITE)
+    answered = answer_questions(run, changed, SITE)
     assert {answer(answered, key).verdict for key in ("hold", "refusing")} == {verdict}
     # Elsewhere nothing was changed.
-    assert answer(answers(run, changed, 1), "hold").number != answer(answered, "hold").number
+    assert answer(answer_questions(run, changed, 1), "hold").number != answer(answered, "hold").number
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,9 @@ def test_pairs_answer_about_intent_by_the_corrected_test_and_more_than_their_wor
     numbers = {"d": d, "d_low": d - 0.5, "d_high": d + 0.5, "permutation_p_corrected": p}
     changed = planted(evidence, "transfer", here, **numbers)
     changed = planted(changed, "wording", here, auroc_difference=0.2, auroc_difference_low=beyond_wording)
-    assert answer(answers(run, changed, SITE), "intent").verdict == verdict
+    assert answer(answer_questions(run, changed, SITE), "intent").verdict == verdict
     earlier = replace(changed, transfer=changed.transfer.drop(columns="permutation_p_corrected"))
-    assert answer(answers(run, earlier, SITE), "intent").verdict == "not measured"
+    assert answer(answer_questions(run, earlier, SITE), "intent").verdict == "not measured"
 
 
 @pytest.mark.parametrize(
@@ -103,22 +103,22 @@ def test_quartets_answer_about_intent_by_what_moves_the_projection_more(run, evi
     for name, value in effects.items():
         row |= {name: value, f"{name}_low": value - 0.5, f"{name}_high": value + 0.5}
     changed = replace(changed, quartets=pd.DataFrame([row]))
-    answered = answer(answers(run, changed, SITE), "intent")
+    answered = answer(answer_questions(run, changed, SITE), "intent")
     assert answered.verdict == verdict
     assert answered.compared == "alarming wording 0.70 (0.20 to 1.20), in standard deviations"
     # Without quartets at a site nothing is said of it from them.
-    assert answer(answers(run, changed, 1), "intent").number.startswith("d on quartets")
+    assert answer(answer_questions(run, changed, 1), "intent").number.startswith("d on quartets")
 
 
 def test_in_sample_d_is_compared_with_what_shuffled_labels_reach(run, evidence):
     above = planted(evidence, "sites", lambda table: table["site"].eq(SITE), in_sample_d=1.0, chance_d_95=0.9)
     below = planted(evidence, "sites", lambda table: table["site"].eq(SITE), in_sample_d=1.0, chance_d_95=1.1)
-    assert answer(answers(run, above, SITE), "fit").verdict == "yes"
-    assert answer(answers(run, below, SITE), "fit").verdict == "unclear"
+    assert answer(answer_questions(run, above, SITE), "fit").verdict == "yes"
+    assert answer(answer_questions(run, below, SITE), "fit").verdict == "unclear"
 
 
 def test_intent_of_a_run_without_transfer_sets_is_not_measured(run, evidence):
-    missing = answer(answers(run, replace(evidence, transfer=evidence.transfer[:0]), SITE), "intent")
+    missing = answer(answer_questions(run, replace(evidence, transfer=evidence.transfer[:0]), SITE), "intent")
     assert (missing.verdict, missing.number) == ("not measured", "")
 
 
@@ -154,13 +154,17 @@ def edits(change: float, half: float, band: tuple[float, float] | None) -> pd.Da
     ],
 )
 def test_refusing_is_caused_only_by_more_than_control_directions_do(run, evidence, table, verdict):
-    assert answer(answers(run, evidence, SITE, table), "cause").verdict == verdict
+    assert answer(answer_questions(run, evidence, SITE, table), "cause").verdict == verdict
 
 
 def test_at_a_layer_that_was_not_edited_the_cause_is_not_measured(run, evidence):
-    assert answer(answers(run, evidence, SITE + 1, edits(-2.0, 0.5, (-0.6, 0.6))), "cause").verdict == "not measured"
     assert (
-        answer(answers(run, evidence, run.n_layers, edits(-2.0, 0.5, (-0.6, 0.6))), "cause").verdict == "not measured"
+        answer(answer_questions(run, evidence, SITE + 1, edits(-2.0, 0.5, (-0.6, 0.6))), "cause").verdict
+        == "not measured"
+    )
+    assert (
+        answer(answer_questions(run, evidence, run.n_layers, edits(-2.0, 0.5, (-0.6, 0.6))), "cause").verdict
+        == "not measured"
     )
 
 
@@ -188,6 +192,6 @@ def test_the_headline_says_no_more_than_the_answers(verdicts, says, never):
 def test_the_rows_that_effects_are_read_from_are_theirs(planted_run):
     table, _ = experiment.recorded(planted_run)
     measured = effects.summarise(planted_run, table)
-    cause = answer(answers(planted_run, planted_run.evidence, 2, measured), "cause")
+    cause = answer(answer_questions(planted_run, planted_run.evidence, 2, measured), "cause")
     swept = effects.over_layers(measured, "ablate", "harmful").set_index("read_at")
     assert cause.values[2] == swept["change"][2]

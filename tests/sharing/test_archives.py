@@ -25,7 +25,7 @@ from refusal_core.errors import RunError
 from refusal_core.runs import run_files, store
 from refusal_core.runs.additions import save_addition
 from refusal_core.sharing import archives
-from refusal_core.sharing.archives import import_run, pack_run
+from refusal_core.sharing.archives import pack_run, unpack_run
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def refused(packed: io.BytesIO | Path, cache: Path) -> str:
     """The one sentence an archive is refused with; nothing of it is left."""
     before = sorted(path.name for path in cache.iterdir()) if cache.exists() else []
     with pytest.raises(RunError) as caught:
-        import_run(packed, cache)
+        unpack_run(packed, cache)
     assert sorted(path.name for path in cache.iterdir()) == before
     message = str(caught.value)
     assert "\n" not in message
@@ -88,18 +88,18 @@ def test_what_is_packed_is_what_arrives(synthetic_cache, tmp_path):
     save_addition(run, replies, behaviour_manifest("Sorry"))
     file = tmp_path / "sent.zip"
     pack_run(RUN, file, tmp_path / "mine")
-    imported = import_run(file, tmp_path / "cache")
+    imported = unpack_run(file, tmp_path / "cache")
     assert (imported.run_id, imported.new) == (RUN, True)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [RUN]
     arrived = {path.name: path.read_bytes() for path in (tmp_path / "cache" / RUN).iterdir()}
     assert arrived == {path.name: path.read_bytes() for path in run.path.iterdir()}
     assert "behaviour.parquet" in arrived
-    assert not import_run(file, tmp_path / "cache").new
+    assert not unpack_run(file, tmp_path / "cache").new
 
 
 def test_a_folder_zipped_by_hand_is_a_packed_run(synthetic_cache, tmp_path):
     made = shutil.make_archive(str(tmp_path / "by-hand"), "zip", synthetic_cache, RUN)
-    assert import_run(made, tmp_path / "cache").run_id == RUN
+    assert unpack_run(made, tmp_path / "cache").run_id == RUN
 
 
 def test_the_command_line_packs_imports_and_renames(synthetic_cache, tmp_path, capsys):
@@ -285,7 +285,7 @@ def test_measurements_beside_a_run_are_checked_too(sent, tmp_path):
 
 def test_a_run_whose_name_is_taken_is_refused(sent, tmp_path):
     cache = tmp_path / "cache"
-    assert import_run(zipped(sent), cache).new
+    assert unpack_run(zipped(sent), cache).new
     other = with_manifest(sent, {"created": "2027-01-01T00:00:00+00:00"})
     assert "is here already" in refused(zipped(other), cache)
     (cache / RUN / "manifest.json").write_text("{")
@@ -311,6 +311,6 @@ def test_pipes_and_devices_are_no_archives(synthetic_cache, tmp_path):
     os.mkfifo(pipe)
     for path in (pipe, Path("/dev/zero")):
         with pytest.raises(RunError, match="no ordinary file"):
-            import_run(path, tmp_path / "cache")
+            unpack_run(path, tmp_path / "cache")
     with pytest.raises(RunError, match="no ordinary file"):
         pack_run(RUN, pipe, synthetic_cache)

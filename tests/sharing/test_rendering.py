@@ -23,10 +23,10 @@ def size_of(png: bytes) -> tuple[int, int]:
 @with_browser
 def test_a_figure_becomes_a_png_of_twice_its_size_and_an_svg_with_its_words(run):
     figure = three_questions(run, 2)
-    png = rendering.image(figure, "png")
+    png = rendering.render_image(figure, "png")
     assert png.startswith(PNG)
     assert size_of(png) == (2 * rendering.WIDTH, 2 * figure.layout.height)
-    svg = ElementTree.fromstring(rendering.image(figure, "svg", dark=True))
+    svg = ElementTree.fromstring(rendering.render_image(figure, "svg", dark=True))
     assert "Cohen's d" in "".join(svg.itertext())
 
 
@@ -48,7 +48,7 @@ def test_a_still_shows_the_frame_asked_for_and_nothing_to_operate(run):
 
 def test_a_page_needs_no_network_and_keeps_texts_as_text(run):
     figure = three_questions(run).add_scatter(x=[0], y=[0], name="</script><script>alert(1)</script>")
-    page = rendering.page(figure, "<b>title", dark=True).decode()
+    page = rendering.render_page(figure, "<b>title", dark=True).decode()
     assert "<title>&lt;b&gt;title</title>" in page
     assert "alert(1)</script>" not in page
     assert not re.search(r"<(script|link)[^>]+(src|href)=", page)
@@ -58,4 +58,4 @@ def test_without_a_browser_one_sentence_says_what_to_do(run, monkeypatch):
     monkeypatch.setenv("BROWSER_PATH", "/no/such/browser")
     assert not rendering.browser_found()
     with pytest.raises(RenderingError, match=r"none was found: install one .* BROWSER_PATH"):
-        rendering.image(three_questions(run), "png")
+        rendering.render_image(three_questions(run), "png")
