@@ -152,7 +152,7 @@ def reply_text(chat_model: ChatModel, tokens: list[int], ending: set[int]) -> st
 
 
 def end_tokens(chat_model: ChatModel) -> set[int]:
-    """Tokens that end a reply: the model's own and the tokenizer's."""
+    """Return the tokens that end a reply: the model's own and the tokenizer's."""
     own = chat_model.model.generation_config.eos_token_id
     listed = own if isinstance(own, list) else [own]
     return {token for token in [*listed, chat_model.tokenizer.eos_token_id] if token is not None}

@@ -38,7 +38,7 @@ def behaviour(
     options = options or BehaviourOptions()
     opened = store.open_run(run, cache)
     rules = read_rules(options.rules or BUNDLED)
-    if not again and measurement.relabelled(opened, rules) is not None:
+    if not again and measurement.relabel(opened, rules) is not None:
         print("the run has its openings: they were read by these rules, nothing was generated (--again does)")
         return
     with reporter.progress() as progress:
@@ -61,7 +61,7 @@ def intervention(
     from refusal_core.intervention import experiment
 
     opened = store.open_run(run, cache)
-    found = None if again else experiment.recorded(opened)
+    found = None if again else experiment.load_interventions(opened)
     if found is not None:
         table, manifest = found
         print(
@@ -85,17 +85,17 @@ def show_behaviour(run: Run, as_json: bool) -> None:
     """
     from refusal_core.behaviour import measurement
 
-    found = measurement.recorded(run)
+    found = measurement.load_behaviour(run)
     if found is None:
         raise RunError(f"behaviour was not measured on the run {run.run_id!r}")
     table, _ = found
-    numbers = measurement.by_site(run, table)
+    numbers = measurement.correlation_by_site(run, table)
     if as_json:
         print_json({"run_id": run.run_id, "prompts": records(table), "sites": records(numbers)})
         return
-    print(measurement.reading(run, table, numbers, run.best_site()), end="\n\n")
+    print(measurement.describe_behaviour(run, table, numbers, run.best_site()), end="\n\n")
     print(pd.crosstab(run.prompts["label"], table["opening_label"]).to_string(), end="\n\n")
-    print_table(measurement.agreement(run, table))
+    print_table(measurement.measure_agreement(run, table))
 
 
 def show_intervention(run: Run, as_json: bool) -> None:
@@ -106,7 +106,7 @@ def show_intervention(run: Run, as_json: bool) -> None:
     """
     from refusal_core.intervention import effects, experiment
 
-    found = experiment.recorded(run)
+    found = experiment.load_interventions(run)
     if found is None:
         raise RunError(f"no intervention was measured on the run {run.run_id!r}")
     table, _ = found

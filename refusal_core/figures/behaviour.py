@@ -28,7 +28,7 @@ NUMBERS = {
     "rho": ("Spearman's ρ", 0.0, "Projection and the log-odds of refusal phrases, ranked within each label."),
     "auroc": ("AUROC", 0.5, "Chance that a refused prompt projects above an answered one of its label."),
 }
-"""Columns of :func:`refusal_core.behaviour.measurement.by_site`: axis title, chance level, and meaning."""
+"""Columns of :func:`refusal_core.behaviour.measurement.correlation_by_site`: axis title, chance level, and meaning."""
 
 
 def against_refusing(run: Run, table: pd.DataFrame, site: int) -> go.Figure:

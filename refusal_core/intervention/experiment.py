@@ -203,20 +203,20 @@ class TriedPrompt:
         return self._prompt.tried([condition], self._vectors, tokens)[0][0]
 
 
-def recorded(run: Run) -> tuple[pd.DataFrame, InterventionManifest] | None:
-    """The interventions kept beside a run and their manifest, or ``None`` when there are none.
+def load_interventions(run: Run) -> tuple[pd.DataFrame, InterventionManifest] | None:
+    """Return the interventions that were measured on a run and their manifest, or ``None`` when there are none.
 
     Raises:
         RunError: when they are damaged or of other prompts.
     """
-    found = read_addition(run, InterventionManifest)
-    if found is None:
+    stored = read_addition(run, InterventionManifest)
+    if stored is None:
         return None
-    table, manifest = found
+    table, manifest = stored
     fault = _fault(run, table, manifest.dose_layer)
     if fault:
         raise RunError(f"run {run.run_id!r}: {INTERVENTION}.parquet {fault}; measure it again")
-    return found
+    return stored
 
 
 def _fault(run: Run, table: pd.DataFrame, dose_layer: int) -> str | None:

@@ -188,8 +188,8 @@ def _check_readable(run: Run) -> None:
     try:
         if run.has_evidence:
             run.evidence  # noqa: B018 - reads it
-        measurement.recorded(run)
-        experiment.recorded(run)
+        measurement.load_behaviour(run)
+        experiment.load_interventions(run)
     except RunError:
         raise
     except Exception as error:  # a malformed file, whatever its reader calls it

@@ -115,11 +115,11 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
         "prompts.csv": _prompts_with_projections(run),
         **{f"evidence_{name}.csv": table for name, table in evidence.to_tables().items()},
     }
-    behaviour = measurement.recorded(run)
+    behaviour = measurement.load_behaviour(run)
     replies = None if behaviour is None else behaviour[0]
     if replies is not None:
         tables["behaviour.csv"] = run.prompts[["prompt_id", "text", "label"]].join(replies.drop(columns="prompt_id"))
-    interventions = experiment.recorded(run)
+    interventions = experiment.load_interventions(run)
     if interventions is not None:
         edited, _ = interventions
         tables["intervention.csv"] = edited

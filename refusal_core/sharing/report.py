@@ -71,10 +71,10 @@ def report_html(
         if name == "space":
             parts.append(_figure(cosines(run, evidence)))
     if replies is not None:
-        numbers = measurement.by_site(run, replies)
+        numbers = measurement.correlation_by_site(run, replies)
         parts += [
             "<h2>What the model does</h2>",
-            f"<p>{html.escape(measurement.reading(run, replies, numbers, site))}</p>",
+            f"<p>{html.escape(measurement.describe_behaviour(run, replies, numbers, site))}</p>",
             _figure(behaviour_figures.against_refusing(run, replies, site)),
             *(
                 _figure(behaviour_figures.over_layers(run, numbers, number, site))

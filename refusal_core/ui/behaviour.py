@@ -50,7 +50,7 @@ _PROMPT_COLUMNS = {
 def recorded_replies(run: Run) -> tuple[pd.DataFrame, Key]:
     """Return the run's recorded behaviour and a key for caching; without any the page ends with how to measure it."""
     try:
-        recorded = measurement.recorded(run)
+        recorded = measurement.load_behaviour(run)
     except RefusalError as error:
         show_error("The behaviour measured on this run cannot be used.", error)
         st.stop()
@@ -110,8 +110,8 @@ def scatter(run: Run, table: pd.DataFrame, key: Key, site: int) -> int | None:
 
 def over_layers(run: Run, table: pd.DataFrame, key: Key, site: int) -> None:
     """Show correlation and AUROC over the layers, within either label."""
-    numbers = _cached(key, measurement.by_site, run, table)
-    st.markdown(sentences(measurement.reading(run, table, numbers, site)))
+    numbers = _cached(key, measurement.correlation_by_site, run, table)
+    st.markdown(sentences(measurement.describe_behaviour(run, table, numbers, site)))
     for column, (number, (_, _, explained)) in zip(st.columns(2), figures.NUMBERS.items(), strict=True):
         with column:
             st.caption(explained)
@@ -149,7 +149,7 @@ def disagreements(run: Run, table: pd.DataFrame, key: Key) -> int | None:
 def measures(run: Run, table: pd.DataFrame, key: Key) -> None:
     """Show how far the three measures agree, and the rules that name openings."""
     st.dataframe(
-        _cached(key, measurement.agreement, run, table).assign(same=lambda rates: 100 * rates["same"]),
+        _cached(key, measurement.measure_agreement, run, table).assign(same=lambda rates: 100 * rates["same"]),
         column_config={
             "first": st.column_config.TextColumn("measure"),
             "second": st.column_config.TextColumn("and"),

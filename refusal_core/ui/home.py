@@ -44,7 +44,7 @@ def answered(run: Run, site: int) -> list[Answer] | None:
     if evidence is None:
         return None
     try:
-        recorded = experiment.recorded(run)
+        recorded = experiment.load_interventions(run)
     except RefusalError:
         recorded = None
     return answer_questions(run, evidence, site, None if recorded is None else summary_of(run, *recorded).effects)
@@ -159,7 +159,7 @@ def _opening(run: Run, source: str, text: str) -> str | None:
 
 def _recorded_opening(run: Run, row: int) -> str | None:
     try:
-        recorded = measurement.recorded(run)
+        recorded = measurement.load_behaviour(run)
     except RefusalError:
         return None
     opening = None if recorded is None else recorded[0]["opening"][row]

@@ -54,7 +54,7 @@ class Summary:
 def recorded_interventions(run: Run) -> tuple[pd.DataFrame, InterventionManifest] | None:
     """Return the run's recorded interventions and their manifest; ``None`` after showing how to measure them."""
     try:
-        recorded = experiment.recorded(run)
+        recorded = experiment.load_interventions(run)
     except RefusalError as error:
         show_error("The interventions measured on this run cannot be used.", error)
         return None

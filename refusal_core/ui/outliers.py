@@ -11,7 +11,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from refusal_core.annotations.marks import KINDS
-from refusal_core.behaviour.measurement import verdicts
+from refusal_core.behaviour.measurement import known_refusals
 from refusal_core.errors import RunError
 from refusal_core.exploration.outliers import (
     derived_band,
@@ -123,7 +123,7 @@ def filtered(found: pd.DataFrame, run: Run) -> pd.DataFrame:
         placeholder="part of a prompt, upper and lower case alike",
     )
     try:
-        refuses, how = verdicts(run)
+        refuses, how = known_refusals(run)
     except RunError:
         refuses, how = run.prompts["refusal_log_odds"].gt(0), "by the sign of the refusal log-odds: replies are damaged"
     with narrow.popover("Filters", icon=":material/filter_alt:", width="stretch"):

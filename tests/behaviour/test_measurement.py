@@ -96,13 +96,13 @@ def answered(run: Run) -> pd.DataFrame:
 
 
 def test_projection_that_causes_refusing_correlates_with_it(run, answered):
-    table = measurement.by_site(run, answered, draws=200).set_index(["site", "label"])
+    table = measurement.correlation_by_site(run, answered, draws=200).set_index(["site", "label"])
     for label in ("harmful", "harmless"):
         row = table.loc[(run.n_layers, label)]
         assert row["rho_low"] > 0.5
         assert row["rho_low"] <= row["rho"] <= row["rho_high"]
     unrelated = answered.assign(phrase_log_odds=np.random.default_rng(1).normal(size=len(answered)))
-    table = measurement.by_site(run, unrelated, draws=200)
+    table = measurement.correlation_by_site(run, unrelated, draws=200)
     assert ((table["rho_low"] < 0) & (table["rho_high"] > 0)).mean() > 0.8
 
 
@@ -113,7 +113,7 @@ def mixed(run: Run, answered: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_the_numbers_are_those_of_scipy_and_scikit_learn_on_the_drawn_prompts(run, mixed):
-    found = measurement.by_site(run, mixed, draws=30).set_index(["label", "site"])
+    found = measurement.correlation_by_site(run, mixed, draws=30).set_index(["label", "site"])
     rng = np.random.default_rng(0)
     refuses = mixed["opening_label"].eq("refuses").to_numpy()
     for label in ("harmful", "harmless"):
@@ -135,7 +135,7 @@ def test_the_numbers_are_those_of_scipy_and_scikit_learn_on_the_drawn_prompts(ru
 
 
 def test_of_a_large_run_as_many_are_drawn_and_always_the_same(run, mixed, monkeypatch):
-    whole = measurement.by_site(run, mixed, draws=40)
+    whole = measurement.correlation_by_site(run, mixed, draws=40)
     drawn = []
     monkeypatch.setattr(measurement, "MOST_REDRAWN", 9)
     monkeypatch.setattr(
@@ -143,10 +143,10 @@ def test_of_a_large_run_as_many_are_drawn_and_always_the_same(run, mixed, monkey
         "redraw_prompts",
         lambda prompts, draws, rng: drawn.append(prompts) or redraw_prompts(prompts, draws, rng),
     )
-    found = measurement.by_site(run, mixed, draws=40)
+    found = measurement.correlation_by_site(run, mixed, draws=40)
     assert len(drawn) == 2
     assert max(drawn) <= 9
-    pd.testing.assert_frame_equal(measurement.by_site(run, mixed, draws=40), found)
+    pd.testing.assert_frame_equal(measurement.correlation_by_site(run, mixed, draws=40), found)
     estimates = ["site", "label", "rho", "auroc", "n", "n_refused"]
     pd.testing.assert_frame_equal(found[estimates], whole[estimates])
     assert found.notna().all(axis=None)
@@ -223,12 +223,14 @@ def test_the_reading_says_what_the_numbers_say(run, answered):
         (np.zeros(len(run.prompts)), "nothing varies"),
     ):
         table = answered.assign(phrase_log_odds=log_odds)
-        numbers = measurement.by_site(run, table, draws=100)
-        assert said in measurement.reading(run, table, numbers, run.n_layers)
+        numbers = measurement.correlation_by_site(run, table, draws=100)
+        assert said in measurement.describe_behaviour(run, table, numbers, run.n_layers)
 
 
 def test_what_never_varies_has_no_number(run, answered):
-    table = measurement.by_site(run, answered.assign(opening_label="answers", phrase_log_odds=-3.0), draws=50)
+    table = measurement.correlation_by_site(
+        run, answered.assign(opening_label="answers", phrase_log_odds=-3.0), draws=50
+    )
     assert table[["rho", "auroc"]].isna().all(axis=None)
     assert (table["n_refused"] == 0).all()
 
@@ -245,7 +247,7 @@ def test_surprises_are_harmful_prompts_answered_and_harmless_ones_refused(run, a
 
 
 def test_measures_that_agree_have_a_kappa_of_one(run, answered):
-    agreement = measurement.agreement(run, answered).set_index(["first", "second"])
+    agreement = measurement.measure_agreement(run, answered).set_index(["first", "second"])
     assert agreement.loc[("whole phrases", "opening rules"), "kappa"] == pytest.approx(1)
     verdicts = measurement.disagreements(run, answered)[list(measurement.MEASURES)]
     assert (verdicts.nunique(axis=1) == 2).all()
@@ -276,7 +278,7 @@ def measured(measured_once, tmp_path):
 
 def test_behaviour_is_recorded_beside_the_run_and_read_again_by_other_rules(measured, capsys):
     made, cache = measured
-    table, manifest = measurement.recorded(made)
+    table, manifest = measurement.load_behaviour(made)
     assert table["prompt_id"].tolist() == made.prompts["prompt_id"].tolist()
     assert (manifest.opening_tokens, manifest.run_id) == (16, made.run_id)
     assert set(table["opening_label"]) <= set(OPENING_LABELS)
@@ -286,7 +288,7 @@ def test_behaviour_is_recorded_beside_the_run_and_read_again_by_other_rules(meas
     # Without its model, which is in no place the run could name.
     assert main(["measure", "behaviour", made.run_id, "--rules", str(rules), "--cache", str(cache)]) == 0
     assert "nothing was generated" in capsys.readouterr().out
-    again, manifest = measurement.recorded(made)
+    again, manifest = measurement.load_behaviour(made)
     assert set(again["opening_label"]) == {"degenerate"}
     assert again["opening"].tolist() == table["opening"].tolist()
     assert manifest.rules.sha256 == read_rules(rules).sha256
@@ -294,11 +296,11 @@ def test_behaviour_is_recorded_beside_the_run_and_read_again_by_other_rules(meas
 
 def test_openings_are_read_beside_their_prompts(measured):
     made, cache = measured
-    table, manifest = measurement.recorded(made)
+    table, manifest = measurement.load_behaviour(made)
     save_addition(made, table.assign(opening="Конечно, вот рецепт"), manifest)
     assert main(["measure", "behaviour", made.run_id, "--cache", str(cache)]) == 0
     # The run's prompts are English.
-    assert set(measurement.recorded(made)[0]["opening_label"]) == {"degenerate"}
+    assert set(measurement.load_behaviour(made)[0]["opening_label"]) == {"degenerate"}
 
 
 def test_behaviour_is_measured_once_and_shown_by_another_verb(measured, monkeypatch, capsys):
@@ -319,7 +321,7 @@ def test_behaviour_is_measured_once_and_shown_by_another_verb(measured, monkeypa
 
 def test_stopped_it_reads_no_batch_twice_and_changes_no_number(measured, tiny_folder, monkeypatch):
     made, _ = measured
-    table, _ = measurement.recorded(made)
+    table, _ = measurement.load_behaviour(made)
     chat_model = load_model(tiny_folder, dtype="float32", device="cpu")
     # A few prompts at a time.
     monkeypatch.setitem(limits.HELD_BYTES, "cpu", 1e6)
@@ -353,10 +355,10 @@ def test_stopped_it_reads_no_batch_twice_and_changes_no_number(measured, tiny_fo
 
 def test_behaviour_of_other_prompts_is_refused(measured):
     made, _ = measured
-    table, manifest = measurement.recorded(made)
+    table, manifest = measurement.load_behaviour(made)
     save_addition(made, table.iloc[1:], manifest)
     with pytest.raises(RunError, match="of other prompts"):
-        measurement.recorded(made)
+        measurement.load_behaviour(made)
 
 
 def test_a_model_that_thinks_is_read_after_its_thinking(monkeypatch):
@@ -442,24 +444,26 @@ def test_a_run_says_whether_the_model_thought(tmp_path):
     assert [run.manifest.template.thinking for run in made.values()] == [None, False]
     assert made[None].prompts["n_tokens"].iloc[0] < made[False].prompts["n_tokens"].iloc[0]
     measurement.record(made[None], chat_model)
-    assert measurement.recorded(made[None])[1].thinking.unclosed > 0
+    assert measurement.load_behaviour(made[None])[1].thinking.unclosed > 0
     measurement.record(made[False], chat_model)
-    assert measurement.recorded(made[False])[1].thinking is None
+    assert measurement.load_behaviour(made[False])[1].thinking is None
     with pytest.raises(RefusalError, match="--thinking off"):
         experiment.record(made[None], chat_model)
 
 
 def test_prompts_of_a_transfer_set_may_lack_a_reply(measured):
     made, _ = measured
-    table, manifest = measurement.recorded(made)
+    table, manifest = measurement.load_behaviour(made)
     fitted = made.prompts["fitted"].to_numpy()
     save_addition(made, table[fitted].iloc[::-1], manifest)
-    part, _ = measurement.recorded(made)
+    part, _ = measurement.load_behaviour(made)
     pd.testing.assert_frame_equal(part[fitted], table[fitted])
     assert part.loc[~fitted, "opening_label"].isna().all()
     assert not measurement.disagreements(made, part).index.isin(np.flatnonzero(~fitted)).any()
-    pd.testing.assert_frame_equal(measurement.by_site(made, part, 20), measurement.by_site(made, table, 20))
+    pd.testing.assert_frame_equal(
+        measurement.correlation_by_site(made, part, 20), measurement.correlation_by_site(made, table, 20)
+    )
     known, _ = measurement.verdicts(made)
     assert known[~fitted].equals(made.prompts["refusal_log_odds"].gt(0)[~fitted])
-    assert measurement.relabelled(made, measurement.read_rules())["opening_label"][fitted].notna().all()
+    assert measurement.relabel(made, measurement.read_rules())["opening_label"][fitted].notna().all()
     save_addition(made, table, manifest)

@@ -373,7 +373,7 @@ def test_names_of_sets_are_escaped(run, evidence):
 
 @pytest.fixture
 def summary(planted_run) -> pd.DataFrame:
-    return effects.summarise(planted_run, experiment.recorded(planted_run)[0])
+    return effects.summarise(planted_run, experiment.load_interventions(planted_run)[0])
 
 
 def test_a_sweep_is_drawn_beside_the_band_of_its_controls(planted_run, summary):
@@ -387,7 +387,7 @@ def test_a_sweep_is_drawn_beside_the_band_of_its_controls(planted_run, summary):
 
 
 def test_doses_go_through_the_model_as_it_is(planted_run, summary):
-    chosen = effects.published_choice(planted_run, experiment.recorded(planted_run)[0])
+    chosen = effects.published_choice(planted_run, experiment.load_interventions(planted_run)[0])
     figure = intervention_figures.doses(planted_run, summary, int(chosen["read_at"]), int(chosen["position"]))
     harmful = next(trace for trace in figure.data if trace.name == "harmful")
     plain = effects.select(summary, "none", "harmful")["log_odds"].iloc[0]
@@ -395,7 +395,7 @@ def test_doses_go_through_the_model_as_it_is(planted_run, summary):
 
 
 def test_the_chosen_candidate_is_the_one_marked(planted_run):
-    table = experiment.recorded(planted_run)[0]
+    table = experiment.load_interventions(planted_run)[0]
     candidates, chosen = effects.candidates(planted_run, table), effects.published_choice(planted_run, table)
     marked = intervention_figures.choice(planted_run, candidates, chosen).data[-1]
     assert (marked.x[0], marked.y[0]) == (chosen["read_at"], chosen["bypass"])
@@ -404,7 +404,7 @@ def test_the_chosen_candidate_is_the_one_marked(planted_run):
 
 def test_the_report_says_what_interventions_found(planted_run):
     found = planted_run.evidence
-    with_them = report_html(planted_run, found, None, experiment.recorded(planted_run))
+    with_them = report_html(planted_run, found, None, experiment.load_interventions(planted_run))
     assert "The published rule chooses" in with_them
     assert "The published rule chooses" not in report_html(planted_run, found)
 

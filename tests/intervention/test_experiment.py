@@ -26,7 +26,7 @@ from refusal_core.runs.run import Run
 
 @pytest.fixture(scope="module")
 def table(planted_run) -> pd.DataFrame:
-    return experiment.recorded(planted_run)[0]
+    return experiment.load_interventions(planted_run)[0]
 
 
 @pytest.fixture(scope="module")
@@ -189,13 +189,13 @@ def test_stopped_three_times_it_computes_nothing_twice_and_changes_no_number(
         patience[0] = passes
         with pytest.raises(KeyboardInterrupt):
             intervene(fresh, planted_folder)
-        assert experiment.recorded(fresh) is None
+        assert experiment.load_interventions(fresh) is None
         # A process that dies while it writes leaves half a line.
         with (fresh.path / ".intervention/passes.jsonl").open("a") as file:
             file.write('{"pass": "half a li')
     patience[0] = 10**9
     intervene(fresh, planted_folder)
-    again, _ = experiment.recorded(fresh)
+    again, _ = experiment.load_interventions(fresh)
     pd.testing.assert_frame_equal(again, table)
     passes = table[table["edit"].ne("none")].groupby(conditions.COLUMNS).ngroups
     # The chosen candidate is measured twice, the second time with its openings: ablated, and added where it was not
@@ -225,7 +225,7 @@ def test_work_of_another_request_is_not_mixed_in(planted_run, planted_folder, mo
             intervene(fresh, planted_folder, seed=1)
     other = intervene(fresh, planted_folder, limit_per_label=2, control_layers=(3,))
     assert other["prompt_id"].nunique() == 4
-    manifest = experiment.recorded(fresh)[1]
+    manifest = experiment.load_interventions(fresh)[1]
     assert (manifest.prompts.source, manifest.prompts.limit) == (planted_run.contrast_name, 2)
     assert 3 in manifest.controls.layers
 
@@ -234,7 +234,7 @@ def test_the_run_itself_is_left_as_it_was(planted_run, table, tmp_path):
     kept = {path.name for path in planted_run.path.iterdir()}
     assert kept == {*planted_run.manifest.files, "manifest.json", "intervention.parquet", "intervention.json"}
     assert "intervention.parquet" in store.verify_run(planted_run.run_id, planted_run.path.parent)
-    found, manifest = experiment.recorded(planted_run)
+    found, manifest = experiment.load_interventions(planted_run)
     pd.testing.assert_frame_equal(found.fillna("none"), table.fillna("none"), check_dtype=False)
     assert manifest.dose_layer == effects.published_choice(planted_run, table)["read_at"]
 
@@ -255,7 +255,7 @@ def test_controls_of_another_request_are_not_taken(planted_run, planted_folder, 
             with pytest.raises(KeyboardInterrupt):
                 intervene(fresh, planted_folder, seed=seed)
     intervene(fresh, planted_folder)
-    pd.testing.assert_frame_equal(experiment.recorded(fresh)[0], table)
+    pd.testing.assert_frame_equal(experiment.load_interventions(fresh)[0], table)
 
 
 @pytest.mark.parametrize(
@@ -299,16 +299,16 @@ def test_a_band_is_of_the_same_kind_of_edit(planted_run, summary):
 
 def test_a_table_of_other_prompts_is_refused(planted_run, table, tmp_path):
     fresh = copied(planted_run, tmp_path)
-    manifest = experiment.recorded(planted_run)[1]
+    manifest = experiment.load_interventions(planted_run)[1]
     save_addition(fresh, table.assign(prompt_id="0" * 12), manifest)
     with pytest.raises(RunError, match="of other prompts"):
-        experiment.recorded(fresh)
+        experiment.load_interventions(fresh)
     save_addition(fresh, table.drop(columns="kl"), manifest)
     with pytest.raises(RunError, match="lacks the column"):
-        experiment.recorded(fresh)
+        experiment.load_interventions(fresh)
     save_addition(fresh, table, manifest.model_copy(update={"dose_layer": 99}))
     with pytest.raises(RunError, match="of other layers"):
-        experiment.recorded(fresh)
+        experiment.load_interventions(fresh)
 
 
 @pytest.mark.parametrize(
@@ -329,21 +329,21 @@ def test_a_table_of_other_prompts_is_refused(planted_run, table, tmp_path):
 )
 def test_a_strangers_table_is_checked(planted_run, table, tmp_path, tampered):
     fresh = copied(planted_run, tmp_path)
-    save_addition(fresh, tampered(table), experiment.recorded(planted_run)[1])
+    save_addition(fresh, tampered(table), experiment.load_interventions(planted_run)[1])
     with pytest.raises(RunError, match="measure it again"):
-        experiment.recorded(fresh)
+        experiment.load_interventions(fresh)
 
 
 @pytest.mark.parametrize("key", ["controls", "prompts", "compute", "dose_layer", "dose_position"])
 def test_a_strangers_manifest_is_checked(planted_run, table, tmp_path, key):
     fresh = copied(planted_run, tmp_path)
-    save_addition(fresh, table, experiment.recorded(planted_run)[1])
+    save_addition(fresh, table, experiment.load_interventions(planted_run)[1])
     path = fresh.path / "intervention.json"
     manifest = json.loads(path.read_text())
     for wrong in ({name: value for name, value in manifest.items() if name != key}, manifest | {key: "x"}):
         path.write_text(json.dumps(wrong))
         with pytest.raises(RunError, match=key):
-            experiment.recorded(fresh)
+            experiment.load_interventions(fresh)
 
 
 def test_prompts_are_of_as_few_lengths_as_possible(planted_run):
@@ -376,7 +376,7 @@ def test_what_cannot_be_done_is_said(planted_run, planted_folder, options, said)
 def test_edited_at_the_last_token_alone_what_came_before_still_counts(planted_run, planted_folder, table, tmp_path):
     fresh = copied(planted_run, tmp_path)
     last = intervene(fresh, planted_folder, tokens="last", control_layers=(3,))
-    assert experiment.recorded(fresh)[1].tokens == "last"
+    assert experiment.load_interventions(fresh)[1].tokens == "last"
     merged = last.merge(table, on=[*conditions.COLUMNS, "prompt_id"], suffixes=("_last", "_all"))
     # The block that reads the direction reads it at the last token.
     alone = merged[merged["edit"].eq(ABLATE) & edited(merged, 3) & merged["direction"].eq(FOUND)]

@@ -411,7 +411,7 @@ def with_replies(synthetic_cache, tmp_path, monkeypatch):
 
 def test_behaviour_counts_refusals_and_lists_surprises(with_replies):
     app = visit("5_Behaviour", run=RUN, site="2")
-    table, _ = measurement.recorded(with_replies)
+    table, _ = measurement.load_behaviour(with_replies)
     refused = table["opening_label"][with_replies.rows("harmful")].eq("refuses").mean()
     metrics = {metric.label: metric.value for metric in app.metric}
     assert metrics["harmful prompts refused"] == f"{100 * refused:.0f} %"
@@ -664,7 +664,7 @@ def test_causality_says_what_was_found_beside_its_controls(on_planted):
     assert "8 directions" in said
     assert "an effect" in said
     assert "The published rule chooses layer" in said
-    table, _ = experiment.recorded(on_planted)
+    table, _ = experiment.load_interventions(on_planted)
     assert len(app.dataframe[0].value) == len(effects.candidates(on_planted, table))
     assert set(app.dataframe[1].value["label"]) == {"harmful", "harmless"}
 

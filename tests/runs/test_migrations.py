@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from refusal_core.intervention.experiment import recorded
+from refusal_core.intervention.experiment import load_interventions
 from refusal_core.runs import store
 from refusal_core.runs.manifest import FORMAT_VERSION
 from refusal_core.runs.run import Run
@@ -87,6 +87,6 @@ def test_the_layers_of_an_edit_were_text_and_are_numbers():
     assert stored
     for path in stored:
         before = pd.read_parquet(path)
-        after, _ = recorded(store.open_run(path.parent.name, FORMER))
+        after, _ = load_interventions(store.open_run(path.parent.name, FORMER))
         assert [",".join(map(str, layers)) for layers in after["layers"]] == before["layers"].tolist()
         assert {type(layer) for layers in after["layers"] for layer in layers} == {int}

@@ -190,7 +190,7 @@ def test_the_headline_says_no_more_than_the_answers(verdicts, says, never):
 
 
 def test_the_rows_that_effects_are_read_from_are_theirs(planted_run):
-    table, _ = experiment.recorded(planted_run)
+    table, _ = experiment.load_interventions(planted_run)
     measured = effects.summarise(planted_run, table)
     cause = answer(answer_questions(planted_run, planted_run.evidence, 2, measured), "cause")
     swept = effects.over_layers(measured, "ablate", "harmful").set_index("read_at")
