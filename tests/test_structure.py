@@ -15,7 +15,7 @@ CORE = ROOT / "refusal_core"
 
 ROOMS = (
     {"errors"},
-    {"sites", "files", "parquet", "progress", "options", "steering", "conversations"},
+    {"sites", "files", "glossary", "parquet", "progress", "options", "steering", "conversations"},
     {"analysis"},
     {"models", "prompts", "runs"},
     {"evidence", "activations", "annotations"},

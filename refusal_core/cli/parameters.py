@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from refusal_core.glossary import name_of
 from refusal_core.options import DEVICES
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ def print_json(value: object) -> None:
 
 
 def print_table(table: pd.DataFrame, digits: int = 2, index: bool = False) -> None:
-    """Print a table with its numbers rounded; what is missing is a dash."""
+    """Print a table with the glossary's names of its columns and rounded numbers; what is missing is a dash."""
     rounded: Callable[[float], str] = f"{{:.{digits}f}}".format
-    print(table.to_string(index=index, float_format=rounded, na_rep="–"))
+    print(table.rename(columns=name_of).to_string(index=index, float_format=rounded, na_rep="–"))
 
 
 def printable(text: str) -> str:

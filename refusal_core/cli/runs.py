@@ -11,23 +11,24 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import LimitedChoice
 
 from refusal_core.cli.parameters import AsJson, Cache, RunName, print_json, print_table, records
+from refusal_core.glossary import name_of
 from refusal_core.runs import store
 from refusal_core.runs.run import Run
 
-_COLUMNS = {
-    "magnitude": "magnitude",
-    "in_sample_d": "in-sample d",
-    "crossfit_d": "cross-fitted d",
-    "probe_d": "d on matched pairs",
-    "probe_auroc": "AUROC on matched pairs",
-    "mean_crossings": "mean crossings",
-    "range_overlap": "range overlap",
-    "log10_p": "log10 p",
-}
+_COLUMNS = (
+    "magnitude",
+    "in_sample_d",
+    "crossfit_d",
+    "probe_d",
+    "probe_auroc",
+    "mean_crossings",
+    "range_overlap",
+    "log10_p",
+)
 _QUESTIONS = {
-    "in_sample_d": "does it fit (in-sample d)",
-    "crossfit_d": "does it hold on new prompts (cross-fitted d)",
-    "probe_d": "is it about harm (d on matched pairs)",
+    "in_sample_d": "does it fit",
+    "crossfit_d": "does it hold on new prompts",
+    "probe_d": "is it about harm",
 }
 _PARTS = Group("Instead of the layers, at most one of", sort_key=1, validator=LimitedChoice())
 _Part = Annotated[bool, Parameter(group=_PARTS, negative=())]
@@ -164,7 +165,11 @@ def headline(run: Run) -> str:
     """Return what the layer with the highest cross-fitted d says to the three questions, one line per question."""
     site = run.best_site()
     numbers = run.layer_stats.set_index("site").loc[site]
-    lines = [f"{question}: {numbers[column]:.2f}" for column, question in _QUESTIONS.items() if numbers.notna()[column]]
+    lines = [
+        f"{question} ({name_of(column)}): {numbers[column]:.2f}"
+        for column, question in _QUESTIONS.items()
+        if numbers.notna()[column]
+    ]
     return "\n".join([f"at {run.site_label(site)}, which does best on new prompts:", *lines])
 
 
@@ -172,7 +177,7 @@ def _show_layers(run: Run, as_json: bool) -> None:
     if as_json:
         print_json({"run_id": run.run_id, "model": run.model_name, "sites": records(run.layer_stats)})
         return
-    table = run.layer_stats.set_index("site")[list(_COLUMNS)].rename(columns=_COLUMNS)
+    table = run.layer_stats.set_index("site")[list(_COLUMNS)]
     table.index = pd.Index([run.site_label(int(site)) for site in table.index])
     print(headline(run))
     print_table(table, digits=3, index=True)

@@ -27,6 +27,7 @@ from refusal_core.analysis.weighted_statistics import (
 )
 from refusal_core.evidence.claims import detectable_from, probe_source
 from refusal_core.exploration.outliers import standardised
+from refusal_core.glossary import name_of
 from refusal_core.prompts.sets import prompt_groups
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import Run
@@ -37,13 +38,8 @@ MINIMUM = 5
 MOST_DRAWN = 1000
 """Most prompts that ranks and categories are compared on; of more, those whose ids, which are hashes, come first."""
 
-NUMBERS = {
-    "probe_d": "d on matched pairs",
-    "probe_auroc": "AUROC on matched pairs",
-    "crossfit_d": "d cross-fitted",
-    "in_sample_d": "d in-sample",
-}
-"""Columns of :func:`numbers_over_depth`, and their names on screen."""
+NUMBERS = ("probe_d", "probe_auroc", "crossfit_d", "in_sample_d")
+"""Columns of :func:`numbers_over_depth`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,7 +296,7 @@ def describe_probe_d(runs: Sequence[Run], names: Sequence[str], tables: Sequence
             f"{_place(int(best[place]['site']), runs[place].n_layers)}"
             for place in order
         ]
-        sentences.append(f"d on matched pairs where the cross-fitted d is highest: {'; '.join(numbers)}.")
+        sentences.append(f"{name_of('probe_d')} where the cross-fitted d is highest: {'; '.join(numbers)}.")
         if len(order) > 1 and any(np.isnan(best[place]["probe_d_low"]) for place in order):
             sentences.append("Not every run has intervals here, so the difference may be chance.")
         elif len(order) > 1:
@@ -310,7 +306,7 @@ def describe_probe_d(runs: Sequence[Run], names: Sequence[str], tables: Sequence
             )
     if lacking:
         have = "has" if len(lacking) == 1 else "have"
-        sentences.append(f"{_enumerate(lacking)} {have} no matched pairs to be asked about harm.")
+        sentences.append(f"{_enumerate(lacking)} {have} no matched pairs, so nothing is known about harm.")
     return " ".join(sentences)
 
 

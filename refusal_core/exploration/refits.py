@@ -9,10 +9,10 @@ import pandas as pd
 
 from refusal_core.errors import RunError
 from refusal_core.evidence.claims import detectable_from, probe_source
+from refusal_core.glossary import name_of
 from refusal_core.runs.run import LEFT_OUT, Run
 
 MEASURES = ("in_sample_d", "crossfit_d", "probe_d")
-_MEASURE_NAMES = {"in_sample_d": "in-sample", "crossfit_d": "cross-fitted", "probe_d": "on matched pairs"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ def describe_change(change: Change) -> str:
             else f"from {change.before.site_label(first)} to {change.before.site_label(second)}"
         )
         sentences.append(
-            f"Strongest d {_MEASURE_NAMES[measure]}: {before[first]:.2f} before, {after[second]:.2f} after, {where}."
+            f"Strongest {name_of(measure)}: {before[first]:.2f} before, {after[second]:.2f} after, {where}."
         )
     first_site, second_site = _site_name(change, change.detectable_before), _site_name(change, change.detectable_after)
     same = first_site == second_site
@@ -91,7 +91,7 @@ def describe_change(change: Change) -> str:
 
 def change_table(change: Change) -> pd.DataFrame:
     """Return the table as it is shown, with sites by name."""
-    table = change.table.rename(columns=lambda name: name.replace("_", " "))
+    table = change.table.rename(columns=name_of)
     table["site"] = [change.before.site_label(site) for site in change.table["site"]]
     return table
 

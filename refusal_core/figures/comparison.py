@@ -11,9 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_core.evidence.claims import detectable_from, probe_source
-from refusal_core.exploration.comparison import NUMBERS, Shared, is_control, site_in_other
+from refusal_core.exploration.comparison import Shared, is_control, site_in_other
 from refusal_core.exploration.outliers import standardised
 from refusal_core.figures.style import ACCENT, GREY, PROBE, blank, line_at, ribbon, safe
+from refusal_core.glossary import name_of
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import Run
 from refusal_core.sites import relative_depth, site_short
@@ -81,7 +82,7 @@ def over_depth(
     """
     traces = []
     for side, table, found in zip(compared, tables, evidence, strict=True):
-        traces += _line(side, table, number, NUMBERS[number])
+        traces += _line(side, table, number, name_of(number))
         source = probe_source(found) if found is not None and number == "probe_d" else None
         first = detectable_from(found, "d", source) if found is not None and source is not None else None
         if first is not None:
@@ -105,7 +106,7 @@ def over_depth(
         traces,
         shapes=[_chance(0.5 if number.endswith("auroc") else 0)],
         xaxis=_DEPTH,
-        yaxis={"title_text": NUMBERS[number]},
+        yaxis={"title_text": name_of(number)},
     )
 
 

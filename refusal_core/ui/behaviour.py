@@ -17,9 +17,9 @@ from refusal_core.errors import RefusalError
 from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import behaviour as figures
 from refusal_core.figures.plotly_internals import serialise_once
+from refusal_core.glossary import meaning_of, name_of
 from refusal_core.runs.run import Run
 from refusal_core.ui import address
-from refusal_core.ui.glossary import meaning_of, name_of
 from refusal_core.ui.layout import chart, csv_button, identity, marked, sentences, show_error
 from refusal_core.ui.model import measure_here
 from refusal_core.ui.numbers import numbers_table

@@ -14,13 +14,13 @@ from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import comparison as figures
 from refusal_core.figures.comparison import MOST_RUNS, Side
 from refusal_core.figures.plotly_internals import serialise_once
+from refusal_core.glossary import meaning_of, name_of
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import Run
 from refusal_core.sites import relative_depth
 from refusal_core.ui import address
 from refusal_core.ui.conversations import prompt_in_full
 from refusal_core.ui.frame import described_runs, listed, shared_run
-from refusal_core.ui.glossary import meaning_of, name_of
 from refusal_core.ui.layout import chart, csv_button, facts, identity, own_figure, sentences, show_error
 from refusal_core.ui.markdown import plain
 from refusal_core.ui.numbers import numbers_table
@@ -103,8 +103,10 @@ def overview(compared: list[Side], evidence: list[Evidence | None], tables: list
             "run": st.column_config.TextColumn("run", width="small"),
             "of": st.column_config.TextColumn("contrast set · model"),
             **{
-                number: st.column_config.TextColumn(f"highest {name}", help=f"{meaning_of(number)}{_INTERVAL}")
-                for number, name in NUMBERS.items()
+                number: st.column_config.TextColumn(
+                    f"highest {name_of(number)}", help=f"{meaning_of(number)}{_INTERVAL}"
+                )
+                for number in NUMBERS
             },
             "detectable from": st.column_config.TextColumn(
                 "detectable from",

@@ -1,4 +1,4 @@
-"""What the quantities and terms on screen are called and mean, from one file.
+"""Links from a page's prose to the glossary, and the page that lists it.
 
 Terms in a page's own prose become links to the page Glossary, which show the meaning on hover: of all that Streamlit
 draws, only a link in Markdown can do both.
@@ -7,66 +7,16 @@ draws, only a link in Markdown can do both.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
-from types import MappingProxyType
 
 import streamlit as st
 
+from refusal_core.glossary import glossary
 from refusal_core.ui.markdown import plain
-from refusal_core.ui.streamlit_internals import resource
 
 PAGE = "Glossary"
 """Address of the page that lists all terms."""
-
-_MEANS = "Mean activations: g of harmless prompts, b of harmful ones, r = b − g. A star: geometric medians for means."
-_ENDS = {
-    "_band_low": ("controls from", "Lower end of the band in which 95 % of control directions fall."),
-    "_band_high": ("controls to", "Upper end of the band in which 95 % of control directions fall."),
-    "_low": ("from", "Lower end of the 95 % interval."),
-    "_high": ("to", "Upper end of the 95 % interval."),
-}
-
-
-@dataclass(frozen=True)
-class Term:
-    """A quantity or a word of the field.
-
-    Attributes:
-        name: on screen.
-        meaning: in one or two sentences.
-        terms: spellings that are explained wherever a page's own prose has them.
-    """
-
-    name: str
-    meaning: str
-    terms: tuple[str, ...] = ()
-
-
-@lru_cache(maxsize=1)
-def glossary() -> Mapping[str, Term]:
-    """Return all terms by their key, which is the column's name where a table has such a column."""
-    read = tomllib.loads(resource("glossary.toml"))
-    terms = {key: Term(entry["name"], entry["meaning"], tuple(entry.get("terms", ()))) for key, entry in read.items()}
-    for star in ("", "*"):
-        for one, other in (("g", "b"), ("g", "r"), ("b", "r")):
-            cosine = f"S({one}{star},{other}{star})"
-            terms[cosine] = Term(f"cos({one}{star}, {other}{star})", f"{_MEANS} A cosine.")
-        for vector in ("g", "b", "r"):
-            terms[f"|{vector}{star}|"] = Term(f"|{vector}{star}|", f"{_MEANS} A norm, in activation units.")
-    return MappingProxyType(terms)
-
-
-def name_of(column: str) -> str:
-    """Return what a column is called on screen; one that the glossary lacks, without its underscores."""
-    return _described(column).name
-
-
-def meaning_of(column: str) -> str | None:
-    """Return what a column means, or ``None`` where the glossary lacks it."""
-    return _described(column).meaning or None
 
 
 def link_terms(markdown: str) -> str:
@@ -97,17 +47,6 @@ def show_glossary() -> None:
 def _link(text: str, key: str) -> str:
     meaning = glossary()[key].meaning.replace('"', "”")
     return f'[{text}]({PAGE} "{meaning}")'
-
-
-def _described(column: str) -> Term:
-    terms = glossary()
-    if column in terms:
-        return terms[column]
-    for ending, (end, meaning) in _ENDS.items():
-        number = column.removesuffix(ending)
-        if number != column and number in terms:
-            return Term(f"{terms[number].name}, {end}", meaning)
-    return Term(column.replace("_", " "), "")
 
 
 @lru_cache(maxsize=1)

@@ -13,13 +13,14 @@ import streamlit as st
 from refusal_core.figures.layers import QUESTIONS
 from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.figures.style import move_mark
+from refusal_core.glossary import meaning_of
 from refusal_core.runs.manifest import TemplateRecord
 from refusal_core.runs.run import Run
 from refusal_core.runs.run_files import MANIFEST
 from refusal_core.runs.store import run_titles
 from refusal_core.sharing.rendering import MIME, browser_found, render_image, render_page
 from refusal_core.ui import address
-from refusal_core.ui.glossary import glossary_link, link_terms, meaning_of
+from refusal_core.ui.glossary import glossary_link, link_terms
 from refusal_core.ui.markdown import typeset
 
 _OWN = "own_figures"

@@ -14,12 +14,12 @@ from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.histograms import histogram
 from refusal_core.figures.style import LINE_COLOURS, safe
 from refusal_core.figures.tokens import COLOURS_END, token_heatmap
+from refusal_core.glossary import meaning_of
 from refusal_core.intervention.conditions import ABLATE, ADD, PLAIN, Condition
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.suggestions import Contrast, contrasts
 from refusal_core.runs.run import Run
 from refusal_core.ui import address
-from refusal_core.ui.glossary import meaning_of
 from refusal_core.ui.layout import chart, raw_units, sentences, show_error
 from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import one_model

@@ -9,7 +9,7 @@ import streamlit as st
 from streamlit.column_config import Column, NumberColumn
 from streamlit.elements.lib.column_types import ColumnConfig
 
-from refusal_core.ui.glossary import meaning_of, name_of
+from refusal_core.glossary import meaning_of, name_of
 
 _COUNTS = ("mean_crossings", "crossfit_range_overlap", "range_overlap")
 

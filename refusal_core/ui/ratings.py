@@ -14,10 +14,10 @@ from refusal_core.conversations import prompts_of
 from refusal_core.errors import RefusalError
 from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import ratings as figures
+from refusal_core.glossary import meaning_of, name_of
 from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.conversations import written_out
-from refusal_core.ui.glossary import meaning_of, name_of
 from refusal_core.ui.layout import chart, sentences, show_error
 from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.selection import chosen_row, newly

@@ -8,10 +8,10 @@ from itertools import count
 import pandas as pd
 import streamlit as st
 
+from refusal_core.glossary import meaning_of
 from refusal_core.pipeline.scoring import Score
 from refusal_core.runs.run import Run
 from refusal_core.ui.conversations import written_out
-from refusal_core.ui.glossary import meaning_of
 from refusal_core.ui.numbers import whole
 
 

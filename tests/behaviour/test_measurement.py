@@ -463,7 +463,7 @@ def test_prompts_of_a_transfer_set_may_lack_a_reply(measured):
     pd.testing.assert_frame_equal(
         measurement.correlation_by_site(made, part, 20), measurement.correlation_by_site(made, table, 20)
     )
-    known, _ = measurement.verdicts(made)
+    known, _ = measurement.known_refusals(made)
     assert known[~fitted].equals(made.prompts["refusal_log_odds"].gt(0)[~fitted])
     assert measurement.relabel(made, measurement.read_rules())["opening_label"][fitted].notna().all()
     save_addition(made, table, manifest)

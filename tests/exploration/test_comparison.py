@@ -236,10 +236,10 @@ def test_the_words_on_matched_pairs_follow_the_numbers(run, other, monkeypatch):
     low, high = (with_tables(run, projections=values) for values in moved)
     difference, lower, upper = comparison.d_difference(comparison.shared_prompts(high, low, "probe-pairs"), best, best)
     assert 0 < lower < difference < upper
-    assert comparison._told_apart([high, low], [best, best], ["A", "B"]) == (
+    assert comparison._compare_highest([high, low], [best, best], ["A", "B"]) == (
         f"On the same prompts d of A is higher than that of B by {difference:.2f} ({lower:.2f} to {upper:.2f})."
     )
-    assert "may be chance: the difference is 0.00 (0.00 to 0.00)" in comparison._told_apart(
+    assert "may be chance: the difference is 0.00 (0.00 to 0.00)" in comparison._compare_highest(
         [run, run], [best, best], ["A", "B"]
     )
     tables = [comparison.numbers_over_depth(run, run.evidence), comparison.numbers_over_depth(other, None)]
