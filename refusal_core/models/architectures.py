@@ -12,7 +12,7 @@ from refusal_core.progress import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -75,28 +75,15 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return config.get_text_config(decoder=True)
 
 
-def find_decoder(model: PreTrainedModel) -> torch.nn.Module:
-    """Return the part of a causal language model that ends in the final norm, also inside a multimodal model."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    return decoder if decoder is not None and decoder is not model else model.base_model
-
-
-def find_blocks(decoder: torch.nn.Module, n_layers: int) -> torch.nn.ModuleList:
-    """Return the transformer blocks of a decoder, in order.
-
-    Raises:
-        ModelError: when it has no list of `n_layers` blocks.
-    """
-    return _find_stack(decoder, n_layers)[1]
-
-
 def find_final_norm(decoder: torch.nn.Module, n_layers: int) -> torch.nn.Module:
     """Return the norm that follows the last block of a decoder.
 
     Raises:
         ModelError: when it has no list of `n_layers` blocks, or no norm after them.
     """
-    owner, blocks = _find_stack(decoder, n_layers)
+    from refusal_core.steering import find_blocks
+
+    owner, blocks = find_blocks(decoder, n_layers)
     children = dict(owner.named_children())
     names = list(children)
     after_blocks = names[names.index(next(name for name in names if children[name] is blocks)) + 1 :]
@@ -105,14 +92,3 @@ def find_final_norm(decoder: torch.nn.Module, n_layers: int) -> torch.nn.Module:
         if "norm" in type(children[name]).__name__.lower():
             return children[name]
     raise ModelError(f"no final norm follows the blocks of {type(decoder).__name__}.")
-
-
-def _find_stack(decoder: torch.nn.Module, n_layers: int) -> tuple[torch.nn.Module, torch.nn.ModuleList]:
-    """Return the module that owns the list of blocks, and the list."""
-    from torch.nn import ModuleList
-
-    for owner in decoder.modules():
-        for child in owner.children():
-            if isinstance(child, ModuleList) and len(child) == n_layers:
-                return owner, child
-    raise ModelError(f"no list of {n_layers} blocks was found in {type(decoder).__name__}.")

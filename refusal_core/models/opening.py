@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING, Any
 from refusal_core.errors import ModelError
 from refusal_core.models.architectures import (
     auto_class_of,
-    find_blocks,
-    find_decoder,
     find_final_norm,
     read_config,
     refuse_unsupported,
@@ -61,12 +59,16 @@ class ChatModel:
     @cached_property
     def decoder(self) -> torch.nn.Module:
         """The text decoder: embeddings, blocks and final norm, without the vocabulary projection."""
+        from refusal_core.steering import find_decoder
+
         return find_decoder(self.model)
 
     @cached_property
     def blocks(self) -> torch.nn.ModuleList:
         """The transformer blocks, n_layers of them, in order."""
-        return find_blocks(self.decoder, self.n_layers)
+        from refusal_core.steering import find_blocks
+
+        return find_blocks(self.decoder, self.n_layers)[1]
 
     @cached_property
     def final_norm(self) -> torch.nn.Module:
