@@ -208,13 +208,9 @@ class RunOptions(Options):
             "format": _IDENTITY_FORMAT,
         }
         # Options that came later count only where they are used, so that earlier runs are still found.
-        later = {"thinking": self.thinking, "template": chat_template, "quantise": self.bits}
+        bits = None if self.load_in is None else int(self.load_in.removesuffix("bit"))
+        later = {"thinking": self.thinking, "template": chat_template, "quantise": bits}
         return identity | {name: value for name, value in later.items() if value is not None}
-
-    @property
-    def bits(self) -> int | None:
-        """Bits per weight that the model is opened in: 8, 4, or ``None`` for as they are."""
-        return None if self.load_in is None else int(self.load_in.removesuffix("bit"))
 
     def record(self) -> dict[str, Any]:
         """Return the options as a run's manifest has them, which travels: paths are cut down to the file's name."""

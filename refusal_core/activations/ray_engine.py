@@ -23,6 +23,7 @@ from refusal_core.activations.reader import ResidualReader
 from refusal_core.errors import ModelError, RefusalError
 from refusal_core.models.identity import ModelInfo
 from refusal_core.models.opening import ChatModel, load_model
+from refusal_core.options import LoadIn
 
 _START_SECONDS = "300"
 """What Ray's own processes may take to start; its thirty seconds are too few on a busy machine."""
@@ -33,7 +34,7 @@ def on_actors(
     actors: int | None = None,
     *,
     template: str | None = None,
-    quantise: int | None = None,
+    load_in: LoadIn | None = None,
 ) -> Engine:
     """Return an engine that reads batches on Ray's actors.
 
@@ -44,7 +45,7 @@ def on_actors(
         model: see :func:`refusal_core.models.opening.load_model`; every machine of the cluster has to find it.
         actors: how many; by default one per GPU of the cluster, or two where it has none.
         template: see :func:`refusal_core.models.opening.load_model`.
-        quantise: see :func:`refusal_core.models.opening.load_model`.
+        load_in: see :func:`refusal_core.models.opening.load_model`.
 
     Raises:
         RefusalError: when Ray is not installed.
@@ -57,7 +58,7 @@ def on_actors(
     opening = {
         "model": model,
         "template": template,
-        "quantise": quantise,
+        "load_in": load_in,
     }
 
     def read(reader: ResidualReader, jobs: Iterable[Job]) -> Iterator[tuple[int, Batch]]:
@@ -95,7 +96,7 @@ def _read(
             num_cpus=1,
             num_gpus=1 if gpus else 0,
         )
-        with _left_to_actors(reader.chat_model) if opening["quantise"] is None else nullcontext():
+        with _left_to_actors(reader.chat_model) if opening["load_in"] is None else nullcontext():
             for row in read.iter_rows():
                 if row["failure"]:
                     raise ModelError(row["failure"])

@@ -157,7 +157,9 @@ def record(
         manifest = InterventionManifest(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             compute=InterventionCompute(device=chat_model.device, dtype=chat_model.dtype, seed=options.seed),
-            prompts=InterventionPrompts(source=str(run.prompts["source"].iloc[rows[0]]), limit=options.limit_per_label),
+            prompts=InterventionPrompts(
+                source=str(run.prompts["source"].iloc[rows[0]]), limit_per_label=options.limit_per_label
+            ),
             tokens=tokens,
             positions=tuple(considered),
             dose_layer=int(layer),

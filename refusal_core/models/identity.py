@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from refusal_core.errors import ModelError
 from refusal_core.files import sha256_of
@@ -21,13 +21,12 @@ from refusal_core.models.gguf_files import read_header
 from refusal_core.models.hub import HubSnapshot, find_snapshot
 from refusal_core.models.known import KNOWN, KnownModel, is_fetched
 from refusal_core.models.transformers_internals import gguf_class_name
+from refusal_core.options import LoadIn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 Source = Literal["fetched", "hub", "folder", "gguf"]
-_BITS = (8, 4)
-"""How many bits bitsandbytes holds a weight in."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _IDENTIFYING_FILES = (
     "*.safetensors",
@@ -95,30 +94,29 @@ def identify(name_or_path: str | Path, revision: str | None = None) -> ModelInfo
     return _hub_info(str(name_or_path), find_snapshot(str(name_or_path), revision))
 
 
-def as_opened(info: ModelInfo, quantise: int | None) -> ModelInfo:
+def as_opened(info: ModelInfo, load_in: LoadIn | None) -> ModelInfo:
     """Describe a model as it is once opened: its quantisation is that of its files, and what opening does to it.
 
     Args:
         info: as :func:`identify` returns it.
-        quantise: bits that bitsandbytes opens it in, or None for as it is.
+        load_in: the precision that bitsandbytes opens it in, or None for its own.
 
     Raises:
-        ModelError: when it cannot be opened in so many bits.
+        ModelError: when it cannot be opened in that precision.
     """
-    if quantise is None:
+    if load_in is None:
         return info
-    if quantise not in _BITS:
-        raise ModelError(f"A model is quantised to {' or '.join(map(str, _BITS))} bits, not {quantise}.")
+    if load_in not in get_args(LoadIn):
+        raise ModelError(f"expected {' or '.join(get_args(LoadIn))} to load a model in, got {load_in!r:.40}")
+    bits = load_in.removesuffix("bit")
     if info.source == "gguf":
-        raise ModelError(f"{info.name} is a GGUF file, quantised as it is: it cannot be opened in {quantise} bits.")
+        raise ModelError(f"{info.name} is a GGUF file, quantised as it is: it cannot be opened in {bits} bits.")
     if info.source in ("folder", "hub") and info.quantisation is not None:
-        raise ModelError(
-            f"{info.name} is quantised already ({info.quantisation}): it cannot be opened in {quantise} bits."
-        )
+        raise ModelError(f"{info.name} is quantised already ({info.quantisation}): it cannot be opened in {bits} bits.")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(f"{quantise} bits need the package bitsandbytes: install the extra `quantised`.")
+        raise ModelError(f"{bits} bits need the package bitsandbytes: install the extra `quantised`.")
     return replace(
-        info, quantisation=", then ".join([*filter(None, [info.quantisation]), f"bitsandbytes, {quantise} bits"])
+        info, quantisation=", then ".join([*filter(None, [info.quantisation]), f"bitsandbytes, {bits} bits"])
     )
 
 

@@ -34,6 +34,7 @@ from refusal_core.models.identity import ModelInfo, as_opened, identify
 from refusal_core.models.known import KNOWN, is_fetched
 from refusal_core.models.templates import check_template, put_template
 from refusal_core.models.transformers_internals import placed_parts
+from refusal_core.options import LoadIn
 from refusal_core.progress import Progress, no_progress, quiet_libraries
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def load_model(
     progress: Progress | None = None,
     *,
     template: str | None = None,
-    quantise: int | None = None,
+    load_in: LoadIn | None = None,
 ) -> ChatModel:
     """Open a model for inference.
 
@@ -148,7 +149,7 @@ def load_model(
         dtype: "auto", "float32", "bfloat16" or "float16".
         progress: called while a model is downloaded or converted.
         template: text of a borrowed chat template, see :func:`refusal_core.models.templates.borrow_template`.
-        quantise: 8 or 4 to open the model in so many bits with bitsandbytes: LLM.int8() (Dettmers et al. 2022) or NF4
+        load_in: ``8bit`` or ``4bit`` to open the model so with bitsandbytes: LLM.int8() (Dettmers et al. 2022) or NF4
             (Dettmers et al. 2023).
 
     Raises:
@@ -158,7 +159,7 @@ def load_model(
     device = choose_device(device)
     dtype = choose_dtype(device, dtype)
     info = model if isinstance(model, ModelInfo) else identify(model, revision)
-    opened_info = as_opened(info, quantise)
+    opened_info = as_opened(info, load_in)
     weights = _find_weights(info, progress or no_progress)
     start = time.perf_counter()
     if info.source == "gguf":
@@ -169,7 +170,7 @@ def load_model(
         opened, tokenizer = load_gguf(weights, torch_dtype(dtype), progress or no_progress)
         opened = _on_device(opened, device)
     else:
-        opened, tokenizer = _load_folder(weights, device, dtype, quantise)
+        opened, tokenizer = _load_folder(weights, device, dtype, load_in)
     _require_same(info)
     if template is not None:
         put_template(tokenizer, template)
@@ -245,7 +246,7 @@ def _require_same(info: ModelInfo) -> None:
 
 
 def _load_folder(
-    folder: Path, device: str, dtype: str, quantise: int | None
+    folder: Path, device: str, dtype: str, load_in: LoadIn | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Open a folder of safetensors: the model, in eval mode or not, and its tokenizer."""
     from safetensors import SafetensorError
@@ -254,7 +255,7 @@ def _load_folder(
     require_weights(folder, read_raw_config(folder))
     config = read_config(folder)
     require_tokenizer(folder)
-    placement = _placement(device, dtype, quantise)
+    placement = _placement(device, dtype, load_in)
     # It says with every product that LLM.int8() works on float16.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
@@ -281,18 +282,18 @@ def _load_folder(
     return model, tokenizer
 
 
-def _placement(device: str, dtype: str, quantise: int | None) -> dict[str, Any]:
+def _placement(device: str, dtype: str, load_in: LoadIn | None) -> dict[str, Any]:
     """Return what `from_pretrained` is told about where the weights go, and in how many bits."""
     import transformers
 
     # An accelerator is filled straight from the file; quantised weights cannot be moved to one afterwards.
-    placement: dict[str, Any] = {} if device == "cpu" and quantise is None else {"device_map": {"": device}}
+    placement: dict[str, Any] = {} if device == "cpu" and load_in is None else {"device_map": {"": device}}
     if device == SPREAD:
         placement = {"device_map": "auto"}
-    if quantise is not None:
+    if load_in is not None:
         placement["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_8bit=quantise == 8,
-            load_in_4bit=quantise == 4,
+            load_in_8bit=load_in == "8bit",
+            load_in_4bit=load_in == "4bit",
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=torch_dtype(dtype),
         )

@@ -54,7 +54,7 @@ def check(options: RunOptions) -> Plan:
     available = is_available(request.model)
     return Plan(
         options=_settled(request, found),
-        model=as_opened(request.model, options.bits),
+        model=as_opened(request.model, options.load_in),
         available=available,
         download_bytes=None if available else _download_bytes(request.model),
         contrast_set=request.contrast.name,

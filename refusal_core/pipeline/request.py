@@ -114,7 +114,7 @@ def prepare(options: RunOptions) -> Request:
     )
     _check_names(contrast, [chosen.prompts for chosen in transfer])
     model = identify(options.model, options.revision)
-    as_opened(model, options.bits)  # raises where it cannot be opened so
+    as_opened(model, options.load_in)  # raises where it cannot be opened so
     return Request(
         options=options,
         chat_template=None if options.chat_template is None else borrow_template(options.chat_template),

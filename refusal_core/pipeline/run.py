@@ -75,7 +75,12 @@ def _make(request: Request, cache: str | Path | None, progress: Progress) -> Run
     run_id = request.run_id(dtype)
     with store.unfinished_work(store.unfinished_run(run_id, cache), f"the run {run_id}") as folder:
         chat_model = load(
-            request.model, device, dtype, chat_template=request.chat_template, bits=options.bits, progress=progress
+            request.model,
+            device,
+            dtype,
+            chat_template=request.chat_template,
+            load_in=options.load_in,
+            progress=progress,
         )
         table, reading = request.prompt_table(), _reading(options, chat_model)
         extraction = extract_prompts(chat_model, table, reading, folder, progress, engine)
@@ -93,7 +98,7 @@ def _engine(request: Request) -> Engine | None:
     from refusal_core.activations.ray_engine import on_actors
 
     options, model = request.options, request.model
-    return on_actors(model, options.actors, template=request.chat_template, quantise=options.bits)
+    return on_actors(model, options.actors, template=request.chat_template, load_in=options.load_in)
 
 
 def _reading(options: RunOptions, chat_model: ChatModel) -> Reading:
@@ -122,7 +127,7 @@ def _manifest(
         refusal=RefusalRecord(openings=REFUSAL_OPENINGS, token_ids=tuple(refusal_token_ids(chat_model.tokenizer))),
         compute=ComputeRecord(
             dtype=chat_model.dtype,
-            quantise=options.bits,
+            load_in=options.load_in,
             engine=options.engine,
             seed=options.seed,
             folds=FOLDS,

@@ -114,7 +114,7 @@ def fingerprint_of(run: Run) -> str:
 def opened_as(run: Run) -> tuple[str, ...]:
     """Return what tells a run's model, as it is opened for it, from others: runs alike in it may share one."""
     compute, template = run.manifest.compute, run.manifest.template
-    return fingerprint_of(run), compute.dtype, str(compute.quantise), str(template.sha256)
+    return fingerprint_of(run), compute.dtype, str(compute.load_in), str(template.sha256)
 
 
 def load_model_for(
@@ -131,7 +131,7 @@ def load_model_for(
         device=device,
         dtype=dtype or compute.dtype,
         template=None if borrowed is None else borrowed.text,
-        quantise=compute.quantise,
+        load_in=compute.load_in,
     )
 
 

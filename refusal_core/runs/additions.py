@@ -18,7 +18,7 @@ from refusal_core.runs.manifest import (
     format_version_of,
     parse_manifest,
 )
-from refusal_core.runs.migrations import migrated_addition
+from refusal_core.runs.migrations import migrated_addition, migrated_addition_manifest
 from refusal_core.runs.run import Run
 from refusal_core.runs.run_files import read_table
 from refusal_core.runs.schemas import ADDITIONS, check_table
@@ -77,7 +77,7 @@ def read_addition(run: Run, kind: type[AnyAddition]) -> tuple[pd.DataFrame, AnyA
         raise RunError(f"run {run.run_id!r}: a newer version of this program wrote {name}: update the program")
     if not belongs:
         raise RunError(f"run {run.run_id!r}: {name}.parquet is not the table that {name}.json describes; {_MEND}")
-    manifest = parse_manifest(kind, content, f"run {run.run_id!r}: {name}.json", _MEND)
+    manifest = parse_manifest(kind, migrated_addition_manifest(content), f"run {run.run_id!r}: {name}.json", _MEND)
     try:
         table = migrated_addition(name, read_table(table_path), version)
         check_table(f"{name}.parquet", table, ADDITIONS[name], run.n_sites)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from refusal_core.errors import RunError
+from refusal_core.options import LoadIn
 
 FORMAT_VERSION = 2
 """What new runs are written as; older ones are migrated in memory (:mod:`refusal_core.runs.migrations`)."""
@@ -31,12 +32,6 @@ class _Record(BaseModel):
 def _iso_date(text: str) -> str:
     date.fromisoformat(text)
     return text
-
-
-def _bits(quantise: int) -> int:
-    if quantise not in (4, 8):
-        raise ValueError("expected 4 or 8 bits")
-    return quantise
 
 
 def _both_labels(counts: dict[str, int]) -> dict[str, int]:
@@ -125,7 +120,7 @@ class ComputeRecord(_Record):
 
     device: str
     dtype: str
-    quantise: Annotated[int, AfterValidator(_bits)] | None = None
+    load_in: LoadIn | None = None
     weights: str | None = None
     engine: str | None = None
     batch_tokens: int | None = None
@@ -244,10 +239,10 @@ class InterventionCompute(BehaviourCompute):
 
 
 class InterventionPrompts(_Record):
-    """The set that edits were tried on, and how many prompts per label of it."""
+    """The set that edits were tried on, and the number of its prompts per label."""
 
     source: str
-    limit: PositiveInt
+    limit_per_label: PositiveInt
 
 
 class ControlsRecord(_Record):

@@ -34,6 +34,12 @@ def migrated_manifest(content: dict[str, Any], version: int) -> dict[str, Any]:
     """
     if version < 2:
         content = _manifest_from_1(content)
+    compute = content.get("compute")
+    # Also in runs of the first days of format 2.
+    if isinstance(compute, dict) and "quantise" in compute:
+        bits = compute["quantise"]
+        compute = {name: value for name, value in compute.items() if name != "quantise"}
+        content = content | {"compute": compute | {"load_in": None if bits is None else f"{bits}bit"}}
     return content | {"format_version": FORMAT_VERSION}
 
 
@@ -76,6 +82,18 @@ def migrated_addition(kind: str, table: pd.DataFrame, version: int) -> pd.DataFr
         # The layers of an edit were text, as "0,1,2".
         return table.assign(layers=[tuple(map(int, filter(None, text.split(",")))) for text in table["layers"]])
     return table.assign(layers=[tuple(layers.tolist()) for layers in table["layers"]])
+
+
+def migrated_addition_manifest(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a later measurement's manifest as the present format has it.
+
+    Args:
+        content: as read from ``<kind>.json``.
+    """
+    prompts = content.get("prompts")
+    if not isinstance(prompts, dict) or "limit" not in prompts:
+        return content
+    return content | {"prompts": {"limit_per_label" if name == "limit" else name: prompts[name] for name in prompts}}
 
 
 def migrated_layer_stats(table: pd.DataFrame, version: int) -> pd.DataFrame:

@@ -131,10 +131,10 @@ def _fetched(known: KnownModel) -> list[str]:
 
 def _quantisation(run: Run) -> str:
     """Return how the weights are quantised or dequantised on opening; empty where they are left as they are."""
-    bits, dtype = run.manifest.compute.quantise, run.manifest.compute.dtype
-    if bits == 8:
+    load_in, dtype = run.manifest.compute.load_in, run.manifest.compute.dtype
+    if load_in == "8bit":
         return "BitsAndBytesConfig(load_in_8bit=True)"
-    if bits == 4:
+    if load_in == "4bit":
         return f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype={dtype!r})'
     return "GgufConfig(dequantize=True)" if run.manifest.model.source == "gguf" else ""
 

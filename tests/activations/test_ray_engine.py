@@ -152,7 +152,7 @@ def test_the_gpus_of_the_cluster_are_counted_not_those_of_its_head(
 def test_an_actor_reads_as_the_driver_does_on_a_gpu_of_its_own(chat_model):
     from refusal_core.activations.ray_engine import _Actor, _arguments
 
-    opening = {"model": chat_model.info, "template": None, "quantise": None}
+    opening = {"model": chat_model.info, "template": None, "load_in": None}
     for packs in (True, False):
         reader = ResidualReader(chat_model, packs=packs)
         actor = _Actor(**_arguments(reader, opening, gpus=0))

@@ -226,7 +226,7 @@ def test_work_of_another_request_is_not_mixed_in(planted_run, planted_folder, mo
     other = intervene(fresh, planted_folder, limit_per_label=2, control_layers=(3,))
     assert other["prompt_id"].nunique() == 4
     manifest = experiment.load_interventions(fresh)[1]
-    assert (manifest.prompts.source, manifest.prompts.limit) == (planted_run.contrast_name, 2)
+    assert (manifest.prompts.source, manifest.prompts.limit_per_label) == (planted_run.contrast_name, 2)
     assert 3 in manifest.controls.layers
 
 

@@ -70,7 +70,7 @@ def test_a_model_is_opened_in_few_bits(architecture, bits, tmp_path, capfd) -> N
     folder = saved(tmp_path / "tiny", architecture)
     whole = load_model(folder, device="cpu", dtype="float32")
     capfd.readouterr()
-    opened = load_model(folder, device="cpu", dtype="float32", quantise=bits)
+    opened = load_model(folder, device="cpu", dtype="float32", load_in=f"{bits}bit")
     assert capfd.readouterr() == ("", "")
     assert opened.info.quantisation == f"bitsandbytes, {bits} bits"
     assert opened.info.fingerprint == whole.info.fingerprint
@@ -93,7 +93,7 @@ def test_a_folder_that_was_saved_quantised_opens_as_it_is(bits: int, tmp_path: P
     assert opened.info.quantisation == f"bitsandbytes, {bits} bits"
     same_states(opened, original)
     with pytest.raises(ModelError, match="quantised already"):
-        load_model(tmp_path / "few", quantise=bits)
+        load_model(tmp_path / "few", load_in=f"{bits}bit")
 
 
 def test_a_run_in_four_bits_is_a_run_of_its_own_and_scored_so(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_run_in_four_bits_is_a_run_of_its_own_and_scored_so(tmp_path: Path) ->
     assert run.manifest.model.quantisation == "bitsandbytes, 4 bits"
     assert run.manifest.compute.weights == "computed with as they are: bitsandbytes, 4 bits"
     assert whole.manifest.compute.weights == "as they were published, in float32"
-    assert (run.manifest.compute.quantise, whole.manifest.compute.quantise) == (4, None)
+    assert (run.manifest.compute.load_in, whole.manifest.compute.load_in) == ("4bit", None)
     text = run.prompts["text"][3]
     found = score(load_model_for(run, folder), run, [text])[0].projection
     np.testing.assert_allclose(found, run.projections[3], rtol=1e-4, atol=1e-4)
@@ -120,7 +120,7 @@ def test_four_bits_are_computed_in_the_dtype_that_was_asked_for(tmp_path: Path, 
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
     folder = saved(tmp_path / "tiny")
     for dtype, rounds in (("float32", {False}), ("float16", {False}), ("bfloat16", {True})):
-        opened = load_model(folder, device="cpu", dtype=dtype, quantise=4)
+        opened = load_model(folder, device="cpu", dtype=dtype, load_in="4bit")
         layers = [module for module in opened.model.modules() if "4bit" in type(module).__name__]
         assert {module.support_avx512bf16_for_cpu for module in layers} == rounds
 
@@ -128,26 +128,26 @@ def test_four_bits_are_computed_in_the_dtype_that_was_asked_for(tmp_path: Path, 
 def test_layers_that_four_bits_would_get_wrong_are_refused(tiny_folder: Path) -> None:
     pytest.importorskip("bitsandbytes")
     with pytest.raises(ModelError, match=r"4 bits on a CPU: .*q_proj has 32 inputs.* multiples of 64 alone"):
-        load_model(tiny_folder, device="cpu", dtype="float32", quantise=4)
+        load_model(tiny_folder, device="cpu", dtype="float32", load_in="4bit")
 
 
 def test_a_missing_package_is_one_sentence(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"^4 bits need the package bitsandbytes: .*extra `quantised`\.$"):
-        as_opened(identify(tiny_folder), 4)
+        as_opened(identify(tiny_folder), "4bit")
 
 
-def test_other_numbers_of_bits_and_quantised_gguf_files_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="to 8 or 4 bits, not 3"):
-        load_model(tiny_folder, quantise=3)
+def test_other_precisions_and_quantised_gguf_files_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="expected 8bit or 4bit to load a model in, got '3bit'"):
+        load_model(tiny_folder, load_in="3bit")
     write_tiny_gguf(tmp_path / "tiny.gguf")
     with pytest.raises(ModelError, match="cannot be opened in 4 bits"):
-        load_model(tmp_path / "tiny.gguf", quantise=4)
+        load_model(tmp_path / "tiny.gguf", load_in="4bit")
 
 
 def test_eight_bits_read_each_prompt_by_itself(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    opened = load_model(saved(tmp_path / "tiny"), device="cpu", dtype="float32", quantise=8)
+    opened = load_model(saved(tmp_path / "tiny"), device="cpu", dtype="float32", load_in="8bit")
     together = extract(opened, TEXTS)
     assert together.batch_tokens == 1
     alone = np.concatenate([extract(opened, [text]).hidden for text in TEXTS])

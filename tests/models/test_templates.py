@@ -367,6 +367,7 @@ def test_a_base_model_is_read_and_scored_under_a_borrowed_template(base_folder: 
         ("template", {"day": 7}),
         ("template", {"borrowed": "x"}),
         ("template", {"borrowed": {"source": "x", "text": None}}),
+        ("compute", {"load_in": "4; rm"}),
         ("compute", {"quantise": "4; rm"}),
     ],
 )

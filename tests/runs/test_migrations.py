@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from refusal_core.intervention.experiment import load_interventions
 from refusal_core.runs import store
 from refusal_core.runs.manifest import FORMAT_VERSION
+from refusal_core.runs.migrations import migrated_manifest
 from refusal_core.runs.run import Run
 
 FORMER = Path(__file__).parent / "format_1"
@@ -67,6 +68,21 @@ def test_opening_leaves_the_files_as_they_are(former):
     assert former.manifest.format_version == FORMAT_VERSION
     assert store.verify_run(former.run_id, FORMER)
     assert {path.name: path.stat().st_mtime_ns for path in former.path.iterdir()} == before
+
+
+@pytest.mark.parametrize(("bits", "load_in"), [(None, None), (8, "8bit"), (4, "4bit")])
+@pytest.mark.parametrize("version", [1, 2])
+def test_bits_per_weight_are_named_as_the_option(bits, load_in, version):
+    content = {"compute": {"dtype": "float32", "quantise": bits}}
+    assert migrated_manifest(content, version)["compute"] == {"dtype": "float32", "load_in": load_in}
+    assert content["compute"]["quantise"] == bits
+
+
+def test_the_prompts_per_label_of_interventions_are_named_as_the_option():
+    name = next(path.parent.name for path in SHIPPED_CACHE.glob("*/intervention.json"))
+    stored = json.loads((SHIPPED_CACHE / name / "intervention.json").read_text())
+    _, manifest = load_interventions(store.open_run(name, SHIPPED_CACHE))
+    assert manifest.prompts.limit_per_label == stored["prompts"]["limit"]
 
 
 def test_a_borrowed_template_says_its_source(tmp_path):

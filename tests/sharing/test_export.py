@@ -147,9 +147,9 @@ def test_a_snippet_of_a_base_model_uses_no_template(made, tiny_folder, tmp_path,
     assert printed(transformers_snippet(run, 1), folder, monkeypatch, capsys) != pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize("compute", [{"dtype": "bfloat16"}, {"quantise": 8}, {"quantise": 4}])
+@pytest.mark.parametrize("compute", [{"dtype": "bfloat16"}, {"load_in": "8bit"}, {"load_in": "4bit"}])
 def test_a_snippet_opens_the_model_as_the_run_did(compute, tmp_path, monkeypatch, capsys):
-    if "quantise" in compute:
+    if "load_in" in compute:
         pytest.importorskip("bitsandbytes")
         # A snippet is plain transformers, which leaves it to bitsandbytes whether it rounds to bfloat16.
         monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
