@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--prompts", default="pairs", help="contrast set")
-    parser.add_argument("--limit", type=int, help="prompts a label")
+    parser.add_argument("--limit", type=int, help="prompts per label")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("benchmarks.json"), help="JSON file to write")
     options = parser.parse_args(arguments)

@@ -24,11 +24,11 @@ class RunError(RefusalError):
 
 
 class RatingError(RefusalError):
-    """Ratings that cannot be read or kept."""
+    """Ratings that cannot be read or saved."""
 
 
 class MarkError(RefusalError):
-    """Marks on prompts that cannot be read or kept."""
+    """Marks on prompts that cannot be read or saved."""
 
 
 class AccessError(RefusalError):

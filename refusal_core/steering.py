@@ -47,10 +47,10 @@ class Edit:
 def find_decoder(model: Any) -> Module:
     """Return the part of a causal language model that ends in the final norm, also inside a multimodal model."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    found = decoder if decoder is not None and decoder is not model else model.base_model
-    if not isinstance(found, Module):
+    part = decoder if decoder is not None and decoder is not model else model.base_model
+    if not isinstance(part, Module):
         raise ModelError(f"expected a transformers model, got {type(model).__name__}")
-    return found
+    return part
 
 
 def find_blocks(decoder: Module, n_layers: int) -> tuple[Module, ModuleList]:

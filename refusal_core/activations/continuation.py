@@ -182,9 +182,9 @@ def _in_packs(
         paths = []
         # torch takes five times as long for argmax of bfloat16.
         for place, likeliest in enumerate(logits.max(dim=-1).indices.tolist()):
-            found, nodes = tree.greedy(likeliest)
-            n_found = next((end for end in range(1, len(found)) if ends(found[:end])), len(found))
-            tokens.append(found[: min(n_found, n_tokens)])
+            path_tokens, nodes = tree.greedy(likeliest)
+            end = next((end for end in range(1, len(path_tokens)) if ends(path_tokens[:end])), len(path_tokens))
+            tokens.append(path_tokens[: min(end, n_tokens)])
             branch = batch.branch_index[place, [node - 1 for node in nodes[: len(tokens[-1]) - 1]]]
             path = [*batch.paths[place], *(branch % batch.token_ids.shape[1]).tolist()]
             paths.append([*range(n_before), *(n_before + index for index in path)])

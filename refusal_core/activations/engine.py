@@ -136,7 +136,7 @@ def in_process(reader: ResidualReader, jobs: Iterable[Job]) -> Iterator[tuple[in
         while running:
             yield from finished()
     finally:
-        # Whoever stopped is not kept waiting for batches that nobody takes.
+        # A caller that stopped does not wait for batches that nobody takes.
         stopped.set()
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(cores)

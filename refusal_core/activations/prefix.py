@@ -11,7 +11,7 @@ from refusal_core.activations.packing import common_prefix
 from refusal_core.models.transformers_internals import cache_nbytes, can_crop_cache, copy_cache, crop_cache
 
 RECENT_BYTES = 256e6
-"""How much is kept of texts read before, for the next text that begins as one of them does."""
+"""Most bytes of keys and values of recent texts, for a next text that begins like one of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class RecentTexts:
         return longest.cut(n_shared)
 
     def add(self, text: CachedPrefix) -> None:
-        """Keep a text, in place of those that were read longest ago; one that cannot be cut is not kept."""
+        """Store a text in place of those that were read longest ago; one that cannot be cut is not stored."""
         if not text.can_be_cut:
             return
         self._texts.insert(0, text)

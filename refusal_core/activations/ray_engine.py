@@ -1,4 +1,4 @@
-"""Extraction by Ray's actors: each opens the model once and reads shards of the prompts, one batch a shard.
+"""Extraction by Ray's actors: each opens the model once and reads shards of the prompts, one batch per shard.
 
 An actor that dies is started anew and its shard read again; what the others have read is kept. Batches are those that
 one process would read, and everything random is elsewhere, so the numbers are the same. Without a cluster

@@ -1,4 +1,4 @@
-"""The command ``refusal``: its verbs, and how every one of them ends.
+"""The command ``refusal``: its verbs, and how they end.
 
 Results go to stdout, progress and errors to stderr. Exit status 0 when done, 1 for what the user can mend (one line
 says what) and for what nobody foresaw (one line says where its details are), 2 for a command that cannot be understood,
@@ -40,18 +40,18 @@ measure = App(name="measure", help="Measure something on a run with its model, a
 # By name, so that a verb imports what it needs and no more; without it `--help` would import all of them.
 _VERBS = {
     "run": ("making:run", "Measure a model's refusal directions on a contrast set; prints the run's name."),
-    "prompts": ("prompts:prompts", "Show what would be read from a file or set of prompts, and what is left out."),
+    "prompts": ("prompts:prompts", "Show which prompts would be read from a file or set, and which are left out."),
     "list": ("runs:list_runs", "List the runs in the cache."),
-    "show": ("runs:show", "Show a run's table of layers, or what was measured on it later."),
-    "evidence": ("runs:evidence", "Show what the numbers say to each question, layer by layer."),
+    "show": ("runs:show", "Show a run's table of layers, or its behaviour, interventions or ratings."),
+    "evidence": ("runs:evidence", "Show the answers to the questions, and their numbers layer by layer."),
     "score": ("scoring:score", "Project prompts of your own on a run's direction at every site."),
     "refit": ("making:refit", "Make a run again without the prompts that are marked; prints its name."),
     "fetch": ("making:fetch", "Make a known model or a hub model ready to open; prints where it is."),
     "verify": ("runs:verify", "Check every file of a run against its manifest."),
-    "rename": ("runs:rename", "Show a run under a title of your own; its name stays."),
+    "rename": ("runs:rename", "Give a run a title; its name stays."),
     "delete": ("runs:delete", "Remove a run and everything measured on it; it can be restored for a week."),
     "restore": ("runs:restore", "Put a deleted run back into the cache."),
-    "pack": ("sharing:pack", "Write a run to one zip file, to send to someone."),
+    "pack": ("sharing:pack", "Write a run to one zip file, to send to others."),
     "unpack": ("sharing:unpack", "Check a packed run that someone sent and put it into the cache."),
     "report": ("sharing:report", "Write a run's report: tables, figures and one page."),
     "dashboard": (

@@ -54,14 +54,14 @@ def refit(
         str, Parameter(help="Marks that leave a prompt out: mislabelled, ambiguous, fine, joined by commas.")
     ] = "mislabelled",
     model: Annotated[
-        str | None, Parameter(help="Where the run's model is, when it was local and activations were not kept.")
+        str | None, Parameter(help="Where the run's model is, when it was local and activations were not stored.")
     ] = None,
     device: Device = "auto",
     cache: Cache = None,
     progress_file: ProgressFileOption = None,
     reporter: ReporterArgument,
 ) -> None:
-    """Make a run again without some prompts, and say what that changes."""
+    """Make a run again without some prompts, and say what changed."""
     from refusal_core.annotations import marks
     from refusal_core.exploration import refits
     from refusal_core.pipeline.refit import original_of

@@ -17,7 +17,7 @@ from refusal_core.runs.run import Run
 if TYPE_CHECKING:
     from refusal_core.models.opening import ChatModel
 
-Again = Annotated[bool, Parameter(negative=(), help="Measure anew what was measured already.")]
+Again = Annotated[bool, Parameter(negative=(), help="Measure again, replacing the stored result.")]
 
 
 def behaviour(
@@ -39,7 +39,7 @@ def behaviour(
     opened = store.open_run(run, cache)
     rules = read_rules(options.rules or BUNDLED)
     if not again and measurement.relabel(opened, rules) is not None:
-        print("the run has its openings: they were read by these rules, nothing was generated (--again does)")
+        print("the run has its openings: they were labelled by these rules, nothing was generated (--again does)")
         return
     with reporter.progress() as progress:
         table = measurement.record(opened, load_model_of(opened, where or ModelOptions()), options, progress)
@@ -61,9 +61,9 @@ def intervention(
     from refusal_core.intervention import experiment
 
     opened = store.open_run(run, cache)
-    found = None if again else experiment.load_interventions(opened)
-    if found is not None:
-        table, manifest = found
+    stored = None if again else experiment.load_interventions(opened)
+    if stored is not None:
+        table, manifest = stored
         print(
             f"the run has its interventions, on {table['prompt_id'].nunique()} prompts of "
             f"{manifest.prompts.source} with {len(manifest.controls.names)} controls: nothing was computed "
@@ -85,10 +85,10 @@ def show_behaviour(run: Run, as_json: bool) -> None:
     """
     from refusal_core.behaviour import measurement
 
-    found = measurement.load_behaviour(run)
-    if found is None:
+    stored = measurement.load_behaviour(run)
+    if stored is None:
         raise RunError(f"behaviour was not measured on the run {run.run_id!r}")
-    table, _ = found
+    table, _ = stored
     numbers = measurement.correlation_by_site(run, table)
     if as_json:
         print_json({"run_id": run.run_id, "prompts": records(table), "sites": records(numbers)})
@@ -106,10 +106,10 @@ def show_intervention(run: Run, as_json: bool) -> None:
     """
     from refusal_core.intervention import effects, experiment
 
-    found = experiment.load_interventions(run)
-    if found is None:
+    stored = experiment.load_interventions(run)
+    if stored is None:
         raise RunError(f"no intervention was measured on the run {run.run_id!r}")
-    table, _ = found
+    table, _ = stored
     summary = effects.summarise(run, table)
     candidates = effects.candidates(run, table)
     if as_json:

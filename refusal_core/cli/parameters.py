@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 RunName = Annotated[str, Parameter(help="Name of a run, as `refusal list` shows it.")]
 Cache = Annotated[
     str | None,
-    Parameter(name="--cache", help="Folder that runs are kept in (default: REFUSAL_CACHE, else the usual one)."),
+    Parameter(
+        name="--cache",
+        help="Folder of runs (default: REFUSAL_CACHE, else ./cache where there is one, else the user's data folder).",
+    ),
 ]
 Device = Annotated[str, Parameter(help=DEVICES)]
 AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]

@@ -1,4 +1,4 @@
-"""The verb ``prompts``, and the options by which verbs that read prompts are told what is in a file."""
+"""The verb ``prompts``, and the options that say what is in a file of prompts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def prompts(
     label: Labels = (),
     as_json: AsJson = False,
 ) -> None:
-    """Show what prompts would be read from a source, and what is left out of it and why."""
+    """Show which prompts would be read from a source, which are left out, and why."""
     from refusal_core.prompts.sets import inspect_source
 
     inspection = inspect_source(source, Choice(text_column, label_column, parse_labels(label)))

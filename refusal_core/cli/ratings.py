@@ -1,4 +1,4 @@
-"""What ``show --ratings`` prints: whether projection goes with how harmful people find the prompts."""
+"""What ``show --ratings`` prints: how projection correlates with people's ratings of harm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def show_ratings(
     cache: str | None,
     as_json: bool,
 ) -> None:
-    """Print how ratings and projections of a run's prompts go together.
+    """Print how ratings and projections of a run's prompts correlate.
 
     Args:
         run: the run.
@@ -26,7 +26,7 @@ def show_ratings(
         rating_column: its name in the file, where it is not ``rating``.
         rater_column: its name in the file, where it is not ``rater``.
         export: where to write the ratings as CSV.
-        cache: the folder that runs and ratings are kept in.
+        cache: the folder of runs and ratings.
         as_json: print JSON in place of text.
 
     Raises:

@@ -30,22 +30,22 @@ _QUESTIONS = {
     "crossfit_d": "does it hold on new prompts",
     "probe_d": "is it about harm",
 }
-_PARTS = Group("Instead of the layers, at most one of", sort_key=1, validator=LimitedChoice())
+_PARTS = Group("In place of the layers, at most one of", sort_key=1, validator=LimitedChoice())
 _Part = Annotated[bool, Parameter(group=_PARTS, negative=())]
-_RATINGS = Group("Of ratings", sort_key=2)
+_RATINGS = Group("Options of --ratings", sort_key=2)
 
 
 def list_runs(*, as_json: AsJson = False, cache: Cache = None) -> None:
     """List the runs in the cache."""
-    found, broken = store.list_runs(cache)
+    summaries, broken = store.list_runs(cache)
     for problem in broken:
         print(f"not readable: {problem.reason}", file=sys.stderr)
     if as_json:
-        print_json([asdict(summary) for summary in found])
+        print_json([asdict(summary) for summary in summaries])
         return
-    if not found and not broken:
+    if not summaries and not broken:
         print(f"no runs in {store.cache_folder(cache)}; `refusal run` makes one")
-    for summary in found:
+    for summary in summaries:
         counts = " + ".join(str(n) for n in summary.counts.values())
         title = f"“{summary.title}”, " if summary.title else ""
         print(
@@ -80,9 +80,9 @@ def show(
     as_json: AsJson = False,
     cache: Cache = None,
 ) -> None:
-    """Show a run's table of layers, or what was measured on it later."""
+    """Show a run's table of layers, or its behaviour, interventions or ratings."""
     opened = store.open_run(run, cache)
-    # Each needs modules that the others do not.
+    # They need different modules.
     if behaviour:
         from refusal_core.cli.measuring import show_behaviour
 
@@ -100,24 +100,24 @@ def show(
 
 
 def evidence(run: RunName, /, *, as_json: AsJson = False, cache: Cache = None) -> None:
-    """Show what the numbers say to each question, layer by layer."""
+    """Show the answers to the questions, and their numbers layer by layer."""
     from refusal_core.evidence.answers import QUESTIONS, answer
     from refusal_core.evidence.findings import caveats, overview_table, verdict
 
     opened = store.open_run(run, cache)
-    found = opened.evidence
-    answers = {question: answer(found, name, opened.best_site()) for name, question in QUESTIONS.items()}
+    numbers = opened.evidence
+    answers = {question: answer(numbers, name, opened.best_site()) for name, question in QUESTIONS.items()}
     if as_json:
-        tables = {name: records(table) for name, table in (("sites", found.sites), ("reasons", found.reasons))}
-        print_json({"run_id": opened.run_id, "verdict": verdict(found), "answers": answers, **tables})
+        tables = {name: records(table) for name, table in (("sites", numbers.sites), ("reasons", numbers.reasons))}
+        print_json({"run_id": opened.run_id, "verdict": verdict(numbers), "answers": answers, **tables})
         return
-    print(verdict(found), *caveats(found), sep="\n")
-    table = overview_table(found)
+    print(verdict(numbers), *caveats(numbers), sep="\n")
+    table = overview_table(numbers)
     table.index = pd.Index([opened.site_label(int(site)) for site in table.index])
     print_table(table, index=True)
     for question, sentence in answers.items():
         print(f"\n{question}\n    {sentence}")
-    for (number, source, reason), rows in found.reasons.groupby(["number", "source", "reason"], sort=False):
+    for (number, source, reason), rows in numbers.reasons.groupby(["number", "source", "reason"], sort=False):
         sites = [] if rows["site"].isna().any() else [opened.site_label(int(site)) for site in rows["site"]]
         where = "" if len(sites) in (0, opened.n_sites) else f" at {', '.join(sites)}"
         print(f"missing: {number} ({source}){where}: {reason}", file=sys.stderr)
@@ -131,12 +131,12 @@ def verify(run: RunName, /, *, cache: Cache = None) -> None:
 
 def rename(
     run: RunName,
-    title: Annotated[str, Parameter(help="The title; an empty one takes the title away.")],
+    title: Annotated[str, Parameter(help="The title; an empty one removes it.")],
     /,
     *,
     cache: Cache = None,
 ) -> None:
-    """Show a run under a title; its name stays."""
+    """Give a run a title; its name stays."""
     store.rename_run(run, title, cache)
     print(run)
 
@@ -162,7 +162,7 @@ def restore(run: RunName, /, *, cache: Cache = None) -> None:
 
 
 def headline(run: Run) -> str:
-    """Return what the layer with the highest cross-fitted d says to the three questions, one line per question."""
+    """Return the answers to the three questions at the layer with the highest cross-fitted d, one line per question."""
     site = run.best_site()
     numbers = run.layer_stats.set_index("site").loc[site]
     lines = [

@@ -68,7 +68,7 @@ def dashboard(
 
 
 def app_script() -> Path:
-    """Return the script that Streamlit runs; its pages and its configuration lie beside it.
+    """Return the script that Streamlit runs; its pages and its configuration are in the same folder.
 
     A wheel carries them in the package, a checkout has them at its top.
 

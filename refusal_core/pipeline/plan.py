@@ -1,4 +1,4 @@
-"""What a run that is asked for would be, found out in seconds: its model, its prompts, and what is missing."""
+"""The plan of a run, made in seconds: its model, its prompts, and what is missing."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from refusal_core.runs.run import Run
 
 @dataclass(frozen=True)
 class Plan:
-    """What the run would be.
+    """A run before it is made.
 
     Attributes:
-        options: those that make it, whenever and from whatever folder: paths are absolute, dtype and revision are
-            settled, so that work that was stopped goes on as the same run.
+        options: the options that make it at any time and from any folder: paths are absolute, dtype and revision are
+            fixed, so that interrupted work continues as the same run.
         model: the model as it will be opened.
         available: whether the model is on this machine, complete.
         download_bytes: what has to be downloaded, ``None`` where that is not known or nothing has to be.
         contrast_set: its name.
         counts: prompts per label that the direction is fitted on.
-        n_transfer: prompts that are scored besides.
+        n_transfer: number of prompts that are scored but not fitted on.
         cached: the name of the run, where it is in the cache already.
     """
 
@@ -44,30 +44,33 @@ class Plan:
 
 
 def check(options: RunOptions) -> Plan:
-    """Find the model and read the prompts of a run that is asked for.
+    """Find the model and read the prompts of a requested run.
 
     Raises:
-        RefusalError: saying in one sentence what is wrong with it.
+        RefusalError: when it cannot be made.
     """
     request = prepare(options)
-    found = request.find_cached()
+    cached_run = request.find_cached()
     available = is_available(request.model)
     return Plan(
-        options=_settled(request, found),
+        options=_settle(request, cached_run),
         model=as_opened(request.model, options.load_in),
         available=available,
         download_bytes=None if available else _download_bytes(request.model),
         contrast_set=request.contrast.name,
         counts=request.contrast.counts,
         n_transfer=sum(len(chosen.prompts.table) for chosen in request.transfer),
-        cached=None if found is None else found.run_id,
+        cached=None if cached_run is None else cached_run.run_id,
     )
 
 
-def _settled(request: Request, found: Run | None) -> RunOptions:
+def _settle(request: Request, cached_run: Run | None) -> RunOptions:
     """Return the options of a request with absolute paths, and the dtype that the run has or will have."""
     options = request.options
-    dtype = found.manifest.compute.dtype if found else choose_dtype(choose_device(options.device), options.dtype)
+    if cached_run is None:
+        dtype = choose_dtype(choose_device(options.device), options.dtype)
+    else:
+        dtype = cached_run.manifest.compute.dtype
     template = options.chat_template
     return options.model_copy(
         update={
@@ -86,7 +89,7 @@ def _download_bytes(info: ModelInfo) -> int | None:
 
 
 def _absolute(source: str) -> str:
-    """Return a file or folder as it is found from any folder; names and hub ids as they are."""
+    """Return the absolute path of a file or folder; names and hub ids as they are."""
     path = Path(os.path.expanduser(source))  # unlike pathlib's, silent about a home that nobody has
     try:
         return str(path.absolute()) if source not in KNOWN and path.exists() else source

@@ -1,4 +1,4 @@
-"""A run made again without some of its prompts."""
+"""Refits: runs made again without some of their prompts."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def refit(
 ) -> RunResult:
     """Make a run again without some of its prompts, or find that refit in the cache; the run itself stays as it is.
 
-    It is made from the run's stored activations, or else the run's model reads the prompts again. What is left out is
-    scored as a transfer set called :data:`LEFT_OUT`. Behaviour and interventions do not carry over. A refit of a refit
-    is one of the original run, while that is in the cache, without the prompts of both.
+    It is made from the run's stored activations, or else the run's model reads the prompts again. The prompts that are
+    left out are scored as a transfer set called :data:`LEFT_OUT`. Behaviour and interventions do not carry over.
+    A refit of a refit is one of the original run, while that is in the cache, without the prompts of both.
 
     Args:
         run: the run, or a refit of it.

@@ -1,4 +1,4 @@
-"""Options to a run: found in the cache, or loaded, extracted, analysed and saved."""
+"""From options to a run: taken from the cache, or the model loaded, activations extracted, analysed and saved."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from refusal_core.runs.manifest import (
 from refusal_core.runs.run import Run
 
 if TYPE_CHECKING:
-    # The engine imports torch; a run in the cache is found without.
+    # The engine imports torch, which a cached run does not need.
     from refusal_core.activations.engine import Engine
     from refusal_core.activations.extraction import Extraction
 
@@ -48,19 +48,20 @@ if TYPE_CHECKING:
 def run(options: RunOptions, *, cache: str | Path | None = None, progress: Progress = no_progress) -> RunResult:
     """Measure a model's refusal directions on a contrast set, or find that run in the cache.
 
-    An extraction that was stopped goes on where it was when the same run is asked for again.
+    An interrupted extraction continues where it was when the same run is requested again.
 
     Args:
         options: what the run is made of and how it is made.
-        cache: the folder that runs are kept in.
+        cache: the folder of runs.
         progress: called for loading, extracting, testing and saving.
 
     Raises:
         RefusalError: of the kind that fits, for anything the caller can mend.
     """
     request = prepare(options)
-    found = request.find_cached(cache)
-    result = RunResult(found, cached=True) if found else RunResult(_make(request, cache, progress), cached=False)
+    cached_run = request.find_cached(cache)
+    made = _make(request, cache, progress) if cached_run is None else cached_run
+    result = RunResult(made, cached=cached_run is not None)
     if request.model.path is not None:
         remember_model(result.run, request.model.path)
     return result
@@ -92,7 +93,7 @@ def _make(request: Request, cache: str | Path | None, progress: Progress) -> Run
 
 
 def _engine(request: Request) -> Engine | None:
-    """Return what reads batches, where that is not this process."""
+    """Return the engine that reads batches, or ``None`` for this process."""
     if request.options.engine != RAY:
         return None
     from refusal_core.activations.ray_engine import on_actors

@@ -25,7 +25,7 @@ from refusal_core.runs.run import Run
 from refusal_core.runs.run_files import RunTables
 
 if TYPE_CHECKING:
-    # The engine imports torch; a run in the cache is found without.
+    # The engine imports torch, which a cached run does not need.
     from refusal_core.activations.engine import Engine
     from refusal_core.activations.extraction import Extraction
 
@@ -46,7 +46,9 @@ class Reading:
     """How a model reads prompts.
 
     Attributes:
-        system_prompt, thinking, day: as for :func:`refusal_core.models.templates.render`.
+        system_prompt: as for :func:`refusal_core.models.templates.render`.
+        thinking: likewise.
+        day: likewise.
         token_limit: longest templated prompt that is accepted.
     """
 

@@ -237,9 +237,9 @@ def _without_unnamed(rows: list[Row], header: Sequence[str]) -> list[Row]:
 
 def _delimiter(text: str, choice: Choice) -> tuple[str, str]:
     """Return what separates the fields, and the text without the line in which a spreadsheet says so."""
-    said = re.match(r'"?sep=(.)"?\n', text, flags=re.IGNORECASE)
-    if said:
-        return said[1], text[said.end() :]
+    line = re.match(r'"?sep=(.)"?\n', text, flags=re.IGNORECASE)
+    if line:
+        return line[1], text[line.end() :]
     ranks = {}
     for delimiter in _SEPARATORS:
         header = _first_row(text, delimiter)

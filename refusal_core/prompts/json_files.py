@@ -35,7 +35,7 @@ def read_json(text: str, name: str) -> Records:
 
 
 def read_json_lines(text: str, name: str) -> Records:
-    """Read a file with a JSON value per line; one whole JSON value in such a file is read as such.
+    """Read a file with a JSON value per line; a file that is one JSON value is read as such.
 
     Only a line feed ends a line, since a prompt may hold other separators.
 
@@ -57,14 +57,14 @@ def read_json_lines(text: str, name: str) -> Records:
                 commas = True
                 continue
             if row == 1 and len(lines) > 1 and _is_value(text):
-                found = _from_value(_parsed(text), name)
-                return replace(found, notes=(*found.notes, "the file is one JSON value, not one per line"))
+                records = _from_value(_parsed(text), name)
+                return replace(records, notes=(*records.notes, "the file is one JSON value, not one per line"))
             raise PromptError(f"{name}, row {row}: not valid JSON ({error})") from error
     if len(values) == 1 and not (isinstance(values[0], dict) and _has_prompt(values[0])):
         return _from_value(values[0], name)
-    found = _from_list(values, name)
+    records = _from_list(values, name)
     notes = ("commas at the ends of the lines are skipped",) if commas else ()
-    return replace(found, shape=f"a JSON value per line: {found.shape.removeprefix('JSON: ')}", notes=notes)
+    return replace(records, shape=f"a JSON value per line: {records.shape.removeprefix('JSON: ')}", notes=notes)
 
 
 def _from_value(value: Any, name: str) -> Records:
@@ -112,11 +112,11 @@ def _from_object(value: Mapping[str, Any], name: str) -> Records:
         return _records(name, "texts by id", [{"id": key, "text": inner} for key, inner in value.items()])
     if len(lists) == 1:
         ((key, inner),) = lists.items()
-        found = _from_list(inner, name)
+        records = _from_list(inner, name)
         skipped = [other for other in value if other != key]
-        notes = (f"beside the records there is {', '.join(skipped)[:100]}, which is not read",) if skipped else ()
-        shape = f"{found.shape.removeprefix('JSON: ')} under the key {key!r:.40}"
-        return replace(found, shape=f"JSON: {shape}", notes=notes)
+        notes = (f"besides the records there is {', '.join(skipped)[:100]}, which is not read",) if skipped else ()
+        shape = f"{records.shape.removeprefix('JSON: ')} under the key {key!r:.40}"
+        return replace(records, shape=f"JSON: {shape}", notes=notes)
     keys = ", ".join(f"{key:.40}" for key in list(value)[:10]) or "nothing in it"
     raise PromptError(
         f"{name}: expected one list of prompts, or one per label, found an object with {keys}; give the list with the "
@@ -129,9 +129,9 @@ def _by_label(lists: Mapping[str, list[Any]], name: str) -> Records:
     rows: list[Row] = []
     places: list[str] = []
     for key, inner in lists.items():
-        found = _from_list(inner, name)
-        rows += [dict(row) | {"label": key} if row else row for row in found.rows]
-        places += [f"{key}, {place}" for place in found.places]
+        records = _from_list(inner, name)
+        rows += [dict(row) | {"label": key} if row else row for row in records.rows]
+        places += [f"{key}, {place}" for place in records.places]
     return Records(name, "JSON: a list of prompts per label", rows, places)
 
 

@@ -58,7 +58,7 @@ def find_labels(records: Records, choice: Choice) -> Labelling:
         return _labelling(records, find_column(columns, choice.label_column, (), records.file, "label"), choice)
     named = [column for name in LABEL_COLUMNS if (column := first_column(columns, (name,))) is not None]
     candidates = [_labelling(records, column, choice) for column in named]
-    usable = [found for found in candidates if not found.problem]
+    usable = [candidate for candidate in candidates if not candidate.problem]
     if usable:
         first = usable[0]
         return next(
@@ -108,19 +108,19 @@ def _without_labels(records: Records, problem: str) -> Labelling:
 
 
 def _no_labels(records: Records, candidates: Sequence[Labelling]) -> str:
-    found, cure = f"the columns {listed(records.columns)}", "choose the label column, or "
+    arrived, cure = f"the columns {listed(records.columns)}", "choose the label column, or "
     of_words = [column for column in records.columns if _holds_label_words(records, column)]
     if not records.has_columns:
-        found, cure = records.shape, ""
+        arrived, cure = records.shape, ""
     elif of_words:
         cure = f"choose {of_words[0]!r:.60} as the label column, or "
     elif candidates:
         column, value = candidates[0].column, next(m.value for m in candidates[0].meanings if m.label is None)
-        found = f"{value!r} in the column {column!r:.60}"
+        arrived = f"{value!r} in the column {column!r:.60}"
         cure = f"choose {column!r:.60} as the label column and say what its values mean, or "
     return (
         f"{records.file}: expected a label, harmful or harmless, for every prompt, in a column called label, found "
-        f"{found}; {cure}give two files, one of harmful and one of harmless prompts, as HARMFUL,HARMLESS"
+        f"{arrived}; {cure}give two files, one of harmful and one of harmless prompts, as HARMFUL,HARMLESS"
     )
 
 

@@ -80,13 +80,13 @@ def check_ending(name: str) -> str:
     Raises:
         PromptError: for any other, with what to do.
     """
-    found = ending(name)
-    if found in READABLE:
-        return found
-    cure = f"; {_CURES[found]}" if found in _CURES else ""
+    suffix = ending(name)
+    if suffix in READABLE:
+        return suffix
+    cure = f"; {_CURES[suffix]}" if suffix in _CURES else ""
     raise PromptError(
         f"{name:.80}: expected a file ending in {', '.join((*TEXT_ENDINGS, *TABLE_ENDINGS))}, or one of the first "
-        f"{len(TEXT_ENDINGS)} with .gz, got {found or 'no ending'}{cure}"
+        f"{len(TEXT_ENDINGS)} with .gz, got {suffix or 'no ending'}{cure}"
     )
 
 
@@ -132,7 +132,9 @@ def expand(content: bytes, name: str) -> bytes:
             check_size(n_bytes, name)
         return b"".join(_pieces(content))
     except (zlib.error, EOFError) as error:
-        raise PromptError(f"{name}: not a whole gzip file ({first_line(error)}); copy or download it again") from error
+        raise PromptError(
+            f"{name}: not a complete gzip file ({first_line(error)}); copy or download it again"
+        ) from error
 
 
 def _pieces(content: bytes) -> Iterator[bytes]:

@@ -100,7 +100,7 @@ class PromptReport:
     @property
     def summary(self) -> str:
         """What was read in one sentence."""
-        left_out = "".join(f"; {found} (left out)" for found in self.left_out)
+        left_out = "".join(f"; {reason} (left out)" for reason in self.left_out)
         return f"{self.source}: {self.n_prompts} prompts, {self.shape}{left_out}"
 
 

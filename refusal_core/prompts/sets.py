@@ -51,7 +51,7 @@ class PromptSet:
     Attributes:
         name: bundled name, file stem or dataset ids; shown on screen and part of a run's name.
         revision: commit of each hub dataset, joined by ``+``; ``None`` for local and bundled sets.
-        table: one row a prompt with the columns ``prompt_id, text, conversation, label, category, pair_id, source,
+        table: one row per prompt with the columns ``prompt_id, text, conversation, label, category, pair_id, source,
             note, origin``; ``conversation``, ``category``, ``pair_id`` and ``note`` may be missing (None); ``origin``
             is what errors call the row.
         reports: what each source was taken for; none for a set that a run holds.
@@ -122,9 +122,9 @@ class _Part:
 
 
 def prompt_id(text: str, conversation: str | None = None) -> str:
-    """A prompt's identity across runs: the first twelve hex digits of a SHA-256.
+    """Return a prompt's identity across runs: the first twelve hex digits of a SHA-256.
 
-    It is that of the text, blanks around it left out, or that of the conversation where there is more to a prompt.
+    It is that of the text without the blanks around it, or that of the conversation where there is more to a prompt.
     """
     content = text.strip() if conversation is None else conversation
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:12]
@@ -137,7 +137,7 @@ def load_contrast_set(source: str, limit: int | None = None, choice: Choice = NO
         source: a bundled name (``pairs``, ``everyday``, ``experiment-0``, ``quartets``), a file or hub set with texts
             and labels, or two sources without labels ``HARMFUL,HARMLESS``, each a file or a hub set; see
             :mod:`refusal_core.prompts.hub`.
-        limit: prompts a label, spread evenly over the set; matched pairs stay together.
+        limit: prompts per label, spread evenly over the set; matched pairs stay together.
         choice: columns and labels, where they are not to be found by their names and values.
 
     Raises:
@@ -379,7 +379,7 @@ def _near_pairs(texts: list[str], rows: np.ndarray, other_rows: np.ndarray) -> l
 
 def _limited(prompts: PromptSet, limit: int) -> PromptSet:
     if limit < MINIMUM_PER_LABEL:
-        raise PromptError(f"expected a limit of at least {MINIMUM_PER_LABEL} prompts a label, got {limit}")
+        raise PromptError(f"expected a limit of at least {MINIMUM_PER_LABEL} prompts per label, got {limit}")
     table = prompts.table
     paired = table["pair_id"].notna().all()
     keep: set[int] = set()
@@ -394,7 +394,7 @@ def _limited(prompts: PromptSet, limit: int) -> PromptSet:
 
 
 def slug(name: str) -> str:
-    """A set's or model's name as part of a folder name."""
+    """Return a set's or model's name as part of a folder name."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")[:60] or "unnamed"
 
 

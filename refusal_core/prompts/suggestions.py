@@ -19,6 +19,6 @@ class Contrast:
 
 @cache
 def contrasts() -> tuple[Contrast, ...]:
-    """The bundled contrasts, in order."""
+    """Return the bundled contrasts, in order."""
     text = resources.files("refusal_core.prompts").joinpath("data", "suggestions.toml").read_text(encoding="utf-8")
-    return tuple(Contrast(**each) for each in tomllib.loads(text)["contrast"])
+    return tuple(Contrast(**entry) for entry in tomllib.loads(text)["contrast"])

@@ -148,8 +148,8 @@ def _records(table: pa.Table, name: str, shape: str) -> Records:
     if len(set(names)) < len(names):
         raise PromptError(f"{name}: expected every column once, found {', '.join(names)[:200]}; rename one of them")
     # An index that pandas stored is no column of prompts.
-    kept = [place for place, column in enumerate(names) if not re.fullmatch(r"__index_level_\d+__", column)]
-    columns = {names[place]: table.column(place).to_pylist() for place in kept}
+    own = [place for place, column in enumerate(names) if not re.fullmatch(r"__index_level_\d+__", column)]
+    columns = {names[place]: table.column(place).to_pylist() for place in own}
     rows: list[Row] = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
     return Records(name, shape, rows, number_rows(len(rows)))
 

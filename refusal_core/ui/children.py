@@ -13,7 +13,7 @@ from typing import BinaryIO
 from refusal_core.errors import RefusalError, RunError
 from refusal_core.files import PARTIAL
 from refusal_core.runs.store import writable_cache
-from refusal_core.sharing.archives import Imported
+from refusal_core.sharing.archives import UnpackedRun
 
 MOST_MEMORY = 12 * 2**30
 """Bytes of addresses that such a process may have; what its libraries reserve counts."""
@@ -30,7 +30,7 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-def import_in_child(sent: BinaryIO) -> Imported:
+def import_in_child(sent: BinaryIO) -> UnpackedRun:
     """Put the run of an archive that someone sent into the cache; see :func:`.archives.unpack_run`.
 
     Raises:
@@ -45,7 +45,7 @@ def import_in_child(sent: BinaryIO) -> Imported:
             lines = _run("unpack", f"--cache={cache}", "--", file.name).splitlines()
     except OSError as error:
         raise RunError(f"the file cannot be kept for reading ({error.strerror})") from error
-    return Imported(lines[-1], new=len(lines) == 1)
+    return UnpackedRun(lines[-1], new=len(lines) == 1)
 
 
 def _run(*arguments: str) -> str:
