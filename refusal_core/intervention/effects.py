@@ -220,7 +220,7 @@ def headline(run: Run, effects: pd.DataFrame) -> str:
     The strongest layer is chosen on every other prompt, and what it does is told of the rest.
     """
     strongest, found = [], []
-    for edit, label, done in ((ABLATE, "harmful", "Taken out"), (ADD, "harmless", "Put in")):
+    for edit, label, done in ((ABLATE, "harmful", "Ablated"), (ADD, "harmless", "Added")):
         swept = over_layers(effects, edit, label)
         changes = swept["change_first_half"]
         row = swept.loc[changes.idxmin() if edit == ABLATE else changes.idxmax()]

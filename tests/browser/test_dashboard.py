@@ -177,7 +177,7 @@ def test_a_prompt_over_the_limit_is_refused_in_a_sentence(open_page, scored_run,
 def test_an_edit_changes_what_the_model_would_say(open_page, planted_run, planted_folder):
     page = open_page("Causality", run=planted_run.run_id, site="3")
     expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible(timeout=20_000)
-    expect(page.get_by_role("heading", name="Taken out at layer")).to_be_visible()
+    expect(page.get_by_role("heading", name="Ablated at layer")).to_be_visible()
     page.get_by_label("Path of the model").fill(str(planted_folder))
     page.get_by_label("Path of the model").press("Enter")
     page.get_by_label("Prompt", exact=True).fill("bdgjkvwxzbdgjkvwxz?")
