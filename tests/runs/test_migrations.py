@@ -79,9 +79,9 @@ def test_bits_per_weight_are_named_as_the_option(bits, load_in, version):
 
 
 def test_the_prompts_per_label_of_interventions_are_named_as_the_option():
-    name = next(path.parent.name for path in SHIPPED_CACHE.glob("*/intervention.json"))
-    stored = json.loads((SHIPPED_CACHE / name / "intervention.json").read_text())
-    _, manifest = load_interventions(store.open_run(name, SHIPPED_CACHE))
+    name = next(path.parent.name for path in FORMER.glob("*/intervention.json"))
+    stored = json.loads((FORMER / name / "intervention.json").read_text())
+    _, manifest = load_interventions(store.open_run(name, FORMER))
     assert manifest.prompts.limit_per_label == stored["prompts"]["limit"]
 
 
