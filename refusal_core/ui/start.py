@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from refusal_core.errors import RefusalError
 from refusal_core.models.known import KNOWN
 from refusal_core.options import RunOptions
 from refusal_core.pipeline.plan import Plan, check
+from refusal_core.prompts.benchmarks import BENCHMARKS
 from refusal_core.prompts.bundled import CONTRAST_SETS
 from refusal_core.prompts.labels import LABELS
 from refusal_core.prompts.records import READABLE
@@ -17,6 +20,7 @@ from refusal_core.ui.jobs import Command
 from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import fetch_command
 from refusal_core.ui.options import option_widget
+from refusal_core.ui.prompt_report import chosen_columns
 from refusal_core.ui.uploads import store_upload
 
 _OTHER = "another model"
@@ -27,7 +31,6 @@ _ROWS = (
     ("system_prompt",),
     ("token_limit", "seed", "revision"),
     ("chat_template", "load_in"),
-    ("text_column", "label_column"),
     ("keep_activations",),
 )
 """Options below the model and the prompts, row by row."""
@@ -41,7 +44,7 @@ def start_a_run() -> None:
     except RefusalError as error:
         _wrong(error)
         return
-    options = _options(model, prompts)
+    options = _options(model, prompts, chosen_columns(prompts))
     if isinstance(options, RefusalError):
         _wrong(options)
         return
@@ -94,8 +97,9 @@ def _prompts() -> str:
         return other.text_input(
             "A file, or HARMFUL,HARMLESS",
             key="runs_prompts_path",
-            placeholder="mlabonne/harmful_behaviors,mlabonne/harmless_alpaca",
-            help="A labelled file on the machine this runs on, or two files or hub datasets with a comma between them.",
+            placeholder="jailbreakbench, or advbench,alpaca",
+            help="A labelled file on the machine this runs on, a benchmark by its name, or two files, benchmarks or "
+            f"hub datasets with a comma between them. The benchmarks: {', '.join(BENCHMARKS)}.",
         ).strip()
     sent = other.file_uploader(
         "A labelled file",
@@ -106,10 +110,10 @@ def _prompts() -> str:
     return "" if sent is None else str(store_upload(sent.name, sent.getvalue()))
 
 
-def _options(model: str, prompts: str) -> RunOptions | RefusalError | None:
+def _options(model: str, prompts: str, columns: dict[str, Any]) -> RunOptions | RefusalError | None:
     """Return what the form asks for, or what is wrong with it; ``None`` while model or prompts are missing."""
     with st.expander("Options", icon=":material/tune:"):
-        given = {}
+        given = dict(columns)
         for row in _ROWS:
             for place, name in zip(st.columns(len(row)), row, strict=True):
                 given[name] = option_widget(place, RunOptions, name, f"runs_{name}")
