@@ -8,6 +8,7 @@ from refusal_core.exploration.outliers import in_band, prompts_at, row_of
 from refusal_core.ui import address, marks
 from refusal_core.ui import outliers as parts
 from refusal_core.ui.frame import frame, site_picker
+from refusal_core.ui.prompt_report import report_of_run
 from refusal_core.ui.refits import refit_panel
 
 run = frame("Outliers", "Drag a band on the histogram, read the prompts that fall into it, and mark what is wrong.")
@@ -33,4 +34,5 @@ if row is not None:
     parts.over_layers(run, row, site)
 marks.files(current)
 refit_panel(run, current)
+report_of_run(run)
 address.write()

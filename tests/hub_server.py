@@ -35,6 +35,7 @@ class Repository:
 
     Attributes:
         refusal: None, or why nobody may have its files: the hub's error code, "GatedRepo" or "RepoNotFound".
+        tags: what the hub says of it, such as "license:mit".
     """
 
     name: str
@@ -42,6 +43,7 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     refusal: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 class HubServer:
@@ -190,7 +192,8 @@ class HubServer:
             self._send_json(request, [entries[path] for path in paths if path in entries])
         elif question == "revision":
             siblings = [_sibling(path, content) for path, content in files.items()]
-            about = {"_id": commit[:24], "id": name, "sha": commit, "private": False, "tags": [], "downloads": 0}
+            about = {"_id": commit[:24], "id": name, "sha": commit, "private": False, "downloads": 0}
+            about |= {"tags": list(repository.tags)}
             self._send_json(request, about | {"siblings": siblings, "lastModified": "2026-01-31T12:00:00.000Z"})
         else:
             self._refuse(request, 404, "EntryNotFound")

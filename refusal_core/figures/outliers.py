@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_core.figures.histograms import histogram
-from refusal_core.figures.style import GREY, LABEL_COLOUR, LABEL_SYMBOL, blank, line_at, safe, site_axis
+from refusal_core.figures.style import GREY, LABEL_COLOUR, LABEL_SYMBOL, LINE_COLOURS, blank, line_at, safe, site_axis
 from refusal_core.runs.run import Run
 
 MOST_POINTS = 400
@@ -25,6 +25,7 @@ def band(
     found: pd.DataFrame,
     chosen: int | None = None,
     height: int = 420,
+    groups: pd.Series | None = None,
 ) -> go.Figure:
     """Return the histogram at a site, its band to drag, and below it a point per listed prompt, to click.
 
@@ -37,6 +38,7 @@ def band(
         found: rows of :func:`refusal_core.exploration.outliers.prompts_at` with ``mark``; marked ones are drawn hollow.
         chosen: a row of the run, drawn ringed wherever it projects.
         height: of the figure, in pixels.
+        groups: per row of the run, what its point is coloured by in place of its label; missing is grey.
     """
     figure = histogram(run, site, ends, height=height)
     points: list[dict[str, Any]] = []
@@ -65,7 +67,16 @@ def band(
             ],
             "hovertemplate": "%{text}<br>%{x:.4g}<extra></extra>",
         }
+        if groups is not None:
+            of_rows = groups[part.index]
+            of_label["marker"]["color"] = [_group_colours(groups).get(value, GREY) for value in of_rows]
+            of_label["text"] = [
+                f"{text}<br>{safe(str(value))}"
+                for text, value in zip(of_label["text"], of_rows.fillna("–"), strict=True)
+            ]
         points.append(of_label)
+    for value, colour in _group_colours(groups).items():
+        points.append({"x": [None], "y": [None], "name": safe(value), "marker": {"color": colour}, "hoverinfo": "skip"})
     if chosen is not None:
         prompt = run.prompts.loc[chosen]
         ringed = {
@@ -144,6 +155,11 @@ def ranks(run: Run, table: pd.DataFrame, label: str, site: int) -> go.Figure:
         xaxis=site_axis(run),
         yaxis={"title_text": "percent that project below it", "range": [-3, 103]},
     )
+
+
+def _group_colours(groups: pd.Series | None) -> dict[str, str]:
+    """Return the colour of each value, the most frequent first; what is left over is grey."""
+    return {} if groups is None else dict(zip(groups.value_counts().index, LINE_COLOURS, strict=False))
 
 
 def _jitter(prompt_id: str) -> float:

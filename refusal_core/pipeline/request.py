@@ -19,6 +19,7 @@ from refusal_core.models.templates import borrow_template
 from refusal_core.options import DTYPES, RunOptions
 from refusal_core.prompts.bundled import transfer_of
 from refusal_core.prompts.labels import Choice, parse_labels
+from refusal_core.prompts.reading import EXTRA
 from refusal_core.prompts.sets import PromptSet, load_contrast_set, load_transfer_set, slug, without
 from refusal_core.runs import store
 from refusal_core.runs.run import LEFT_OUT, Run
@@ -88,8 +89,8 @@ class Request:
         parts = [self.contrast.table.assign(fitted=True)]
         parts += [chosen.prompts.table.assign(fitted=False) for chosen in self.transfer]
         table = pd.concat(parts, ignore_index=True)
-        if table[CONVERSATION].isna().all():
-            table = table.drop(columns=CONVERSATION)
+        # Columns that came later, and that most runs have nothing in.
+        table = table.drop(columns=[column for column in (CONVERSATION, EXTRA) if table[column].isna().all()])
         repeated = table["prompt_id"].duplicated()
         if repeated.any():
             row = table[repeated].iloc[0]

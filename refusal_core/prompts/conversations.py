@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from refusal_core.conversations import Conversation, Turn
+from refusal_core.conversations import USER, Conversation, Turn
 
 _ROLES = {
     "user": "user",
@@ -57,21 +57,22 @@ def parse_conversation(value: object) -> tuple[Conversation, int]:
     """
     if isinstance(value, str):
         value = _from_text(value)
-    if isinstance(value, list) and is_conversation(value):
-        turns = [_turn(message) for message in value]
-    elif isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
-        turns = [Turn("user", turn) for turn in value]
-    else:
+    if isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
+        value = [{"role": USER, "content": turn} for turn in value]
+    if not isinstance(value, list) or not is_conversation(value):
         raise NotAConversationError(
             f"expected messages, each with a role (user, assistant or system) and a content, found {value!r:.60}"
         )
-    last = max((place for place, turn in enumerate(turns) if turn.role == "user"), default=None)
+    last = max((place for place, message in enumerate(value) if _role(message) == USER), default=None)
     if last is None:
-        raise NotAConversationError(f"expected a turn of the user, found {', '.join(turn.role for turn in turns[:5])}")
-    n_after = len(turns) - last - 1
-    begun = n_after == 1 and isinstance(value[-1], dict) and any(value[-1].get(key) is True for key in _PREFIX_KEYS)
-    prefix = turns[-1].content if begun else ""
-    return Conversation(turns[last].content, tuple(turns[:last]), prefix), 0 if begun else n_after
+        said = ", ".join(str(message[_of(message, _ROLE_KEYS)]) for message in value[:5])
+        raise NotAConversationError(f"expected a turn of the user, found {said}")
+    # What comes after it, a reply or a call of a tool, is not read.
+    *before, text = (_turn(message) for message in value[: last + 1])
+    after = value[last + 1 :]
+    begun = len(after) == 1 and any(after[0].get(key) is True for key in _PREFIX_KEYS)
+    prefix = _turn(after[0]).content if begun else ""
+    return Conversation(text.content, tuple(before), prefix), 0 if begun else len(after)
 
 
 def looks_like_messages(text: str) -> bool:
@@ -92,9 +93,12 @@ def _from_text(text: str) -> object:
         ) from None
 
 
+def _role(message: dict[str, Any]) -> str | None:
+    return _ROLES.get(str(message[_of(message, _ROLE_KEYS)]).strip().lower())
+
+
 def _turn(message: dict[str, Any]) -> Turn:
-    said = message[_of(message, _ROLE_KEYS)]
-    role = _ROLES.get(str(said).strip().lower())
+    said, role = message[_of(message, _ROLE_KEYS)], _role(message)
     if role is None:
         raise NotAConversationError(f"expected turns of the user, the assistant or the system, found {said!r:.40}")
     return Turn(role, _content(message[_of(message, _CONTENT_KEYS)]))

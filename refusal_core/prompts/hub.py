@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,8 +68,13 @@ def parse_hub_set(source: str) -> HubSet:
     return HubSet(name.strip(), configuration, split, column, revision.strip() or None)
 
 
-def read_hub_set(source: HubSet, choice: Choice) -> tuple[PromptFile, str | None]:
+def read_hub_set(source: HubSet, choice: Choice, only: tuple[str, str] | None = None) -> tuple[PromptFile, str | None]:
     """Read a split.
+
+    Args:
+        source: the split.
+        choice: columns and labels, where they are not to be found by their names and values.
+        only: a column and the one value of it whose rows are read; the others are left out and said.
 
     Returns:
         The prompts, and the commit that they are from; a folder has none.
@@ -82,11 +88,12 @@ def read_hub_set(source: HubSet, choice: Choice) -> tuple[PromptFile, str | None
     local = source.is_folder
     if not local and not re.fullmatch(r"[\w.-]+/[\w.-]+", source.name):
         raise PromptError(f"no prompt set, file, folder or hub set is called {source.name!r:.120}")
-    revision = None
+    revision, licence = None, None
     try:
         if not local:
             api = huggingface_hub.HfApi()
-            revision = api.dataset_info(source.name, revision=source.revision, timeout=_TIMEOUT_SECONDS).sha
+            about = api.dataset_info(source.name, revision=source.revision, timeout=_TIMEOUT_SECONDS)
+            revision, licence = about.sha, _licence(about.tags)
         configuration = source.configuration or _only(
             datasets.get_dataset_config_names(source.name, revision=revision), source, "configuration"
         )
@@ -95,6 +102,11 @@ def read_hub_set(source: HubSet, choice: Choice) -> tuple[PromptFile, str | None
         loaded = datasets.load_dataset(source.name, configuration, split=split, revision=revision)
     except PromptError:
         raise
+    except huggingface_hub.errors.GatedRepoError as error:
+        raise PromptError(
+            f"the set {source.label!r:.120} is gated: accept its terms on the hub and log in (hf auth login), or give "
+            "a file of its prompts"
+        ) from error
     except Exception as error:  # the libraries raise dozens of kinds; all mean that it is not to be had
         raise PromptError(
             f"cannot load the set {source.label!r:.120}: expected a folder, or a set on the Hugging Face hub that is "
@@ -104,9 +116,20 @@ def read_hub_set(source: HubSet, choice: Choice) -> tuple[PromptFile, str | None
     check_size(loaded.data.nbytes, source.label)
     rows = loaded.to_list()
     shape = f"{'folder' if local else 'set on the hub'}, split {split}"
-    records = Records(source.label, shape, rows, number_rows(len(rows)))
-    column = source.text_column or choice.text_column
-    return interpret(records, replace(choice, text_column=column)), revision
+    notes = [] if local else [f"licence {licence or 'not stated'}, revision {revision}"]
+    places = number_rows(len(rows))
+    if only is not None:
+        column, value = only
+        chosen = [place for place, row in enumerate(rows) if row.get(column) == value]
+        notes.append(f"{len(rows) - len(chosen)} rows whose {column} is not {value} are not part of the benchmark")
+        rows, places = [rows[place] for place in chosen], [places[place] for place in chosen]
+    records = Records(source.label, shape, rows, places, tuple(notes))
+    text_column = source.text_column or choice.text_column
+    return interpret(records, replace(choice, text_column=text_column)), revision
+
+
+def _licence(tags: Sequence[str] | None) -> str | None:
+    return next((tag.removeprefix("license:") for tag in tags or () if tag.startswith("license:")), None)
 
 
 def _only(names: list[str], source: HubSet, kind: str) -> str:

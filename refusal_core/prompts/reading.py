@@ -37,7 +37,18 @@ from refusal_core.prompts.records import Records, Row, check_ending, check_size,
 from refusal_core.prompts.report import LeftOut, PromptReport, describe
 
 OPTIONAL_COLUMNS = ("category", "pair_id", "note")
+EXTRA = "extra"
+_LONGEST_EXTRA = 200
+"""Most characters of a cell that is kept to filter and colour by."""
 _WITHOUT_TEXT = "without a text"
+_WEB_PAGE = "it is a web page, not the file that the page is about; download the file itself (on GitHub: Raw)"
+_NOT_THE_FILE = {
+    b"version https://git-lfs.github.com": "it is a Git LFS pointer, not the file that it stands for; get that with "
+    "`git lfs pull`, or download it",
+    b"<!doctype html": _WEB_PAGE,
+    b"<html": _WEB_PAGE,
+}
+"""How what is often saved in the place of a file begins."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +56,10 @@ class PromptFile:
     """The prompts of one file.
 
     Attributes:
-        table: one row per prompt with the columns ``text, conversation, label, category, pair_id, note, origin``; all
-            but the text and where it is from may be missing (None). ``conversation`` is
-            :meth:`.Conversation.to_json` where there is more to a prompt than its text.
+        table: one row per prompt with the columns ``text, conversation, label, category, pair_id, note, extra,
+            origin``; all but the text and where it is from may be missing (None). ``conversation`` is
+            :meth:`.Conversation.to_json` where there is more to a prompt than its text, and ``extra`` a JSON object of
+            the columns that mean nothing here, as texts.
         others: the columns of the file besides the text, row for row.
         labelling: where the labels are from, or why there are none.
         report: what the file was taken for.
@@ -63,6 +75,23 @@ class PromptFile:
         """The columns ``text``, ``conversation`` where there are any, and the file's columns besides the prompts."""
         prompts = ["text", COLUMN] if self.table[COLUMN].notna().any() else ["text"]
         return pd.concat([self.table[prompts], self.others], axis=1)
+
+    def without_repeated(self) -> PromptFile:
+        """Return the file without prompts that came before in it, for those that nobody here can mend."""
+        repeated = self.table.duplicated(["text", COLUMN])
+        if not repeated.any():
+            return self
+        places = [origin.rpartition(", ")[2] for origin in self.table["origin"][repeated]]
+        table, others = (part[~repeated].reset_index(drop=True) for part in (self.table, self.others))
+        labels = tuple(label for label, again in zip(self.labelling.labels, repeated, strict=True) if not again)
+        counts = table["label"].value_counts()
+        report = replace(
+            self.report,
+            n_prompts=len(table),
+            counts={label: int(counts[label]) for label in self.report.counts if label in counts},
+            left_out=(*self.report.left_out, LeftOut("with a prompt that came before", tuple(places))),
+        )
+        return PromptFile(table, others, replace(self.labelling, labels=labels), report)
 
     def check_labels(self) -> None:
         """Raise PromptError when the file cannot be used as a labelled one."""
@@ -160,6 +189,9 @@ def read_records(content: bytes, name: str, choice: Choice = NOTHING_CHOSEN) -> 
     """
     kind = check_ending(name)
     check_size(len(content), name)
+    for start, what in _NOT_THE_FILE.items():
+        if content[:100].lstrip().lower().startswith(start):
+            raise PromptError(f"{name}: {what}")
     if kind.endswith(".gz"):
         content, kind = expand(content, name), kind.removesuffix(".gz")
     binary: dict[str, Callable[[bytes, str], Records]] = {
@@ -214,6 +246,7 @@ def interpret(records: Records, choice: Choice = NOTHING_CHOSEN) -> PromptFile:
             COLUMN: pd.Series([prompt.conversation for prompt in prompts], dtype=object),
             "label": pd.Series(labelling.labels, dtype=object),
             **{name: pd.Series(values, dtype=object) for name, values in columns.items()},
+            EXTRA: pd.Series([_extra(prompt.row, others, optional.values()) for prompt in prompts], dtype=object),
             "origin": [f"{records.file}, {prompt.place}" for prompt in prompts],
         }
     )
@@ -388,12 +421,21 @@ def _optional(prompts: Sequence[_Prompt], column: str | None, name: str, file: s
     return [None if is_missing(value) else str(value) for value in values]
 
 
+def _extra(row: Row, columns: Sequence[str], known: Iterable[str | None]) -> str | None:
+    """Return the cells of a row that mean nothing here, as a JSON object of texts; None where there are none."""
+    meant = set(known)
+    cells = {column: _plain(row.get(column)) for column in columns if column not in meant}
+    texts = {column: str(cell)[:_LONGEST_EXTRA] for column, cell in cells.items() if not is_missing(cell)}
+    return json.dumps(texts, ensure_ascii=True) if texts else None
+
+
 def _others(prompts: Sequence[_Prompt], text_columns: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
     """Return the columns besides the text, in the file's order; one that is called as a column of ours is renamed."""
     kept = [column for column in columns if column not in text_columns]
     values = {column: [_plain(prompt.row.get(column)) for prompt in prompts] for column in kept}
     # As they are: a file may hold lone surrogates, which a column of texts cannot.
-    return pd.DataFrame(values, columns=kept, dtype=object).rename(
+    index = range(len(prompts))
+    return pd.DataFrame(values, columns=kept, index=index, dtype=object).rename(
         columns={name: f"another {name}" for name in ("text", COLUMN)}
     )
 

@@ -19,14 +19,16 @@ from refusal_core.conversations import COLUMN as CONVERSATION
 from refusal_core.conversations import prompts_of, words_of
 from refusal_core.errors import PromptError
 from refusal_core.options import MINIMUM_PER_LABEL
+from refusal_core.prompts.benchmarks import BENCHMARKS, Half, benchmark_half, find_benchmark
 from refusal_core.prompts.bundled import BUNDLED, CONTRAST_SETS, QUARTETS, TRANSFER_SETS, read_bundled
+from refusal_core.prompts.columns import first_column
 from refusal_core.prompts.hub import HubSet, parse_hub_set, read_hub_set
 from refusal_core.prompts.labels import GREY, LABELS, NOTHING_CHOSEN, Choice
-from refusal_core.prompts.reading import OPTIONAL_COLUMNS, PromptFile, read_prompt_file
+from refusal_core.prompts.reading import EXTRA, OPTIONAL_COLUMNS, PromptFile, read_prompt_file
 from refusal_core.prompts.records import TABLE_ENDINGS, TEXT_ENDINGS, stem
 from refusal_core.prompts.report import PromptReport, describe
 
-COLUMNS = ("prompt_id", "text", CONVERSATION, "label", "category", "pair_id", "source", "note")
+COLUMNS = ("prompt_id", "text", CONVERSATION, "label", "category", "pair_id", "source", "note", EXTRA)
 PROMPT_ID = re.compile(r"[0-9a-f]{12}")
 
 DETECTED = "detected-"
@@ -52,8 +54,8 @@ class PromptSet:
         name: bundled name, file stem or dataset ids; shown on screen and part of a run's name.
         revision: commit of each hub dataset, joined by ``+``; ``None`` for local and bundled sets.
         table: one row per prompt with the columns ``prompt_id, text, conversation, label, category, pair_id, source,
-            note, origin``; ``conversation``, ``category``, ``pair_id`` and ``note`` may be missing (None); ``origin``
-            is what errors call the row.
+            note, extra, origin``; ``conversation``, ``category``, ``pair_id``, ``note`` and ``extra`` may be missing
+            (None); ``origin`` is what errors call the row.
         reports: what each source was taken for; none for a set that a run holds.
     """
 
@@ -107,9 +109,11 @@ class Inspection:
         if self.contrast is None:
             return f"Not a contrast set: {self.problem}"
         counts = self.contrast.counts
-        n_detected = self.contrast.n_detected_pairs
-        detected = f"; {n_detected} pairs found by their texts and kept together" if n_detected else ""
-        return f"A contrast set: {' + '.join(f'{counts[label]} {label}' for label in LABELS)} prompts{detected}"
+        n_pairs, n_detected = self.contrast.table["pair_id"].nunique(), self.contrast.n_detected_pairs
+        pairs = f"; {n_pairs} matched pairs" if n_pairs else ""
+        if n_detected:
+            pairs = f"; {n_detected} pairs found by their texts and kept together"
+        return f"A contrast set: {' + '.join(f'{counts[label]} {label}' for label in LABELS)} prompts{pairs}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,9 +138,9 @@ def load_contrast_set(source: str, limit: int | None = None, choice: Choice = NO
     """Load a set that directions can be fitted on.
 
     Args:
-        source: a bundled name (``pairs``, ``everyday``, ``experiment-0``, ``quartets``), a file or hub set with texts
-            and labels, or two sources without labels ``HARMFUL,HARMLESS``, each a file or a hub set; see
-            :mod:`refusal_core.prompts.hub`.
+        source: a bundled name (``pairs``, ``everyday``, ``experiment-0``, ``quartets``), a benchmark's
+            (:data:`.benchmarks.BENCHMARKS`), a file or hub set with texts and labels, or two sources without labels
+            ``HARMFUL,HARMLESS``, each a file, a benchmark or a hub set; see :mod:`refusal_core.prompts.hub`.
         limit: prompts per label, spread evenly over the set; matched pairs stay together.
         choice: columns and labels, where they are not to be found by their names and values.
 
@@ -225,6 +229,9 @@ def _read_parts(source: str, choice: Choice) -> list[_Part]:
     """
     if source == "experiment-0":
         return [_read_part(dataset, Choice(), label) for dataset, label in zip(_EXPERIMENT_0, LABELS, strict=True)]
+    benchmark = find_benchmark(source)
+    if benchmark is not None and not _is_file(source):
+        return [_read_half(half, choice) for half in benchmark.halves]
     if "," not in source or _is_file(source) or HubSet(source).is_folder:
         return [_read_part(source, choice)]
     sources = [part.strip() for part in source.split(",")]
@@ -233,15 +240,26 @@ def _read_parts(source: str, choice: Choice) -> list[_Part]:
     return [_read_part(part, choice, label) for part, label in zip(sources, LABELS, strict=True)]
 
 
+def _read_half(half: Half, choice: Choice) -> _Part:
+    file, revision = read_hub_set(parse_hub_set(half.source), choice, half.only)
+    return _Part(file.without_repeated(), revision, half.label)
+
+
 def _read_part(source: str, choice: Choice, label: str | None = None) -> _Part:
     if _is_file(source):
         return _Part(read_prompt_file(source, choice), None, label)
+    half = benchmark_half(source)
+    if half is not None:
+        if label not in (None, half.label):
+            raise PromptError(f"{source} has {half.label} prompts alone, expected {label} ones in its place")
+        return _read_half(half, choice)
     hub_set = parse_hub_set(source)
     if not hub_set.is_folder and "/" not in hub_set.name:
         endings = ", ".join((*TEXT_ENDINGS, *TABLE_ENDINGS))
         raise PromptError(
             f"no prompt set or file called {source!r:.120}: expected one of {', '.join(CONTRAST_SETS)}, a file ending "
-            f"in {endings}, a set on the hub as owner/name, or two sources as HARMFUL,HARMLESS"
+            f"in {endings}, a benchmark ({', '.join(BENCHMARKS)}), a set on the hub as owner/name, or two sources as "
+            "HARMFUL,HARMLESS"
         )
     return _Part(*read_hub_set(hub_set, choice), label)
 
@@ -262,18 +280,38 @@ def _assembled(source: str, parts: list[_Part]) -> PromptSet:
         PromptError: when a source that has to have labels has none, or one that has a label has others of its own.
     """
     name = source if source in CONTRAST_SETS else "+".join(_name(part.file.report.source) for part in parts)
+    if find_benchmark(source) is not None and not _is_file(source):
+        name = source.strip().lower()
+    pair_ids = _pairs_of_halves(parts)
     tables = []
-    for part in parts:
+    for part, pair_id in zip(parts, pair_ids, strict=True):
         table = part.file.table
         if part.label is None:
             part.file.check_labels()
         else:
             part.file.check_label(part.label)
-            table = table.assign(label=part.label, pair_id=None)
+            table = table.assign(label=part.label, pair_id=pair_id)
         tables.append(_table(table, source=name).assign(origin=table["origin"]))
     revision = "+".join(part.revision for part in parts if part.revision) or None
     reports = tuple(part.file.report for part in parts)
     return PromptSet(name, revision, pd.concat(tables, ignore_index=True), reports)
+
+
+def _pairs_of_halves(parts: list[_Part]) -> list[list[str] | None]:
+    """Return the pair of each prompt of the parts, where they are two splits that number their prompts alike.
+
+    So do JailbreakBench's, whose row 7 is about one subject in both.
+    """
+    nothing: list[list[str] | None] = [None] * len(parts)
+    if len(parts) != 2 or {part.label for part in parts} != set(LABELS):
+        return nothing
+    columns = [first_column(list(part.file.others.columns), ("index",)) for part in parts]
+    sets = {part.file.report.source.rpartition(":")[0] for part in parts}
+    if len(sets) > 1 or "" in sets or None in columns:
+        return nothing
+    numbers = [part.file.others[column].astype(str).tolist() for part, column in zip(parts, columns, strict=True)]
+    alike = sorted(numbers[0]) == sorted(numbers[1]) and len(set(numbers[0])) == len(numbers[0])
+    return [*numbers] if alike else nothing
 
 
 def _name(source: str) -> str:
@@ -284,7 +322,7 @@ def _name(source: str) -> str:
 def _table(given: pd.DataFrame, source: str) -> pd.DataFrame:
     table = pd.DataFrame({"text": given["text"], "label": given["label"]}).reset_index(drop=True)
     table["source"] = source
-    for optional in (CONVERSATION, *OPTIONAL_COLUMNS):
+    for optional in (CONVERSATION, *OPTIONAL_COLUMNS, EXTRA):
         values = given[optional] if optional in given else [None] * len(given)
         table[optional] = pd.Series([value or None for value in values], dtype=object)
     identities = zip(table["text"], table[CONVERSATION], strict=True)

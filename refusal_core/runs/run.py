@@ -15,7 +15,7 @@ from refusal_core.files import sha256_of
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.manifest import Manifest
 from refusal_core.runs.migrations import migrated_evidence
-from refusal_core.runs.run_files import ACTIVATIONS, RunTables, map_activations, read_table
+from refusal_core.runs.run_files import ACTIVATIONS, RunTables, extra_columns, map_activations, read_table
 from refusal_core.runs.schemas import check_evidence
 from refusal_core.sites import best_layer, site_label
 
@@ -52,9 +52,15 @@ class Run:
         """One row per prompt, fitted ones first.
 
         The columns are ``prompt_id, text, label, category, pair_id, source, note, fitted, n_tokens, first_token,
-        refusal_log_odds``, and ``conversation`` where there are any; see :func:`refusal_core.conversations.prompts_of`.
+        refusal_log_odds``; where there is any, ``conversation`` (:func:`refusal_core.conversations.prompts_of`) and
+        ``extra`` (:attr:`extra`).
         """
         return self.tables.prompts.copy(deep=False)
+
+    @cached_property
+    def extra(self) -> pd.DataFrame:
+        """What the users' files say besides of each prompt, a column per column of theirs, as texts."""
+        return extra_columns(self.tables.prompts)
 
     @property
     def projections(self) -> np.ndarray:

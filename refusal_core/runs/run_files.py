@@ -25,6 +25,8 @@ DIRECTIONS = "directions.safetensors"
 ACTIVATIONS = "activations.safetensors"
 REQUIRED = (PROMPTS, PROJECTIONS, LAYER_STATS, DIRECTIONS)
 
+EXTRA = "extra"
+"""Column of the table of prompts that has what else the users' files say, a JSON object of texts per prompt."""
 BLOCK = 256
 """Prompts whose activations are written together."""
 _TENSORS = ("unit_direction", "harmful_mean", "harmless_mean")
@@ -73,6 +75,7 @@ def read_tables(folder: Path, version: int, n_sites: int, d_model: int) -> RunTa
     schemas.check_table(PROMPTS, prompts, schemas.PROMPTS, n_sites)
     schemas.check_prompts(PROMPTS, prompts)
     prompts_of(prompts)  # raises for a conversation that is none
+    extra_columns(prompts)
     layer_stats = migrated_layer_stats(read_table(folder / LAYER_STATS), version)
     schemas.check_table(LAYER_STATS, layer_stats, schemas.LAYER_STATS, n_sites)
     schemas.check_sites(LAYER_STATS, layer_stats, n_sites)
@@ -142,6 +145,20 @@ def map_activations(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     if entry["dtype"] != "F32" or tuple(entry["shape"]) != shape:
         raise ValueError(f"expected float32 of shape {shape}")
     return np.memmap(path, np.float32, "r", 8 + size + int(entry["data_offsets"][0]), shape)
+
+
+def extra_columns(prompts: pd.DataFrame) -> pd.DataFrame:
+    """Return what the users' files say besides of each prompt, as texts; no columns for a run without.
+
+    Raises:
+        ValueError: when it is not a JSON object of texts per prompt.
+    """
+    if EXTRA not in prompts:
+        return pd.DataFrame(index=prompts.index)
+    cells = [json.loads(cell) if isinstance(cell, str) else {} for cell in prompts[EXTRA]]
+    if not all(isinstance(cell, dict) and all(isinstance(text, str) for text in cell.values()) for cell in cells):
+        raise ValueError(f"{PROMPTS} has further columns that are no texts")
+    return pd.DataFrame(cells, index=prompts.index, dtype=object)
 
 
 def _read_only(values: np.ndarray) -> np.ndarray:

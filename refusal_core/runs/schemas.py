@@ -72,6 +72,7 @@ PROMPTS: Schema = {
     "prompt_id": _TEXT,
     "text": _TEXT,
     "conversation": Column("text", missing=True, optional=True),
+    "extra": Column("text", missing=True, optional=True),
     "label": _LABEL,
     "category": _NOTE,
     "pair_id": _NOTE,

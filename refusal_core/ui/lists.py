@@ -17,12 +17,14 @@ from refusal_core.conversations import COLUMN as CONVERSATION
 from refusal_core.conversations import prompts_of
 from refusal_core.errors import PromptError, RefusalError
 from refusal_core.pipeline.scoring import Score
-from refusal_core.prompts.reading import read_prompts
+from refusal_core.prompts.reading import PromptFile
+from refusal_core.prompts.records import READABLE
 from refusal_core.runs.run import Run
 from refusal_core.ui.background import duration
 from refusal_core.ui.conversations import written_out
 from refusal_core.ui.layout import show_error
 from refusal_core.ui.model import OneModel, OpenRun, T, one_model
+from refusal_core.ui.prompt_report import read_list
 from refusal_core.ui.scores import score_table
 
 MOST_PROMPTS = 1000
@@ -174,7 +176,7 @@ def list_form(run: Run, source: str | None) -> None:
     )
     st.file_uploader(
         "Or a file",
-        type=["csv", "json", "jsonl", "parquet", "txt"],
+        type=[ending[1:] for ending in READABLE],
         max_upload_size=MOST_MEGABYTES,
         key=_UPLOAD,
         on_change=_take_file,
@@ -187,11 +189,22 @@ def list_form(run: Run, source: str | None) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.text(f"File: {file[0]}")
             st.button("Remove", icon=":material/close:", type="tertiary", on_click=lambda: st.session_state.pop(_FILE))
+    read: PromptFile | None = None
+    problem: PromptError | None = None
+    if file is not None:
+        try:
+            read = read_list(*file)
+        except PromptError as error:
+            problem = error
     if not st.button("Score the list", icon=":material/playlist_play:", disabled=source is None):
+        if problem is not None:
+            st.text(str(problem))
         return
     try:
-        if file is not None:
-            prompts = _prompts_in(*file)
+        if problem is not None:
+            raise problem
+        if read is not None:
+            prompts = read.list
         else:
             prompts = pd.DataFrame({"text": [line for line in pasted.split("\n") if line.strip()]})
         if not 0 < len(prompts) <= MOST_PROMPTS:
@@ -262,7 +275,3 @@ def list_results(run: Run, job: ListScoring, site: int) -> None:
 def _until_the_visit_ends(number: str, _run: Run, source: str, _prompts: pd.DataFrame) -> ListScoring:
     """Begin a list; Streamlit releases it, which stops it, when its tab is closed or another list is begun."""
     return ListScoring(one_model(), _run, source, _prompts)
-
-
-def _prompts_in(name: str, content: bytes) -> pd.DataFrame:
-    return read_prompts(content, name).list

@@ -37,6 +37,7 @@ from refusal_core.ui.markdown import plain
 from refusal_core.ui.selection import chosen_row
 from refusal_core.ui.streamlit_internals import component, resource
 
+_MOST_VALUES = 30
 MOST_ROWS = 500
 """The most prompts that the list shows, which a browser draws at once."""
 _LIST, _LISTED, _CHART = "outliers_list", "outliers_listed", "outliers_chart"
@@ -93,8 +94,13 @@ def band_picker(run: Run, site: int, columns: list[DeltaGenerator]) -> tuple[flo
 
 def band_chart(run: Run, site: int, band: tuple[float, float], found: pd.DataFrame, row: int | None) -> None:
     """Show the histogram on which a band is dragged, and its prompts as points to click."""
+    columns = _columns_of_values(run)
+    groups = None
+    if columns:
+        chosen = st.selectbox("Colour the points by", ["label", *columns], key=f"outliers_colour_{run.run_id}")
+        groups = columns.get(chosen)
     chart(
-        figures.band(run, site, band, found, row, _HEIGHT),
+        figures.band(run, site, band, found, row, _HEIGHT, groups),
         _CHART,
         on_select=_use_chart,
         selection_mode="box",
@@ -135,6 +141,11 @@ def filtered(found: pd.DataFrame, run: Run) -> pd.DataFrame:
         replies = _choice(run, "replies", [_REFUSED, _NOT_REFUSED], f"Whether the model refuses, {how}.")
         st.caption(f"Refused or not: {how}.")
         marked = _choice(run, "marked", [*KINDS, _UNMARKED])
+        of_columns = {
+            name: st.multiselect(name, sorted(values.dropna().unique()), key=f"outliers_column_{run.run_id}_{name}")
+            for name, values in _columns_of_values(run).items()
+            if name != "category"
+        }
     address.change(
         find=find or None,
         sets=sets or None,
@@ -152,7 +163,10 @@ def filtered(found: pd.DataFrame, run: Run) -> pd.DataFrame:
         keep &= refuses[found.index].eq(replies[0] == _REFUSED)
     if marked:
         keep &= found["mark"].replace("", _UNMARKED).isin(marked)
-    said = [", ".join(each) for each in (sets, labels, categories, replies, marked) if each]
+    for name, values in of_columns.items():
+        if values:
+            keep &= run.extra[name][found.index].isin(values)
+    said = [", ".join(each) for each in (sets, labels, categories, replies, marked, *of_columns.values()) if each]
     if said or find:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.text("Only: " + " · ".join([*said, *([f"“{find}”"] if find else [])]))
@@ -373,7 +387,17 @@ def _choice(run: Run, name: str, options: list[str], help_text: str | None = Non
     return () if name == "sets" and chosen == (run.contrast_name,) else chosen
 
 
+def _columns_of_values(run: Run) -> dict[str, pd.Series]:
+    """Return the users' own columns, and the category, that have few enough values to tell prompts apart by."""
+    if run.extra.empty:
+        return {}
+    known = {"category": run.prompts["category"], **{str(name): run.extra[name] for name in run.extra}}
+    return {name: values for name, values in known.items() if 1 < values.nunique() <= _MOST_VALUES}
+
+
 def _clear(run: Run) -> None:
+    for name in _columns_of_values(run):
+        st.session_state[f"outliers_column_{run.run_id}_{name}"] = []
     st.session_state[f"outliers_find_{run.run_id}"] = ""
     for name in ("sets", "labels", "categories", "replies", "marked"):
         st.session_state[f"outliers_{name}_{run.run_id}"] = [run.contrast_name] if name == "sets" else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from refusal_core.access.folders import check_typed, named_folders
@@ -9,6 +11,7 @@ from refusal_core.errors import RefusalError
 from refusal_core.models.known import KNOWN
 from refusal_core.options import RunOptions
 from refusal_core.pipeline.plan import Plan, check
+from refusal_core.prompts.benchmarks import BENCHMARKS
 from refusal_core.prompts.bundled import CONTRAST_SETS
 from refusal_core.prompts.labels import LABELS
 from refusal_core.prompts.records import READABLE
@@ -18,6 +21,7 @@ from refusal_core.ui.jobs import Command
 from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import fetch_command
 from refusal_core.ui.options import option_widget
+from refusal_core.ui.prompt_report import chosen_columns
 from refusal_core.ui.uploads import store_upload, uploads_folder
 
 _OTHER = "another model"
@@ -28,7 +32,6 @@ _ROWS = (
     ("system_prompt",),
     ("token_limit", "seed", "revision"),
     ("chat_template", "load_in"),
-    ("text_column", "label_column"),
     ("keep_activations",),
 )
 """Options below the model and the prompts, row by row."""
@@ -42,7 +45,7 @@ def start_a_run() -> None:
     except RefusalError as error:
         _wrong(error)
         return
-    options = _options(model, prompts)
+    options = _options(model, prompts, _columns(prompts))
     if isinstance(options, RefusalError):
         _wrong(options)
         return
@@ -95,9 +98,9 @@ def _prompts() -> str:
         return other.text_input(
             "A file, or HARMFUL,HARMLESS",
             key="runs_prompts_path",
-            placeholder="mlabonne/harmful_behaviors,mlabonne/harmless_alpaca",
-            help="A labelled hub dataset or two with a comma between them, or files in a folder that is open to "
-            "visitors.",
+            placeholder="jailbreakbench, or advbench,alpaca",
+            help="A benchmark by its name, a labelled hub dataset, a file in a folder that is open to visitors, or two of "
+            f"these with a comma between them. The benchmarks: {', '.join(BENCHMARKS)}.",
         ).strip()
     sent = other.file_uploader(
         "A labelled file",
@@ -108,20 +111,33 @@ def _prompts() -> str:
     return "" if sent is None else str(store_upload(sent.name, sent.getvalue()))
 
 
-def _options(model: str, prompts: str) -> RunOptions | RefusalError | None:
+def _columns(prompts: str) -> dict[str, Any]:
+    try:
+        _check_paths(prompts)
+    except RefusalError:
+        return {}  # said below, where the form still stands
+    return chosen_columns(prompts)
+
+
+def _check_paths(*typed: str) -> None:
+    """Raise AccessError for a path that is not open to visitors, before anything there is looked at."""
+    folders = (*named_folders(), uploads_folder())
+    for name in typed:
+        if name not in KNOWN and name not in CONTRAST_SETS:
+            check_typed(name, folders)
+
+
+def _options(model: str, prompts: str, columns: dict[str, Any]) -> RunOptions | RefusalError | None:
     """Return what the form asks for, or what is wrong with it; ``None`` while model or prompts are missing."""
     with st.expander("Options", icon=":material/tune:"):
-        given = {}
+        given = dict(columns)
         for row in _ROWS:
             for place, name in zip(st.columns(len(row)), row, strict=True):
                 given[name] = option_widget(place, RunOptions, name, f"runs_{name}")
     if not (model and prompts):
         return None
     try:
-        folders = (*named_folders(), uploads_folder())
-        for typed in (model, prompts, given["chat_template"] or ""):
-            if typed not in KNOWN and typed not in CONTRAST_SETS:
-                check_typed(typed, folders)
+        _check_paths(model, prompts, given["chat_template"] or "")
         return RunOptions(model=model, prompts=prompts, **given)
     except RefusalError as error:
         return error

@@ -195,6 +195,52 @@ def test_an_uploaded_file_is_checked_like_any_other(tiny_folder):
         assert says in said(press(app, "Check"))
 
 
+def uploaded(name: str, content: bytes, tiny_folder):
+    app = visit()
+    app.selectbox(key="runs_model").set_value(form._OTHER).run()
+    app.text_input(key="runs_model_path").set_value(str(tiny_folder)).run()
+    app.selectbox(key="runs_prompts_kind").set_value(form._UPLOADED).run()
+    app.file_uploader(key="runs_upload").set_value((name, content, "text/csv")).run()
+    return app
+
+
+def field(app, start: str):
+    return next(each for each in app.selectbox if each.label.startswith(start))
+
+
+def tables(app) -> str:
+    return str([table.value.to_numpy().tolist() for table in app.dataframe])
+
+
+def test_what_a_file_is_read_as_is_shown_before_it_is_checked(tiny_folder):
+    rows = ["question,kind,other", *(f"Q {n}?,{'bad' if n % 2 else 'fine'},x" for n in range(20)), "Q 20?,odd,x"]
+    app = uploaded("mine.csv", "\n".join(rows).encode(), tiny_folder)
+    assert "choose the label column" in said(app)
+    assert "table with commas between the fields" in tables(app)
+    field(app, "Label column").set_value("kind").run()
+    for value, meaning in (("“bad”", "harmful"), ("“fine”", "harmless"), ("“odd”", "skip")):
+        field(app, f"What {value}").set_value(meaning).run()
+    assert "10 harmful + 10 harmless prompts" in said(app)
+    assert "1 row with a label to skip: row 21" in tables(app)
+    app = press(app, "Check")
+    assert "10 harmful + 10 harmless prompts" in said(app)
+    options, _ = app.session_state["runs_checked"]
+    assert (options.label_column, options.label) == ("kind", ("fine=harmless", "bad=harmful", "odd=skip"))
+
+
+def test_a_file_that_cannot_be_read_says_so_in_the_form(tiny_folder):
+    app = uploaded("mine.csv", "text,label\nKürze,harmful\n".encode("latin-1"), tiny_folder)
+    assert "save it as UTF-8" in said(app)
+
+
+def test_a_set_on_the_hub_is_looked_at_only_when_that_is_asked_for():
+    app = visit()
+    app.selectbox(key="runs_prompts_kind").set_value(form._TYPED).run()
+    app.text_input(key="runs_prompts_path").set_value("polyrefuse").run()
+    assert "not on the hub" not in said(app)
+    assert "not on the hub" in said(press(app, "Look at the prompts"))
+
+
 def test_a_job_is_shown_with_what_came_of_it(monkeypatch, cache):
     def job(state, **more):
         told = {"stage": "extracting (prompts)", "done": 3, "total": 9, "message": "", "seconds_left": 12.0}

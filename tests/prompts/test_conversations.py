@@ -21,6 +21,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
         ([USER, REPLY], Conversation("Ask."), 1),
         ([USER, {**REPLY, "prefix": True}], Conversation("Ask.", prefix="No."), 0),
         ([USER, REPLY, {**REPLY, "prefix": True}], Conversation("Ask."), 2),
+        ([USER, REPLY, {"role": "tool", "content": "x"}], Conversation("Ask."), 2),
         ([SYSTEM, USER], Conversation("Ask.", (Turn("system", "Be brief."),)), 0),
         ([{"from": "human", "value": "Ask."}, {"from": "gpt", "value": "No."}], Conversation("Ask."), 1),
         (["One?", "Two?"], Conversation("Two?", (Turn("user", "One?"),)), 0),
@@ -48,7 +49,7 @@ def test_a_conversation_ends_with_its_last_user_turn_or_the_beginning_of_the_rep
     [
         ([REPLY], "expected a turn of the user, found assistant"),
         (
-            [USER, {"role": "tool", "content": "x"}],
+            [{"role": "tool", "content": "x"}, USER],
             "expected turns of the user, the assistant or the system, found 'tool'",
         ),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "expected text in every message"),

@@ -190,7 +190,7 @@ def test_the_published_set_is_the_first_256_of_each_dataset_at_a_recorded_commit
 
     class Api:
         def dataset_info(self, dataset, revision, timeout):
-            return SimpleNamespace(sha=f"commit-of-{dataset}")
+            return SimpleNamespace(sha=f"commit-of-{dataset}", tags=["license:mit"])
 
     def load_dataset(dataset, configuration, split, revision):
         asked.append((dataset, split, revision))

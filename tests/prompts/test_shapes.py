@@ -306,6 +306,20 @@ def test_rows_count_as_on_screen():
     assert lines.table["origin"].tolist() == ["a.txt, row 1", "a.txt, row 3"]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "a web page.*Raw"),
+        (b"<HTML>", "a web page"),
+    ],
+)
+def test_what_was_saved_in_the_place_of_a_file_is_said(name, content, message):
+    with pytest.raises(PromptError, match=f"^{name}: it is {message}"):
+        read_prompts(content, name)
+
+
 def test_columns_that_a_spreadsheet_left_empty_are_no_columns():
     prompts = read_prompts(b"text,label,,\none,harmful,,\ntwo,harmless,,\n", "a.csv")
     assert prompts.report.other_columns == ()
