@@ -99,8 +99,8 @@ def _prompts() -> str:
             "A file, or HARMFUL,HARMLESS",
             key="runs_prompts_path",
             placeholder="jailbreakbench, or advbench,alpaca",
-            help="A benchmark by its name, a labelled hub dataset, a file in a folder that is open to visitors, or two of "
-            f"these with a comma between them. The benchmarks: {', '.join(BENCHMARKS)}.",
+            help="A benchmark by its name, a labelled hub dataset, a file in a folder that is open to visitors, or two "
+            f"of these with a comma between them. The benchmarks: {', '.join(BENCHMARKS)}.",
         ).strip()
     sent = other.file_uploader(
         "A labelled file",

@@ -167,6 +167,20 @@ def test_what_is_wrong_is_said_in_the_form_and_nothing_starts(tiny_folder):
     assert jobs.all_jobs() == []
 
 
+def test_rows_of_a_file_outside_the_named_folders_are_not_shown(tmp_path, monkeypatch):
+    private = tmp_path / "private.csv"
+    private.write_text("text,label\n" + "".join(f"secret {n},{n % 2}\n" for n in range(40)))
+    app = visit()
+    app.selectbox(key="runs_prompts_kind").set_value(form._TYPED).run()
+    monkeypatch.setenv("REFUSAL_FOLDERS", str(tmp_path / "elsewhere"))
+    app.text_input(key="runs_prompts_path").set_value(str(private)).run()
+    assert not any("secret" in str(frame.value.to_numpy()) for frame in app.dataframe)
+    monkeypatch.setenv("REFUSAL_FOLDERS", str(tmp_path))
+    app.text_input(key="runs_prompts_path").set_value(f"{private} ").run()
+    app.run()
+    assert any("secret" in str(frame.value.to_numpy()) for frame in app.dataframe)
+
+
 def test_a_checked_run_says_what_it_will_be_and_starts_once(tiny_folder, monkeypatch):
     begun = []
     monkeypatch.setattr(jobs, "start", begun.append)
