@@ -38,7 +38,7 @@ from refusal_core.evidence.text_answers import answer_texts, score_texts, strong
 from refusal_core.evidence.wording import Compared, compared_prompts, wording_table
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts.sets import detected_pairs
-from refusal_core.runs.evidence_tables import QUARTETS_COLUMNS, Evidence
+from refusal_core.runs.evidence_tables import QUARTETS_COLUMNS, TRANSFER_COLUMNS, Evidence
 
 __all__ = ["BOTH", "CONTRAST", "Evidence", "evaluate"]
 
@@ -160,7 +160,7 @@ def _evidence(
     sites = collected.table("sites")
     sites["permutation_p"] = permutation_p(observed, null)
     sites["permutation_p_corrected"] = corrected_p(observed, null)
-    transfer = collected.table("transfer", ("site", "source", "d", "d_low", "d_high", "auroc", "pair_accuracy"))
+    transfer = collected.table("transfer", TRANSFER_COLUMNS)
     by_source = {each.source: _permutations(each.source, collected) for each in design.transfers}
     transfer = _with_permutations(transfer, by_source)
     quartets = collected.table("quartets", QUARTETS_COLUMNS).assign(cue_p_corrected=np.nan)

@@ -16,6 +16,11 @@ WORDING_COLUMNS = (
     *(f"{start}{measure}{end}" for start in ("", "text_") for measure in _MEASURES for end in _ENDS),
     *(f"{measure}_difference{end}" for measure in _MEASURES for end in _ENDS),
 )
+TRANSFER_COLUMNS = (
+    *("site", "source"),
+    *(f"{measure}{end}" for measure in ("d", *_MEASURES) for end in _ENDS),
+    *("n_harmful", "n_harmless", "n_pairs"),
+)
 QUARTETS_COLUMNS = (
     *("site", "source", "n_quartets"),
     *(f"{effect}{end}" for effect in ("intent", "cue", "interaction", "intent_lead") for end in _ENDS),
