@@ -194,10 +194,11 @@ def test_the_help_has_every_verb_and_every_verb_its_own(capsys):
         assert f"Usage: refusal {verb}" in capsys.readouterr().out
 
 
-def test_the_help_of_run_has_every_option(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
-    assert main(["run", "--help"]) == 0
-    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+def test_the_help_of_run_has_every_option():
+    # In a process of its own: the console takes its width from the environment once.
+    command = [sys.executable, "-m", "refusal_core", "run", "--help"]
+    printed = subprocess.run(command, env={**os.environ, "COLUMNS": "300"}, capture_output=True, text=True, check=True)
+    shown = " ".join(printed.stdout.replace("│", " ").split())
     for name, field in RunOptions.model_fields.items():
         assert f"--{name.replace('_', '-')}" in shown
         assert str(field.description) in shown

@@ -1044,7 +1044,7 @@ def test_what_a_file_says_of_its_prompts_is_in_the_table_of_their_scores():
     app.file_uploader(key="live_list_file").upload("x.json", content.encode(), "application/json")
     press(app, "Score the list")
     until_listed(app)
-    (table,) = [each.value for each in app.dataframe if "prompt" in each.value.columns]
+    (table,) = [each.value for each in app.dataframe if "projection (file)" in each.value.columns]
     assert table["prompt"].tolist() == ["one", "two"]
     assert table["label"].tolist() == ["harmful", ""]
     assert table["id"].tolist() == ["7", "8"]
