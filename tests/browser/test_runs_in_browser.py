@@ -70,7 +70,7 @@ def jobs_of_every_kind(cache: Path) -> Iterator[list[str]]:
         running.append(process)
         if state != "running":
             process.kill()
-            process.wait()
+            process.communicate()
         described = {"stage": "extracting (prompts)", "done": 120, "total": 608, "rate": 12.5, "updated": time.time()}
         message = HOSTILE[0] if state == "failed" else ""
         progress.write_text(json.dumps(described | {"state": state, "message": message}))
@@ -87,7 +87,7 @@ def jobs_of_every_kind(cache: Path) -> Iterator[list[str]]:
     yield titles
     for process in running:
         process.kill()
-        process.wait()
+        process.communicate()
     shutil.rmtree(folder)
 
 
