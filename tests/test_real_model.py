@@ -36,7 +36,19 @@ def run_and_cache(tmp_path_factory) -> tuple[Run, str]:
     cache = str(tmp_path_factory.mktemp("cache"))
     cli("fetch", MODEL)
     out = cli(
-        "run", "--model", MODEL, "--prompts", "pairs", "--limit-per-label", "32", "--dtype", "float32", "--cache", cache
+        "run",
+        "--model",
+        MODEL,
+        "--prompts",
+        "pairs",
+        "--transfer",
+        "probe-pairs",
+        "--limit-per-label",
+        "32",
+        "--dtype",
+        "float32",
+        "--cache",
+        cache,
     )
     return open_run(out.splitlines()[-1], cache), cache
 
@@ -69,8 +81,11 @@ def test_late_layers_tell_unseen_pairs_apart_and_the_first_does_not(run_and_cach
     run, _ = run_and_cache
     # The standard error of an AUROC at chance is 0.06 for 48 + 48 prompts; matched pairs make it smaller.
     chance, three_errors = 0.5, 0.18
-    assert run.layer_stats["probe_auroc"].iloc[-8:].min() > chance + three_errors
-    assert abs(run.layer_stats["probe_auroc"].iloc[0] - chance) < three_errors
+    transfer = run.evidence.transfer
+    aurocs = transfer[transfer["source"].eq("probe-pairs")].sort_values("site")["auroc"]
+    assert len(aurocs) == 25
+    assert aurocs.iloc[-8:].min() > chance + three_errors
+    assert abs(aurocs.iloc[0] - chance) < three_errors
 
 
 def test_scores_come_as_json(run_and_cache):

@@ -10,7 +10,7 @@ import pytest
 from synthetic import RUN
 
 from refusal_core.errors import RefusalError
-from refusal_core.sharing.archives import pack_run
+from refusal_core.sharing.archives import UnpackedRun, pack_run
 from refusal_core.ui import children
 
 
@@ -23,8 +23,8 @@ def cache(tmp_path, monkeypatch) -> Path:
 def test_a_run_that_was_sent_is_taken_in_once(cache, synthetic_cache):
     packed = io.BytesIO()
     pack_run(RUN, packed, synthetic_cache)
-    assert children.import_in_child(packed) == children.Imported(RUN, new=True)
-    assert children.import_in_child(packed) == children.Imported(RUN, new=False)
+    assert children.import_in_child(packed) == UnpackedRun(RUN, new=True)
+    assert children.import_in_child(packed) == UnpackedRun(RUN, new=False)
     assert [path.name for path in cache.iterdir()] == [RUN]
 
 
