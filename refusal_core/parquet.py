@@ -30,25 +30,39 @@ def read_table(source: Path | pa.Buffer, name: str, budget: int) -> pa.Table:
         ValueError: when it would take more.
         pyarrow.ArrowException, OSError: when it is malformed.
     """
-    with pq.ParquetFile(source) as file:
-        metadata = file.metadata
-        chunks = [
-            metadata.row_group(group).column(column)
-            for group in range(metadata.num_row_groups)
-            for column in range(metadata.num_columns)
-        ]
+    metadata = pq.read_metadata(source)
+    chunks = column_chunks(metadata)
     _check(sum(chunk.num_values * _WIDTHS.get(chunk.physical_type, _WIDEST) for chunk in chunks), name, budget)
     _check(metadata.num_rows * metadata.num_columns, name, budget)
     _check(sum(max(chunk.total_uncompressed_size, 0) for chunk in chunks), name, budget)
-    texts = sorted({chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"})
-    with pq.ParquetFile(source, read_dictionary=texts) as file:
-        table = file.read(use_threads=False)
+    table = read_encoded(source, chunks)
     _check(sum(expanded_bytes(chunk) for column in table.columns for chunk in column.chunks), name, budget)
     for place, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
             plain = table.column(place).cast(field.type.value_type)
             table = table.set_column(place, field.with_type(field.type.value_type), plain)
     return table
+
+
+def column_chunks(metadata: pq.FileMetaData) -> list[pq.ColumnChunkMetaData]:
+    """Return what a file says of each of its columns in each group of rows."""
+    return [
+        metadata.row_group(group).column(column)
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
+    ]
+
+
+def read_encoded(source: Path | pa.Buffer, chunks: list[pq.ColumnChunkMetaData]) -> pa.Table:
+    """Read a table with its texts as dictionaries, so that a text that repeats is in memory once.
+
+    Args:
+        source: the file, or its content.
+        chunks: of :func:`column_chunks`.
+    """
+    texts = sorted({chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"})
+    with pq.ParquetFile(source, read_dictionary=texts) as file:
+        return file.read(use_threads=False)
 
 
 def expanded_bytes(array: pa.Array) -> int:

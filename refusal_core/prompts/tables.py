@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from refusal_core.errors import PromptError
+from refusal_core.parquet import column_chunks, expanded_bytes, read_encoded
 from refusal_core.prompts.records import (
     MOST_CELLS,
     Records,
@@ -38,18 +38,14 @@ def read_parquet(content: bytes, name: str) -> Records:
         PromptError: when it is none, or stands for more than is read.
     """
     try:
-        metadata = pq.read_metadata(pa.BufferReader(content))
+        buffer = pa.py_buffer(content)
+        metadata = pq.read_metadata(pa.BufferReader(buffer))
         check_rows(metadata.num_rows, name, metadata.num_columns)
-        chunks = [
-            metadata.row_group(group).column(column)
-            for group in range(metadata.num_row_groups)
-            for column in range(metadata.num_columns)
-        ]
+        chunks = column_chunks(metadata)
         check_size(sum(max(chunk.total_uncompressed_size, 0) for chunk in chunks), name)
         if sum(chunk.num_values for chunk in chunks) > MOST_CELLS:
             raise PromptError(f"{name}: expected at most {MOST_CELLS:,} values; leave columns out")
-        texts = sorted({chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"})
-        table = pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts).read(use_threads=False)
+        table = read_encoded(buffer, chunks)
         return _records(table, name, "parquet table")
     except PromptError:
         raise
@@ -143,7 +139,11 @@ def _open_arrow(content: bytes) -> Iterable[pa.RecordBatch]:
 
 
 def _records(table: pa.Table, name: str, shape: str) -> Records:
-    check_size(sum(_expanded_bytes(chunk) for column in table.columns for chunk in column.chunks), name)
+    try:
+        size = sum(expanded_bytes(chunk) for column in table.columns for chunk in column.chunks)
+    except ValueError as error:
+        raise PromptError(str(error)) from None
+    check_size(size, name)
     names = [str(column) for column in table.column_names]
     if len(set(names)) < len(names):
         raise PromptError(f"{name}: expected every column once, found {', '.join(names)[:200]}; rename one of them")
@@ -152,40 +152,6 @@ def _records(table: pa.Table, name: str, shape: str) -> Records:
     columns = {names[place]: table.column(place).to_pylist() for place in own}
     rows: list[Row] = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
     return Records(name, shape, rows, number_rows(len(rows)))
-
-
-def _expanded_bytes(array: pa.Array) -> int:
-    """Return the bytes of an array once every value stands for itself.
-
-    Raises:
-        PromptError: for a kind of values that a table of prompts has no use for.
-    """
-    kind = array.type
-    if isinstance(array, pa.ExtensionArray):
-        return _expanded_bytes(array.storage)
-    if pa.types.is_dictionary(kind):
-        if not len(array.dictionary):
-            return 0
-        return int(pc.sum(pc.take(_value_bytes(array.dictionary), array.indices)).as_py() or 0)
-    if pa.types.is_struct(kind):
-        return sum(_expanded_bytes(field) for field in array.flatten())
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _expanded_bytes(array.flatten())
-    return int(pc.sum(_value_bytes(array)).as_py() or 0)
-
-
-def _value_bytes(array: pa.Array) -> pa.Array:
-    """Return the bytes of each value, ``(value,)`` int."""
-    kind = array.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return pc.binary_length(array.cast(pa.large_string()) if pa.types.is_string_view(kind) else array)
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return pc.binary_length(array)
-    if pa.types.is_primitive(kind) or pa.types.is_null(kind) or pa.types.is_boolean(kind):
-        return pa.array([8] * len(array), pa.int64())
-    if pa.types.is_dictionary(kind) or pa.types.is_decimal(kind) or pa.types.is_fixed_size_binary(kind):
-        return pa.array([kind.byte_width or 8] * len(array), pa.int64())
-    raise PromptError(f"expected columns of texts and numbers, found one of {kind}; leave it out")
 
 
 def _filled_rows(sheet: Any, name: str) -> list[Sequence[object]]:
