@@ -58,7 +58,12 @@ _SOUND: set[str] = set()
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run in the list, without its tables; ``title`` is empty where it was given none."""
+    """A run in the list, without its tables.
+
+    Attributes:
+        title: empty where it was given none.
+        measured: the kinds of later measurements it has, see :data:`.additions.KINDS`.
+    """
 
     run_id: str
     title: str
@@ -69,6 +74,7 @@ class RunSummary:
     dtype: str
     created: str
     size_bytes: int
+    measured: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -253,6 +259,7 @@ def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[B
                     dtype=manifest.compute.dtype,
                     created=manifest.created,
                     size_bytes=sum((path / name).stat().st_size for name in [*manifest.files, MANIFEST]),
+                    measured=tuple(kind.kind for kind in KINDS if (path / f"{kind.kind}.json").is_file()),
                 )
             )
         except RunError as error:

@@ -181,9 +181,12 @@ def _picked(summaries: list[RunSummary], broken: list[BrokenRun], place: DeltaGe
 
 
 def default_run(summaries: list[RunSummary]) -> str:
-    """Return the run that a first visit shows: matched pairs before other sets, more layers before fewer."""
-    best = max(summaries, key=lambda summary: (summary.contrast_set == "pairs", summary.n_layers, summary.run_id))
-    return best.run_id
+    """Return the run that a first visit shows: the one of which most was measured, matched pairs before other sets."""
+
+    def rank(summary: RunSummary) -> tuple[int, bool, int, str]:
+        return len(summary.measured), summary.contrast_set == "pairs", summary.n_layers, summary.run_id
+
+    return max(summaries, key=rank).run_id
 
 
 def described(summary: RunSummary, summaries: list[RunSummary]) -> str:
