@@ -119,6 +119,63 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_grouped": ("FalconConfig", _SHARED | {"new_decoder_architecture": True, "num_kv_heads": 2}),
 }
 ARCHITECTURES = tuple(_CONFIGS)
+_LINEAR: dict[str, Any] = _GROUPED | {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+_MAMBA: dict[str, Any] = (
+    _SHARED
+    | _TWO_HEADS
+    | {
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 16,
+    }
+)
+_SHARED_EXPERT = _EXPERTS | {"shared_expert_intermediate_size": 32}
+_CONVOLUTIONS = {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}
+_STATES_AND_ATTENTION = {"layer_types": ["linear_attention", "full_attention"] * 2}
+_HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_next": ("Qwen3NextConfig", _LINEAR | _SHARED_EXPERT),
+    "qwen3_5": ("Qwen3_5TextConfig", _LINEAR),
+    "qwen3_5_moe": ("Qwen3_5MoeTextConfig", _LINEAR | _SHARED_EXPERT),
+    "lfm2": ("Lfm2Config", _SHARED | _TWO_HEADS | _CONVOLUTIONS),
+    "lfm2_moe": ("Lfm2MoeConfig", _SHARED | _TWO_HEADS | _EXPERTS | _CONVOLUTIONS | {"num_dense_layers": 1}),
+    "granite_hybrid": (
+        "GraniteMoeHybridConfig",
+        _MAMBA | _STATES_AND_ATTENTION | {"num_local_experts": 4, "shared_intermediate_size": 64},
+    ),
+    "jamba": (
+        "JambaConfig",
+        _SHARED
+        | _TWO_HEADS
+        | {"num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 8, "mamba_dt_rank": 4}
+        | {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+    ),
+    "bamba": ("BambaConfig", _MAMBA | {"attn_layer_indices": [1, 3]}),
+    "minimax": (
+        "MiniMaxConfig",
+        _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "block_size": 16} | _STATES_AND_ATTENTION,
+    ),
+    "falcon_h1": ("FalconH1Config", _MAMBA | {"mamba_d_ssm": 64, "head_dim": 8}),
+    "olmo_hybrid": ("OlmoHybridConfig", _LINEAR),
+    "nemotron_h": (
+        "NemotronHConfig",
+        _GROUPED
+        | {"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 16}
+        | {"layers_block_type": ["mamba", "moe", "attention", "mlp"]},
+    ),
+}
+"""Models of which some layers, or a part of each, hand a state on from token to token."""
+HYBRIDS = tuple(_HYBRIDS)
+_CONFIGS |= _HYBRIDS
+_STATE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 4, "state_size": 8, "initializer_range": 0.2}
+_CONFIGS["mamba"] = ("MambaConfig", _STATE)
+_CONFIGS["falcon_mamba"] = ("FalconMambaConfig", _STATE)
+_CONFIGS["mamba2"] = ("Mamba2Config", _STATE | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16})
 _CONFIGS["gemma3n"] = ("Gemma3nTextConfig", _GROUPED | {"laurel_rank": 4, "activation_sparsity_pattern": None})
 
 

@@ -16,6 +16,7 @@ import torch
 from transformers import Cache
 
 from refusal_core.activations import limits
+from refusal_core.activations.checks import UNSUPPORTED
 from refusal_core.activations.engine import DoesNotFitError
 from refusal_core.activations.hooks import changed_head_input, narrowed_last_mlp, select_tokens
 from refusal_core.activations.packing import PackedBatch, group_by_length, group_into_packs, pack_batch
@@ -23,8 +24,10 @@ from refusal_core.activations.prefix import CachedPrefix
 from refusal_core.activations.reader import ResidualReader, pack_mask
 from refusal_core.activations.token_tree import TokenTree
 from refusal_core.activations.transfers import to_device
+from refusal_core.errors import ModelError
 from refusal_core.models.opening import ChatModel
 from refusal_core.models.row_cache import RowCache, growing_cache
+from refusal_core.models.transformers_internals import repeat_cache
 
 _SELECT_BELOW = 7 / 8
 """The share of rows that go on below which the others are taken out of the batch, which copies those that go on."""
@@ -96,7 +99,7 @@ def continue_prompts(
 
 
 def greedy_tokens(
-    chat_model: ChatModel, logits: torch.Tensor, cache: Cache, n_tokens: int, ends: Ends
+    chat_model: ChatModel, logits: torch.Tensor, cache: Cache, n_before: int, n_tokens: int, ends: Ends
 ) -> list[list[int]]:
     """Return the likeliest tokens after prompts of one length, until they are complete.
 
@@ -104,10 +107,12 @@ def greedy_tokens(
         chat_model: the model that has read the prompts.
         logits: ``(prompt, vocabulary)`` at the first token.
         cache: keys and values of the prompts; continued in place.
+        n_before: tokens of each prompt.
         n_tokens: most tokens of each continuation.
         ends: whether a continuation is complete.
     """
     tokens: list[list[int]] = [[] for _ in range(len(logits))]
+    n_read = n_before
     going = set(range(len(tokens)))
     while True:
         likeliest = logits.argmax(dim=-1)
@@ -117,8 +122,25 @@ def greedy_tokens(
         going = {row for row in going if len(tokens[row]) < n_tokens and not ends(tokens[row])}
         if not going:
             return tokens
-        output = chat_model.model(likeliest[:, None], past_key_values=cache, use_cache=True, logits_to_keep=1)
-        logits = output.logits[:, -1]
+        logits = continue_by_one(chat_model, likeliest[:, None], cache, n_read)[:, -1]
+        n_read += 1
+
+
+def continue_by_one(chat_model: ChatModel, token_ids: torch.Tensor, cache: Cache, n_before: int) -> torch.Tensor:
+    """Return the logits ``(row, 1, vocabulary)`` after one more token per row; the cache is continued in place.
+
+    Args:
+        chat_model: the model.
+        token_ids: ``(row, 1)``.
+        cache: keys and values of the tokens before.
+        n_before: how many tokens each row has before.
+    """
+    options = {}
+    if chat_model.is_recurrent:
+        # Bamba and MiniMax count positions from 0 again where they are not told.
+        options["position_ids"] = torch.full_like(token_ids, n_before)
+    logits: torch.Tensor = chat_model.model(token_ids, past_key_values=cache, use_cache=True, **options).logits
+    return logits
 
 
 def _batches(
@@ -143,21 +165,47 @@ def _batches(
 def _in_rows(
     reader: ResidualReader, sequences: list[list[int]], tree: TokenTree, n_tokens: int, ends: Ends
 ) -> tuple[np.ndarray, list[list[int]]]:
+    """Continue prompts of one length, and say of a model with a state where transformers does not continue it."""
+    try:
+        return _in_plain_rows(reader, sequences, tree, n_tokens, ends)
+    except torch.OutOfMemoryError:
+        raise
+    except UNSUPPORTED as error:
+        if not reader.chat_model.is_recurrent:
+            raise
+        raise ModelError(
+            f"{reader.chat_model.info.name} hands a state on from token to token, which transformers does not continue "
+            f"({type(error).__name__}): its activations can be read, its replies cannot be continued."
+        ) from error
+
+
+def _in_plain_rows(
+    reader: ResidualReader, sequences: list[list[int]], tree: TokenTree, n_tokens: int, ends: Ends
+) -> tuple[np.ndarray, list[list[int]]]:
     """Continue prompts of one length; the branches of the tree are run one length after the other."""
-    model = reader.chat_model.model
     logits, cache = reader.open_reply(sequences)
     after: dict[tuple[int, ...], torch.Tensor] = {(): logits}
     for length in sorted({len(branch) for branch in tree.branches}):
         alike = [branch for branch in tree.branches if len(branch) == length]
         continued = copy.deepcopy(cache)
-        continued.batch_repeat_interleave(len(alike))
+        repeat_cache(continued, len(alike))
         given = torch.tensor(alike, device=logits.device).repeat(len(logits), 1)
-        later = model(given, past_key_values=continued, use_cache=True).logits.float()
+        later = _continue(reader.chat_model, given, continued, len(sequences[0]))
         later = later.view(len(logits), len(alike), length, -1)
         for which, branch in enumerate(alike):
             after |= {tuple(branch[: end + 1]): later[:, which, end] for end in range(length)}
     log_odds = tree.log_odds(torch.stack([after[node] for node in tree.nodes], dim=1)).cpu().numpy()
-    return log_odds, greedy_tokens(reader.chat_model, logits, cache, n_tokens, ends)
+    return log_odds, greedy_tokens(reader.chat_model, logits, cache, len(sequences[0]), n_tokens, ends)
+
+
+def _continue(chat_model: ChatModel, token_ids: torch.Tensor, cache: Cache, n_before: int) -> torch.Tensor:
+    """Return the logits after each of some tokens ``(row, token, vocabulary)``, float32; the cache is continued."""
+    if not chat_model.is_recurrent:
+        logits: torch.Tensor = chat_model.model(token_ids, past_key_values=cache, use_cache=True).logits
+        return logits.float()
+    # Some recurrent layers take a state into account only when they are given one token.
+    steps = enumerate(token_ids.split(1, dim=1), n_before)
+    return torch.cat([continue_by_one(chat_model, step, cache, n_read).float() for n_read, step in steps], dim=1)
 
 
 def _in_packs(

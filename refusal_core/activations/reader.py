@@ -50,6 +50,7 @@ NO_SHARED_BEGINNING = "none: the template puts no tokens before every prompt"
 NOT_REPRODUCED = "none: for this model, reused keys and values did not give what a plain forward pass gives"
 PACKED = "prompts of several lengths, in packs"
 READ_ALONE = "none: LLM.int8() lets a prompt's numbers depend on those beside it"
+HANDS_ON_STATE = "none: the model hands a state on from token to token"
 OWN_ATTENTION = "none: the model's attention is of its own making"
 NOT_PACKED = "none: for this model, a pack did not give what its prompts give alone"
 
@@ -151,7 +152,9 @@ class ResidualReader:
         )
         self._prefix: CachedPrefix | None = None
         self._no_prefix_note = NO_SHARED_BEGINNING
-        if len(self._template_start) >= 2:
+        if chat_model.is_recurrent:
+            self._no_prefix_note = HANDS_ON_STATE
+        elif len(self._template_start) >= 2:
             self._share_prefix(samples[0])
 
     @property
@@ -169,7 +172,7 @@ class ResidualReader:
         """Whether prompts of several lengths may be read together; tried when it is first asked for."""
         if self._packs is None:
             # Attention of a model's own making may do more than the mask says, and a sample need not show it.
-            may_pack = obeys_masks(self.chat_model.model) and not self.chat_model.reads_alone
+            may_pack = self._own_pack_note is None
             self._packs = may_pack and self._reproduces_in_packs(limits.usual_batch_tokens(self.chat_model))
         return self._packs
 
@@ -178,9 +181,16 @@ class ResidualReader:
         """Whether prompts are read in packs, or why not, in words."""
         if self.packs:
             return PACKED
+        return self._own_pack_note or NOT_PACKED
+
+    @property
+    def _own_pack_note(self) -> str | None:
+        """Why the model cannot be read in packs, whatever a sample shows; None where a sample has to show it."""
         if self.chat_model.reads_alone:
             return READ_ALONE
-        return NOT_PACKED if obeys_masks(self.chat_model.model) else OWN_ATTENTION
+        if self.chat_model.is_recurrent:
+            return HANDS_ON_STATE
+        return None if obeys_masks(self.chat_model.model) else OWN_ATTENTION
 
     @property
     def keeps_all_tokens(self) -> bool:
@@ -280,7 +290,7 @@ class ResidualReader:
         options = inputs.options | {"use_cache": True}
         with torch.inference_mode(), contiguous_head(self.chat_model):
             output = self.chat_model.model(inputs.token_ids, logits_to_keep=1, **options)
-        return output.logits[:, -1].float(), output.past_key_values
+        return output.logits[:, -1].float(), self.chat_model.cache_of(output)
 
     def read_tokens(self, prompt: Prompt) -> TokenStates:
         """Read one prompt at each of its tokens, up to where the user's last turn ends.

@@ -14,8 +14,9 @@ from refusal_core.activations.reader import ResidualReader
 from refusal_core.activations.token_tree import TokenTree
 from refusal_core.behaviour.openings import OPENING_TOKENS
 from refusal_core.conversations import Prompt, prefix_of
+from refusal_core.errors import ModelError
 from refusal_core.models.opening import ChatModel
-from refusal_core.models.templates import THINK_CLOSE, reply_thinks
+from refusal_core.models.templates import opens_thought, reply_thinks, thinking_marks
 from refusal_core.progress import Progress, no_progress
 
 MEASURING = "reading replies (prompts)"
@@ -24,7 +25,8 @@ THINKING = "thinking (prompts)"
 THINKING_TOKENS = 1024
 """The longest thinking that is waited for; a longer one is closed where it is."""
 
-_MARK_TOKENS = len(THINK_CLOSE)
+_OPENS_WITHIN = 16
+"""Tokens within which a thought begins, where there is one and the template does not open it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,28 +123,46 @@ def _continued(
 def _after_thinking(
     reader: ResidualReader, sequences: list[list[int]], progress: Progress
 ) -> tuple[list[list[int]], int]:
-    """Return each prompt with the model's own thinking behind it, greedy and closed, and how many had to be closed."""
+    """Return each prompt with the model's own thinking behind it, greedy and closed, and how many had to be closed.
+
+    Raises:
+        ModelError: for a model whose way to mark its thinking is not known.
+    """
     tokenizer = reader.chat_model.tokenizer
-    close = tokenizer.encode(THINK_CLOSE, add_special_tokens=False)
-    between = tokenizer.encode("\n\n", add_special_tokens=False)
+    marks = thinking_marks(tokenizer)
+    if marks is None:
+        raise ModelError(
+            f"{reader.chat_model.info.name} thinks before it replies, and marks that in a way that is not known: its "
+            "replies can be read with thinking off alone."
+        )
+    close = tokenizer.encode(marks.closing, add_special_tokens=False)
+    between = tokenizer.encode(marks.reply, add_special_tokens=False)
+    # A model that thinks by its own choice may as well reply at once.
+    may_not_think = marks.always and not opens_thought(tokenizer, reader.thinking)
     ending = end_tokens(reader.chat_model)
     thought: list[list[int]] = [[] for _ in sequences]
 
     def closed(tokens: list[int]) -> bool:
         # The mark may be several tokens long.
-        return THINK_CLOSE in tokenizer.decode(tokens[-_MARK_TOKENS:])
+        return marks.closing in tokenizer.decode(tokens[-len(marks.closing) :])
+
+    def unopened(tokens: list[int]) -> bool:
+        started = len(tokens) >= _OPENS_WITHIN or tokens[-1] in ending
+        return may_not_think and started and marks.opening.rstrip() not in tokenizer.decode(tokens)
 
     def ends(tokens: list[int]) -> bool:
-        return tokens[-1] in ending or closed(tokens)
+        return tokens[-1] in ending or closed(tokens) or unopened(tokens)
 
     n_unclosed, nothing = 0, TokenTree([])
     # What a model thinks is not kept on disk, not even until the work is done.
     for part in _continued(reader, sequences, nothing, THINKING_TOKENS, ends, THINKING, progress, None):
         for row, tokens in zip(part.rows.tolist(), part.tokens, strict=True):
-            own = tokens[:-1] if tokens[-1] in ending else tokens
-            thought[row] = own if closed(own) else [*own, *close]
+            if not closed(tokens) and unopened(tokens):
+                continue
+            own = tokens[:-1] if tokens[-1] in ending and not closed(tokens) else tokens
+            thought[row] = [*own, *(() if closed(own) else close), *between]
             n_unclosed += not closed(own)
-    return [[*ids, *own, *between] for ids, own in zip(sequences, thought, strict=True)], n_unclosed
+    return [[*ids, *own] for ids, own in zip(sequences, thought, strict=True)], n_unclosed
 
 
 def reply_text(chat_model: ChatModel, tokens: list[int], ending: set[int]) -> str:

@@ -21,7 +21,7 @@ from transformers import Cache
 
 from refusal_core.activations import limits
 from refusal_core.activations.checks import UNSUPPORTED
-from refusal_core.activations.continuation import continue_rows, greedy_tokens, row_inputs
+from refusal_core.activations.continuation import continue_by_one, continue_rows, greedy_tokens, row_inputs
 from refusal_core.activations.hooks import changed_head_input, narrowed_last_mlp, select_tokens
 from refusal_core.activations.packing import pack_batch
 from refusal_core.activations.reader import ResidualReader, pack_mask
@@ -140,7 +140,7 @@ class PromptBatch:
             result = chat_model.model(
                 **inputs, past_key_values=growing_cache(None, 1) if self.packed else None, use_cache=True
             )
-        cache = result.past_key_values
+        cache = chat_model.cache_of(result)
         if below and not self.packed:
             cache.layers[:below] = copy_cache(self._plain.cache).layers[:below]
         return _Pass(result.logits.view(count, len(self._last), -1), cache, outputs, tuple(edits), below)
@@ -175,7 +175,12 @@ class PromptBatch:
             else:
                 # Generating continues the keys and values in place, and those of the plain pass are needed again.
                 begun = greedy_tokens(
-                    self._chat_model, passes[0].logits[0], copy_cache(passes[0].cache), OPENING_TOKENS, self._ends
+                    self._chat_model,
+                    passes[0].logits[0],
+                    copy_cache(passes[0].cache),
+                    self._n_tokens[0],
+                    OPENING_TOKENS,
+                    self._ends,
                 )
         texts = [reply_text(self._chat_model, own, self._end_tokens) for own in begun]
         size = len(self._n_tokens)
@@ -224,11 +229,10 @@ class PromptBatch:
 
     def _continued(self, token: torch.Tensor, read: _Pass) -> torch.Tensor:
         """Return the logits after one more token behind each prompt."""
-        cache: Cache = copy_cache(read.cache)
-        options: dict[str, torch.Tensor] = {}
-        if self.packed:
-            cache = self._row_cache([read])
-            options = row_inputs(self._chat_model, torch.tensor(self._n_tokens), max(self._n_tokens))
+        if not self.packed:
+            return continue_by_one(self._chat_model, token, copy_cache(read.cache), self._n_tokens[0])
+        cache = self._row_cache([read])
+        options = row_inputs(self._chat_model, torch.tensor(self._n_tokens), max(self._n_tokens))
         logits: torch.Tensor = self._chat_model.model(token, past_key_values=cache, use_cache=True, **options).logits
         return logits
 

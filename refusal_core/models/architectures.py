@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from refusal_core.errors import ModelError
 from refusal_core.models.folder_checks import read_raw_config
-from refusal_core.models.transformers_internals import is_recurrent
 from refusal_core.progress import quiet_libraries
 
 if TYPE_CHECKING:
@@ -58,16 +57,11 @@ def auto_class_of(config: PreTrainedConfig) -> Any:
 
 
 def refuse_unsupported(config: PreTrainedConfig, model_class: type[Any] | None, name: str) -> None:
-    """Raise ModelError for a model without a residual stream in which every block attends to all tokens before it."""
+    """Raise ModelError for an encoder-decoder, and for what is no language model."""
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder-decoder model ({config.model_type}); this needs a decoder-only model.")
     if model_class is None:
         raise ModelError(f"{name} is no causal language model that transformers knows ({config.model_type}).")
-    if is_recurrent(text_config(config), model_class):
-        raise ModelError(
-            f"{name} keeps a recurrent state ({config.model_type}); "
-            "this needs a transformer, in which every block attends to all tokens before it."
-        )
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:

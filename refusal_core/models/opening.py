@@ -33,13 +33,13 @@ from refusal_core.models.hub import download_snapshot
 from refusal_core.models.identity import ModelInfo, as_opened, identify
 from refusal_core.models.known import KNOWN, is_fetched
 from refusal_core.models.templates import check_template, put_template
-from refusal_core.models.transformers_internals import placed_parts
+from refusal_core.models.transformers_internals import is_recurrent, placed_parts
 from refusal_core.options import LoadIn
 from refusal_core.progress import Progress, no_progress, quiet_libraries
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -107,16 +107,36 @@ class ChatModel:
         return bool(getattr(settings, "load_in_8bit", False))
 
     @property
+    def is_recurrent(self) -> bool:
+        """Whether blocks hand a state on from token to token, so that a mask cannot keep prompts of a pack apart."""
+        return is_recurrent(text_config(self.model.config), type(self.model))
+
+    @property
     def weights_in_words(self) -> str:
         """What became of the weights on the way from their files into memory."""
         if getattr(self.model, "is_quantized", False):
             return f"computed with as they are: {self.info.quantisation}"
         if self.info.source == "gguf" and self.info.quantisation not in ("F32", "F16", "BF16"):
-            # The architectures that transformers keeps packed hand on a state, and those are refused.
-            return f"{self.info.quantisation or 'GGUF'}, dequantised to {self.dtype}: no kernel reads them packed"
+            # transformers has kernels for packed weights of a few architectures, all of which hand on a state.
+            why = "" if self.is_recurrent else ": no kernel reads them packed"
+            return f"{self.info.quantisation or 'GGUF'}, dequantised to {self.dtype}{why}"
         if self.info.source == "fetched":
             return f"{self.info.quantisation}, dequantised when the model was fetched, in {self.dtype}"
         return f"as they were published, in {self.dtype}"
+
+    def cache_of(self, output: Any) -> Cache:
+        """Return the keys, values and states in an output of the model, to be continued.
+
+        Raises:
+            ModelError: for an architecture that keeps its state in another form.
+        """
+        cache: Cache | None = getattr(output, "past_key_values", None)
+        if cache is None:
+            raise ModelError(
+                f"{self.info.name} keeps its state in a form of its own ({self.info.architecture}): its activations "
+                "can be read, its replies cannot be continued."
+            )
+        return cache
 
     def for_another_thread(self) -> ChatModel:
         """Return the same weights in modules whose hooks and positions see nothing of another thread's tokens."""
@@ -153,7 +173,7 @@ def load_model(
             (Dettmers et al. 2023).
 
     Raises:
-        ModelError: when the model is not there, is not a decoder-only language model, keeps a recurrent state, has no
+        ModelError: when the model is not there, is not a decoder-only language model, has no
             safetensors weights, or is no longer what was identified.
     """
     device = choose_device(device)

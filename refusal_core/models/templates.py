@@ -16,13 +16,11 @@ from refusal_core.errors import ModelError, PromptError
 from refusal_core.models.hub import download_chat_template
 from refusal_core.models.known import KNOWN, is_fetched
 from refusal_core.models.template_trial import require_bounded
+from refusal_core.models.thinking import ThinkingMarks, marks_in
 from refusal_core.models.transformers_internals import render_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-"""How Qwen3, DeepSeek-R1, GLM and others mark the part of a reply in which the model thinks."""
 
 _USER, _SYSTEM, _REPLY = "zqxuserqxz", "zqxsystemqxz", "zqxreplyqxz"
 _DEFAULT = "default"
@@ -69,10 +67,13 @@ def render(
             raise ModelError(f"This model has no chat template, so it takes no {what}: leave it out.")
         return [*tokenizer(turns[0].content, split_special_tokens=True)["input_ids"], *(behind if with_prefix else ())]
     messages = _messages(tokenizer, turns, system_prompt)
-    switch = {} if thinking is None else {"enable_thinking": thinking}
+    switched = thinking is not None and _has_thinking_switch(tokenizer)
+    switch: dict[str, Any] = {"enable_thinking": thinking} if switched else {}
     ids = _apply_template(
         tokenizer, messages, day, tokenize=True, return_dict=False, sanitize_control_tokens=True, **switch
     )
+    if closing := closed_thought(tokenizer, thinking):
+        ids = [*ids, *tokenizer.encode(closing, add_special_tokens=False)]
     return [*ids, *(behind if with_prefix else ())]
 
 
@@ -257,20 +258,52 @@ def _read(path: Path) -> str:
 
 
 def check_thinking(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> None:
-    """Raise ModelError when thinking is to be switched and the template has no switch for it."""
-    if thinking is not None and not _has_thinking_switch(tokenizer):
-        raise ModelError("This model's chat template cannot switch thinking on or off: leave that to the template.")
+    """Raise ModelError when thinking is to be switched, and the template has no switch and the model does not think.
+
+    The thought of a model that thinks by itself can be closed before it begins.
+    """
+    if thinking is None or _has_thinking_switch(tokenizer) or reply_thinks(tokenizer, None):
+        return
+    raise ModelError("This model's chat template cannot switch thinking on or off: leave that to the template.")
 
 
 def reply_thinks(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> bool:
     """Whether a reply begins with the model's thinking: its template opens that, or leaves it to the model."""
     if not has_chat_template(tokenizer):
         return False
+    marks = thinking_marks(tokenizer)
+    switched = _has_thinking_switch(tokenizer)
+    if thinking is False and not switched:
+        return False
     rendered = _rendered(tokenizer, thinking)
     reply = rendered.rsplit(_USER, 1)[-1]
-    if THINK_OPEN in reply:
-        return THINK_CLOSE not in reply
-    return rendered != _rendered(tokenizer, False)
+    if marks is not None and marks.opening.rstrip() in reply:
+        return marks.closing not in reply.rsplit(marks.opening.rstrip(), 1)[-1]
+    if switched:
+        return rendered != _rendered(tokenizer, False)
+    return marks is not None and marks.always
+
+
+def thinking_marks(tokenizer: PreTrainedTokenizerBase) -> ThinkingMarks | None:
+    """Return how the model marks its thinking, as far as its template tells; ``None`` where it is not known."""
+    return marks_in(tokenizer.get_chat_template()) if has_chat_template(tokenizer) else None
+
+
+def opens_thought(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> bool:
+    """Return whether the template opens a thought by itself, which the model then goes on with."""
+    marks = thinking_marks(tokenizer)
+    if marks is None:
+        return False
+    after = _rendered(tokenizer, thinking).rsplit(_USER, 1)[-1].rpartition(marks.opening.rstrip())
+    return bool(after[1]) and marks.closing not in after[2]
+
+
+def closed_thought(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> str:
+    """Return what is put behind a prompt so that a model that thinks by itself does not; empty where nothing is."""
+    marks = thinking_marks(tokenizer)
+    if thinking is not False or marks is None or _has_thinking_switch(tokenizer) or not reply_thinks(tokenizer, None):
+        return ""
+    return f"{marks.closing}{marks.reply}" if opens_thought(tokenizer, None) else marks.none
 
 
 def _has_thinking_switch(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -20,15 +20,39 @@ _STATEFUL_LAYERS = {"conv", "linear_attention", "hybrid", "hybrid_sliding"}
 
 
 def copy_cache(cache: Cache, rows: int = 1) -> Cache:
-    """Return the same keys and values, repeated for several rows; what is added to the copy is not in the original.
+    """Return the same keys, values and states, repeated for several rows; the original is not continued with the copy.
 
-    Nothing is duplicated for one row.
+    Keys and values are not duplicated for one row. A recurrent state is: it is written over when it is continued.
     """
-    copied = copy.copy(cache)
-    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    attention = (DynamicLayer, DynamicSlidingWindowLayer)
+    if type(cache) is DynamicCache and all(type(layer) in attention for layer in cache.layers):
+        copied: Cache = copy.copy(cache)
+        copied.layers = [copy.copy(layer) for layer in cache.layers]
+    else:
+        copied = copy.deepcopy(cache)
     if rows > 1:
-        copied.batch_repeat_interleave(rows)
+        repeat_cache(copied, rows)
     return copied
+
+
+def repeat_cache(cache: Cache, times: int) -> None:
+    """Repeat each row of a cache in place, so that several texts continue it."""
+    import torch
+
+    for layer in cast(Any, cache.layers):
+        if hasattr(layer, "recurrent_states"):  # of a layer with both, the other method forgets the state
+            rows = next(len(state) for state in layer.conv_states.values() if state is not None)
+            layer.reorder_cache(torch.arange(rows, device=layer.device).repeat_interleave(times))
+        else:
+            layer.batch_repeat_interleave(times)
+    # MiniMax keeps states beside its layers, of which those with a state are empty.
+    states = cast(Any, cache).__dict__.get("linear_cache", [])
+    for number, state in enumerate(states):
+        if isinstance(state, torch.Tensor):
+            states[number] = state.repeat_interleave(times, dim=0)
 
 
 def crop_cache(cache: Cache, drop: int) -> Cache:
@@ -102,7 +126,12 @@ def gguf_class_name(family: str) -> str | None:
 
 
 def is_recurrent(config: PreTrainedConfig, model_class: type[Any]) -> bool:
-    """Return whether blocks hand a state on from token to token; `config` is that of the text decoder."""
+    """Return whether blocks hand a state on from token to token: recurrent, convolutional or linear-attention layers.
+
+    Args:
+        config: of the text decoder.
+        model_class: of the whole model.
+    """
     layers = set(getattr(config, "layer_types", None) or ())
     return bool(getattr(model_class, "_is_stateful", False)) or bool(_STATEFUL_LAYERS & layers)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from refusal_core.models.devices import choose_device, choose_dtype
 from refusal_core.models.opening import ChatModel
-from refusal_core.models.templates import default_system_prompt, tells_the_date, template_sha256
+from refusal_core.models.templates import closed_thought, default_system_prompt, tells_the_date, template_sha256
 from refusal_core.options import FOLDS, RAY, REPEATS, TOKEN_POSITION, RunOptions, file_name
 from refusal_core.pipeline.analysis import analyse
 from refusal_core.pipeline.request import Request, prepare
@@ -152,6 +152,7 @@ def _template_record(request: Request, reading: Reading, chat_model: ChatModel) 
         day=reading.day,
         borrowed=borrowed,
         thinking=reading.thinking,
+        closed_thought=closed_thought(chat_model.tokenizer, reading.thinking) or None,
         token_position=TOKEN_POSITION,
         token_limit=reading.token_limit,
     )

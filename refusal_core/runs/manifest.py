@@ -96,6 +96,7 @@ class TemplateRecord(_Record):
         default_system_prompt: what the template says where it is given no system prompt.
         day: the date that the template told the model, where it tells one.
         thinking: whether the model was told to think; ``None`` for what the template does by itself.
+        closed_thought: what was put behind the prompt so that the model does not think, where its template cannot say.
     """
 
     sha256: str | None
@@ -104,6 +105,7 @@ class TemplateRecord(_Record):
     day: Annotated[str, AfterValidator(_iso_date)] | None = None
     borrowed: BorrowedTemplate | None = None
     thinking: bool | None = None
+    closed_thought: str | None = None
     token_position: str
     token_limit: PositiveInt
 

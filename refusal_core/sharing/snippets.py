@@ -160,12 +160,21 @@ def _ids(template: TemplateRecord) -> list[str]:
             "template = re.sub(clock, lambda call: repr(day.strftime(call[2])), tokenizer.get_chat_template())",
             "tokenizer.chat_template = template",
         ]
-    if template.thinking is not None:
+    closing = template.closed_thought
+    if template.thinking is not None and closing is None:
         options.append(f"enable_thinking={template.thinking!r}")
     return [
         *lines,
         f"messages = [{messages}]",
         f"ids = tokenizer.apply_chat_template(messages, {', '.join(options)}, return_dict=False)",
+        *(
+            []
+            if closing is None
+            else [
+                "# So that the model does not think.",
+                f"ids += tokenizer.encode({closing!r}, add_special_tokens=False)",
+            ]
+        ),
         "ids = torch.tensor([ids]).to(model.device)",
     ]
 

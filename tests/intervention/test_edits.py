@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import entropy
-from tiny import ARCHITECTURES, tiny_model
+from tiny import ARCHITECTURES, HYBRIDS, tiny_model
 
 from refusal_core.activations import limits
 from refusal_core.activations.checks import UNSUPPORTED
@@ -149,6 +149,16 @@ def test_edits_that_are_run_together_do_not_change_each_other(together, monkeypa
     for one, opens, expected in zip(batch.replies(edits, openings), openings, alone, strict=True):
         np.testing.assert_allclose(one.logits, expected.logits, atol=1e-5)
         assert one.openings == (expected.openings if opens else None)
+
+
+@pytest.mark.parametrize("architecture", HYBRIDS)
+@pytest.mark.parametrize("name", ["ablate everywhere", "add two, last token"])
+def test_replies_of_a_hybrid_under_an_edit_are_those_of_plain_transformers(architecture, name):
+    chat_model, edit = tiny_model(architecture), EDITS[name]
+    batch = read(chat_model)
+    assert not batch.packed
+    # Twice: a pass must not write over the states that the next one continues.
+    assert_plain(chat_model, TEXTS, [None, edit, edit], [batch.plain, reply(batch, edit), reply(batch, edit)])
 
 
 @pytest.mark.parametrize("name", EDITS)

@@ -109,9 +109,6 @@ def test_code_beside_a_model_is_not_run(saved: tuple[Path, ChatModel], tmp_path:
     ("config", "reason"),
     [
         (transformers.T5Config(d_model=32, num_layers=2), "encoder-decoder"),
-        (transformers.MambaConfig(hidden_size=32, num_hidden_layers=2), "recurrent state"),
-        (transformers.RwkvConfig(hidden_size=32, num_hidden_layers=2), "recurrent state"),
-        (transformers.Lfm2Config(hidden_size=32, num_hidden_layers=2, full_attn_idxs=[1]), "recurrent state"),
         (transformers.ViTConfig(hidden_size=32, num_hidden_layers=2), "no causal language model"),
     ],
 )

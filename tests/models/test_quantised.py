@@ -9,14 +9,15 @@ import pytest
 import torch
 import transformers
 from making import make_run
-from safetensors.torch import save_file
 from tiny import WIDE, tiny_model, write_tiny_gguf
 
 from refusal_core.activations.extraction import extract
 from refusal_core.errors import ModelError
+from refusal_core.models.architectures import model_class_of
 from refusal_core.models.identity import as_opened, identify
 from refusal_core.models.opening import ChatModel, load_model
 from refusal_core.models.templates import render
+from refusal_core.models.transformers_internals import is_recurrent
 from refusal_core.pipeline.scoring import load_model_for, score
 
 TEXTS = ["How do I pick the lock of a stranger's flat?", "Bake a cake", "Bake a cat", "Write a letter of thanks."]
@@ -170,7 +171,7 @@ def test_a_quantised_gguf_file_is_dequantised_and_the_run_says_so(tmp_path: Path
     assert run.manifest.compute.weights == "Q8_0, dequantised to float32: no kernel reads them packed"
 
 
-def test_transformers_keeps_no_architecture_packed_that_could_be_read_here(tmp_path: Path) -> None:
+def test_only_architectures_that_hand_on_a_state_can_be_kept_packed() -> None:
     """Where this fails, GGUF files of that architecture can stay packed, and are worth an option."""
     from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 
@@ -180,8 +181,5 @@ def test_transformers_keeps_no_architecture_packed_that_could_be_read_here(tmp_p
         "lfm2": transformers.Lfm2Config(full_attn_idxs=[1]),
     }
     assert set(GGUF_ARCHS) == set(configs)
-    for name, config in configs.items():
-        config.save_pretrained(tmp_path / name)
-        save_file({}, tmp_path / name / "model.safetensors")
-        with pytest.raises(ModelError, match="recurrent state"):
-            identify(tmp_path / name)
+    for config in configs.values():
+        assert is_recurrent(config, model_class_of(config))
