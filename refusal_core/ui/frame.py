@@ -141,12 +141,16 @@ def _listed(state: tuple[object, ...]) -> tuple[list[RunSummary], list[BrokenRun
 
 
 def _cache_state() -> tuple[object, ...]:
-    """Return what changes when a run is added or removed: the manifests and when they were written."""
+    """Return what changes when a run is added, removed or measured: its JSON files and when they were written."""
     folder = cache_folder()
     return (
         str(folder),
         tuple(run_titles().items()),
-        *((path.name, _modified(path / MANIFEST)) for path in sorted(folder.glob("[!.]*")) if path.is_dir()),
+        *(
+            (path.name, *((file.name, _modified(file)) for file in sorted(path.glob("*.json"))))
+            for path in sorted(folder.glob("[!.]*"))
+            if path.is_dir()
+        ),
     )
 
 
@@ -181,10 +185,13 @@ def _picked(summaries: list[RunSummary], broken: list[BrokenRun], place: DeltaGe
 
 
 def default_run(summaries: list[RunSummary]) -> str:
-    """Return the run that a first visit shows: the one of which most was measured, matched pairs before other sets."""
+    """Return the run that a first visit shows: the one of which most was measured, matched pairs before other sets.
+
+    Among equals the model with more layers, then the newer run.
+    """
 
     def rank(summary: RunSummary) -> tuple[int, bool, int, str]:
-        return len(summary.measured), summary.contrast_set == "pairs", summary.n_layers, summary.run_id
+        return len(summary.measured), summary.contrast_set == "pairs", summary.n_layers, summary.created
 
     return max(summaries, key=rank).run_id
 

@@ -27,7 +27,7 @@ from refusal_core.ui.model import measure_here
 from refusal_core.ui.selection import chosen_row
 from refusal_core.ui.server import may_change, require_owner
 
-_CHOSEN, _NOTICE, _IMPORTED = "runs_chosen", "runs_notice", "runs_imported"
+_FIELD, _BROKEN, _NOTICE, _IMPORTED = "runs_chosen", "runs_broken", "runs_notice", "runs_imported"
 _MOST_MEGABYTES = 1000
 """The most of a packed run that can be uploaded here: the browser holds it in memory. The command line takes more."""
 _COLUMNS = {
@@ -98,22 +98,43 @@ def run_table() -> RunSummary | BrokenRun | None:
         return None
     table = pd.DataFrame([_row(entry) for entry in entries.values()], index=list(entries), columns=list(_COLUMNS))
     columns = {name: column for name, column in _COLUMNS.items() if name != "broken" or broken}
-    if st.session_state.get(_CHOSEN) not in entries:
-        viewed = address.view().run
-        default = default_run(summaries) if summaries else next(iter(entries))
-        st.session_state[_CHOSEN] = viewed if viewed in entries else default
+    if summaries and address.view().run is None:
+        address.change(run=default_run(summaries))
     height: Literal["content"] | int = "content" if len(entries) < 12 else 440
-    clicked = chosen_row(table, columns, "runs_table", st.session_state[_CHOSEN], height)
+    clicked = chosen_row(table, columns, "runs_table", _chosen(summaries, broken), height)
     if clicked is not None:
-        st.session_state[_CHOSEN] = clicked
-    name = st.selectbox(
+        _choose(clicked, broken)
+    chosen = _chosen(summaries, broken)
+    # Filled each time: a run's name on screen changes when another is added, and a field would keep the old one.
+    st.selectbox(
         "Chosen",
         list(entries),
         format_func=lambda name: _title(entries[name]),
-        key=_CHOSEN,
-        help="A row of the table can be chosen, too.",
+        key=address.fill(_FIELD, chosen),
+        on_change=lambda: _choose(st.session_state[_FIELD], broken),
+        help="The run that all pages show. A row of the table can be chosen, too.",
     )
-    return entries[name]
+    return entries[chosen]
+
+
+def _choose(name: str, broken: list[BrokenRun]) -> None:
+    """Choose a run for all pages, or a broken folder, which this page alone can show."""
+    if any(problem.name == name for problem in broken):
+        st.session_state[_BROKEN] = name
+        return
+    st.session_state.pop(_BROKEN, None)
+    if name != address.view().run:
+        address.open_run(name)
+
+
+def _chosen(summaries: list[RunSummary], broken: list[BrokenRun]) -> str:
+    """Return the broken folder that was chosen, else the run that all pages show."""
+    chosen, viewed = st.session_state.get(_BROKEN), address.view().run
+    if any(problem.name == chosen for problem in broken):
+        return str(chosen)
+    if any(summary.run_id == viewed for summary in summaries):
+        return str(viewed)
+    return default_run(summaries) if summaries else broken[0].name
 
 
 def chosen_run(entry: RunSummary | BrokenRun) -> None:

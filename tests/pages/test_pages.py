@@ -1122,3 +1122,23 @@ def test_runs_opens_on_the_run_that_other_pages_show(two_runs):
     shown_elsewhere = visit("1_Layers").selectbox(key="run_field").value
     app = visit("10_Runs")
     assert app.selectbox(key="runs_chosen").value == shown_elsewhere
+
+
+def test_a_run_chosen_on_runs_is_shown_by_all_pages(two_runs):
+    app = visit("10_Runs", run=RUN)
+    app.selectbox(key="runs_chosen").set_value(two_runs).run()
+    assert app.switch_page("pages/1_Layers.py").run().selectbox(key="run_field").value == two_runs
+    assert not app.exception
+
+
+def test_the_run_shown_stays_when_another_is_added_of_which_more_was_measured(synthetic_cache, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, cache)
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    app = visit("10_Runs")
+    assert app.selectbox(key="runs_chosen").value == RUN
+    added = save_second_run(cache)
+    monkeypatch.setattr(frame, "default_run", lambda summaries: added)
+    app.run()
+    assert len(app.selectbox(key="runs_chosen").options) == 2
+    assert app.selectbox(key="runs_chosen").value == RUN
