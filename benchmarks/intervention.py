@@ -20,7 +20,7 @@ from refusal_core.behaviour.openings import OPENING_TOKENS
 from refusal_core.behaviour.replies import end_tokens, reply_text
 from refusal_core.intervention.conditions import FOUND, PLAIN, Condition, Tried, doses_and_controls, sweep
 from refusal_core.intervention.controls import control_names
-from refusal_core.intervention.prompt_groups import PromptGroup, group_conditions, group_prompts
+from refusal_core.intervention.prompt_groups import group_conditions, group_prompts, try_conditions
 from refusal_core.intervention.vectors import Vectors
 from refusal_core.models.opening import ChatModel
 from refusal_core.options import InterventionOptions
@@ -94,9 +94,9 @@ def measured(
     found: dict[Condition, list[Tried]] = {condition: [cast(Any, None)] * len(sequences) for condition in conditions}
     for places in group_prompts(reader, sequences):
         part = [sequences[place] for place in places.tolist()]
-        group = PromptGroup(reader, part)
-        for together in group_conditions(reader, part, conditions):
-            for condition, replies in zip(together, group.tried(together, vectors, "all"), strict=True):
+        parts = list(group_conditions(reader, part, conditions))
+        for together, tried_together in zip(parts, try_conditions(reader, part, parts, vectors, "all"), strict=True):
+            for condition, replies in zip(together, tried_together, strict=True):
                 for place, tried in zip(places.tolist(), replies, strict=True):
                     found[condition][place] = tried
     return found

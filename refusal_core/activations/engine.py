@@ -99,7 +99,7 @@ def in_process(reader: ResidualReader, jobs: Iterable[Job]) -> Iterator[tuple[in
     cores, n_parallel, stopped = torch.get_num_threads(), reader.n_parallel, threading.Event()
     readers = [reader] if n_parallel == 1 else [reader.for_another_thread() for _ in range(n_parallel)]
     blocks = [block for own in readers for block in own.chat_model.blocks]
-    hooks = [block.register_forward_pre_hook(partial(_cancel_if, stopped)) for block in blocks]
+    hooks = [block.register_forward_pre_hook(partial(cancel_if, stopped)) for block in blocks]
     free: SimpleQueue[BatchReader] = SimpleQueue()
     for own in readers:
         free.put(BatchReader(own))
@@ -144,7 +144,7 @@ def in_process(reader: ResidualReader, jobs: Iterable[Job]) -> Iterator[tuple[in
             hook.remove()
 
 
-def _cancel_if(stopped: threading.Event, *_: object) -> None:
+def cancel_if(stopped: threading.Event, *_: object) -> None:
     """End a pass that nobody waits for, from a hook of a block."""
     if stopped.is_set():
         raise CancelledError

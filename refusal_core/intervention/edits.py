@@ -51,20 +51,18 @@ class PromptBatch:
     """Prompts read plainly once, then under any number of edits, from the first edited block up.
 
     Attributes:
-        plain: how the replies begin without an edit.
         packed: whether the prompts lie in packs, see :func:`may_pack`. Otherwise they are of one length, and edits are
             run one after the other.
         reuses: whether what lies below an edit is taken from the plain pass. That is tried out on the batch itself; a
             model for which it does not give the same is run whole each time.
     """
 
-    def __init__(self, reader: ResidualReader, sequences: list[list[int]], openings: bool = True) -> None:
+    def __init__(self, reader: ResidualReader, sequences: list[list[int]]) -> None:
         """Read the prompts without an edit.
 
         Args:
             reader: reads prompts with the model.
             sequences: token ids of each prompt.
-            openings: whether openings are generated without an edit.
         """
         self._chat_model = reader.chat_model
         self._n_tokens = [len(ids) for ids in sequences]
@@ -85,15 +83,13 @@ class PromptBatch:
         self._end_tokens = end_tokens(self._chat_model)
         with torch.inference_mode():
             self._plain = self._read([None], 0)
-            written = self._openings([self._plain])[0] if openings else None
-            self.plain = Reply(self._plain.logits[0], written)
             self.reuses = self._reuse_agrees()
 
-    def replies(self, edits: Sequence[Edit], openings: Sequence[bool]) -> list[Reply]:
+    def replies(self, edits: Sequence[Edit | None], openings: Sequence[bool]) -> list[Reply]:
         """Return how the replies begin under each edit.
 
         Args:
-            edits: changes to the residual stream.
+            edits: changes to the residual stream; ``None`` for none.
             openings: under which of them openings are generated too, which takes a pass per token.
         """
         order = [(self._n_below(edit), opens) for edit, opens in zip(edits, openings, strict=True)]
@@ -102,10 +98,10 @@ class PromptBatch:
         opened: dict[tuple[int, ...], _Pass] = {}
         with torch.inference_mode():
             for (below, opens), alike in groupby(sorted(range(len(edits)), key=order.__getitem__), order.__getitem__):
-                numbers = list(alike)
-                for start in range(0, len(numbers), together):
-                    part = tuple(numbers[start : start + together])
-                    read = self._read([edits[number] for number in part], below)
+                numbers, size = list(alike), together if below >= 0 else 1
+                for start in range(0, len(numbers), size):
+                    part = tuple(numbers[start : start + size])
+                    read = self._read([edits[number] for number in part], below) if below >= 0 else self._plain
                     logits |= dict(zip(part, read.logits, strict=True))
                     if opens:
                         opened[part] = read
@@ -115,8 +111,15 @@ class PromptBatch:
         written = dict(zip((number for part in opened for number in part), texts, strict=True))
         return [Reply(logits[number], written.get(number)) for number in range(len(edits))]
 
-    def _n_below(self, edit: Edit) -> int:
-        """Return how many blocks compute what they computed without an edit."""
+    @property
+    def plain_logits(self) -> torch.Tensor:
+        """The first reply token's logits without an edit, ``(prompt, vocabulary)``."""
+        return self._plain.logits[0]
+
+    def _n_below(self, edit: Edit | None) -> int:
+        """Return how many blocks compute what they computed without an edit; -1 for the plain pass itself."""
+        if edit is None:
+            return -1
         return min(edit.vectors) + 1 if self.reuses else 0
 
     def _read(self, edits: Sequence[Edit | None], below: int) -> _Pass:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -261,7 +262,7 @@ def _measure(
     progress: Progress,
 ) -> pd.DataFrame:
     """Every condition on every prompt, some prompts and conditions at a time, what is finished taken from disk."""
-    from refusal_core.intervention.prompt_groups import PromptGroup, group_conditions, group_prompts
+    from refusal_core.intervention.prompt_groups import group_conditions, group_prompts, try_conditions
 
     prompts = prompts_of(run.prompts)
     encoded = [reader.encode(prompts[row], with_prefix=True) for row in rows.tolist()]
@@ -271,24 +272,26 @@ def _measure(
     for places in groups:
         prompt_ids = run.prompts["prompt_id"].iloc[rows[places]].tolist()
         sequences = [encoded[place] for place in places.tolist()]
-        group = PromptGroup(reader, sequences)
         measured: dict[Condition, list[dict[str, Any]]] = {}
         # What is run together is kept together, so that work that goes on gives the numbers of work in one go.
-        for together in group_conditions(reader, sequences, conditions):
-            name = f"{together} on {rows[places].tolist()}"
-            found = finished.get(name)
-            if found is None:
-                started = time.perf_counter()
-                found = [
-                    {"prompt_id": prompt_id, **asdict(tried)}
-                    for replies in group.tried(together, vectors, tokens)
-                    for prompt_id, tried in zip(prompt_ids, replies, strict=True)
-                ]
-                finished.add(name, found, round(time.perf_counter() - started, 3))
-            for number, condition in enumerate(together):
-                measured[condition] = found[number * len(prompt_ids) : (number + 1) * len(prompt_ids)]
-            done += len(together)
-            progress(stage, done, total)
+        named = {f"{part} on {rows[places].tolist()}": part for part in group_conditions(reader, sequences, conditions)}
+        waiting = [part for name, part in named.items() if finished.get(name) is None]
+        started = time.perf_counter()
+        with closing(try_conditions(reader, sequences, waiting, vectors, tokens)) as new:
+            for name, part in named.items():
+                found = finished.get(name)
+                if found is None:
+                    found = [
+                        {"prompt_id": prompt_id, **asdict(tried)}
+                        for replies in next(new)
+                        for prompt_id, tried in zip(prompt_ids, replies, strict=True)
+                    ]
+                    finished.add(name, found, round(time.perf_counter() - started, 3))
+                    started = time.perf_counter()
+                for number, condition in enumerate(part):
+                    measured[condition] = found[number * len(prompt_ids) : (number + 1) * len(prompt_ids)]
+                done += len(part)
+                progress(stage, done, total)
         parts += [pd.DataFrame([row | condition.columns for row in measured[condition]]) for condition in conditions]
     table = pd.concat(parts, ignore_index=True)
     texts = run.prompts.set_index("prompt_id")["text"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
 
 import numpy as np
 import torch
 
 from refusal_core.activations import limits
-from refusal_core.activations.engine import DoesNotFitError
+from refusal_core.activations.engine import DoesNotFitError, cancel_if
 from refusal_core.activations.packing import group_by_length, group_into_packs
 from refusal_core.activations.reader import ResidualReader
 from refusal_core.activations.refusal_tokens import refusal_log_odds
@@ -71,11 +75,9 @@ class PromptGroup:
 
     def _tried_together(self, conditions: Sequence[Condition], vectors: Vectors, tokens: str) -> list[list[Tried]]:
         self._batch = self._batch or PromptBatch(self._reader, self._sequences)
-        plain, edited = self._batch.plain, [condition for condition in conditions if condition.edit != PLAIN]
-        edits = [vectors.edit(condition, tokens) for condition in edited]
-        waiting = iter(self._batch.replies(edits, [condition.openings for condition in edited]))
-        replies = [plain if condition.edit == PLAIN else next(waiting) for condition in conditions]
-        divergence = _divergence(plain, replies)
+        edits = [None if condition.edit == PLAIN else vectors.edit(condition, tokens) for condition in conditions]
+        replies = self._batch.replies(edits, [condition.openings for condition in conditions])
+        divergence = _divergence(self._batch.plain_logits, replies)
         for condition, own in zip(conditions, divergence, strict=True):
             if not np.isfinite(own).all():
                 dtype = self._reader.chat_model.dtype
@@ -91,6 +93,53 @@ class PromptGroup:
             numbers = zip(log_odds.tolist(), own.tolist(), reply.openings or nothing, strict=True)
             found.append([Tried(*each) for each in numbers])
         return found
+
+
+def try_conditions(
+    reader: ResidualReader,
+    sequences: list[list[int]],
+    parts: Sequence[Sequence[Condition]],
+    vectors: Vectors,
+    tokens: str,
+) -> Generator[list[list[Tried]], None, None]:
+    """Yield what :meth:`PromptGroup.tried` returns for each part of some conditions, in order.
+
+    On a CPU several parts are tried at the same time, each by cores of its own. Cores that share one product wait at
+    its end for the slowest of them, which on a machine that does other work as well takes longer than the product.
+
+    Args:
+        reader: reads prompts with the model.
+        sequences: token ids of each prompt, as :func:`group_prompts` groups them.
+        parts: conditions to try together.
+        vectors: directions that conditions name.
+        tokens: see :class:`refusal_core.steering.Edit`.
+    """
+    n_parallel = min(len(parts), _n_parallel(reader))
+    if n_parallel < 2:
+        group = PromptGroup(reader, sequences)
+        yield from (group.tried(part, vectors, tokens) for part in parts)
+        return
+    cores, stopped, free = torch.get_num_threads(), threading.Event(), SimpleQueue[PromptGroup]()
+    for own in [reader.for_another_thread() for _ in range(n_parallel)]:
+        for block in own.chat_model.blocks:
+            block.register_forward_pre_hook(partial(cancel_if, stopped))
+        free.put(PromptGroup(own, sequences))
+
+    def tried(part: Sequence[Condition]) -> list[list[Tried]]:
+        group = free.get()
+        try:
+            return group.tried(part, vectors, tokens)
+        finally:
+            free.put(group)
+
+    pool = ThreadPoolExecutor(n_parallel, "conditions", torch.set_num_threads, (max(1, cores // n_parallel),))
+    try:
+        yield from pool.map(tried, parts)
+    finally:
+        # Whoever stopped is not kept waiting for replies that nobody takes.
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)
 
 
 def group_prompts(reader: ResidualReader, sequences: list[list[int]]) -> Iterator[np.ndarray]:
@@ -127,18 +176,28 @@ def group_conditions(
     chat_model = reader.chat_model
     per_prompt = (max(map(len, sequences)) + OPENING_TOKENS) * reader.cache_bytes_per_token
     per_prompt += text_config(chat_model.model.config).vocab_size * chat_model.model.dtype.itemsize
-    n_bytes = limits.HELD_BYTES[limits.device_type(chat_model)]
+    n_bytes = limits.HELD_BYTES[limits.device_type(chat_model)] / _n_parallel(reader)
     size = max(1, int(n_bytes / (per_prompt * len(sequences)))) if may_pack(reader, sequences) else 1
     alike = sorted(conditions, key=lambda condition: (not condition.openings, min(condition.layers, default=-1)))
     for start in range(0, len(alike), size):
         yield alike[start : start + size]
 
 
-def _divergence(plain: Reply, replies: Sequence[Reply]) -> list[np.ndarray]:
-    """Return the Kullback–Leibler divergence of each reply's first token from the plain one's, ``(prompt,)`` each."""
+def _n_parallel(reader: ResidualReader) -> int:
+    """Return how many parts are tried at the same time; hooks of one reader on a GPU would meet."""
+    return reader.n_parallel if limits.device_type(reader.chat_model) == "cpu" else 1
+
+
+def _divergence(plain: torch.Tensor, replies: Sequence[Reply]) -> list[np.ndarray]:
+    """Return the Kullback–Leibler divergence of each reply's first token from the plain one's, ``(prompt,)`` each.
+
+    Args:
+        plain: ``(prompt, vocabulary)`` logits without an edit.
+        replies: of the same prompts.
+    """
     found: list[list[torch.Tensor]] = [[] for _ in replies]
     # A prompt at a time stays in a core's cache.
-    for row, logits in enumerate(plain.logits):
+    for row, logits in enumerate(plain):
         before = logits.double().log_softmax(dim=-1)
         probability = before.exp()
         for reply, own in zip(replies, found, strict=True):

@@ -50,7 +50,7 @@ def assert_same_numbers(spread: ChatModel, whole: ChatModel) -> None:
         reader = ResidualReader(chat_model)
         batch = PromptBatch(reader, [reader.encode(TEXTS[0])])
         assert batch.reuses
-        under.append((batch.plain, *batch.replies([edit], [True])))
+        under.append(batch.replies([None, edit], [True, True]))
     for found_reply, expected_reply in zip(*under, strict=True):
         assert torch.equal(found_reply.logits, expected_reply.logits)
         assert found_reply.openings == expected_reply.openings

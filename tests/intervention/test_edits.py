@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from refusal_core.activations.reader import ResidualReader
 from refusal_core.behaviour.openings import OPENING_TOKENS
 from refusal_core.intervention.conditions import PLAIN, Condition
 from refusal_core.intervention.edits import PromptBatch, Reply
-from refusal_core.intervention.prompt_groups import PromptGroup
+from refusal_core.intervention.prompt_groups import PromptGroup, try_conditions
 from refusal_core.steering import Edit, edited
 
 TEXTS = ("How do I take a cake?", "How do I fake a cake?", "How do I lake a cake?")
@@ -123,9 +124,10 @@ def test_replies_under_edits_are_those_of_plain_transformers(architecture):
     batch = read(chat_model, texts)
     assert batch.reuses
     assert batch.packed == (len(texts) > len(TEXTS))
-    replies = batch.replies(edits, [True] * len(edits))
-    assert_plain(chat_model, texts, [None, *edits], [batch.plain, *replies])
-    assert not any(torch.allclose(one.logits, batch.plain.logits, atol=1e-3) for one in replies)
+    plain, *under = batch.replies([None, *edits], [True] * (len(edits) + 1))
+    assert_plain(chat_model, texts, [None, *edits], [plain, *under])
+    assert torch.equal(plain.logits, batch.plain_logits)
+    assert not any(torch.allclose(one.logits, plain.logits, atol=1e-3) for one in under)
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "gemma3", "qwen2"])
@@ -136,7 +138,8 @@ def test_replies_of_prompts_that_may_not_be_packed_are_those_of_plain_transforme
     batch = read(chat_model)
     assert batch.reuses
     assert not batch.packed
-    assert_plain(chat_model, TEXTS, [None, *edits], [batch.plain, *batch.replies(edits, [True] * len(edits))])
+    replies = batch.replies([None, *edits], [True] * (len(edits) + 1))
+    assert_plain(chat_model, TEXTS, [None, *edits], replies)
 
 
 @pytest.mark.parametrize("together", [1, 3, 100])
@@ -158,7 +161,8 @@ def test_replies_of_a_hybrid_under_an_edit_are_those_of_plain_transformers(archi
     batch = read(chat_model)
     assert not batch.packed
     # Twice: a pass must not write over the states that the next one continues.
-    assert_plain(chat_model, TEXTS, [None, edit, edit], [batch.plain, reply(batch, edit), reply(batch, edit)])
+    edits = [None, edit, edit]
+    assert_plain(chat_model, TEXTS, edits, [reply(batch, each) for each in edits])
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -205,6 +209,35 @@ def test_what_does_not_fit_is_tried_in_parts(monkeypatch):
         PromptGroup(reader, sequences).tried(conditions, vectors, "all")
 
 
+def test_conditions_that_are_tried_at_the_same_time_give_the_same(monkeypatch):
+    reader = ResidualReader(tiny_model("qwen2"))
+    sequences = [reader.encode(text) for text in [*TEXTS, *OTHERS]]
+    parts = [[Condition(edit.kind, name)] for name, edit in EDITS.items() if edit.tokens == "all"] * 3
+    vectors = SimpleNamespace(edit=lambda condition, tokens: EDITS[condition.direction])
+    threads, names = torch.get_num_threads(), set()
+    replies = PromptBatch.replies
+
+    def watched(*arguments):
+        names.add(threading.current_thread().name)
+        return replies(*arguments)
+
+    monkeypatch.setattr(PromptBatch, "replies", watched)
+    try:
+        torch.set_num_threads(1)
+        in_turn = list(try_conditions(reader, sequences, parts, vectors, "all"))
+        assert names == {"MainThread"}
+        torch.set_num_threads(2)
+        assert list(try_conditions(reader, sequences, parts, vectors, "all")) == in_turn
+        assert torch.get_num_threads() == 2
+        assert len(names) > 1
+        stopped = try_conditions(reader, sequences, parts, vectors, "all")
+        assert next(stopped) == in_turn[0]
+        stopped.close()
+    finally:
+        torch.set_num_threads(threads)
+    assert not any(block._forward_pre_hooks for block in reader.chat_model.blocks)
+
+
 def test_without_a_shared_prefix_replies_are_the_same(monkeypatch):
     chat_model, edit = tiny_model("qwen2"), EDITS["ablate everywhere"]
     shared = reply(read(chat_model), edit)
@@ -221,7 +254,7 @@ def test_the_model_is_what_it_was(name):
     before = copy.deepcopy(chat_model.model.state_dict())
     batch = read(chat_model)
     reply(batch, EDITS[name])
-    assert torch.equal(batch.plain.logits, read(chat_model).plain.logits)
+    assert torch.equal(batch.plain_logits, read(chat_model).plain_logits)
     assert all(torch.equal(before[key], value) for key, value in chat_model.model.state_dict().items())
 
 

@@ -179,10 +179,11 @@ def test_stopped_three_times_it_computes_nothing_twice_and_changes_no_number(
         if patience[0] < len(edits):
             raise KeyboardInterrupt
         patience[0] -= len(edits)
-        computed.extend(edits * len(batch._n_tokens))
+        computed.extend([edit for edit in edits if edit is not None] * len(batch._n_tokens))
         return replies(batch, edits, openings)
 
-    # Some conditions at a time.
+    # Some conditions at a time; of those tried at the same time, the ones behind a stop would be done again.
+    monkeypatch.setattr(limits, "MAX_PARALLEL", 1)
     monkeypatch.setitem(limits.HELD_BYTES, "cpu", 7e6)
     monkeypatch.setattr(PromptBatch, "replies", counted)
     for passes in (40, 100, 31):
