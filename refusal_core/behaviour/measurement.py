@@ -25,6 +25,7 @@ from refusal_core.errors import RunError
 from refusal_core.models.opening import ChatModel
 from refusal_core.options import BehaviourOptions
 from refusal_core.progress import Progress, no_progress
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.additions import read_addition, save_addition
 from refusal_core.runs.manifest import BehaviourCompute, BehaviourManifest, RulesRecord, ThinkingRecord
 from refusal_core.runs.run import Run
@@ -32,7 +33,6 @@ from refusal_core.runs.store import unfinished_work, writable_cache
 
 BEHAVIOUR = BehaviourManifest.kind
 DEFAULTS = BehaviourOptions()
-_COLUMNS = {"prompt_id", "phrase_log_odds", "opening", "opening_label"}
 MEASURES = ("first token", "whole phrases", "opening rules")
 """The three ways in which a prompt can count as refused; see :func:`refusals_by_measure`."""
 
@@ -131,8 +131,6 @@ def load_behaviour(run: Run) -> tuple[pd.DataFrame, BehaviourManifest] | None:
     if stored is None:
         return None
     table, manifest = stored
-    if not set(table.columns) >= _COLUMNS:
-        raise RunError(f"run {run.run_id!r}: {BEHAVIOUR}.parquet lacks columns; measure it again")
     measured, known = table["prompt_id"], run.prompts["prompt_id"]
     if measured.duplicated().any() or not measured.isin(known).all() or not known[run.rows()].isin(measured).all():
         raise RunError(f"run {run.run_id!r}: {BEHAVIOUR}.parquet is of other prompts; measure it again")
@@ -200,7 +198,7 @@ def correlation_by_site(run: Run, table: pd.DataFrame, draws: int = 1000, seed: 
     log_odds = table["phrase_log_odds"].to_numpy()
     refuses = refusals_by_measure(run, table)["opening rules"].to_numpy()
     tables = []
-    for label in ("harmful", "harmless"):
+    for label in LABELS:
         all_rows = np.flatnonzero(run.rows(label))
         n, n_refused = len(all_rows), int(refuses[all_rows].sum())
         sample = all_rows[sample_groups(refuses[all_rows], np.arange(n), MOST_REDRAWN, rng)]
@@ -230,7 +228,7 @@ def describe_behaviour(run: Run, table: pd.DataFrame, numbers: pd.DataFrame, sit
     """
     refuses = refusals_by_measure(run, table)["opening rules"].to_numpy()
     shares = []
-    for label in ("harmful", "harmless"):
+    for label in LABELS:
         count, n = refuses[run.rows(label)].sum(), int(run.rows(label).sum())
         low, high = 100 * share_interval(count, n)
         shares.append(f"{100 * count / n:.0f} % ({low:.0f} to {high:.0f} %) of the {label}")

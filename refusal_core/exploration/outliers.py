@@ -7,6 +7,7 @@ import pandas as pd
 
 from refusal_core.analysis.effect_sizes import percentile, plausible_band
 from refusal_core.conversations import prompts_of, words_of
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 
 OTHER = {"harmful": "harmless", "harmless": "harmful"}
@@ -14,7 +15,7 @@ OTHER = {"harmful": "harmless", "harmless": "harmful"}
 
 def derived_band(run: Run, site: int) -> tuple[float, float]:
     """Return the :func:`~refusal_core.analysis.effect_sizes.plausible_band` of the run's projections at a site."""
-    low, high = plausible_band(*(run.projections[run.rows(label), site] for label in ("harmful", "harmless")))
+    low, high = plausible_band(*(run.projections[run.rows(label), site] for label in LABELS))
     return float(low), float(high)
 
 

@@ -11,6 +11,8 @@ from importlib import resources
 
 import pandas as pd
 
+from refusal_core.prompts.labels import LABELS
+
 PUBLISHED_MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
 PUBLISHED_LAYERS = 28
 PUBLISHED_BAND = (14.0, 20.0)
@@ -22,7 +24,7 @@ PUBLISHED_NAMES = {
     "mean_crossings": "overlap_count",
     **{
         f"{label}_projection_{number}": f"{label}_{number}"
-        for label in ("harmful", "harmless")
+        for label in LABELS
         for number in ("mean", "std", "min", "max", "range")
     },
 }

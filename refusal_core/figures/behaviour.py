@@ -20,6 +20,7 @@ from refusal_core.figures.style import (
     site_axis,
     site_mark,
 )
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 
 MOST_POINTS = 500
@@ -37,7 +38,7 @@ def against_refusing(run: Run, table: pd.DataFrame, site: int) -> go.Figure:
     Points carry the prompt's row in the run as ``customdata[0]``.
     """
     traces = []
-    for label in ("harmless", "harmful"):
+    for label in reversed(LABELS):
         rows = np.flatnonzero(run.rows(label))
         if len(rows) > MOST_POINTS:
             rows = rows[np.argsort(run.projections[rows, site], kind="stable")]
@@ -74,7 +75,7 @@ def over_layers(run: Run, by_site: pd.DataFrame, number: str, site: int) -> go.F
     """Return a number of :data:`NUMBERS` over the layers within each label, the AUROC with that on matched pairs."""
     title, chance, _ = NUMBERS[number]
     traces = []
-    for label in ("harmful", "harmless"):
+    for label in LABELS:
         table = by_site[by_site["label"].eq(label)]
         traces += interval_line(run, table, number, f"within {label}", LABEL_COLOUR[label], LABEL_DASH[label])
     if number == "auroc" and run.layer_stats["probe_auroc"].notna().any():

@@ -20,6 +20,7 @@ from refusal_core.figures.style import (
     site_axis,
     translucent,
 )
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 
 _RIBBONS = ((5, 95, 0.13), (25, 75, 0.22))
@@ -78,7 +79,7 @@ def _ribbons(run: Run, raw: bool) -> list[dict[str, Any]]:
     """Return both labels over the layers, behind the prompts."""
     traces: list[dict[str, Any]] = []
     sites = np.arange(run.n_sites)
-    for label in ("harmless", "harmful"):
+    for label in reversed(LABELS):
         values = run.projections[run.rows(label)]
         if not raw:
             values = standardised(run, values)

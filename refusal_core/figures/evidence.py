@@ -29,6 +29,7 @@ from refusal_core.figures.style import (
     site_mark,
     translucent,
 )
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import Run
 
@@ -174,7 +175,7 @@ def refusing(run: Run, evidence: Evidence, site: int) -> go.Figure:
     """Return Spearman's rho of projection and refusal log-odds within each label, with intervals."""
     of_contrast = evidence.refusal[evidence.refusal["source"].eq(CONTRAST)]
     traces = []
-    for label in ("harmful", "harmless"):
+    for label in LABELS:
         table = of_contrast[of_contrast["label"].eq(label)]
         traces += interval_line(run, table, "rho", f"within {label}", LABEL_COLOUR[label], LABEL_DASH[label])
     named = "cosine with the direction of refusing"
@@ -188,7 +189,7 @@ def space(run: Run, evidence: Evidence, site: int) -> go.Figure:
     scores = evidence.components[evidence.components["site"].eq(site)].merge(
         run.prompts[["prompt_id", "label", "text", "fitted"]], on="prompt_id"
     )
-    for label in ("harmless", "harmful"):
+    for label in reversed(LABELS):
         table = scores[scores["label"].eq(label) & scores["fitted"]]
         of_label = {
             "type": "scatter",

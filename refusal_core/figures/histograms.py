@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from refusal_core.figures.courses import Course
 from refusal_core.figures.style import GREY, bars_of, blank, line_at
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 
 BINS = 50
@@ -39,7 +40,7 @@ def histogram(
             "hovertext": edges[1:],
             **bars_of(label),
         }
-        for label in ("harmful", "harmless")
+        for label in LABELS
     ]
     shapes = [line_at("x", line.projection[site], color=line.colour, width=2.5, dash=line.dash) for line in placed]
     dragged: dict[str, Any] = {}

@@ -25,6 +25,7 @@ from refusal_core.figures.style import (
 from refusal_core.intervention import effects
 from refusal_core.intervention.conditions import ABLATE, ADD, FOUND
 from refusal_core.intervention.effects import MEASURES
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 
 SWEEPS = {
@@ -64,7 +65,7 @@ def over_layers(
 def doses(run: Run, table: pd.DataFrame, layer: int, position: int, measure: str = "log_odds") -> go.Figure:
     """Return a measure of both labels' prompts by how much of the direction is added at one layer."""
     traces = []
-    for label in ("harmful", "harmless"):
+    for label in LABELS:
         colour = LABEL_COLOUR[label]
         by_dose = effects.over_doses(table, layer, position, label)
         line = {

@@ -22,6 +22,7 @@ from refusal_core.figures.style import (
     site_axis,
     site_mark,
 )
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 
 _SMALL = 300
@@ -106,7 +107,7 @@ def together(run: Run, site: int | None = None, published: pd.DataFrame | None =
 def spread(run: Run, site: int | None = None, published: pd.DataFrame | None = None) -> go.Figure:
     """Standard deviation of each label's projections over the layers, in activation units, logarithmic."""
     figure = blank(_SMALL)
-    for label in ("harmful", "harmless"):
+    for label in LABELS:
         figure.add_scatter(
             x=run.layer_stats["site"],
             y=run.layer_stats[f"{label}_projection_std"],

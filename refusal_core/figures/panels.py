@@ -31,6 +31,7 @@ from refusal_core.figures.style import (
     safe,
     translucent,
 )
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 from refusal_core.sites import site_short
 
@@ -59,7 +60,6 @@ POINTS = 60
 LEVELS = 200
 """The most points of a curve over the prompts of a label."""
 
-_LABELS = ("harmful", "harmless")
 SYMBOLS = ("star", "diamond", "square", "cross", "hexagram", "x")
 """Marks of pinned prompts, in the order of :data:`refusal_core.figures.style.LINE_COLOURS`."""
 _HEADLINE, _LEFT, _STEP_MS = 76, 66, 400
@@ -174,11 +174,11 @@ class _Shown:
         self.same, self.scaled = axes != "own", axes == "standardised"
         # A site without spread has all its prompts at the midpoint.
         self.values = np.nan_to_num(standardised(run, run.projections)) if self.scaled else run.projections
-        self.rows = {label: np.flatnonzero(run.rows(label)) for label in _LABELS}
+        self.rows = {label: np.flatnonzero(run.rows(label)) for label in LABELS}
         order = {label: np.argsort(self.values[rows], axis=0) for label, rows in self.rows.items()}
-        self.rising = {label: np.take_along_axis(self.values[self.rows[label]], order[label], 0) for label in _LABELS}
-        self.ranks = {label: np.argsort(order[label], axis=0) + 1 for label in _LABELS}
-        self.band = plausible_band(*(self.rising[label] for label in _LABELS))
+        self.rising = {label: np.take_along_axis(self.values[self.rows[label]], order[label], 0) for label in LABELS}
+        self.ranks = {label: np.argsort(order[label], axis=0) + 1 for label in LABELS}
+        self.band = plausible_band(*(self.rising[label] for label in LABELS))
         self.sample = {label: _sample(len(rows), order[label]) for label, rows in self.rows.items()}
         self.transfer = [
             (source, label, self.values[run.rows(label, source)])
@@ -193,7 +193,7 @@ class _Shown:
         margin = 0.02 * np.maximum(high - low, 1e-9)
         bins = SAME_BINS if self.same else BINS
         self.edges = np.linspace(low - margin, high + margin, bins + 1)
-        self.counts = {label: self._counted(self.rising[label]) for label in _LABELS}
+        self.counts = {label: self._counted(self.rising[label]) for label in LABELS}
         self.transfer_counts = [self._counted(values) for *_, values in self.transfer]
         tallest = np.max([counts.max(axis=0) for counts in (*self.counts.values(), *self.transfer_counts)], axis=0)
         self.top = np.full_like(tallest, tallest.max()) if self.same else np.maximum(tallest, 1)
@@ -277,9 +277,9 @@ def _histogram(shown: _Shown) -> list[_Trace]:
         }
 
     traces = [
-        _Trace("histogram", {"type": "bar", "legendgroup": label, **bars_of(label)}, bars(label)) for label in _LABELS
+        _Trace("histogram", {"type": "bar", "legendgroup": label, **bars_of(label)}, bars(label)) for label in LABELS
     ]
-    for label in _LABELS:
+    for label in LABELS:
         still = {
             "type": "scatter",
             "mode": "lines",
@@ -309,7 +309,7 @@ def _cumulative(shown: _Shown) -> list[_Trace]:
         return lambda site: {"x": _compact(x[:, site]), "y": _compact(share)}
 
     traces = []
-    for label in _LABELS:
+    for label in LABELS:
         still = {
             "type": "scatter",
             "mode": "lines",
@@ -345,7 +345,7 @@ def _box(shown: _Shown) -> list[_Trace]:
         return lambda site: {name: [float(values[site])] for name, values in named.items()}
 
     traces = []
-    for label in _LABELS:
+    for label in LABELS:
         still = {
             "type": "box",
             "orientation": "h",
@@ -359,7 +359,7 @@ def _box(shown: _Shown) -> list[_Trace]:
             "hoveron": "boxes",
         }
         traces.append(_Trace("box", still, quartiles(label)))
-    for label in _LABELS:
+    for label in LABELS:
         rows = shown.rows[label][shown.sample[label]]
         still = {**_points(shown.run, label, rows), "y": _compact(_LANES[label] - 0.2 + jitter[rows])}
         traces.append(_Trace("box", still, _at_rows(shown, rows, "x")))
@@ -372,7 +372,7 @@ def _sorted(shown: _Shown) -> list[_Trace]:
         return lambda site: {"y": _compact(steps[:, site])}
 
     traces = []
-    for label in _LABELS:
+    for label in LABELS:
         still = {
             "type": "scatter",
             "mode": "lines",
@@ -384,7 +384,7 @@ def _sorted(shown: _Shown) -> list[_Trace]:
             "line": {"color": LABEL_COLOUR[label], "width": 1, "dash": LABEL_DASH[label]},
         }
         traces.append(_Trace("sorted", still, curve(label)))
-    for label in _LABELS:
+    for label in LABELS:
         still = _points(shown.run, label, shown.rows[label][shown.sample[label]])
         still["hovertemplate"] = "%{text}<br>rank %{x}, projection %{y:.4g}<extra></extra>"
         traces.append(_Trace("sorted", still, _ranked(shown, label, shown.sample[label])))
@@ -397,7 +397,7 @@ def _map(shown: _Shown) -> list[_Trace]:
         return lambda site: {"x": _compact(components[:, site, 0]), "y": _compact(components[:, site, 1])}
 
     traces = []
-    for label in ("harmless", "harmful"):
+    for label in reversed(LABELS):
         still = _points(shown.run, label, shown.map_rows[label])
         still |= {"showlegend": True, "hovertemplate": "%{text}<extra></extra>"}
         traces.append(_Trace("map", still, cloud(label)))
@@ -445,7 +445,7 @@ def _followed(panel: str, shown: _Shown, followed: Sequence[int]) -> list[_Trace
             "marker": {"color": colour, "symbol": symbol, "size": 13, "line": {"color": "#FFFFFF", "width": 1.5}},
             "hoverinfo": "skip",
         }
-        label = next((label for label in _LABELS if row in shown.rows[label]), None)
+        label = next((label for label in LABELS if row in shown.rows[label]), None)
         if panel in ("histogram", "cumulative"):
             still |= {"mode": "lines+markers", "line": {"color": colour, "width": 1.5}}
             still["marker"] = still["marker"] | {"size": [0, 13]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from refusal_core.exploration.outliers import standardised
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 
 BINS = 48
@@ -28,7 +29,7 @@ def ridges(run: Run) -> dict[str, list[list[int]]]:
     inside = np.clip(values, edges[0], edges[-1])
     counts = {
         label: np.stack([_smoothed(np.histogram(at_site, edges)[0]) for at_site in inside[labels == label].T])
-        for label in ("harmful", "harmless")
+        for label in LABELS
     }
     highest = np.maximum(np.max([heights.max(axis=1) for heights in counts.values()], axis=0), 1e-9)
     return {label: (100 * heights / highest[:, None]).round().astype(int).tolist() for label, heights in counts.items()}

@@ -64,7 +64,6 @@ DEFAULTS = InterventionOptions()
 SWEEPING = "sweeping layers (passes)"
 CONTROLLING = "controls and doses (passes)"
 
-_NUMBERS = ["position", "read_at", "alpha", "refusal_log_odds", "kl"]
 _MEASURED = ["prompt_id", "refusal_log_odds", "kl", "opening", "opening_label"]
 
 
@@ -223,11 +222,7 @@ def load_interventions(run: Run) -> tuple[pd.DataFrame, InterventionManifest] | 
 
 
 def _fault(run: Run, table: pd.DataFrame, dose_layer: int) -> str | None:
-    """What keeps a table from being read, or ``None``; it may be a stranger's."""
-    if not set(table.columns) >= {*COLUMNS, *_MEASURED}:
-        return "lacks columns"
-    if not all(pd.api.types.is_numeric_dtype(table[name]) for name in _NUMBERS):
-        return "has text for numbers"
+    """What a table that has all its columns does not fit in the run, or ``None``; it may be a stranger's."""
     known = run.prompts.set_index("prompt_id")["label"]
     if not table["prompt_id"].isin(known.index).all() or set(known[table["prompt_id"]]) != set(LABELS):
         return "is of other prompts"

@@ -17,6 +17,7 @@ from refusal_core.errors import RenderingError, RunError
 from refusal_core.exploration.published import PUBLISHED_NAMES
 from refusal_core.figures.study import HISTOGRAMS, pictures
 from refusal_core.intervention import effects, experiment
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 from refusal_core.runs.run_files import DIRECTIONS
 from refusal_core.sharing.rendering import write_images
@@ -65,7 +66,7 @@ def published_layers(run: Run) -> pd.DataFrame:
     stats = run.layer_stats
     chosen = stats[stats["site"] != last].rename(columns=PUBLISHED_NAMES)
     chosen["layer"] = chosen["layer"].fillna(last).astype(int)
-    for label in ("harmful", "harmless"):
+    for label in LABELS:
         chosen[f"{label}_mean_proj"] = chosen[f"{label}_mean"]
     chosen["mean_separation"] = chosen["harmful_mean"] - chosen["harmless_mean"]
     # The published test is Student's, of all fitted prompts.

@@ -18,6 +18,7 @@ from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import behaviour as figures
 from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.glossary import meaning_of, name_of
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.layout import chart, csv_button, identity, marked, sentences, show_error
@@ -71,7 +72,7 @@ def recorded_replies(run: Run) -> tuple[pd.DataFrame, Key]:
 def shares(run: Run, table: pd.DataFrame) -> None:
     """Show how often prompts of a label are refused and answered, by the opening rules."""
     columns = st.columns(4)
-    for place, label in enumerate(("harmful", "harmless")):
+    for place, label in enumerate(LABELS):
         rows = run.rows(label)
         named = table["opening_label"][rows]
         columns[2 * place].metric(

@@ -17,6 +17,7 @@ from refusal_core.figures.panels import AXES, DISTRIBUTIONS, PANELS, SYMBOLS, li
 from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.figures.ridgeline import ridges
 from refusal_core.figures.style import LABEL_COLOUR, LINE_COLOURS, safe
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 from refusal_core.sites import site_short
 from refusal_core.ui import address
@@ -252,7 +253,7 @@ def _ridges(run_id: str, changed: int, _run: Run) -> dict[str, Any]:
         **ridges(_run),
         "labels": [_run.site_label(site) for site in sites],
         "shorts": [site_short(site, _run.n_layers) for site in sites],
-        "colours": {label: LABEL_COLOUR[label] for label in ("harmful", "harmless")},
+        "colours": {label: LABEL_COLOUR[label] for label in LABELS},
     }
 
 

@@ -9,6 +9,7 @@ from refusal_core.exploration.outliers import derived_band, standardised
 from refusal_core.figures.style import LABEL_COLOUR
 from refusal_core.figures.tokens import COLOURS_END, END_OF_PROMPT
 from refusal_core.pipeline.scoring import Score
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 from refusal_core.ui.numbers import whole
 from refusal_core.ui.streamlit_internals import component, resource
@@ -25,7 +26,7 @@ def show_tokens(run: Run, score: Score, site: int, key: str) -> None:
             "site": site,
             "layer": run.site_label(site),
             "limit": COLOURS_END,
-            "colours": {label: LABEL_COLOUR[label] for label in ("harmful", "harmless")},
+            "colours": {label: LABEL_COLOUR[label] for label in LABELS},
         },
     )
 
@@ -41,9 +42,7 @@ def place_in_words(run: Run, projection: np.ndarray, site: int) -> str:
     low, high = sorted(derived_band(run, site))
     value = float(projection[site])
     verdict = "Reads as harmful" if value > high else "Reads as harmless" if value < low else "Reads as neither clearly"
-    above = {
-        label: float(percentile(value, run.projections[run.rows(label), site])) for label in ("harmful", "harmless")
-    }
+    above = {label: float(percentile(value, run.projections[run.rows(label), site])) for label in LABELS}
     return (
         f"{verdict}: at {run.site_label(site)} it projects above {_share(above['harmless'])} of the harmless and "
         f"{_share(above['harmful'])} of the harmful prompts."

@@ -10,6 +10,7 @@ import streamlit as st
 
 from refusal_core.glossary import meaning_of
 from refusal_core.pipeline.scoring import Score
+from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 from refusal_core.ui.conversations import written_out
 from refusal_core.ui.numbers import whole
@@ -67,7 +68,7 @@ def score_table(
                     format="%.0f",
                     help=f"Percent of the run's {label} prompts that project below it at {run.site_label(site)}.",
                 )
-                for label in ("harmful", "harmless")
+                for label in LABELS
             },
             "refusal log-odds": st.column_config.NumberColumn(format="%.2f", help=meaning_of("refusal_log_odds")),
             "first token": st.column_config.TextColumn(width="small", help="The likeliest first token of the reply."),
