@@ -72,6 +72,7 @@ def score(
 
     Returns:
         One :class:`~refusal_core.pipeline.scoring.Score` per text: ``projection`` is ``(site,)`` in activation units.
+        Of a single text, ``token_projection`` has those of each of its tokens; several are read at the last one alone.
 
     Raises:
         RefusalError: for another model than the run's, an empty text, or one over the run's token limit.

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from refusal_core.cli.parameters import AsJson, Cache, Flat, RunName, print_json, printable
 from refusal_core.cli.prompts import Labels, TextColumn, print_left_out
+from refusal_core.cli.reporting import ReporterArgument
 from refusal_core.conversations import Prompt, prompts_of, turns_of
 from refusal_core.errors import PromptError
 from refusal_core.options import ModelOptions
@@ -28,6 +29,7 @@ def score(
     as_json: AsJson = False,
     where: Annotated[ModelOptions | None, Flat] = None,
     cache: Cache = None,
+    reporter: ReporterArgument,
 ) -> None:
     """Project prompts on a run's direction at every site."""
     from refusal_core.cli.measuring import load_model_of
@@ -42,7 +44,8 @@ def score(
         prompts = read_source(file, Choice(text_column, labels=parse_labels(label)))
         print_left_out(prompts.report)
         chosen = prompts_of(prompts.table)
-    scores = score_prompts(load_model_of(opened, where or ModelOptions()), opened, chosen)
+    with reporter.progress() as progress:
+        scores = score_prompts(load_model_of(opened, where or ModelOptions()), opened, chosen, progress)
     if as_json:
         print_json([result.to_json() for result in scores])
         return

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from refusal_core.activations.reader import ResidualReader, TokenStates
+from refusal_core.activations.extraction import extract
+from refusal_core.activations.reader import ResidualReader
 from refusal_core.analysis.effect_sizes import percentile
 from refusal_core.conversations import COLUMN as CONVERSATION
 from refusal_core.conversations import Prompt, prefix_of, text_of
@@ -18,9 +19,12 @@ from refusal_core.models.identity import ModelInfo, identify
 from refusal_core.models.known import KNOWN
 from refusal_core.models.opening import ChatModel, load_model
 from refusal_core.models.templates import template_sha256
+from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.local_models import remember_model, remembered_model
 from refusal_core.runs.run import Run
+
+EMPTY = "expected a prompt, got an empty text"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +37,8 @@ class Score:
         percentile: for each label, ``(site,)`` percent of its fitted prompts that project below this one.
         refusal_log_odds: log-odds that the reply opens as refusals do.
         first_token: the likeliest first token of the reply.
-        tokens: the prompt's own tokens, without the template's; empty where only the last token was read.
+        tokens: the prompt's own tokens, without the template's; empty where only the last token was read, as of several
+            prompts.
         token_projection: ``(token, site)`` projection of each of them.
     """
 
@@ -173,7 +178,7 @@ class Scorer:
             PromptError: for an empty text, or one longer than the run's token limit.
         """
         if not text_of(prompt).strip():
-            raise PromptError("expected a prompt, got an empty text")
+            raise PromptError(EMPTY)
         ids = self.reader.encode(prompt, with_prefix)
         limit = self.run.manifest.template.token_limit
         if len(ids) > limit:
@@ -183,13 +188,16 @@ class Scorer:
         return ids
 
     def score(self, prompt: Prompt) -> Score:
-        """Score one prompt at every site.
+        """Score one prompt at every site, and each of its tokens.
 
         Raises:
             PromptError: see :meth:`encode`.
         """
         self.encode(prompt, with_prefix=True)
-        return self._after_prefix(_score_states(self.run, prompt, self.reader.read_tokens(prompt)))
+        read = self.reader.read_tokens(prompt)
+        (at_last,) = _scores(self.run, [prompt], read.last[None], [read.first_token], [read.refusal_log_odds])
+        token_projection = self.run.directions.project(read.states)
+        return self._after_prefix(replace(at_last, tokens=read.tokens, token_projection=token_projection))
 
     def score_ends(self, prompts: Sequence[Prompt]) -> list[Score]:
         """Score prompts of one length in one pass, at the template's last token alone: ``tokens`` is left empty.
@@ -198,15 +206,8 @@ class Scorer:
             PromptError: see :meth:`encode`.
         """
         read = self.reader.read_last([self.encode(prompt) for prompt in prompts])
-        no_tokens = read.states[0, :0, None].repeat(self.run.n_sites, axis=1)
-        return [
-            self._after_prefix(
-                _score_states(self.run, prompt, TokenStates(no_tokens, last, [], first_token, float(odds)))
-            )
-            for prompt, last, first_token, odds in zip(
-                prompts, read.states, read.first_token, read.refusal_log_odds, strict=True
-            )
-        ]
+        scores = _scores(self.run, prompts, read.states, read.first_token, read.refusal_log_odds.tolist())
+        return [self._after_prefix(score) for score in scores]
 
     def _after_prefix(self, score: Score) -> Score:
         """Return a score whose reply is measured after what the prompt makes it begin with."""
@@ -216,36 +217,75 @@ class Scorer:
         return replace(score, refusal_log_odds=float(read.refusal_log_odds[0]), first_token=read.first_token[0])
 
 
-def score(chat_model: ChatModel, run: Run, prompts: Sequence[Prompt]) -> list[Score]:
+def score(chat_model: ChatModel, run: Run, prompts: Sequence[Prompt], progress: Progress = no_progress) -> list[Score]:
     """Score texts and conversations in the order given.
+
+    One prompt is scored at each of its tokens. Several are read together, at the template's last token alone, as the
+    prompts of a run are.
+
+    Args:
+        chat_model: the run's model.
+        run: the run.
+        prompts: texts and conversations.
+        progress: called as several prompts are read.
 
     Raises:
         ModelError: when the model is not the run's, or its template does not take a conversation.
-        PromptError: naming the position of a prompt that cannot be scored; see :meth:`Scorer.encode`.
+        PromptError: naming the position of a prompt that is empty, or longer than the run's token limit.
     """
-    scorer = Scorer(chat_model, run)
-    scores = []
-    for position, prompt in enumerate(prompts, start=1):
-        try:
-            scores.append(scorer.score(prompt))
-        except PromptError as error:
-            raise PromptError(f"text {position}: {error}") from error
-    return scores
-
-
-def _score_states(run: Run, prompt: Prompt, states: TokenStates) -> Score:
-    """Return where the states of a prompt project, and how many of the run's prompts project below it."""
-    projection = run.directions.project(states.last)
-    fitted = {label: run.projections[run.rows(label)] for label in LABELS}
-    return Score(
-        prompt=prompt,
-        projection=projection,
-        percentile={
-            label: np.array([float(percentile(projection[site], values[:, site])) for site in range(run.n_sites)])
-            for label, values in fitted.items()
-        },
-        refusal_log_odds=states.refusal_log_odds,
-        first_token=states.first_token,
-        tokens=states.tokens,
-        token_projection=run.directions.project(states.states),
+    if len(prompts) < 2:
+        scorer = Scorer(chat_model, run)
+        return [scorer.score(prompt) for prompt in prompts]
+    check_model(run, chat_model)
+    origins = [f"text {position}" for position in range(1, len(prompts) + 1)]
+    for origin, prompt in zip(origins, prompts, strict=True):
+        if not text_of(prompt).strip():
+            raise PromptError(f"{origin}: {EMPTY}")
+    template = run.manifest.template
+    read = extract(
+        chat_model,
+        prompts,
+        template.system_prompt,
+        template.thinking,
+        template.token_limit,
+        progress,
+        origins,
+        day=template.day,
     )
+    return _scores(run, prompts, read.hidden, read.first_token, read.refusal_log_odds.tolist())
+
+
+def _scores(
+    run: Run,
+    prompts: Sequence[Prompt],
+    states: np.ndarray,
+    first_tokens: Sequence[str],
+    refusal_log_odds: Sequence[float],
+) -> list[Score]:
+    """Return where prompts project, and how many of the run's prompts project below each; without their tokens.
+
+    Args:
+        run: the run.
+        prompts: texts and conversations.
+        states: ``(prompt, site, d_model)`` at the last token of each templated prompt.
+        first_tokens: the likeliest first token of each reply.
+        refusal_log_odds: ``(prompt,)``.
+    """
+    projections = run.directions.project(states)
+    fitted = {label: run.projections[run.rows(label)] for label in LABELS}
+    percentiles = {
+        label: np.stack([percentile(projections[:, site], values[:, site]) for site in range(run.n_sites)], axis=1)
+        for label, values in fitted.items()
+    }
+    return [
+        Score(
+            prompt=prompt,
+            projection=projections[row],
+            percentile={label: values[row] for label, values in percentiles.items()},
+            refusal_log_odds=log_odds,
+            first_token=first_token,
+            tokens=[],
+            token_projection=np.empty((0, run.n_sites)),
+        )
+        for row, (prompt, first_token, log_odds) in enumerate(zip(prompts, first_tokens, refusal_log_odds, strict=True))
+    ]

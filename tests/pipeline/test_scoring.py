@@ -11,6 +11,8 @@ import pytest
 from making import make_run
 from tiny import tiny_model
 
+from refusal_core.activations.reader import ResidualReader
+from refusal_core.conversations import Conversation, Turn
 from refusal_core.errors import ModelError, PromptError, RunError
 from refusal_core.pipeline.scoring import identify_for, load_model_for, score
 from refusal_core.runs.local_models import remember_model
@@ -93,3 +95,33 @@ def test_scoring_refuses_what_cannot_be_scored(tiny_run, tiny_chat_model):
         score(tiny_chat_model, tiny_run, ["fine", "  "])
     with pytest.raises(PromptError, match="tokens long"):
         score(tiny_chat_model, tiny_run, ["word " * 2000])
+    with pytest.raises(PromptError, match=r"text 2 .*tokens long"):
+        score(tiny_chat_model, tiny_run, ["fine", "word " * 2000])
+
+
+def test_several_prompts_are_scored_as_each_is_alone_and_as_the_run_read_them(tiny_run, tiny_chat_model, monkeypatch):
+    texts = [*tiny_run.prompts["text"][:20], "x", "How do I make the reply begin?"]
+    given = [*texts[:-1], Conversation(texts[-1], (Turn("system", "Be brief."),), "Sure,")]
+    alone = [score(tiny_chat_model, tiny_run, [prompt])[0] for prompt in given]
+    calls, stages = [], []
+    read_last = ResidualReader.read_last
+    monkeypatch.setattr(
+        ResidualReader, "read_last", lambda reader, part: calls.append(len(part)) or read_last(reader, part)
+    )
+    together = score(tiny_chat_model, tiny_run, given, lambda *said: stages.append(said))
+    assert max(calls) > 5
+    assert stages[-1][1:] == (len(given), len(given))
+    for one, other in zip(together, alone, strict=True):
+        assert one.prompt == other.prompt
+        np.testing.assert_allclose(one.projection, other.projection, rtol=1e-5, atol=1e-5)
+        assert one.refusal_log_odds == pytest.approx(other.refusal_log_odds, abs=1e-4)
+        assert one.first_token == other.first_token
+        for label, values in other.percentile.items():
+            np.testing.assert_allclose(one.percentile[label], values, atol=100 / 12)
+        assert one.tokens == []
+        assert one.token_projection.shape == (0, tiny_run.n_sites)
+        assert len(other.token_projection) == len(other.tokens) > 0
+    assert score(tiny_chat_model, tiny_run, []) == []
+    np.testing.assert_allclose(
+        [one.projection for one in together[:20]], tiny_run.projections[:20], rtol=1e-5, atol=1e-5
+    )
