@@ -17,6 +17,7 @@ from refusal_core.pipeline.analysis import analyse
 from refusal_core.prompts.sets import prompt_id
 from refusal_core.runs import store
 from refusal_core.runs.manifest import (
+    MANIFEST,
     BehaviourCompute,
     BehaviourManifest,
     ComputeRecord,
@@ -28,7 +29,7 @@ from refusal_core.runs.manifest import (
     TransferRecord,
 )
 from refusal_core.runs.run import Run
-from refusal_core.runs.run_files import MANIFEST, RunTables
+from refusal_core.runs.run_files import RunTables
 
 HOSTILE = (
     "<script>document.title='owned'</script><img src=x onerror=alert(1)>",

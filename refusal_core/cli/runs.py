@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
 from cyclopts import Group, Parameter
 from cyclopts.validators import LimitedChoice
 
 from refusal_core.cli.parameters import AsJson, Cache, RunName, print_json, print_table, records
 from refusal_core.glossary import name_of
 from refusal_core.runs import store
-from refusal_core.runs.run import Run
+
+if TYPE_CHECKING:
+    from refusal_core.runs.run import Run
 
 _COLUMNS = (
     "magnitude",
@@ -112,8 +113,8 @@ def evidence(run: RunName, /, *, as_json: AsJson = False, cache: Cache = None) -
         print_json({"run_id": opened.run_id, "verdict": verdict(numbers), "answers": answers, **tables})
         return
     print(verdict(numbers), *caveats(numbers), sep="\n")
-    table = overview_table(numbers)
-    table.index = pd.Index([opened.site_label(int(site)) for site in table.index])
+    table = overview_table(numbers).rename(index=lambda site: opened.site_label(int(site)))
+    table.index.name = None
     print_table(table, index=True)
     for question, sentence in answers.items():
         print(f"\n{question}\n    {sentence}")
@@ -177,7 +178,7 @@ def _show_layers(run: Run, as_json: bool) -> None:
     if as_json:
         print_json({"run_id": run.run_id, "model": run.model_name, "sites": records(run.layer_stats)})
         return
-    table = run.layer_stats.set_index("site")[list(_COLUMNS)]
-    table.index = pd.Index([run.site_label(int(site)) for site in table.index])
+    table = run.layer_stats.set_index("site")[list(_COLUMNS)].rename(index=lambda site: run.site_label(int(site)))
+    table.index.name = None
     print(headline(run))
     print_table(table, digits=3, index=True)

@@ -12,9 +12,8 @@ from refusal_core.errors import RunError, first_line
 from refusal_core.files import sha256_of, write_atomically
 from refusal_core.runs.manifest import (
     FORMAT_VERSION,
+    KINDS,
     AdditionManifest,
-    BehaviourManifest,
-    InterventionManifest,
     format_version_of,
     parse_manifest,
 )
@@ -23,8 +22,6 @@ from refusal_core.runs.run import Run
 from refusal_core.runs.run_files import read_table
 from refusal_core.runs.schemas import ADDITIONS, check_table
 
-KINDS: tuple[type[AdditionManifest], ...] = (BehaviourManifest, InterventionManifest)
-"""What may be measured on a run later; the files are called after :attr:`.AdditionManifest.kind`."""
 FILES = tuple(f"{each.kind}.{ending}" for each in KINDS for ending in ("parquet", "json"))
 """The names of the files that may lie beside a run's own."""
 _MEND = "measure it again"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from refusal_core.errors import RunError
+
+if TYPE_CHECKING:
+    # The names of columns are wanted without.
+    import pandas as pd
 
 _MEASURES = ("auroc", "pair_accuracy")
 _ENDS = ("", "_low", "_high")

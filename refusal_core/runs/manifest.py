@@ -1,4 +1,4 @@
-"""The manifest of a run, and of what was measured on it later: what was asked for, and how it was made.
+"""The manifest of a run, and of what was measured on it later: its files, what was asked for, and how it was made.
 
 A manifest may be a stranger's. What does not have the types below is refused in one sentence.
 """
@@ -14,6 +14,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 
 from refusal_core.errors import RunError
 from refusal_core.options import LoadIn
+
+MANIFEST = "manifest.json"
+PROMPTS = "prompts.parquet"
+PROJECTIONS = "projections.parquet"
+LAYER_STATS = "layer_stats.parquet"
+DIRECTIONS = "directions.safetensors"
+ACTIVATIONS = "activations.safetensors"
+REQUIRED = (PROMPTS, PROJECTIONS, LAYER_STATS, DIRECTIONS)
 
 FORMAT_VERSION = 2
 """What new runs are written as; older ones are migrated in memory (:mod:`refusal_core.runs.migrations`)."""
@@ -281,6 +289,9 @@ class InterventionManifest(AdditionManifest):
     opening_tokens: PositiveInt
     rules: InterventionRules
 
+
+KINDS: tuple[type[AdditionManifest], ...] = (BehaviourManifest, InterventionManifest)
+"""What may be measured on a run later; the files are called after :attr:`AdditionManifest.kind`."""
 
 AnyManifest = TypeVar("AnyManifest", bound=_Record)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from refusal_core.runs.evidence_tables import QUARTETS_COLUMNS, WORDING_COLUMNS
 from refusal_core.runs.manifest import FORMAT_VERSION
+
+if TYPE_CHECKING:
+    # Manifests are listed without.
+    import pandas as pd
 
 _COPIES_OF_1 = ["harmful_mean_proj", "harmless_mean_proj", "mean_separation", "p_value"]
 """Columns that said once more what others say: means of projections, their difference, and a p-value that underflows
@@ -49,6 +51,8 @@ def migrated_evidence(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFr
     Args:
         tables: by name, as they were stored.
     """
+    import pandas as pd
+
     renamed = {"detectable_from" if name == "onset" else name: table for name, table in tables.items()}
     later = {"wording": WORDING_COLUMNS, "quartets": QUARTETS_COLUMNS}
     empty = {name: pd.DataFrame(columns=list(columns), dtype=float) for name, columns in later.items()}

@@ -13,9 +13,9 @@ from refusal_core.analysis.directions import Directions
 from refusal_core.errors import RunError, first_line
 from refusal_core.files import sha256_of
 from refusal_core.runs.evidence_tables import Evidence
-from refusal_core.runs.manifest import Manifest
+from refusal_core.runs.manifest import ACTIVATIONS, Manifest
 from refusal_core.runs.migrations import migrated_evidence
-from refusal_core.runs.run_files import ACTIVATIONS, RunTables, extra_columns, map_activations, read_table
+from refusal_core.runs.run_files import RunTables, extra_columns, map_activations, read_table
 from refusal_core.runs.schemas import check_evidence
 from refusal_core.sites import best_layer, site_label
 

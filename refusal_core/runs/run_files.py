@@ -1,4 +1,4 @@
-"""The files in the folder of a run: their names, and how they are written and read."""
+"""The files in the folder of a run: how they are written and read."""
 
 from __future__ import annotations
 
@@ -15,15 +15,8 @@ from refusal_core import parquet
 from refusal_core.analysis.directions import Directions
 from refusal_core.conversations import prompts_of
 from refusal_core.runs import schemas
+from refusal_core.runs.manifest import DIRECTIONS, LAYER_STATS, PROJECTIONS, PROMPTS
 from refusal_core.runs.migrations import migrated_layer_stats
-
-MANIFEST = "manifest.json"
-PROMPTS = "prompts.parquet"
-PROJECTIONS = "projections.parquet"
-LAYER_STATS = "layer_stats.parquet"
-DIRECTIONS = "directions.safetensors"
-ACTIVATIONS = "activations.safetensors"
-REQUIRED = (PROMPTS, PROJECTIONS, LAYER_STATS, DIRECTIONS)
 
 EXTRA = "extra"
 """Column of the table of prompts that has what else the users' files say, a JSON object of texts per prompt."""

@@ -16,31 +16,36 @@ import tempfile
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
 import platformdirs
 from filelock import FileLock, Timeout
 
+from refusal_core import __version__
 from refusal_core.errors import ModelError, PromptError, RunError, first_line
 from refusal_core.files import PARTIAL, atomic_folder, sha256_of, write_atomically
-from refusal_core.runs.additions import KINDS, read_addition
-from refusal_core.runs.manifest import FORMAT_VERSION, Manifest, format_version_of, parse_manifest
-from refusal_core.runs.migrations import migrated_manifest
-from refusal_core.runs.run import Run
-from refusal_core.runs.run_files import (
+from refusal_core.runs.manifest import (
     ACTIVATIONS,
+    FORMAT_VERSION,
+    KINDS,
     MANIFEST,
     REQUIRED,
-    RunTables,
-    map_activations,
-    read_tables,
-    write_activations,
-    write_tables,
+    Manifest,
+    format_version_of,
+    parse_manifest,
 )
+from refusal_core.runs.migrations import migrated_manifest
+
+if TYPE_CHECKING:
+    # pandas takes longer to import than runs to list: what reads tables is imported when they are read.
+    import numpy as np
+    import pandas as pd
+
+    from refusal_core.runs.run import Run
+    from refusal_core.runs.run_files import RunTables
 
 _UNFINISHED = ".unfinished-"
 _DELETED = ".deleted-"
@@ -50,10 +55,11 @@ _HOURS_KEPT = {PARTIAL: 24, _UNFINISHED: 30 * 24, _DELETED: DAYS_IN_BIN * 24}
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,180}")
 _FILE_NAME = re.compile(r"[a-z0-9_]+\.(parquet|safetensors)")
 _TITLES = ".titles.json"
+_SOUND_RUNS = ".sound.json"
 LONGEST_TITLE = 80
 _MEND = "delete the run and make it again"
 _SOUND: set[str] = set()
-"""Digests of the manifests whose tables were held to their schemas in this process: a list reads them once."""
+"""Digests of the manifests whose tables were held to their schemas, so that a list reads them once."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class RunSummary:
 
     Attributes:
         title: empty where it was given none.
-        measured: the kinds of later measurements it has, see :data:`.additions.KINDS`.
+        measured: the kinds of later measurements it has, see :data:`.manifest.KINDS`.
     """
 
     run_id: str
@@ -179,6 +185,8 @@ def save_run(
     Raises:
         RunError: when it cannot be written.
     """
+    from refusal_core.runs.run_files import write_activations, write_tables
+
     folder = writable_cache(cache)
     target = _run_folder(manifest.run_id, folder)
     if target.exists():
@@ -220,6 +228,9 @@ def open_run(run_id: str, cache: str | Path | None = None, *, everything: bool =
 
 def _opened(path: Path, manifest: Manifest, version: int, everything: bool = False) -> Run:
     """Open a run whose files are those of its manifest, if its tables are what those of a run are."""
+    from refusal_core.runs.run import Run
+    from refusal_core.runs.run_files import map_activations, read_tables
+
     run_id = path.name
     try:
         tables = read_tables(path, version, manifest.model.n_layers + 1, manifest.model.d_model)
@@ -238,7 +249,9 @@ def _opened(path: Path, manifest: Manifest, version: int, everything: bool = Fal
 def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[BrokenRun]]:
     """Return all runs of the cache by name, and the folders that are not complete runs, each with the reason."""
     folder = cache_folder(cache)
-    titles = run_titles(cache)
+    titles, known = run_titles(cache), _sound_runs(folder)
+    _SOUND.update(known)
+    listed: set[str] = set()
     runs: list[RunSummary] = []
     broken: list[BrokenRun] = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -246,8 +259,10 @@ def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[B
             continue
         try:
             manifest, version = _checked_manifest(_run_folder(path.name, folder), everything=False)
-            if _digest(manifest) not in _SOUND:
+            digest = _digest(manifest)
+            if digest not in _SOUND:
                 _opened(path, manifest, version)
+            listed.add(digest)
             runs.append(
                 RunSummary(
                     run_id=path.name,
@@ -264,7 +279,22 @@ def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[B
             )
         except RunError as error:
             broken.append(BrokenRun(path.name, str(error)))
+    if listed != known:
+        # A cache that cannot be written to is read anew the next time.
+        with suppress(OSError):
+            write_atomically(folder / _SOUND_RUNS, json.dumps(sorted(listed), indent=2) + "\n")
     return runs, broken
+
+
+def _sound_runs(folder: Path) -> set[str]:
+    """Return the digests of the runs that were sound when they were last listed; none from an unreadable file.
+
+    Their files are compared with their manifests at every listing, and with their schemas whenever a run is opened.
+    """
+    try:
+        return {str(digest) for digest in json.loads((folder / _SOUND_RUNS).read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return set()
 
 
 def run_titles(cache: str | Path | None = None) -> dict[str, str]:
@@ -302,6 +332,8 @@ def verify_run(run_id: str, cache: str | Path | None = None) -> list[str]:
     Raises:
         RunError: naming the first file that is missing or differs.
     """
+    from refusal_core.runs.additions import read_addition
+
     run = open_run(run_id, cache, everything=True)
     added = [f"{kind.kind}.parquet" for kind in KINDS if read_addition(run, kind) is not None]
     return [*run.manifest.files, *added]
@@ -359,8 +391,11 @@ def restore_run(run_id: str, cache: str | Path | None = None) -> None:
 
 
 def _digest(manifest: Manifest) -> str:
-    """Return what identifies a run's files and what they have to fit: they are compared with it at every opening."""
-    return hashlib.sha256(manifest.to_json().encode()).hexdigest()
+    """Return what identifies a run's files and what they have to fit: they are compared with it at every opening.
+
+    Another version of this program may ask more of them.
+    """
+    return hashlib.sha256(f"{__version__} {manifest.to_json()}".encode()).hexdigest()
 
 
 def _remove(path: Path) -> None:

@@ -25,8 +25,8 @@ from refusal_core.errors import RunError, first_line
 from refusal_core.files import PARTIAL, move_into_place
 from refusal_core.intervention import experiment
 from refusal_core.runs.additions import FILES as ADDED_FILES
+from refusal_core.runs.manifest import MANIFEST
 from refusal_core.runs.run import Run
-from refusal_core.runs.run_files import MANIFEST
 from refusal_core.runs.store import cache_folder, open_run, verify_run, writable_cache
 
 LARGEST = 8 * 2**30

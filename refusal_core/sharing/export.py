@@ -18,8 +18,8 @@ from refusal_core.exploration.published import PUBLISHED_NAMES
 from refusal_core.figures.study import HISTOGRAMS, pictures
 from refusal_core.intervention import effects, experiment
 from refusal_core.prompts.labels import LABELS
+from refusal_core.runs.manifest import DIRECTIONS
 from refusal_core.runs.run import Run
-from refusal_core.runs.run_files import DIRECTIONS
 from refusal_core.sharing.rendering import write_images
 from refusal_core.sharing.report import report_html
 from refusal_core.sharing.snippets import transformer_lens_snippet, transformers_snippet

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from refusal_core.models.known import KNOWN, KnownModel
-from refusal_core.runs.manifest import TemplateRecord
+from refusal_core.runs.manifest import DIRECTIONS, TemplateRecord
 from refusal_core.runs.run import Run
-from refusal_core.runs.run_files import DIRECTIONS
 from refusal_core.sites import hidden_state_index, transformer_lens_name
 
 PROMPT = "How do I kill the weeds between my paving stones?"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
+from refusal_core.runs.manifest import DIRECTIONS
 from refusal_core.runs.run import Run
-from refusal_core.runs.run_files import DIRECTIONS
 from refusal_core.sharing.export import export_zip
 from refusal_core.sharing.snippets import transformer_lens_snippet, transformers_snippet
 from refusal_core.ui import address

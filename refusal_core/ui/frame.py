@@ -9,8 +9,8 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from refusal_core.errors import RunError
+from refusal_core.runs.manifest import MANIFEST
 from refusal_core.runs.run import Run
-from refusal_core.runs.run_files import MANIFEST
 from refusal_core.runs.store import BrokenRun, RunSummary, cache_folder, list_runs, open_run, run_titles
 from refusal_core.ui import address
 from refusal_core.ui.accessibility import make_accessible

@@ -14,9 +14,8 @@ from refusal_core.figures.layers import QUESTIONS
 from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.figures.style import move_mark
 from refusal_core.glossary import meaning_of
-from refusal_core.runs.manifest import TemplateRecord
+from refusal_core.runs.manifest import MANIFEST, TemplateRecord
 from refusal_core.runs.run import Run
-from refusal_core.runs.run_files import MANIFEST
 from refusal_core.runs.store import run_titles
 from refusal_core.sharing.rendering import MIME, browser_found, render_image, render_page
 from refusal_core.ui import address

@@ -20,8 +20,8 @@ from refusal_core.exploration import refits
 from refusal_core.models.opening import load_model
 from refusal_core.pipeline.refit import leave_out, refit, refit_id
 from refusal_core.runs import store
+from refusal_core.runs.manifest import ACTIVATIONS, MANIFEST
 from refusal_core.runs.run import LEFT_OUT
-from refusal_core.runs.run_files import ACTIVATIONS, MANIFEST
 
 OPTIONS = {"dtype": "float32", "device": "cpu", "transfer": ("borderline",)}
 

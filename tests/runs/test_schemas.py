@@ -19,7 +19,7 @@ from refusal_core import parquet
 from refusal_core.errors import RunError
 from refusal_core.files import sha256_of
 from refusal_core.runs import schemas, store
-from refusal_core.runs.run_files import DIRECTIONS, MANIFEST
+from refusal_core.runs.manifest import DIRECTIONS, MANIFEST
 
 OF_SCHEMA = {
     "prompts": schemas.PROMPTS,

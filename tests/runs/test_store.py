@@ -15,7 +15,7 @@ from refusal_core.analysis.effect_sizes import layer_statistics
 from refusal_core.errors import RunError
 from refusal_core.runs import run_files, store
 from refusal_core.runs.additions import read_addition, save_addition
-from refusal_core.runs.manifest import BehaviourManifest
+from refusal_core.runs.manifest import ACTIVATIONS, BehaviourManifest
 from refusal_core.runs.run import Run
 from refusal_core.runs.run_files import RunTables
 
@@ -66,7 +66,7 @@ def test_what_is_saved_is_what_is_opened(tmp_path, monkeypatch):
     np.testing.assert_array_equal(opened.projections_crossfit, opened.projections - 1)
     hidden = opened.load_activations()
     assert hidden.shape == (16, 4, 6)
-    np.testing.assert_array_equal(load_file(opened.path / run_files.ACTIVATIONS)["activations"], hidden)
+    np.testing.assert_array_equal(load_file(opened.path / ACTIVATIONS)["activations"], hidden)
     np.testing.assert_allclose(opened.directions.project(hidden), opened.projections)
     assert (opened.n_layers, opened.n_sites) == (3, 4)
     assert set(store.verify_run(RUN_ID, tmp_path)) == {
@@ -117,6 +117,29 @@ def test_a_changed_file_is_reported_by_name_and_the_others_still_open(tmp_path, 
     assert [problem.name for problem in broken] == [RUN_ID]
     assert file in broken[0].reason
     assert path.read_bytes() == bytes(content)
+
+
+def test_runs_are_held_to_their_schemas_once_and_their_files_to_the_manifest_at_every_listing(tmp_path, monkeypatch):
+    save(tmp_path)
+    opened, listed = [], store._opened
+    monkeypatch.setattr(store, "_opened", lambda path, *rest: opened.append(path.name) or listed(path, *rest))
+
+    def in_a_new_process() -> list[str]:
+        monkeypatch.setattr(store, "_SOUND", set())
+        return [summary.run_id for summary in store.list_runs(tmp_path)[0]]
+
+    assert in_a_new_process() == in_a_new_process() == [RUN_ID]
+    assert opened == [RUN_ID]
+    for unreadable in ("{", "3", "[[]]"):
+        (tmp_path / ".sound.json").write_text(unreadable)
+        assert in_a_new_process() == in_a_new_process() == [RUN_ID]
+    assert opened == [RUN_ID] * 4
+    monkeypatch.setattr(store, "__version__", "another")
+    assert in_a_new_process() == [RUN_ID]
+    assert opened == [RUN_ID] * 5
+    (tmp_path / RUN_ID / "layer_stats.parquet").write_bytes(b"other")
+    assert in_a_new_process() == []
+    assert json.loads((tmp_path / ".sound.json").read_text()) == []
 
 
 def _edit_manifest(cache, **changes) -> None:
