@@ -30,6 +30,7 @@ TITLES = {
     "Evidence": "Evidence",
     "Outliers": "Outliers",
     "Live_score": "Live score",
+    "Subspace": "Subspace",
     "Behaviour": "Behaviour",
     "Causality": "Causality",
     "Ratings": "Ratings",

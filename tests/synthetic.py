@@ -13,9 +13,11 @@ import pandas as pd
 from refusal_core.intervention import experiment
 from refusal_core.models.opening import load_model
 from refusal_core.options import TOKEN_POSITION, InterventionOptions
+from refusal_core.pipeline import subspace
 from refusal_core.pipeline.analysis import analyse
 from refusal_core.prompts.sets import prompt_id
 from refusal_core.runs import store
+from refusal_core.runs.additions import save_addition
 from refusal_core.runs.manifest import (
     MANIFEST,
     BehaviourCompute,
@@ -25,6 +27,7 @@ from refusal_core.runs.manifest import (
     Manifest,
     ModelRecord,
     RulesRecord,
+    SubspaceManifest,
     TemplateRecord,
     TransferRecord,
 )
@@ -127,6 +130,15 @@ def save_synthetic_run(hidden: np.ndarray, prompts: pd.DataFrame, cache: Path) -
         prompts, analysis.projections, analysis.projections_crossfit, analysis.layer_stats, analysis.directions
     )
     store.save_run(manifest, tables, analysis.evidence.to_tables(), cache=cache)
+
+
+def save_subspace(run: Run) -> None:
+    """Store the subspace of activations in which harm has one direction, at the last site alone, beside a run."""
+    hidden = np.random.default_rng(0).normal(size=(len(run.prompts), run.n_sites, 8)).astype(np.float32)
+    hidden[:, -1, 0] += 6 * run.prompts["label"].eq("harmful")
+    table, drawn = subspace.measure(hidden, run.prompts, seed=0, draws=99)
+    names = () if drawn is None else drawn.names
+    save_addition(run, table, SubspaceManifest(created="", activations="stored", seed=0, draws=99, categories=names))
 
 
 def save_second_run(cache: Path) -> str:

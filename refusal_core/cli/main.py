@@ -35,14 +35,14 @@ app = App(
     help_format="plaintext",
     default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
 )
-measure = App(name="measure", help="Measure something on a run with its model, and store it in the run's folder.")
+measure = App(name="measure", help="Measure something more on a run, and store it in the run's folder.")
 
 # By name, so that a verb imports what it needs and no more; without it `--help` would import all of them.
 _VERBS = {
     "run": ("making:run", "Measure a model's refusal directions on a contrast set; prints the run's name."),
     "prompts": ("prompts:prompts", "Show which prompts would be read from a file or set, and which are left out."),
     "list": ("runs:list_runs", "List the runs in the cache."),
-    "show": ("runs:show", "Show a run's table of layers, or its behaviour, interventions or ratings."),
+    "show": ("runs:show", "Show a run's table of layers, or its behaviour, interventions, subspace or ratings."),
     "evidence": ("runs:evidence", "Show the answers to the questions, and their numbers layer by layer."),
     "score": ("scoring:score", "Project prompts of your own on a run's direction at every site."),
     "refit": ("making:refit", "Make a run again without the prompts that are marked; prints its name."),
@@ -62,6 +62,7 @@ _VERBS = {
 _MEASUREMENTS = {
     "behaviour": ("measuring:behaviour", "Measure how the model answers a run's prompts."),
     "intervention": ("measuring:intervention", "Ablate and add a run's direction, and measure what changes."),
+    "subspace": ("measuring:subspace", "Count the directions that a run's categories need, and compare them."),
 }
 for _app, _commands in ((app, _VERBS), (measure, _MEASUREMENTS)):
     for _place, (_name, (_function, _help)) in enumerate(_commands.items()):

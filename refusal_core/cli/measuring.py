@@ -1,4 +1,4 @@
-"""The verbs ``measure behaviour`` and ``measure intervention``, and what ``show`` prints of either."""
+"""The verbs ``measure behaviour``, ``intervention`` and ``subspace``, and what ``show`` prints of their results."""
 
 from __future__ import annotations
 
@@ -77,6 +77,29 @@ def intervention(
     print(f"measured on {n_prompts} prompts; `refusal show {opened.run_id} --intervention` shows the result")
 
 
+def subspace(
+    run: RunName,
+    /,
+    *,
+    again: Again = False,
+    where: Annotated[ModelOptions | None, Flat] = None,
+    cache: Cache = None,
+    progress_file: ProgressFileOption = None,
+    reporter: ReporterArgument,
+) -> None:
+    """Count the directions that a run's categories need, and compare them, from stored activations or the model."""
+    from refusal_core.exploration.subspace import load_subspace
+    from refusal_core.pipeline.subspace import record
+
+    opened = store.open_run(run, cache)
+    if not again and load_subspace(opened) is not None:
+        print("the run has its subspace: nothing was computed (--again measures anew)")
+        return
+    with reporter.progress(not opened.keeps_activations) as progress:
+        record(opened, where, progress)
+    print(f"measured at {opened.n_sites} sites; `refusal show {opened.run_id} --subspace` shows the result")
+
+
 def show_behaviour(run: Run, as_json: bool) -> None:
     """Print how a run's model answers its prompts.
 
@@ -120,6 +143,33 @@ def show_intervention(run: Run, as_json: bool) -> None:
     print_table(effects.numbers(run, summary))
     print("\nThe published choice, least bypass first:")
     print_table(candidates.head(10))
+
+
+def show_subspace(run: Run, as_json: bool) -> None:
+    """Print how many directions a run's categories need, and how alike those are.
+
+    Raises:
+        RunError: when that was not measured, or is damaged.
+    """
+    from refusal_core.exploration import subspace as measured_subspace
+
+    stored = measured_subspace.load_subspace(run)
+    if stored is None:
+        raise RunError(f"the subspace was not measured on the run {run.run_id!r}")
+    table, manifest = stored
+    if as_json:
+        print_json({"run_id": run.run_id, "categories": manifest.categories, "numbers": records(table)})
+        return
+    site = run.best_site()
+    print(measured_subspace.verdict(run, stored, site), measured_subspace.how_many(run, stored, site), sep="\n")
+    if manifest.reason is not None:
+        return
+    print(measured_subspace.which_share(run, stored, site), end="\n\n")
+    print_table(measured_subspace.pair_table(stored, site))
+    found = measured_subspace.ranks(table).rename("directions").to_frame()
+    found.index = pd.Index([run.site_label(int(place)) for place in found.index])
+    print()
+    print_table(found, index=True)
 
 
 def load_model_of(run: Run, where: ModelOptions) -> ChatModel:

@@ -61,6 +61,7 @@ def show(
     *,
     behaviour: Annotated[_Part, Parameter(help="Show how the model answers the prompts.")] = False,
     intervention: Annotated[_Part, Parameter(help="Show what edits of the model change.")] = False,
+    subspace: Annotated[_Part, Parameter(help="Show how many directions the run's categories need.")] = False,
     ratings: Annotated[
         _Part, Parameter(help="Show whether projection goes with how harmful people find the prompts.")
     ] = False,
@@ -81,7 +82,7 @@ def show(
     as_json: AsJson = False,
     cache: Cache = None,
 ) -> None:
-    """Show a run's table of layers, or its behaviour, interventions or ratings."""
+    """Show a run's table of layers, or its behaviour, interventions, subspace or ratings."""
     opened = store.open_run(run, cache)
     # They need different modules.
     if behaviour:
@@ -92,6 +93,10 @@ def show(
         from refusal_core.cli.measuring import show_intervention
 
         show_intervention(opened, as_json)
+    elif subspace:
+        from refusal_core.cli.measuring import show_subspace
+
+        show_subspace(opened, as_json)
     elif ratings:
         from refusal_core.cli.ratings import show_ratings
 

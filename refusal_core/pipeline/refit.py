@@ -76,7 +76,7 @@ def refit(
             table = table.reset_index(drop=True)
         else:
             table = table.reset_index(drop=True)
-            hidden, embeddings, changed = _extract_again(original, table, model, device, folder, progress)
+            hidden, embeddings, changed = extract_again(original, table, model, device, folder, progress)
         seed = original.manifest.compute.seed
         analysis = analyse(hidden, table, seed=seed, embeddings=embeddings, progress=progress)
         manifest = _manifest(name, original, table, "extracted again" if stored is None else "stored")
@@ -148,10 +148,22 @@ def _rows_of_stored(stored: np.ndarray, rows: np.ndarray, path: Path) -> np.ndar
     return hidden
 
 
-def _extract_again(
+def extract_again(
     original: Run, table: pd.DataFrame, model: str | Path | None, device: str, folder: Path, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Return the activations and input embeddings of a table's prompts, and what changes in the manifest."""
+    """Read a table's prompts with a run's model; activations, input embeddings, and what changes in the manifest.
+
+    Args:
+        original: the run.
+        table: of prompts, as :attr:`.Run.prompts`.
+        model: where the run's model is, when it came from a folder or a GGUF file.
+        device: where the model is opened.
+        folder: where activations lie until they are no longer needed.
+        progress: called for loading and extracting.
+
+    Raises:
+        RefusalError: when the model cannot be had, or is not the run's.
+    """
     # The engine imports torch; stored activations are read without.
     from refusal_core.pipeline.scoring import check_model, load_model_for
 

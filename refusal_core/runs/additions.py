@@ -34,7 +34,7 @@ def save_addition(run: Run, table: pd.DataFrame, manifest: AdditionManifest) -> 
 
     Args:
         run: the run.
-        table: one row per prompt, as it was recorded.
+        table: as it was recorded.
         manifest: all but ``run_id`` and the table's ``sha256``, which are set here.
 
     Raises:

@@ -290,7 +290,26 @@ class InterventionManifest(AdditionManifest):
     rules: InterventionRules
 
 
-KINDS: tuple[type[AdditionManifest], ...] = (BehaviourManifest, InterventionManifest)
+class SubspaceManifest(AdditionManifest):
+    """How the directions of a run's space were counted and compared: ``subspace.json``.
+
+    Attributes:
+        activations: ``stored`` or ``extracted again``.
+        seed, draws: of permutations, bootstrap and exchanged categories.
+        categories: that have a direction of their own.
+        reason: why there is none, or None.
+    """
+
+    kind = "subspace"
+
+    activations: str
+    seed: int
+    draws: PositiveInt
+    categories: tuple[str, ...]
+    reason: str | None = None
+
+
+KINDS: tuple[type[AdditionManifest], ...] = (BehaviourManifest, InterventionManifest, SubspaceManifest)
 """What may be measured on a run later; the files are called after :attr:`AdditionManifest.kind`."""
 
 AnyManifest = TypeVar("AnyManifest", bound=_Record)

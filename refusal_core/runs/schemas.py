@@ -17,6 +17,8 @@ import pandas as pd
 
 Kind = Literal["text", "number", "integer", "truth", "layers"]
 
+LEFT_OVER, COSINE = "left_over", "cosine"
+"""What the rows of a run's subspace are: see :func:`refusal_core.pipeline.subspace.record`."""
 _ROUNDING = 1e-6
 """How far a number may lie outside of its range for the rounding of float32."""
 
@@ -238,6 +240,17 @@ ADDITIONS: Mapping[str, Schema] = {
         "kl": _MEASURED,
         "opening": _NOTE,
         "opening_label": _NOTE,
+    },
+    "subspace": {
+        "site": _SITE,
+        "measure": Column("text", among=(LEFT_OVER, COSINE)),
+        "removed": Column("integer", low=0, missing=True),
+        "subject": _NOTE,
+        "other": _NOTE,
+        **_with_interval(_MEASURED, "number"),
+        "chance_low": _MEASURED,
+        "chance_high": _MEASURED,
+        "p": _SHARE,
     },
 }
 _COLUMN_NAME = re.compile(r"[\w|*(), -]{1,80}")

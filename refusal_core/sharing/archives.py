@@ -22,6 +22,7 @@ from typing import BinaryIO, cast
 
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RunError, first_line
+from refusal_core.exploration.subspace import load_subspace
 from refusal_core.files import PARTIAL, move_into_place
 from refusal_core.intervention import experiment
 from refusal_core.runs.additions import FILES as ADDED_FILES
@@ -190,6 +191,7 @@ def _check_readable(run: Run) -> None:
             run.evidence  # noqa: B018 - reads it
         measurement.load_behaviour(run)
         experiment.load_interventions(run)
+        load_subspace(run)
     except RunError:
         raise
     except Exception as error:  # a malformed file, whatever its reader calls it

@@ -15,6 +15,7 @@ from scipy.stats import t as student_t
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RenderingError, RunError
 from refusal_core.exploration.published import PUBLISHED_NAMES
+from refusal_core.exploration.subspace import load_subspace
 from refusal_core.figures.study import HISTOGRAMS, pictures
 from refusal_core.intervention import effects, experiment
 from refusal_core.prompts.labels import LABELS
@@ -81,8 +82,8 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
     ``validation_results.csv``, ``variance_by_layer.csv``, ``top10_layers.csv`` and ``summary.json`` have the published
     names, columns and layer convention. ``layer_stats.csv`` has every site and every column, ``prompts.csv`` every
     prompt and its projections, ``evidence_*.csv`` the evidence, ``behaviour.csv`` the replies where they were
-    measured, ``intervention*.csv`` the effects of edits; ``manifest.json`` is the run's, and ``report.html`` is all of
-    it on one page.
+    measured, ``intervention*.csv`` the effects of edits, ``subspace.csv`` the directions of the categories;
+    ``manifest.json`` is the run's, and ``report.html`` is all of it but the last on one page.
 
     Raises:
         RunError: when the folder cannot be written.
@@ -126,6 +127,9 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
         tables["intervention.csv"] = edited
         tables["intervention_effects.csv"] = effects.summarise(run, edited)
         tables["intervention_candidates.csv"] = effects.candidates(run, edited)
+    measured = load_subspace(run)
+    if measured is not None:
+        tables["subspace.csv"] = measured[0]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in tables.items():

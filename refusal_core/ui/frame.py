@@ -28,6 +28,7 @@ _NAVIGATION = {
     ),
     "Test": (
         ("pages/2_Evidence.py", "Evidence", "fact_check"),
+        ("pages/12_Subspace.py", "Subspace", "account_tree"),
         ("pages/5_Behaviour.py", "Behaviour", "forum"),
         ("pages/6_Causality.py", "Causality", "science"),
     ),

@@ -155,16 +155,17 @@ def model_source(run: Run) -> str | None:
     return None
 
 
-def measure_here(run: Run, measurement: str) -> None:
-    """Show a button that measures something on a run in the background, once the run's model is available.
+def measure_here(run: Run, measurement: str, with_model: bool = True) -> None:
+    """Show a button that measures something on a run in the background, once what that needs is available.
 
     Args:
         run: to measure on.
-        measurement: ``behaviour`` or ``intervention``.
+        measurement: ``behaviour``, ``intervention`` or ``subspace``.
+        with_model: whether it needs the run's model.
     """
     where: tuple[str, ...] = ()
     try:
-        name, revision = model_of_run(run)
+        name, revision = model_of_run(run) if with_model else ("", None)
     except RefusalError:
         path = st.text_input(
             "Path of the model",
@@ -176,7 +177,7 @@ def measure_here(run: Run, measurement: str) -> None:
             return
         where = ModelOptions(model=str(Path(os.path.expanduser(path)).absolute())).arguments()
     else:
-        if not is_available(name, revision):
+        if with_model and not is_available(name, revision):
             st.caption("The run's model is not on this machine; the page Live score fetches it.")
             st.page_link("pages/4_Live_score.py", label="Get the model", icon=":material/download:")
             return

@@ -26,6 +26,7 @@ from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import measure_here
 from refusal_core.ui.selection import chosen_row
 from refusal_core.ui.server import may_change, require_owner
+from refusal_core.ui.subspace import KIND as SUBSPACE
 
 _FIELD, _BROKEN, _NOTICE, _IMPORTED = "runs_chosen", "runs_broken", "runs_notice", "runs_imported"
 _MOST_MEGABYTES = 1000
@@ -293,12 +294,16 @@ def _measurements(run_id: str) -> None:
     except RefusalError as error:
         show_error("This run cannot be opened.", error)
         return
-    for name, what in ((BEHAVIOUR, "How the model answers"), (INTERVENTION, "What edits of the model change")):
+    for name, what, with_model in (
+        (BEHAVIOUR, "How the model answers", True),
+        (INTERVENTION, "What edits of the model change", True),
+        (SUBSPACE, "How many directions there are", not run.keeps_activations),
+    ):
         if (run.path / f"{name}.json").exists():
             st.markdown(f":material/check: {what} was measured on this run.")
             continue
         with st.expander(f"{what} was not measured on this run yet", icon=":material/science:"):
-            measure_here(run, name)
+            measure_here(run, name, with_model)
 
 
 def _run_of(job: jobs.Job) -> str | None:

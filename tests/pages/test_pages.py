@@ -22,6 +22,7 @@ from synthetic import (
     RUN,
     behaviour_manifest,
     save_second_run,
+    save_subspace,
     save_synthetic_run,
     synthetic_prompts,
     with_tables,
@@ -34,9 +35,11 @@ from refusal_core.exploration.outliers import derived_band
 from refusal_core.files import sha256_of
 from refusal_core.intervention import effects, experiment
 from refusal_core.pipeline.scoring import Score
+from refusal_core.pipeline.subspace import measure as measure_subspace
 from refusal_core.prompts.sets import prompt_id
 from refusal_core.prompts.suggestions import contrasts
 from refusal_core.runs.additions import save_addition
+from refusal_core.runs.manifest import SubspaceManifest
 from refusal_core.runs.store import open_run
 from refusal_core.ui import comparison, frame, jobs, lists, model
 from refusal_core.ui import home as home_page
@@ -56,6 +59,7 @@ PAGES = (
     "7_Ratings",
     "8_Rate",
     "9_Compare",
+    "12_Subspace",
 )
 
 
@@ -424,6 +428,47 @@ def test_openings_are_shown_as_text_only(with_replies):
         app = visit("5_Behaviour", run=RUN, prompt=with_replies.prompts["prompt_id"][row])
         assert any(repr(text) in each.value for each in app.text)
         assert text not in shown(app)
+
+
+def test_a_subspace_that_was_not_measured_says_how_to():
+    app = visit("12_Subspace")
+    assert "has not been measured" in app.info[0].value
+    assert "no activations stored" in app.info[0].value
+    assert app.code[0].value == f"refusal measure subspace {RUN}"
+
+
+@pytest.fixture
+def with_subspace(synthetic_cache, tmp_path, monkeypatch):
+    """The synthetic run with the subspace of activations that harm moves along one direction, at the last site."""
+    cache = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, cache)
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    run = open_run(RUN)
+    save_subspace(run)
+    return run
+
+
+def test_the_subspace_says_how_many_directions_there_are_and_follows_the_layer(with_subspace):
+    app = visit("12_Subspace", run=RUN, site="0")
+    assert "no direction of harm is found" in shown(app)
+    app.number_input(key="site_field").set_value(N_LAYERS).run()
+    assert not app.exception
+    assert "At final norm one direction of harm is found" in shown(app)
+    assert app.dataframe[0].value["category"].tolist() == ["Fraud"]
+
+
+def test_a_damaged_subspace_is_an_error_on_its_page_alone(with_subspace):
+    (with_subspace.path / "subspace.parquet").write_bytes(b"x")
+    app = visit("12_Subspace", run=RUN)
+    assert "cannot be used" in app.error[0].value
+    assert not visit("2_Evidence", run=RUN).error
+
+
+def test_a_run_without_categories_says_why_it_has_no_subspace(with_subspace):
+    manifest = SubspaceManifest(created="", activations="stored", seed=0, draws=99, categories=(), reason="few prompts")
+    table, _ = measure_subspace(np.zeros((1, 1, 1)), with_subspace.prompts.assign(category=None), seed=0, draws=99)
+    save_addition(with_subspace, table, manifest)
+    assert "Missing: few prompts." in shown(visit("12_Subspace", run=RUN))
 
 
 def test_damaged_behaviour_is_an_error_on_its_page_alone(with_replies):

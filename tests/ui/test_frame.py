@@ -11,7 +11,7 @@ from refusal_core.ui.frame import default_run
 def test_a_first_visit_shows_the_shipped_run_whose_pages_all_have_something_to_show():
     runs, _ = list_runs(SHIPPED_CACHE)
     (shown,) = [run for run in runs if run.run_id == default_run(runs)]
-    assert set(shown.measured) == {"behaviour", "intervention"}
+    assert set(shown.measured) == {"behaviour", "intervention", "subspace"}
     assert shown.contrast_set == "pairs"
     # More layers alone do not win.
     assert shown.n_layers < max(run.n_layers for run in runs)

@@ -1,0 +1,163 @@
+"""What was measured of a run's directions: how many its categories need, which share one, and sentences that say so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from refusal_core.analysis.subspace import SIGNIFICANT, rank_of
+from refusal_core.errors import RunError
+from refusal_core.runs.additions import read_addition
+from refusal_core.runs.manifest import SubspaceManifest
+from refusal_core.runs.run import Run
+from refusal_core.runs.schemas import COSINE, LEFT_OVER
+
+Measured = tuple[pd.DataFrame, SubspaceManifest]
+
+
+def load_subspace(run: Run) -> Measured | None:
+    """Return what was measured of a run's directions and its manifest, or ``None`` when that was not measured.
+
+    Raises:
+        RunError: when it is damaged or of other sites or categories.
+    """
+    stored = read_addition(run, SubspaceManifest)
+    if stored is None:
+        return None
+    table, manifest = stored
+    known = set(manifest.categories)
+    named = {*table["subject"].dropna(), *table["other"].dropna()} if len(table) else set()
+    if not named <= known:
+        raise RunError(f"run {run.run_id!r}: subspace.parquet is of other categories; measure it again")
+    for site, rows in table[table["measure"].eq(LEFT_OVER)].groupby("site"):
+        if rows["removed"].tolist() != list(range(len(known))):
+            raise RunError(f"run {run.run_id!r}: subspace.parquet is incomplete at site {site}; measure it again")
+    return table, manifest
+
+
+def left_over_at(table: pd.DataFrame, site: int) -> pd.DataFrame:
+    """Return one row per number of directions that were projected out at a site, from none on."""
+    return table[table["measure"].eq(LEFT_OVER) & table["site"].eq(site)].reset_index(drop=True)
+
+
+def cosines_at(table: pd.DataFrame, site: int) -> pd.DataFrame:
+    """Return one row per two categories at a site: ``subject, other``, the cosine as ``number``, and its chance."""
+    return table[table["measure"].eq(COSINE) & table["site"].eq(site)].reset_index(drop=True)
+
+
+def ranks(table: pd.DataFrame) -> pd.Series:
+    """Return how many directions are found at every site: the fewest after whose removal nothing is left."""
+    left = table[table["measure"].eq(LEFT_OVER)]
+    return left.groupby("site")["p"].agg(lambda p: rank_of(p.to_numpy(float))).astype(int)
+
+
+def verdict(run: Run, measured: Measured, site: int) -> str:
+    """Say in one sentence how many directions a site has."""
+    table, manifest = measured
+    if manifest.reason is not None:
+        return "How many directions there are cannot be said of this contrast set."
+    found = ranks(table)[site]
+    if not found:
+        return f"At {run.site_label(site)} no direction of harm is found."
+    if found == 1:
+        return f"At {run.site_label(site)} one direction of harm is found, which the categories share."
+    left = left_over_at(table, site)["number"]
+    return (
+        f"At {run.site_label(site)} harm takes at least {found} directions; without the first, AUROC falls from "
+        f"{left[0]:.2f} to {left[1]:.2f}."
+    )
+
+
+def how_many(run: Run, measured: Measured, site: int) -> str:
+    """Say what is left after as many directions as are found, and after one less."""
+    table, manifest = measured
+    if manifest.reason is not None:
+        return f"Missing: {manifest.reason}."
+    left, found = left_over_at(table, site), ranks(table)[site]
+    after = left.iloc[min(found, len(left) - 1)]
+    chance = f"permuted labels {after['chance_low']:.2f} to {after['chance_high']:.2f}"
+    if not found:
+        return (
+            f"The directions of {len(manifest.categories)} categories separate harmful from harmless prompts of their "
+            f"category no better than chance: held-out AUROC {after['number']:.2f}, {chance}."
+        )
+    before = left.iloc[found - 1]
+    gone = f"after {found - 1} projected out" if found > 1 else "with nothing projected out"
+    sentence = (
+        f"{gone[0].upper()}{gone[1:]}, the {len(manifest.categories)} categories' own directions still separate "
+        f"harmful from harmless prompts of their category: held-out AUROC {before['number']:.2f}, permuted labels at "
+        f"most {before['chance_high']:.2f} in 97.5 % (p {_p(before['p'])})."
+    )
+    if found == len(left):
+        return f"{sentence} There are no more categories to tell more directions by."
+    return (
+        f"{sentence} After {found} what is left is within chance: AUROC {after['number']:.2f}, {chance}. More prompts "
+        "might find more."
+    )
+
+
+def which_share(run: Run, measured: Measured, site: int) -> str:
+    """Say which categories' directions differ, beyond what so few prompts make of one direction."""
+    table, manifest = measured
+    if manifest.reason is not None:
+        return f"Missing: {manifest.reason}."
+    cosines = cosines_at(table, site).dropna(subset="number")
+    differ, n = cosines[cosines["p"].le(SIGNIFICANT)], len(cosines)
+    if not n:
+        return "The categories have no directions here: all their prompts have the same activation."
+    above = int(cosines["number_low"].gt(0).sum())
+    common = f"Of {n} cosines between categories' directions {above} lie above 0 with their 95 % interval."
+    lowest = cosines.loc[(cosines["chance_low"] - cosines["number"]).idxmax()]
+    example = (
+        f"{lowest['subject']} and {lowest['other']} (cosine {lowest['number']:.2f}, {lowest['number_low']:.2f} to "
+        f"{lowest['number_high']:.2f}; of one direction, fitted on as few prompts, {lowest['chance_low']:.2f} to "
+        f"{lowest['chance_high']:.2f})"
+    )
+    if differ.empty:
+        return f"{common} No two categories are told apart from sharing one direction; the least alike are {example}."
+    alone = sorted({*differ["subject"], *differ["other"]})
+    sharing = [name for name in manifest.categories if name not in alone]
+    shared = f" Different from none: {', '.join(sharing)}." if sharing else ""
+    return (
+        f"{common} {len(differ)} of {n} pairs do not share one direction (p ≤ {SIGNIFICANT}, corrected for {n} pairs), "
+        f"most clearly {example}.{shared}"
+    )
+
+
+def _p(p: float) -> str:
+    return "≤ 0.001" if p <= 0.001 else f"= {p:.3f}"
+
+
+def pair_table(measured: Measured, site: int) -> pd.DataFrame:
+    """Return one row per two categories at a site, those that differ most first, under the columns' names on screen."""
+    cosines = cosines_at(measured[0], site)
+    ordered = cosines.loc[(cosines["number"] - cosines["chance_low"]).sort_values(kind="stable").index]
+    return pd.DataFrame(
+        {
+            "category": ordered["subject"],
+            "other_category": ordered["other"],
+            "category_cosine": ordered["number"],
+            "category_cosine_low": ordered["number_low"],
+            "category_cosine_high": ordered["number_high"],
+            "one_direction_low": ordered["chance_low"],
+            "one_direction_high": ordered["chance_high"],
+            "p_one_direction": ordered["p"],
+        }
+    )
+
+
+def cosine_matrix(measured: Measured, site: int) -> pd.DataFrame:
+    """Return ``(category, category)`` cosines at a site, 1 on the diagonal."""
+    table, manifest = measured
+    names = list(manifest.categories)
+    matrix = pd.DataFrame(np.eye(len(names)), index=names, columns=names)
+    for row in cosines_at(table, site).itertuples():
+        matrix.loc[row.subject, row.other] = matrix.loc[row.other, row.subject] = row.number
+    return matrix
+
+
+def differing(measured: Measured, site: int) -> set[tuple[str, str]]:
+    """Return the two categories, either way round, of every pair that does not share one direction."""
+    cosines = cosines_at(measured[0], site)
+    pairs = cosines.loc[cosines["p"].le(SIGNIFICANT), ["subject", "other"]]
+    return {pair for first, second in pairs.itertuples(index=False) for pair in ((first, second), (second, first))}

@@ -1,0 +1,107 @@
+"""The parts of the Subspace page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from refusal_core.errors import RefusalError
+from refusal_core.exploration import subspace
+from refusal_core.exploration.subspace import Measured
+from refusal_core.figures import subspace as figures
+from refusal_core.figures.plotly_internals import serialise_once
+from refusal_core.runs.manifest import SubspaceManifest
+from refusal_core.runs.run import Run
+from refusal_core.ui.frame import site_picker
+from refusal_core.ui.layout import chart, csv_button, heading, identity, marked, sentences, show_error
+from refusal_core.ui.model import measure_here
+from refusal_core.ui.numbers import numbers_table
+
+KIND = SubspaceManifest.kind
+
+
+def measured_or_end(run: Run) -> Measured:
+    """Return what was measured of the run's directions; without any the page ends with how to measure it."""
+    try:
+        measured = subspace.load_subspace(run)
+    except RefusalError as error:
+        show_error("The directions measured on this run cannot be used.", error)
+        st.stop()
+    if measured is None:
+        needed = "" if run.keeps_activations else " It needs the run's model, since the run has no activations stored."
+        st.info(
+            f"How many directions this run has, and which categories share one, has not been measured yet.{needed}",
+            icon=":material/account_tree:",
+        )
+        measure_here(run, KIND, with_model=not run.keeps_activations)
+        with st.expander("On the command line", icon=":material/terminal:"):
+            st.code(f"refusal measure {KIND} {run.run_id}", language=None)
+        st.stop()
+    return measured
+
+
+def choose_site(run: Run, measured: Measured) -> int:
+    """Show a field for the site, and beside it how many directions are found there; return the site."""
+    place, says = st.columns([1, 3], gap="medium", vertical_alignment="bottom")
+    site = site_picker(run, place)
+    with says:
+        heading(subspace.verdict(run, measured, site))
+    return site
+
+
+def at_site(run: Run, measured: Measured, site: int) -> None:
+    """Show what is left after more and more directions, and which categories share one, at a site."""
+    if measured[1].reason is not None:
+        st.markdown(sentences(subspace.how_many(run, measured, site)))
+        return
+    left, right = st.columns(2, gap="medium")
+    with left:
+        chart(_drawn(run, measured, site, figures.left_over), "subspace_left_over")
+        st.caption(sentences(subspace.how_many(run, measured, site)))
+    with right:
+        chart(_drawn(run, measured, site, figures.category_cosines), "subspace_categories")
+        st.caption(sentences(subspace.which_share(run, measured, site)))
+
+
+def over_layers(run: Run, measured: Measured, site: int) -> None:
+    """Show how many directions are found at every site."""
+    if measured[1].reason is not None:
+        return
+    st.subheader("Over the layers", anchor=False)
+    key = ("subspace", measured[1].sha256)
+    chart(marked(run, key, site, lambda site: figures.ranks_over_layers(run, measured, site)), "subspace_ranks")
+    st.caption(
+        "The fewest directions after whose removal what is left is within chance: a lower bound, at each layer by "
+        "itself. More prompts or categories may find more. Like the first direction, the others may be of wording."
+    )
+
+
+def numbers(run: Run, measured: Measured, site: int) -> None:
+    """Show the numbers of the pairs of categories, and offer all of them."""
+    if measured[1].reason is not None:
+        return
+    with st.expander("The numbers", icon=":material/table_rows:"):
+        numbers_table(subspace.pair_table(measured, site))
+        csv_button(lambda: measured[0], f"{run.run_id}--{KIND}")
+
+
+def _drawn(run: Run, measured: Measured, site: int, draw: Callable[[Run, Measured, int], go.Figure]) -> go.Figure:
+    return _at_layer((*identity(run), measured[1].sha256), site, draw, run, measured)
+
+
+@st.cache_resource(
+    max_entries=64,
+    show_spinner=False,
+    hash_funcs={FunctionType: lambda draw: draw.__name__},
+)
+def _at_layer(
+    key: tuple[str, int, str],
+    site: int,
+    draw: Callable[[Run, Measured, int], go.Figure],
+    _run: Run,
+    _measured: Measured,
+) -> go.Figure:
+    return serialise_once(draw(_run, _measured, site))

@@ -1,0 +1,129 @@
+"""The subspace of a run: measured from stored activations or with the model, stored beside the run, and described."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from making import make_run
+from synthetic import RUN, synthetic_prompts
+
+from refusal_core.errors import RunError
+from refusal_core.exploration import subspace as described
+from refusal_core.options import ModelOptions
+from refusal_core.pipeline import subspace
+from refusal_core.prompts.sets import prompt_id
+from refusal_core.runs.additions import save_addition
+from refusal_core.runs.manifest import SubspaceManifest
+from refusal_core.runs.schemas import COSINE, LEFT_OVER
+from refusal_core.runs.store import open_run
+
+DRAWS, PAIRS, NAMES = 199, 20, ("Fraud", "Privacy", "Violence", "Weapons")
+
+
+def planted(rank: int) -> tuple[np.ndarray, pd.DataFrame]:
+    """Activations ``(prompt, 2, 16)``, at the first site of no harm, at the second along ``rank`` directions."""
+    n = 2 * PAIRS * len(NAMES)
+    category, label = np.repeat(np.arange(len(NAMES)), 2 * PAIRS), np.arange(n) % 2 == 0
+    prompts = pd.DataFrame(
+        {
+            "prompt_id": [prompt_id(str(place)) for place in range(n)],
+            "text": [str(place) for place in range(n)],
+            "label": np.where(label, "harmful", "harmless"),
+            "category": np.array(NAMES)[category],
+            "pair_id": [f"pair-{place // 2}" for place in range(n)],
+            "source": "pairs",
+            "fitted": True,
+        }
+    )
+    hidden = np.random.default_rng(rank).normal(size=(n, 2, 16))
+    for direction in range(rank):
+        hidden[:, 1, direction] += 8 * label * ((direction == 0) | (category % rank == direction))
+    return hidden.astype(np.float32), prompts
+
+
+@pytest.fixture
+def as_if(run, monkeypatch):
+    """Returns what was measured of planted activations as if it were the synthetic run's."""
+
+    def measured(rank: int) -> described.Measured:
+        table, drawn = subspace.measure(*planted(rank), seed=0, draws=DRAWS)
+        manifest = SubspaceManifest(created="", activations="stored", seed=0, draws=DRAWS, categories=drawn.names)
+        return table, manifest
+
+    return measured
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_planted_ranks_are_found_at_their_site_and_said(run, as_if, rank):
+    measured = as_if(rank)
+    assert described.ranks(measured[0]).tolist() == [0, rank]
+    assert "no direction" in described.verdict(run, measured, 0)
+    assert ("one direction" if rank == 1 else f"at least {rank}") in described.verdict(run, measured, 1)
+    assert "no better than chance" in described.how_many(run, measured, 0)
+    left = described.left_over_at(measured[0], 1)
+    assert f"AUROC {left['number'][rank]:.2f}" in described.how_many(run, measured, 1)
+    assert left["p"][rank] > 0.05 >= left["p"][rank - 1]
+
+
+def test_categories_that_share_a_direction_are_told_from_those_that_do_not(run, as_if):
+    of_one, of_two = as_if(1), as_if(2)
+    assert "No two categories are told apart" in described.which_share(run, of_one, 1)
+    assert not described.differing(of_one, 1)
+    # Of two planted directions the second is that of every other category.
+    told = {(NAMES[first], NAMES[other]) for first in range(4) for other in range(4) if (first - other) % 2}
+    assert described.differing(of_two, 1) == told
+    assert "4 of 6 pairs do not share one direction" in described.which_share(run, of_two, 1)
+    matrix = described.cosine_matrix(of_two, 1)
+    assert np.allclose(matrix, matrix.T)
+    assert matrix.loc["Fraud", "Violence"] > 0.9 > matrix.loc["Fraud", "Privacy"]
+
+
+def test_a_set_without_two_categories_of_both_labels_is_told_why(run):
+    prompts = synthetic_prompts().assign(category=None)
+    hidden = np.zeros((len(prompts), 2, 4), np.float32)
+    table, drawn = subspace.measure(hidden, prompts, seed=0, draws=DRAWS)
+    assert table.empty
+    assert drawn is None
+    manifest = SubspaceManifest(created="", activations="stored", seed=0, draws=1, categories=(), reason="it is so")
+    for says in (described.how_many, described.which_share):
+        assert says(run, (table, manifest), 0) == "Missing: it is so."
+    assert "cannot be said" in described.verdict(run, (table, manifest), 0)
+
+
+def test_stored_activations_and_the_model_give_the_same_subspace(tiny_folder, tmp_path):
+    prompts = planted(1)[1].assign(note=None)
+    prompts["text"] = [f"Tell me of number {place}" for place in range(len(prompts))]
+    file = tmp_path / "mine.csv"
+    prompts[["text", "label", "category", "pair_id"]].to_csv(file, index=False)
+    tables = []
+    for keep in (True, False):
+        cache = tmp_path / f"cache-{keep}"
+        run = make_run(tiny_folder, str(file), dtype="float32", device="cpu", cache=cache, keep_activations=keep).run
+        where = None if keep else ModelOptions(model=str(tiny_folder))
+        subspace.record(run, where, draws=DRAWS)
+        table, manifest = described.load_subspace(run)
+        assert manifest.categories == NAMES
+        assert manifest.activations == ("stored" if keep else "extracted again")
+        tables.append(table)
+    assert set(tables[0]["measure"]) == {LEFT_OVER, COSINE}
+    assert np.allclose(tables[0]["number"], tables[1]["number"], atol=1e-3)
+
+
+def test_a_table_of_other_categories_or_with_a_gap_is_refused(synthetic_cache, tmp_path):
+    shutil.copytree(synthetic_cache / RUN, tmp_path / RUN)
+    run = open_run(RUN, tmp_path)
+    table, drawn = subspace.measure(*planted(1), seed=0, draws=DRAWS)
+    manifest = SubspaceManifest(created="", activations="stored", seed=0, draws=DRAWS, categories=drawn.names)
+    save_addition(run, table, manifest)
+    assert described.load_subspace(run) is not None
+    for broken, says in (
+        (table.replace("Fraud", "Baking"), "other categories"),
+        (table.drop(index=table.index[1]), "incomplete at site 0"),
+        (table.assign(p=2.0), "out of their range"),
+    ):
+        save_addition(run, broken, manifest)
+        with pytest.raises(RunError, match=says):
+            described.load_subspace(run)
