@@ -22,8 +22,9 @@ else:
     home.prompt_box(run, site)
     if answered is not None:
         home.show_answers(run, site, answered)
+        best = "d of the imported direction" if run.imported else "the cross-fitted d"
         st.caption(
-            f"All numbers are of {run.site_label(site)}, where the cross-fitted d is highest; in brackets 95 % "
+            f"All numbers are of {run.site_label(site)}, where {best} is highest; in brackets 95 % "
             "intervals. A click on a question shows more."
         )
     st.caption(run_in_a_line(run))

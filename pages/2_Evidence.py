@@ -16,8 +16,9 @@ evidence = evidence_or_end(run)
 heading(verdict(evidence))
 site = site_picker(run, st.columns([1, 3])[0])
 evidence_chart(run, evidence, "overview", site)
+drawn = "the imported direction the same" if evidence.imported else "the direction refitted"
 st.caption(
-    "Shaded lines: 95 % bootstrap intervals of prompts, the direction refitted in every draw. Harm is detectable "
+    f"Shaded lines: 95 % bootstrap intervals of prompts, {drawn} in every draw. Harm is detectable "
     "from the first layer from which the interval on the transfer set stays above 0. The published decision layer is "
     "the first without mean crossings; it says that the two labels' texts come apart, not that harm does."
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,18 +168,20 @@ class Direction:
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """The difference-in-means direction at every site (Arditi et al. 2024, section 2.3).
+    """The difference-in-means direction at every site (Arditi et al. 2024, section 2.3), or imported vectors.
 
     Attributes:
         unit_direction: ``(site, d_model)`` float32, ``harmful_mean - harmless_mean`` over its norm; zeros at a site
             where the two means coincide and no direction exists.
         harmful_mean: ``(site, d_model)`` float32, mean activation of the harmful prompts.
         harmless_mean: ``(site, d_model)`` float32, mean activation of the harmless prompts.
+        imported: whether the unit directions came from elsewhere, so that they are not those of the two means.
     """
 
     unit_direction: np.ndarray
     harmful_mean: np.ndarray
     harmless_mean: np.ndarray
+    imported: bool = False
 
     @property
     def n_sites(self) -> int:
@@ -207,8 +209,13 @@ class Directions:
 
     @property
     def magnitude(self) -> np.ndarray:
-        """Return ``(site,)`` float64, the norm of the difference of means, in activation units."""
+        """Return ``(site,)`` float64, the distance of the two means along the direction, in activation units.
+
+        Of a fitted direction that is the norm of their difference.
+        """
         difference = self.harmful_mean.astype(np.float64) - self.harmless_mean
+        if self.imported:
+            return np.asarray(np.abs((difference * self.unit_direction).sum(axis=-1)))
         return np.asarray(np.linalg.norm(difference, axis=-1))
 
     def project(self, activations: np.ndarray) -> np.ndarray:
@@ -245,6 +252,34 @@ def fit_directions(activations: np.ndarray, labels: np.ndarray, fitted: np.ndarr
     Raises:
         ValueError: when a label has no prompt, the labels are something else, or the shapes disagree.
     """
+    return directions_of_means(*_label_means(activations, labels, fitted))
+
+
+def imported_directions(
+    vectors: Mapping[int, np.ndarray], activations: np.ndarray, labels: np.ndarray, fitted: np.ndarray | None = None
+) -> Directions:
+    """Return imported vectors as directions, beside the two labels' mean activations.
+
+    Args:
+        vectors: site → ``(d_model,)`` of norm 1; other sites have no direction.
+        activations: ``(prompt, site, d_model)``.
+        labels: as for :func:`fit_directions`.
+        fitted: ``(prompt,)`` bool, the prompts of the contrast set; all by default.
+
+    Raises:
+        ValueError: as :func:`fit_directions`.
+    """
+    harmful, harmless = (means.astype(np.float32) for means in _label_means(activations, labels, fitted))
+    unit = np.zeros_like(harmful)
+    for site, vector in vectors.items():
+        unit[site] = vector
+    return Directions(unit, harmful, harmless, imported=True)
+
+
+def _label_means(
+    activations: np.ndarray, labels: np.ndarray, fitted: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the harmful and the harmless prompts' mean activations, ``(site, d_model)`` float64 each."""
     is_harmful = _is_harmful(np.asarray(labels))
     if activations.ndim != 3 or is_harmful.shape != activations.shape[:1]:
         raise ValueError(
@@ -255,11 +290,11 @@ def fit_directions(activations: np.ndarray, labels: np.ndarray, fitted: np.ndarr
     rows_of = is_harmful & fitted, ~is_harmful & fitted
     if not all(rows.any() for rows in rows_of):
         raise ValueError("a direction needs prompts of both labels")
-    means = [
+    harmful, harmless = (
         np.stack([mean_activation(activations[:, site], rows) for site in range(activations.shape[1])])
         for rows in rows_of
-    ]
-    return directions_of_means(*means)
+    )
+    return harmful, harmless
 
 
 def _is_harmful(labels: np.ndarray) -> np.ndarray:

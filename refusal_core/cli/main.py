@@ -46,6 +46,10 @@ _VERBS = {
     "evidence": ("runs:evidence", "Show the answers to the questions, and their numbers layer by layer."),
     "score": ("scoring:score", "Project prompts of your own on a run's direction at every site."),
     "refit": ("making:refit", "Make a run again without the prompts that are marked; prints its name."),
+    "import-direction": (
+        "making:import_direction",
+        "Put someone else's vectors to the questions on a run's prompts; prints the new run's name.",
+    ),
     "fetch": ("making:fetch", "Make a known model or a hub model ready to open; prints where it is."),
     "verify": ("runs:verify", "Check every file of a run against its manifest."),
     "rename": ("runs:rename", "Give a run a title; its name stays."),

@@ -1,4 +1,4 @@
-"""Verbs that make a run or fetch what one needs: ``run``, ``refit``, ``fetch``."""
+"""Verbs that make a run or fetch what one needs: ``run``, ``refit``, ``import-direction``, ``fetch``."""
 
 from __future__ import annotations
 
@@ -81,6 +81,44 @@ def refit(
     change = refits.compare(original_of(result.run), result.run)
     print(refits.describe_change(change))
     print_table(refits.change_table(change), digits=3)
+    print(result.run.run_id)
+
+
+def import_direction(
+    file: Annotated[
+        str, Parameter(help="Vectors: safetensors, npy or a GGUF control vector. Pickles (.pt, .bin) are refused.")
+    ],
+    /,
+    *,
+    run: Annotated[str, Parameter(help="A run of the model that the vectors are of; its prompts are taken.")],
+    layers: Annotated[
+        str | None,
+        Parameter(
+            help="How the file counts layers: blocks (output of each block, from 0; llama.cpp, repeng, "
+            "steering-vectors), block-inputs (Arditi et al.'s code, resid_pre) or hidden-states (Hugging Face's, the "
+            "embeddings first; heretic, RepE). GGUF files count blocks; files of this program say it themselves."
+        ),
+    ] = None,
+    layer: Annotated[int | None, Parameter(help="For a file of one vector: its layer, in that numbering.")] = None,
+    model: Annotated[
+        str | None, Parameter(help="Where the run's model is, when it was local and activations were not stored.")
+    ] = None,
+    device: Device = "auto",
+    cache: Cache = None,
+    progress_file: ProgressFileOption = None,
+    reporter: ReporterArgument,
+) -> None:
+    """Put someone else's vectors to the questions on a run's prompts, as a new run."""
+    from refusal_core.cli.runs import headline
+    from refusal_core.pipeline.imported import import_direction as make
+    from refusal_core.runs import store
+
+    parent = store.open_run(run, cache)
+    with reporter.progress(not parent.keeps_activations) as progress:
+        result = make(parent, file, layers, layer, model=model, device=device, progress=progress)
+    if result.cached:
+        print(f"found in the cache, nothing computed: {result.run.path}")
+    print(headline(result.run))
     print(result.run.run_id)
 
 

@@ -117,7 +117,7 @@ def evidence(run: RunName, /, *, as_json: AsJson = False, cache: Cache = None) -
         tables = {name: records(table) for name, table in (("sites", numbers.sites), ("reasons", numbers.reasons))}
         print_json({"run_id": opened.run_id, "verdict": verdict(numbers), "answers": answers, **tables})
         return
-    print(verdict(numbers), *caveats(numbers), sep="\n")
+    print(*([opened.imported] if opened.imported else []), verdict(numbers), *caveats(numbers), sep="\n")
     table = overview_table(numbers).rename(index=lambda site: opened.site_label(int(site)))
     table.index.name = None
     print_table(table, index=True)
@@ -171,12 +171,12 @@ def headline(run: Run) -> str:
     """Return the answers to the three questions at the layer with the highest cross-fitted d, one line per question."""
     site = run.best_site()
     numbers = run.layer_stats.set_index("site").loc[site]
-    lines = [
-        f"{question} ({name_of(column)}): {numbers[column]:.2f}"
-        for column, question in _QUESTIONS.items()
-        if numbers.notna()[column]
-    ]
-    return "\n".join([f"at {run.site_label(site)}, which does best on new prompts:", *lines])
+    names = {column: f"{question} ({name_of(column)})" for column, question in _QUESTIONS.items()}
+    if run.imported:
+        names = {"crossfit_d": "d on the contrast set", "probe_d": names["probe_d"]}
+    lines = [f"{name}: {numbers[column]:.2f}" for column, name in names.items() if numbers.notna()[column]]
+    where = f"at {run.site_label(site)}, which does best on new prompts:"
+    return "\n".join([*([run.imported] if run.imported else []), where, *lines])
 
 
 def _show_layers(run: Run, as_json: bool) -> None:

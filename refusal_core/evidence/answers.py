@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 
 from refusal_core.evidence.claims import SIGNIFICANT, against_wording, holds, is_tested, probe_source, separated
 from refusal_core.evidence.design import CONTRAST, FALSE_ALARMS
@@ -14,6 +13,7 @@ from refusal_core.evidence.phrases import (
     contrary,
     intent_and_cue,
     missing,
+    new_prompts_d,
     p_value,
     place,
     style,
@@ -55,6 +55,11 @@ def _fit(evidence: Evidence, site: int) -> str:
     row = evidence.sites.loc[site]
     if np.isnan(row["in_sample_d"]):
         return missing(evidence, site, "sites", "in_sample_d")
+    if evidence.imported:
+        return (
+            f"At {place(evidence, site)} the labels of the contrast set lie d = {row['in_sample_d']:.2f} apart along "
+            "the imported direction, which was not fitted on these prompts."
+        )
     return (
         f"At {place(evidence, site)} the labels lie d = {row['in_sample_d']:.2f} apart on the prompts that the "
         f"direction was fitted on; shuffled labels give {row['chance_d_median']:.2f}, so this says how well it fits "
@@ -66,7 +71,7 @@ def _hold(evidence: Evidence, site: int) -> str:
     row = evidence.sites.loc[site]
     if np.isnan(row["crossfit_d"]):
         return missing(evidence, site, "sites", "crossfit_d")
-    number = f"cross-fitted d is {with_interval(row, 'crossfit_d')}, AUROC {row['crossfit_auroc']:.2f}"
+    number = f"{new_prompts_d(evidence)} is {with_interval(row, 'crossfit_d')}, AUROC {row['crossfit_auroc']:.2f}"
     if np.isfinite(row.get("category_d", np.nan)):
         number += f", and d of each category on the direction of the others {with_interval(row, 'category_d')}"
     if not row["crossfit_d_low"] > 0:
@@ -84,7 +89,7 @@ def _chance(evidence: Evidence, site: int) -> str:
     random = evidence.random_directions
     random = random[random["site"].eq(site) & random["kind"].eq("covariance")].iloc[0]
     reaching = round(random["share_reaching"] * random["directions"]) or "none"
-    number = f"in-sample d = {row['in_sample_d']:.2f}"
+    number = f"{'d' if evidence.imported else 'in-sample d'} = {row['in_sample_d']:.2f}"
     p = f"{p_value(row['permutation_p_corrected'])}, corrected over all sites"
     if row["permutation_p_corrected"] >= SIGNIFICANT:
         return f"At {place(evidence, site)} {number} is {NO_DIFFERENCE} ({p})."
@@ -142,22 +147,25 @@ def _simpler(evidence: Evidence, site: int) -> str:
     parts = [
         comparison
         for prompts in (EVERY_PROMPT, NEAR_TWINS)
-        if (comparison := _compared_with_text(against_wording(evidence, CONTRAST, prompts), site, prompts))
+        if (comparison := _compared_with_text(evidence, site, prompts))
     ]
     if np.isfinite(row["length_d"]):
         gone = "" if row["length_d_low"] > 0 else f", {NO_DIFFERENCE}"
-        parts.append(f"with prompt length regressed out, cross-fitted d is {with_interval(row, 'length_d')}{gone}")
+        without = f"{new_prompts_d(evidence)} is {with_interval(row, 'length_d')}{gone}"
+        parts.append(f"with prompt length regressed out, {without}")
     if not parts:
         return missing(evidence, site, "sites", "length_d")
     return f"At {place(evidence, site)} {'; '.join(parts)}."
 
 
-def _compared_with_text(closest: pd.DataFrame, site: int, prompts: str) -> str:
+def _compared_with_text(evidence: Evidence, site: int, prompts: str) -> str:
     """Write how the direction and the text model that comes closest to it do on held-out contrast prompts."""
+    closest = against_wording(evidence, CONTRAST, prompts)
     if site not in closest.index:
         return ""
     row = closest.loc[site]
-    where = "on held-out prompts" if prompts == EVERY_PROMPT else f"on the {row['n_pairs']:.0f} {prompts}"
+    everywhere = "on the contrast set" if evidence.imported else "on held-out prompts"
+    where = everywhere if prompts == EVERY_PROMPT else f"on the {row['n_pairs']:.0f} {prompts}"
     above = "more than" if row["auroc_difference_low"] > 0 else "not shown to be more than"
     pairs = [
         f" ({100 * row[share]:.0f} % of pairs in order)" if np.isfinite(row[share]) else ""
@@ -208,7 +216,8 @@ def _space(evidence: Evidence, site: int) -> str:
 def _enough(evidence: Evidence, site: int) -> str:
     curve = evidence.learning[evidence.learning["site"].eq(site)].dropna(subset="d")
     if curve.empty:
-        return missing(evidence, site, "sites", "crossfit_d")
+        table, number = ("learning", "d") if evidence.imported else ("sites", "crossfit_d")
+        return missing(evidence, site, table, number)
     last = curve.iloc[-1]
     if not evidence.sites.loc[site, "crossfit_d_low"] > 0:
         return f"At {place(evidence, site)}, {last['size']:.0f} prompts are not enough for more than chance."

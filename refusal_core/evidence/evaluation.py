@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,7 @@ from refusal_core.analysis.inference import (
 )
 from refusal_core.evidence import questions
 from refusal_core.evidence.design import CONTRAST, FALSE_ALARMS, Design, plan_design
+from refusal_core.evidence.fixed_direction import NOT_FITTED
 from refusal_core.evidence.questions import BOTH
 from refusal_core.evidence.rows import Rows
 from refusal_core.evidence.site_answers import answer_site
@@ -63,6 +65,7 @@ def evaluate(
     random_directions: int = 1000,
     learning_draws: int = 20,
     embeddings: np.ndarray | None = None,
+    imported: bool = False,
     progress: Progress = no_progress,
 ) -> tuple[Evidence, np.ndarray]:
     """Compute the evidence of a run, and the cross-fitted projections that it rests on.
@@ -71,7 +74,7 @@ def evaluate(
         hidden: ``(prompt, site, d_model)`` activations of all prompts, fitted and transfer.
         prompts: one row per prompt in the same order: ``prompt_id, text, label, pair_id, source, fitted, n_tokens,
             refusal_log_odds``.
-        directions: fitted on the fitted prompts.
+        directions: fitted on the fitted prompts, or imported.
         seed: of everything random here; the same seed gives the same numbers on any number of cores.
         folds: of the cross-fitting.
         repeats: how often the folds are dealt anew.
@@ -81,6 +84,8 @@ def evaluate(
         learning_draws: training samples of every size.
         embeddings: ``(prompt, width)`` mean of the model's input embeddings over each prompt's own tokens, for one more
             text model to exceed.
+        imported: whether the directions came from elsewhere: they are tested as they are, and nothing is held out.
+            Sites without one have zeros.
         progress: called once per site.
 
     Returns:
@@ -107,7 +112,11 @@ def evaluate(
     )
     workers = _workers(n_prompts, n_sites, d_model, len(design.contrast.sampled.is_harmful) * draws)
     compared = compared_prompts(design)
-    collected, baselines = _answer_all(hidden, design, compared, embeddings, workers, progress)
+    fixed = None
+    if imported:
+        design = replace(design, samples=[])
+        fixed = np.where(directions.unit_direction.any(axis=-1), directions.project(hidden), np.nan)
+    collected, baselines = _answer_all(hidden, design, compared, embeddings, workers, progress, fixed)
     compared_with_text = wording_table(
         compared,
         collected.separations,
@@ -115,6 +124,8 @@ def evaluate(
         strongest_text_model(baselines, design.contrast.is_harmful),
     )
     settings = {"permutations": permutations, "draws": draws, "d_model": d_model}
+    if imported:
+        settings["imported"] = 1
     return _evidence(collected, compared_with_text, design, directions, settings), np.stack(collected.held_out, axis=1)
 
 
@@ -125,21 +136,31 @@ def _answer_all(
     embeddings: np.ndarray | None,
     workers: int,
     progress: Progress,
+    fixed: np.ndarray | None,
 ) -> tuple[Rows, list[Baseline]]:
-    """Ask every site all questions, several sites side by side, and the texts theirs."""
+    """Ask every site all questions, several sites side by side, and the texts theirs.
+
+    ``fixed`` are ``(prompt, site)`` projections on a direction that was imported.
+    """
     n_sites = hidden.shape[1]
     collected = Rows()
     if not design.transfers:
         reason = "the run has no transfer set"
         collected.explain("transfer", dict.fromkeys(("d", "auroc", "pair_accuracy"), reason), None)
     if not design.samples:
-        collected.explain("learning", dict.fromkeys(("d", "cosine"), TOO_FEW_GROUPS), None)
+        reason = TOO_FEW_GROUPS if fixed is None else NOT_FITTED
+        collected.explain("learning", dict.fromkeys(("d", "cosine"), reason), None)
     # One site per core: the matrices are too small to be worth sharing out, and BLAS threads that wait for each other
     # on a busy machine took three times as long as none.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         progress(TESTING, 0, n_sites)
         scored = pool.submit(score_texts, design, embeddings)
-        answered = pool.map(lambda site: answer_site(site, hidden[:, site], design, compared), range(n_sites))
+        answered = pool.map(
+            lambda site: answer_site(
+                site, hidden[:, site], design, compared, None if fixed is None else fixed[:, site]
+            ),
+            range(n_sites),
+        )
         for done, answers in enumerate(answered, start=1):
             collected.extend(answers)
             progress(TESTING, done, n_sites)
@@ -208,7 +229,7 @@ def _with_permutations(transfer: pd.DataFrame, by_source: Mapping[str, tuple[np.
     return table
 
 
-def _settings(design: Design, permutations: int, draws: int, d_model: int) -> pd.DataFrame:
+def _settings(design: Design, permutations: int, draws: int, d_model: int, imported: int = 0) -> pd.DataFrame:
     contrast = design.contrast
     fold = contrast.bootstrap.fold
     settings = {
@@ -223,7 +244,7 @@ def _settings(design: Design, permutations: int, draws: int, d_model: int) -> pd
         "n_detected_pairs": len(detected_pairs(design.prompts[design.fitted])),
         "most_redrawn": groups.MOST_REDRAWN,
         "d_model": d_model,
-    }
+    } | ({"imported": 1} if imported else {})
     return pd.DataFrame([settings])
 
 

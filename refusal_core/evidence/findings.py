@@ -19,6 +19,7 @@ from refusal_core.evidence.phrases import (
     NO_REASON,
     contrary,
     intent_and_cue,
+    new_prompts_d,
     place,
     style,
     text_auroc,
@@ -48,9 +49,11 @@ def verdict(evidence: Evidence) -> str:
         return f"Whether the direction is about harm cannot be said: {reason}."
     best = best_site(evidence)
     number = f"d is {with_interval(table.loc[best], 'd')}, AUROC {table.loc[best, 'auroc']:.2f}"
+    article = "" if evidence.imported else "the "
+    chosen = f"where {article}{new_prompts_d(evidence)} is highest"
     if not is_tested(evidence):
         return (
-            f"On {source} {number} at {place(evidence, best)}, where the cross-fitted d is highest. Whether that is "
+            f"On {source} {number} at {place(evidence, best)}, {chosen}. Whether that is "
             "more than chance was not tested over all sites when this run was made: make it again to know."
         )
     above = separated(evidence, source) > 0
@@ -59,13 +62,13 @@ def verdict(evidence: Evidence) -> str:
         return " ".join([_nothing_there(evidence, source), *said[0], *said[1]])
     if above[best]:
         first = (
-            f"At {place(evidence, best)}, where the cross-fitted d is highest, the direction separates the harmful "
+            f"At {place(evidence, best)}, {chosen}, the direction separates the harmful "
             f"from the harmless prompts of {source}: {number}."
         )
     else:
         first = (
             f"The direction separates the harmful from the harmless prompts of {source} at {above.sum()} of "
-            f"{evidence.n_sites} sites, but not at {place(evidence, best)}, where the cross-fitted d is highest: there "
+            f"{evidence.n_sites} sites, but not at {place(evidence, best)}, {chosen}: there "
             f"{number}."
         )
     return " ".join(
@@ -81,16 +84,17 @@ def verdict(evidence: Evidence) -> str:
 
 def caveats(evidence: Evidence) -> list[str]:
     """Say what a reader has to know about how the numbers came about, a sentence or two each; none where nothing is."""
-    return [note for note in (_small(evidence), _sampling(evidence), _pairs_found(evidence)) if note]
+    notes = (_imported(evidence), _small(evidence), _sampling(evidence), _pairs_found(evidence))
+    return [note for note in notes if note]
 
 
 def overview_table(evidence: Evidence) -> pd.DataFrame:
     """Return the first picture as a table: one row per site, indexed by it, with the numbers of the main questions."""
     sites = evidence.sites.set_index("site")
     columns = {
-        "d in-sample": sites["in_sample_d"],
+        **({} if evidence.imported else {"d in-sample": sites["in_sample_d"]}),
         "95 % of chance below": sites["chance_d_95"],
-        "d cross-fitted": sites["crossfit_d"],
+        "d imported" if evidence.imported else "d cross-fitted": sites["crossfit_d"],
         "from": sites["crossfit_d_low"],
         "to": sites["crossfit_d_high"],
     }
@@ -111,12 +115,14 @@ def _nothing_there(evidence: Evidence, source: str) -> str:
     """Say that a transfer set is not separated anywhere, and how large an effect would not have been missed."""
     seen = what_would_have_been_seen(evidence, best_site(evidence), source)
     held = int(holds(evidence).sum())
+    on_contrast = "on the contrast set" if evidence.imported else "cross-fitted"
+    contrast = "the contrast set, on which it was not fitted" if evidence.imported else "its contrast set, cross-fitted"
     if not held:
         return (
-            f"At no site is the direction more than chance: cross-fitted and on {source} it is {NO_DIFFERENCE}. {seen}"
+            f"At no site is the direction more than chance: {on_contrast} and on {source} it is {NO_DIFFERENCE}. {seen}"
         )
     return (
-        f"The direction separates the two halves of its contrast set, cross-fitted, at {held} of {evidence.n_sites} "
+        f"The direction separates the two halves of {contrast}, at {held} of {evidence.n_sites} "
         f"sites, but on {source} it is {NO_DIFFERENCE} at any: {style(evidence)}. {seen}"
     )
 
@@ -140,7 +146,7 @@ def _better_than_wording(evidence: Evidence, source: str) -> str:
         return "No text model was compared with it."
     parts = []
     for name, where, prompts in (
-        (CONTRAST, "held-out contrast prompts", EVERY_PROMPT),
+        (CONTRAST, "contrast prompts" if evidence.imported else "held-out contrast prompts", EVERY_PROMPT),
         (source, source, EVERY_PROMPT),
         (CONTRAST, "the {n} contrast pairs that differ in at most two words", NEAR_TWINS),
         (source, f"the {{n}} such pairs of {source}", NEAR_TWINS),
@@ -155,9 +161,20 @@ def _better_than_wording(evidence: Evidence, source: str) -> str:
     return f"It does better than the prompts' wording {', '.join(parts)}."
 
 
+def _imported(evidence: Evidence) -> str:
+    if not evidence.imported:
+        return ""
+    return (
+        "The direction was imported, not fitted on these prompts: nothing here is cross-fitted. What is called so, and "
+        "what is called in-sample, is the number of the imported direction on all prompts of the contrast set; "
+        "which prompts it was made from is not known here."
+    )
+
+
 def _small(evidence: Evidence) -> str:
     settings = evidence.settings.iloc[0]
-    sizes = {"the direction was fitted on": (settings["n_harmful"], settings["n_harmless"])}
+    fitted_on = "the contrast set has" if evidence.imported else "the direction was fitted on"
+    sizes = {fitted_on: (settings["n_harmful"], settings["n_harmless"])}
     source = probe_source(evidence)
     if source is not None:
         row = evidence.transfer[evidence.transfer["source"].eq(source)].iloc[0]

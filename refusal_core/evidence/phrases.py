@@ -26,6 +26,11 @@ def p_value(value: float) -> str:
     return "p ≤ 0.001" if value <= 0.001 else f"p = {value:.2g}"
 
 
+def new_prompts_d(evidence: Evidence) -> str:
+    """Name the d of prompts that the direction was not fitted with."""
+    return "d of the imported direction" if evidence.imported else "cross-fitted d"
+
+
 def with_interval(row: pd.Series, number: str) -> str:
     """Write a number of a table's row and its interval."""
     return f"{row[number]:.2f} ({row[f'{number}_low']:.2f} to {row[f'{number}_high']:.2f})"

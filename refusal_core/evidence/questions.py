@@ -42,10 +42,22 @@ Reasons = dict[str, str]
 def does_it_fit(gram: Gram, contrast: Contrast) -> tuple[Numbers, Reasons]:
     """Return ``in_sample_d, in_sample_auroc, mean_crossings``: on the prompts that the direction was fitted on."""
     projection = project_draws(gram, contrast.weights)[0]
+    exists = np.isfinite(projection).all()
+    return separation_of_labels(projection, contrast.is_harmful, "" if exists else no_direction(gram))
+
+
+def separation_of_labels(projection: np.ndarray, is_harmful: np.ndarray, why_none: str) -> tuple[Numbers, Reasons]:
+    """Return ``in_sample_d, in_sample_auroc, mean_crossings`` of projections.
+
+    Args:
+        projection: ``(prompt,)``; NaN without a direction.
+        is_harmful: ``(prompt,)`` bool.
+        why_none: why there is no direction, where there is none.
+    """
     names = ("in_sample_d", "in_sample_auroc", "mean_crossings")
     if not np.isfinite(projection).all():
-        return dict.fromkeys(names, np.nan), dict.fromkeys(names, no_direction(gram))
-    harmful, harmless = projection[contrast.is_harmful], projection[~contrast.is_harmful]
+        return dict.fromkeys(names, np.nan), dict.fromkeys(names, why_none)
+    harmful, harmless = projection[is_harmful], projection[~is_harmful]
     d = cohens_d(harmful, harmless)
     numbers = (d, auroc(harmful, harmless), float(mean_crossings(harmful, harmless)))
     return dict(zip(names, numbers, strict=True)), {} if np.isfinite(d) else {"in_sample_d": NO_SPREAD}
@@ -142,7 +154,11 @@ class Harm:
 
 
 def is_it_about_harm(
-    gram: Gram, projection: np.ndarray, drawn: np.ndarray, transfer: TransferSet, separation: Separation | None
+    projection: np.ndarray,
+    drawn: np.ndarray,
+    transfer: TransferSet,
+    separation: Separation | None,
+    why_none: str | None,
 ) -> Harm:
     """Measure how the direction separates a transfer set; both sets are redrawn in every bootstrap draw.
 
@@ -150,11 +166,11 @@ def is_it_about_harm(
     however few prompts there are, labels that mean nothing are found in as many runs as the level says.
 
     Args:
-        gram: ``(prompt, prompt)`` of the contrast set.
         projection: ``(other,)`` of the transfer set on the direction.
         drawn: ``(draw, sampled other)`` on the bootstrap draws' directions.
         transfer: whose projections they are.
         separation: of all its prompts; None of one label.
+        why_none: why there is no direction; None where there is one.
     """
     sampled = transfer.sampled
     harmful, harmless = transfer.counts * sampled.is_harmful, transfer.counts * ~sampled.is_harmful
@@ -164,8 +180,8 @@ def is_it_about_harm(
     reason = None
     if not n_harmful or not n_harmless:
         reason = f"{transfer.source} has prompts of one label only"
-    elif not np.isfinite(projection).all():
-        reason = no_direction(gram)
+    elif why_none is not None:
+        reason = why_none
     if reason is not None or separation is None:
         names = [f"{name}{end}" for name in ("d", "auroc", "pair_accuracy") for end in ("", "_low", "_high")]
         missing = dict.fromkeys(("d", "auroc", "pair_accuracy"), reason or "")
@@ -227,30 +243,53 @@ def is_it_length(gram: Gram, sampled_gram: np.ndarray, contrast: Contrast) -> tu
         sampled_gram: ``(sampled, sampled)`` of the prompts that draws are taken of.
         contrast: the fitted prompts.
     """
-    names = ("length_d", "length_auroc", "length_cosine")
-    ends = [f"{name}{end}" for name in names[:2] for end in ("", "_low", "_high")]
-    empty = dict.fromkeys([*ends, "length_cosine"], np.nan)
-    if not np.isfinite(contrast.n_tokens).all() or not np.ptp(contrast.n_tokens) > 0:
-        return empty, dict.fromkeys(names, "every prompt of the contrast set has the same length")
-    if not len(contrast.bootstrap.fold):
-        return empty, dict.fromkeys(names, TOO_FEW_GROUPS)
+    why = why_no_length(contrast) or ("" if len(contrast.bootstrap.fold) else TOO_FEW_GROUPS)
+    if why:
+        return no_length(why)
     length = contrast.n_tokens - contrast.n_tokens.mean()
     itself = contrast.repeated.project_held_out_without(gram, length)
     drawn_length = contrast.sampled.n_tokens - contrast.sampled.n_tokens.mean()
     drawn = contrast.bootstrap.project_held_out_without(sampled_gram, drawn_length)
-    d, area = (
-        float(statistic(itself, contrast.repeated.harmful, contrast.repeated.harmless).mean())
-        for statistic in (weighted_d, weighted_auroc)
-    )
+    repeated = contrast.repeated
+    numbers, reasons = length_numbers(itself, repeated.harmful, repeated.harmless, drawn, contrast.bootstrap)
+    if not reasons:
+        remaining, _ = remove_covariate(contrast.weights, np.ones((1, len(length))), length)
+        numbers["length_cosine"] = float(geometry.cosine(gram, contrast.weights, remaining)[0])
+    return numbers, reasons
+
+
+def length_numbers(
+    itself: np.ndarray, harmful: np.ndarray, harmless: np.ndarray, drawn: np.ndarray, bootstrap: Draws
+) -> tuple[Numbers, Reasons]:
+    """Return ``length_d, length_auroc`` with intervals.
+
+    Args:
+        itself: ``(repeat, prompt)`` projections with length regressed out.
+        harmful: ``(repeat, prompt)`` or ``(1, prompt)``, 1 for harmful prompts.
+        harmless: the same for harmless.
+        drawn: ``(draw, sampled)`` projections of every bootstrap draw.
+        bootstrap: the draws.
+    """
+    d, area = (float(statistic(itself, harmful, harmless).mean()) for statistic in (weighted_d, weighted_auroc))
     if not np.isfinite(d):
-        return empty, dict.fromkeys(names, "no direction is left when length is regressed out")
-    harmful, harmless = contrast.bootstrap.harmful, contrast.bootstrap.harmless
-    numbers = _with_interval("length_d", d, weighted_d(drawn, harmful, harmless)) | _with_interval(
-        "length_auroc", area, weighted_auroc(drawn, harmful, harmless), **_SHARES
-    )
-    remaining, _ = remove_covariate(contrast.weights, np.ones((1, len(length))), length)
-    numbers["length_cosine"] = float(geometry.cosine(gram, contrast.weights, remaining)[0])
-    return numbers, {}
+        return no_length("no direction is left when length is regressed out")
+    counts = bootstrap.harmful, bootstrap.harmless
+    return _with_interval("length_d", d, weighted_d(drawn, *counts)) | _with_interval(
+        "length_auroc", area, weighted_auroc(drawn, *counts), **_SHARES
+    ), {}
+
+
+def why_no_length(contrast: Contrast) -> str:
+    """Return why length cannot be regressed out, whatever the direction; empty where it can."""
+    varies = np.isfinite(contrast.n_tokens).all() and np.ptp(contrast.n_tokens) > 0
+    return "" if varies else "every prompt of the contrast set has the same length"
+
+
+def no_length(why: str) -> tuple[Numbers, Reasons]:
+    """Return what :func:`is_it_length` returns where there is no answer."""
+    names = ("length_d", "length_auroc", "length_cosine")
+    ends = [f"{name}{end}" for name in names[:2] for end in ("", "_low", "_high")]
+    return dict.fromkeys([*ends, "length_cosine"], np.nan), dict.fromkeys(names, why)
 
 
 def how_far_does_the_text_get(scores: np.ndarray, compared: Compared) -> tuple[Numbers, str | None]:
@@ -354,11 +393,51 @@ def is_it_the_same_as_refusing(gram: Gram, sampled_gram: np.ndarray, contrast: C
         sampled_gram: ``(sampled, sampled)`` of the prompts that draws are taken of.
         contrast: the fitted prompts.
     """
+    behaviour = behaviour_direction(gram, contrast)
+    if isinstance(behaviour, tuple):
+        return behaviour
+    weights = contrast_weights(behaviour.refused[None, :], behaviour.answered[None, :])
+    point = float(geometry.cosine(gram, contrast.weights, weights)[0])
+    drawn = geometry.cosine(sampled_gram, contrast.bootstrap.weights, behaviour.redrawn(contrast))
+    return behaviour.numbers(point, drawn), {}
+
+
+@dataclass(frozen=True, eq=False)
+class Behaviour:
+    """The direction between the prompts that the model would refuse and those it would answer.
+
+    Attributes:
+        refused, answered: ``(prompt,)`` bool.
+        held_out: how well it holds for the behaviour.
+    """
+
+    refused: np.ndarray
+    answered: np.ndarray
+    held_out: Crossfit
+
+    def redrawn(self, contrast: Contrast) -> np.ndarray:
+        """Return its ``(draw, sampled)`` weights in the bootstrap draws."""
+        counts = contrast.bootstrap.counts
+        return contrast_weights(counts * self.refused[contrast.sample], counts * self.answered[contrast.sample])
+
+    def numbers(self, cosine: float, drawn: np.ndarray) -> Numbers:
+        """Return the numbers, given the cosine with another direction and its draws ``(draw,)``."""
+        numbers = {"behaviour_d": self.held_out.d, "behaviour_auroc": self.held_out.auroc}
+        return numbers | _with_interval("behaviour_cosine", cosine, drawn, low=-1.0, high=1.0)
+
+
+def no_behaviour(why: str) -> tuple[Numbers, Reasons]:
+    """Return what :func:`is_it_the_same_as_refusing` returns where there is no answer."""
     names = ("behaviour_d", "behaviour_auroc", "behaviour_cosine")
     empty = dict.fromkeys([*names, "behaviour_cosine_low", "behaviour_cosine_high"], np.nan)
+    return empty, dict.fromkeys(names, why)
+
+
+def behaviour_direction(gram: Gram, contrast: Contrast) -> Behaviour | tuple[Numbers, Reasons]:
+    """Fit the direction of what the model would refuse, or return :func:`no_behaviour`."""
     reason = why_no_behaviour(contrast.log_odds)
     if reason is not None:
-        return empty, dict.fromkeys(names, reason)
+        return no_behaviour(reason)
     known = np.isfinite(contrast.log_odds)
     refused = known & (contrast.log_odds > 0)
     answered = known & ~refused
@@ -367,29 +446,29 @@ def is_it_the_same_as_refusing(gram: Gram, sampled_gram: np.ndarray, contrast: C
         gram[among], refused[known], contrast.groups[known], contrast.folds, contrast.repeats, contrast.seed
     )
     if held_out.reason is not None:
-        return empty, dict.fromkeys(names, held_out.reason)
-    weights = contrast_weights(refused[None, :], answered[None, :])
-    point = float(geometry.cosine(gram, contrast.weights, weights)[0])
-    counts = contrast.bootstrap.counts
-    redrawn = contrast_weights(counts * refused[contrast.sample], counts * answered[contrast.sample])
-    drawn = geometry.cosine(sampled_gram, contrast.bootstrap.weights, redrawn)
-    numbers = {"behaviour_d": held_out.d, "behaviour_auroc": held_out.auroc}
-    return numbers | _with_interval("behaviour_cosine", point, drawn, low=-1.0, high=1.0), {}
+        return no_behaviour(held_out.reason)
+    return Behaviour(refused, answered, held_out)
 
 
 def what_does_the_space_look_like(
     gram: Gram, contrast: Contrast, components: geometry.Components
 ) -> tuple[Numbers, Reasons]:
     """Return ``effective_dimension``, ``variance_share`` of the direction, ``pc1_share …`` of the first components."""
-    numbers = {
-        "effective_dimension": geometry.effective_dimension(gram),
-        "variance_share": geometry.variance_share(gram, contrast.weights[0]),
-    }
+    share = geometry.variance_share(gram, contrast.weights[0])
+    numbers, _ = space_numbers(geometry.effective_dimension(gram), share, components, "")
+    return numbers, {name: no_direction(gram) for name, value in numbers.items() if not np.isfinite(value)}
+
+
+def space_numbers(
+    effective_dimension: float, variance_share: float, components: geometry.Components, why_none: str
+) -> tuple[Numbers, Reasons]:
+    """Return the numbers of :func:`what_does_the_space_look_like`, and for what is missing one reason."""
+    numbers = {"effective_dimension": effective_dimension, "variance_share": variance_share}
     shares = np.full(N_COMPONENTS, np.nan)
     first = components.shares[:N_COMPONENTS]
     shares[: len(first)] = first
     numbers |= {f"pc{k + 1}_share": float(share) for k, share in enumerate(shares)}
-    return numbers, {name: no_direction(gram) for name, value in numbers.items() if not np.isfinite(value)}
+    return numbers, {name: why_none for name, value in numbers.items() if not np.isfinite(value)}
 
 
 def how_many_prompts(gram: Gram, contrast: Contrast, samples: list[TrainingSample]) -> list[Numbers]:

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.analysis import geometry
+from refusal_core.analysis.crossfit import Crossfit, no_direction
 from refusal_core.analysis.gram import Gram, gram_matrices, mean_products
 from refusal_core.analysis.projections import project_draws
 from refusal_core.analysis.weighted_statistics import weighted_d
-from refusal_core.evidence import questions
+from refusal_core.evidence import fixed_direction, questions
 from refusal_core.evidence.design import CONTRAST, Contrast, Design, TransferSet, random_stream
 from refusal_core.evidence.quartets import FEWEST_QUARTETS, intent_and_cue
 from refusal_core.evidence.questions import N_COMPONENTS
@@ -30,6 +31,8 @@ class _Site:
         sampled_gram: ``(sampled, sampled)`` of its prompts that draws are taken of.
         cross_gram: ``(prompt, any prompt)`` of the contrast set with all prompts of the run.
         components: of the contrast set.
+        fixed: ``(any prompt,)`` projections on a direction that was imported, NaN where it has none for this site;
+            None for the direction fitted on the contrast set.
     """
 
     index: int
@@ -37,9 +40,36 @@ class _Site:
     sampled_gram: np.ndarray
     cross_gram: Gram
     components: geometry.Components
+    fixed: np.ndarray | None
 
 
-def answer_site(index: int, hidden_site: np.ndarray, design: Design, compared: Sequence[Compared]) -> Rows:
+@dataclass(frozen=True, eq=False)
+class _AboutContrast:
+    """What is asked about the contrast set, before it is known how well text separates it.
+
+    Attributes:
+        fit, sampled_d: the in-sample numbers with their reasons, and d of the prompts that are redrawn.
+        held_out: the cross-fitted numbers.
+        drawn: ``(draw, sampled)`` cross-fitted projections of every bootstrap draw.
+        null: ``(draw,)`` in-sample d of permuted labels.
+        others: numbers and reasons of the other questions.
+    """
+
+    fit: tuple[questions.Numbers, questions.Reasons]
+    sampled_d: float
+    held_out: Crossfit
+    drawn: np.ndarray
+    null: np.ndarray
+    others: Sequence[tuple[questions.Numbers, questions.Reasons]]
+
+
+def answer_site(
+    index: int,
+    hidden_site: np.ndarray,
+    design: Design,
+    compared: Sequence[Compared],
+    fixed: np.ndarray | None = None,
+) -> Rows:
     """Put all questions to one site.
 
     Args:
@@ -47,6 +77,7 @@ def answer_site(index: int, hidden_site: np.ndarray, design: Design, compared: S
         hidden_site: ``(prompt, d_model)`` activations of all prompts of the run.
         design: what all sites share.
         compared: the prompts whose labels directions and text models separate.
+        fixed: ``(prompt,)`` projections of all prompts on a direction that was imported; None to fit one.
     """
     contrast, fitted = design.contrast, design.fitted
     all_products = gram_matrices(hidden_site, fitted)
@@ -54,11 +85,12 @@ def answer_site(index: int, hidden_site: np.ndarray, design: Design, compared: S
     sampled_gram = _held(gram, contrast.sample, contrast.sample)
     if contrast.sampled is contrast:
         gram = sampled_gram
-    site = _Site(index, gram, sampled_gram, all_products[fitted], geometry.principal_components(gram, N_COMPONENTS))
+    components = geometry.principal_components(gram, N_COMPONENTS)
+    site = _Site(index, gram, sampled_gram, all_products[fitted], components, fixed)
     answers = Rows()
     sampled_d = _answer_about_contrast(site, design, compared, answers)
     for transfer in design.transfers:
-        _answer_about_transfer(site, contrast, transfer, compared, answers)
+        _answer_about_transfer(site, design, transfer, compared, answers)
     for row in questions.how_many_prompts(sampled_gram, contrast.sampled, design.samples):
         answers.add("learning", site=index, **row)
     shape = geometry.residual_geometry(gram, *mean_products(hidden_site, fitted), contrast.is_harmful)
@@ -71,46 +103,94 @@ def answer_site(index: int, hidden_site: np.ndarray, design: Design, compared: S
 
 def _answer_about_contrast(site: _Site, design: Design, compared: Sequence[Compared], answers: Rows) -> float:
     """Ask what concerns the fitted prompts; return the in-sample d of those that are redrawn."""
-    contrast, sampled = design.contrast, design.contrast.sampled
-    fit, why_no_fit = questions.does_it_fit(site.gram, contrast)
-    sampled_d = fit["in_sample_d"]
-    if sampled is not contrast:
-        sampled_d = questions.does_it_fit(site.sampled_gram, sampled)[0]["in_sample_d"]
-    held_out = contrast.crossfit(site.gram)
+    contrast = design.contrast
+    about = _about_fitted(site, contrast) if site.fixed is None else _about_fixed(site, design, site.fixed)
+    held_out, drawn = about.held_out, about.drawn
     answers.held_out.append(held_out.projection)
-    drawn = contrast.bootstrap.project_held_out(site.sampled_gram)
-    chance, null = questions.is_it_chance(site.sampled_gram, sampled)
-    answers.draws["null", CONTRAST], answers.draws["observed", CONTRAST] = [null], [np.array(sampled_d)]
+    answers.draws["null", CONTRAST], answers.draws["observed", CONTRAST] = [about.null], [np.array(about.sampled_d)]
     answers.draws["crossfit_d", CONTRAST] = [weighted_d(drawn, contrast.bootstrap.harmful, contrast.bootstrap.harmless)]
     _separate(CONTRAST, held_out.projections, drawn, compared, answers)
     separation = answers.separations[CONTRAST, EVERY_PROMPT][0]
     site_numbers: dict[str, float] = {}
     for numbers, reasons in (
-        (fit, why_no_fit),
+        about.fit,
         questions.does_it_hold(held_out, drawn, contrast, separation),
-        questions.does_it_hold_across_categories(site.gram, site.sampled_gram, contrast),
-        (chance, {}),
-        questions.is_it_length(site.gram, site.sampled_gram, contrast),
-        questions.is_it_the_same_as_refusing(site.gram, site.sampled_gram, contrast),
-        questions.what_does_the_space_look_like(site.gram, contrast, site.components),
+        *about.others,
     ):
         site_numbers |= numbers
         answers.explain("sites", reasons, site.index)
     answers.add("sites", site=site.index, **site_numbers)
     _add_refusal(site.index, CONTRAST, held_out.projection, drawn, contrast, contrast.bootstrap.counts, answers)
-    return sampled_d
+    return about.sampled_d
 
 
-def _answer_about_transfer(
-    site: _Site, contrast: Contrast, transfer: TransferSet, compared: Sequence[Compared], answers: Rows
-) -> None:
+def _about_fitted(site: _Site, contrast: Contrast) -> _AboutContrast:
+    """Ask about a direction that is fitted on the contrast set."""
+    sampled = contrast.sampled
+    fit = questions.does_it_fit(site.gram, contrast)
+    chance, null = questions.is_it_chance(site.sampled_gram, sampled)
+    of_sampled = fit if sampled is contrast else questions.does_it_fit(site.sampled_gram, sampled)
+    return _AboutContrast(
+        fit=fit,
+        sampled_d=of_sampled[0]["in_sample_d"],
+        held_out=contrast.crossfit(site.gram),
+        drawn=contrast.bootstrap.project_held_out(site.sampled_gram),
+        null=null,
+        others=(
+            questions.does_it_hold_across_categories(site.gram, site.sampled_gram, contrast),
+            (chance, {}),
+            questions.is_it_length(site.gram, site.sampled_gram, contrast),
+            questions.is_it_the_same_as_refusing(site.gram, site.sampled_gram, contrast),
+            questions.what_does_the_space_look_like(site.gram, contrast, site.components),
+        ),
+    )
+
+
+def _about_fixed(site: _Site, design: Design, fixed: np.ndarray) -> _AboutContrast:
+    """Ask about a direction that was imported."""
+    contrast = design.contrast
+    projection = fixed[design.fitted]
+    sampled = projection[contrast.sample]
+    chance, null = fixed_direction.is_it_chance(sampled, contrast.sampled)
+    return _AboutContrast(
+        fit=fixed_direction.does_it_fit(projection, contrast),
+        sampled_d=fixed_direction.does_it_fit(sampled, contrast.sampled)[0]["in_sample_d"],
+        held_out=fixed_direction.held_out(projection, contrast.is_harmful),
+        drawn=fixed_direction.project_in_draws(sampled, sampled, contrast.bootstrap),
+        null=null,
+        others=(
+            fixed_direction.does_it_hold_across_categories(),
+            (chance, {}),
+            fixed_direction.is_it_length(projection, contrast),
+            fixed_direction.is_it_the_same_as_refusing(site.gram, site.sampled_gram, projection, contrast),
+            fixed_direction.what_does_the_space_look_like(site.gram, projection, site.components),
+        ),
+    )
+
+
+def _project_transfer(site: _Site, design: Design, transfer: TransferSet) -> tuple[np.ndarray, np.ndarray, str | None]:
+    """Return ``(other,)`` projections of a transfer set, ``(draw, sampled other)``, and why there are none."""
+    contrast = design.contrast
+    if site.fixed is not None:
+        own, other = site.fixed[design.fitted], site.fixed[transfer.rows]
+        labels = contrast.is_harmful[None, :] * 1.0
+        projection = other - fixed_direction.midpoints(own, labels, 1 - labels)[0]
+        drawn = fixed_direction.project_in_draws(own[contrast.sample], other[transfer.sample], contrast.bootstrap)
+        return projection, drawn, None if np.isfinite(projection).all() else fixed_direction.NO_VECTOR
     cross = site.cross_gram[:, transfer.rows]
     projection = project_draws(site.gram, contrast.weights, cross)[0]
     sampled_cross = _held(cross, contrast.sample, transfer.sample)
     drawn = project_draws(site.sampled_gram, contrast.bootstrap.weights, sampled_cross)
+    return projection, drawn, None if np.isfinite(projection).all() else no_direction(site.gram)
+
+
+def _answer_about_transfer(
+    site: _Site, design: Design, transfer: TransferSet, compared: Sequence[Compared], answers: Rows
+) -> None:
+    projection, drawn, why_none = _project_transfer(site, design, transfer)
     _separate(transfer.source, projection[None, :], drawn, compared, answers)
     (separation,) = answers.separations.get((transfer.source, EVERY_PROMPT), [None])
-    harm = questions.is_it_about_harm(site.gram, projection, drawn, transfer, separation)
+    harm = questions.is_it_about_harm(projection, drawn, transfer, separation, why_none)
     answers.add("transfer", site=site.index, source=transfer.source, **harm.numbers)
     answers.explain("transfer", harm.reasons, site.index, transfer.source)
     answers.draws["d", transfer.source] = [harm.draws]

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from refusal_core.evidence.claims import detectable_from, probe_source
 from refusal_core.evidence.evaluation import CONTRAST
+from refusal_core.evidence.phrases import new_prompts_d
 from refusal_core.figures.style import (
     ACCENT,
     GREY,
@@ -43,12 +44,11 @@ def overview(run: Run, evidence: Evidence, site: int | None = None) -> go.Figure
     """
     sites = evidence.sites
     source = probe_source(evidence)
-    chance = "shuffled labels, cross-fitted (95 %)"
-    traces = [
-        ribbon(sites, "chance_crossfit_low", "chance_crossfit_high", GREY, chance, 0.3),
-        *interval_line(run, sites, "in_sample_d", "in-sample d", GREY, "dot"),
-        *interval_line(run, sites, "crossfit_d", "cross-fitted d", ACCENT, "dash"),
-    ]
+    chance = "shuffled labels (95 %)" if evidence.imported else "shuffled labels, cross-fitted (95 %)"
+    traces = [ribbon(sites, "chance_crossfit_low", "chance_crossfit_high", GREY, chance, 0.3)]
+    if not evidence.imported:
+        traces += interval_line(run, sites, "in_sample_d", "in-sample d", GREY, "dot")
+    traces += interval_line(run, sites, "crossfit_d", new_prompts_d(evidence), ACCENT, "dash")
     if source is not None:
         traces += interval_line(run, _transfer(evidence, source), "d", f"d on {safe(source)}", PROBE)
     figure = blank(430, traces, xaxis=site_axis(run), yaxis={"title_text": "Cohen's d"})
@@ -63,7 +63,7 @@ def overview(run: Run, evidence: Evidence, site: int | None = None) -> go.Figure
 def fit(run: Run, evidence: Evidence, site: int) -> go.Figure:
     """Return the in-sample d and the level that refitting on shuffled labels reaches."""
     traces = [
-        *interval_line(run, evidence.sites, "in_sample_d", "in-sample d", ACCENT),
+        *interval_line(run, evidence.sites, "in_sample_d", "d" if evidence.imported else "in-sample d", ACCENT),
         *interval_line(run, evidence.sites, "chance_d_95", "95 % of shuffled labels stay below", GREY, "dot"),
     ]
     return _over_layers(traces, run, site, "Cohen's d")
@@ -71,8 +71,9 @@ def fit(run: Run, evidence: Evidence, site: int) -> go.Figure:
 
 def hold(run: Run, evidence: Evidence, site: int) -> go.Figure:
     """Return the cross-fitted AUROC and the accuracy at the training midpoint, with intervals."""
+    named = "AUROC of the imported direction" if evidence.imported else "cross-fitted AUROC"
     traces = [
-        *interval_line(run, evidence.sites, "crossfit_auroc", "cross-fitted AUROC", ACCENT),
+        *interval_line(run, evidence.sites, "crossfit_auroc", named, ACCENT),
         *interval_line(run, evidence.sites, "crossfit_accuracy", "accuracy at the midpoint", "#B8860B", "dash"),
     ]
     return _over_layers(traces, run, site, "share", 0.5)
@@ -86,7 +87,7 @@ def chance(run: Run, evidence: Evidence, site: int) -> go.Figure:
             "x": null["d"],
             "y": null["quantile"],
             "mode": "lines",
-            "name": "shuffled labels, refitted",
+            "name": "shuffled labels" if evidence.imported else "shuffled labels, refitted",
             "line": {"color": GREY, "width": 2.5},
             "hovertemplate": "%{y:.0%} of shuffled labels stay below d = %{x:.2f}<extra></extra>",
         }
@@ -135,7 +136,7 @@ def harm(run: Run, evidence: Evidence, site: int) -> go.Figure:
 def simpler(run: Run, evidence: Evidence, site: int) -> go.Figure:
     """Return the AUROC of text-only baselines and of the direction at one site."""
     bars = []
-    named = {CONTRAST: "contrast set, held out"}
+    named = {CONTRAST: "contrast set" if evidence.imported else "contrast set, held out"}
     for source, colour in zip(
         evidence.baselines["source"].unique(), cycle((ACCENT, PROBE, GREY, *LINE_COLOURS)), strict=False
     ):

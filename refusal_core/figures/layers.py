@@ -34,6 +34,15 @@ QUESTIONS = {
 }
 
 
+def asked(run: Run) -> dict[str, tuple[str, str, str, str]]:
+    """Return :data:`QUESTIONS` as they are put to a run: an imported direction has one number on the contrast set."""
+    if not run.directions.imported:
+        return QUESTIONS
+    _, colour, dash, symbol = QUESTIONS["crossfit_d"]
+    own = ("imported, on the contrast set", colour, dash, symbol)
+    return {"crossfit_d": own, "probe_d": QUESTIONS["probe_d"]}
+
+
 def three_questions(run: Run, site: int | None = None, published: pd.DataFrame | None = None) -> go.Figure:
     """Cohen's d over the layers by each of the three questions; clicking a point selects its site.
 
@@ -43,7 +52,7 @@ def three_questions(run: Run, site: int | None = None, published: pd.DataFrame |
         published: the table of Experiment 0, drawn over it at relative depth when the layer counts differ.
     """
     figure = blank(380)
-    for column, (name, colour, dash, symbol) in QUESTIONS.items():
+    for column, (name, colour, dash, symbol) in asked(run).items():
         figure.add_scatter(
             x=run.layer_stats["site"],
             y=run.layer_stats[column],

@@ -41,20 +41,22 @@ def analyse(
     *,
     seed: int = 0,
     embeddings: np.ndarray | None = None,
+    imported: Directions | None = None,
     progress: Progress = no_progress,
 ) -> Analysis:
-    """Fit directions on the fitted prompts and test them.
+    """Fit directions on the fitted prompts and test them, or test imported ones on those prompts.
 
     Args:
         hidden: ``(prompt, site, d_model)`` activations of all prompts, fitted and transfer.
         prompts: a run's prompt table, rows in the same order.
         seed: of the folds and of everything random in the evidence.
         embeddings: ``(prompt, width)`` of :func:`.mean_input_embeddings`, where the model is at hand.
+        imported: directions that came from elsewhere; None to fit them.
         progress: called once per site.
     """
     fitted = prompts["fitted"].to_numpy()
     is_harmful = prompts["label"].eq("harmful").to_numpy()
-    directions = fit_directions(hidden, is_harmful, fitted)
+    directions = imported or fit_directions(hidden, is_harmful, fitted)
     projections = directions.project(hidden)
     evidence, held_out = evaluate(
         hidden,
@@ -64,6 +66,7 @@ def analyse(
         folds=FOLDS,
         repeats=REPEATS,
         embeddings=embeddings,
+        imported=imported is not None,
         progress=progress,
     )
     projections_crossfit = np.full_like(projections, np.nan)

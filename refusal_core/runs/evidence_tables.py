@@ -82,7 +82,7 @@ class Evidence:
         components: ``prompt_id, site, pc1 …``: scores on the contrast set's principal components, in activation units.
         reasons: ``table, number, source, site, reason``: why a number is missing; a missing site means at every site.
         settings: one row: seed, draws, folds, prompts, width; ``most_redrawn`` prompts of a set; ``n_detected_pairs``
-            of the contrast set that were found by their texts.
+            of the contrast set that were found by their texts; ``imported`` where the directions were.
     """
 
     sites: pd.DataFrame
@@ -105,6 +105,11 @@ class Evidence:
     def n_sites(self) -> int:
         """Layers plus one, for the final norm."""
         return len(self.sites)
+
+    @property
+    def imported(self) -> bool:
+        """Whether the directions came from elsewhere, so that no number is cross-fitted."""
+        return bool(self.settings.iloc[0].get("imported", 0))
 
     def to_tables(self) -> dict[str, pd.DataFrame]:
         """Return the tables by name, fit for parquet."""

@@ -167,12 +167,33 @@ class RefitRecord(_Record):
     activations: str
 
 
+class DirectionRecord(_Record):
+    """The vectors that a run is on where its directions were imported, not fitted.
+
+    Attributes:
+        file: name of the file that they came in.
+        sha256: of that file.
+        numbering: how it counts layers; see :mod:`refusal_core.pipeline.vector_files`.
+        sites: the sites that have a vector.
+        parent: the run whose prompts and activations they were put to.
+        activations: ``stored`` or ``extracted again``.
+    """
+
+    file: str
+    sha256: str
+    numbering: str
+    sites: tuple[NonNegativeInt, ...]
+    parent: str
+    activations: str
+
+
 class Manifest(_Record):
     """What defines a run and how it was made: ``manifest.json``.
 
     Attributes:
         created: ISO 8601, in UTC.
         options: what the run was asked for with; ``None`` where it was not recorded.
+        direction: where its directions came from; ``None`` for those fitted on its contrast set.
         files: SHA-256 of every file of the run, by name.
     """
 
@@ -189,6 +210,7 @@ class Manifest(_Record):
     versions: dict[str, str] = Field(default_factory=dict)
     timings: TimingsRecord | None = None
     refit: RefitRecord | None = None
+    direction: DirectionRecord | None = None
     files: dict[str, str] = Field(default_factory=dict)
 
 

@@ -103,6 +103,18 @@ class Run:
         return self.manifest.prompts.name
 
     @property
+    def imported(self) -> str:
+        """What has to be known of imported directions; empty for a run whose directions were fitted."""
+        record = self.manifest.direction
+        if record is None:
+            return ""
+        return (
+            f"Imported direction: {record.file!r:.80} (SHA-256 {record.sha256[:12]}, layers as {record.numbering}, "
+            f"{len(record.sites)} of {self.n_sites} sites). It was not fitted on these prompts: a number called "
+            "in-sample or cross-fitted is that of the imported vectors on all prompts of the contrast set."
+        )
+
+    @property
     def keeps_activations(self) -> bool:
         """Whether the run was stored with its activations."""
         return ACTIVATIONS in self.manifest.files

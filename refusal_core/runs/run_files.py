@@ -51,7 +51,7 @@ def write_tables(tables: RunTables, evidence: Mapping[str, pd.DataFrame], folder
         table.to_parquet(folder / f"evidence_{name}.parquet", index=False)
 
 
-def read_tables(folder: Path, version: int, n_sites: int, d_model: int) -> RunTables:
+def read_tables(folder: Path, version: int, n_sites: int, d_model: int, imported: bool = False) -> RunTables:
     """Read the tables of a run, which may be a stranger's, and hold them to their schemas.
 
     Args:
@@ -59,6 +59,7 @@ def read_tables(folder: Path, version: int, n_sites: int, d_model: int) -> RunTa
         version: the format version that it was written in.
         n_sites: the sites of its model.
         d_model: the width of its model.
+        imported: whether its directions were imported.
 
     Raises:
         ValueError: when they are not what a run's are, or do not belong together.
@@ -72,7 +73,7 @@ def read_tables(folder: Path, version: int, n_sites: int, d_model: int) -> RunTa
     layer_stats = migrated_layer_stats(read_table(folder / LAYER_STATS), version)
     schemas.check_table(LAYER_STATS, layer_stats, schemas.LAYER_STATS, n_sites)
     schemas.check_sites(LAYER_STATS, layer_stats, n_sites)
-    directions = _read_directions(folder / DIRECTIONS, (n_sites, d_model))
+    directions = _read_directions(folder / DIRECTIONS, (n_sites, d_model), imported)
     long = read_table(folder / PROJECTIONS)
     schemas.check_table(PROJECTIONS, long, schemas.PROJECTIONS, n_sites)
     shape = (len(prompts), n_sites)
@@ -97,7 +98,7 @@ def read_table(path: Path) -> pd.DataFrame:
     return parquet.read_table(path, path.name, parquet.BUDGET).to_pandas()
 
 
-def _read_directions(path: Path, shape: tuple[int, int]) -> Directions:
+def _read_directions(path: Path, shape: tuple[int, int], imported: bool) -> Directions:
     """Return the directions of a run, whose tensors have to be finite float32 of a shape."""
     tensors = load_file(path)
     for name in _TENSORS:
@@ -106,7 +107,8 @@ def _read_directions(path: Path, shape: tuple[int, int]) -> Directions:
         tensor = tensors[name]
         if tensor.shape != shape or tensor.dtype != np.float32 or not np.isfinite(tensor).all():
             raise ValueError(f"{path.name}: expected finite float32 of shape {shape} as {name}")
-    return Directions(*(_read_only(tensors[name]) for name in _TENSORS))
+    unit_direction, harmful_mean, harmless_mean = (_read_only(tensors[name]) for name in _TENSORS)
+    return Directions(unit_direction, harmful_mean, harmless_mean, imported)
 
 
 def write_activations(activations: np.ndarray, path: Path) -> None:

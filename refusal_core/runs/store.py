@@ -233,7 +233,8 @@ def _opened(path: Path, manifest: Manifest, version: int, everything: bool = Fal
 
     run_id = path.name
     try:
-        tables = read_tables(path, version, manifest.model.n_layers + 1, manifest.model.d_model)
+        model = manifest.model
+        tables = read_tables(path, version, model.n_layers + 1, model.d_model, manifest.direction is not None)
         run = Run(run_id, path, manifest, tables)
         run.check_evidence()
         if everything and ACTIVATIONS in manifest.files:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from refusal_core.evidence.claims import follows_intent, of_quartets, probe_source
 from refusal_core.evidence.design import CONTRAST
+from refusal_core.evidence.phrases import new_prompts_d
 from refusal_core.evidence.questions import BOTH
 from refusal_core.intervention import effects
 from refusal_core.intervention.conditions import ABLATE
@@ -106,6 +107,9 @@ def headline(answered: Sequence[Answer], layer: str) -> str:
 
 
 def _fit(evidence: Evidence, site: int) -> Answer:
+    if evidence.imported:
+        nothing = np.full(evidence.n_sites, np.nan)
+        return Answer("fit", "not measured", "", "imported: those prompts are not known", nothing, nothing, nothing)
     table = _by_site(evidence.sites, evidence)
     value, chance = table["in_sample_d"][site], table["chance_d_95"][site]
     known = np.isfinite(value) and np.isfinite(chance)
@@ -127,7 +131,7 @@ def _hold(evidence: Evidence, site: int) -> Answer:
         _by_site(evidence.sites, evidence),
         "crossfit_d",
         site,
-        "cross-fitted d",
+        new_prompts_d(evidence),
         "chance is 0; the layer was chosen by it",
     )
 

@@ -38,7 +38,14 @@ def card_html(run: Run) -> str:
 
 def _curves(run: Run) -> str:
     stats = run.layer_stats
-    known = [curve for curve in _CURVES if stats[curve[0]].notna().any()]
+    curves: tuple[tuple[str, str, str, str], ...] = _CURVES
+    if run.directions.imported:
+        # Its number on the contrast set is one, whatever it is called.
+        curves = tuple(
+            (column, name.replace("cross-fitted", "imported"), colour, dashes)
+            for column, name, colour, dashes in _CURVES[1:]
+        )
+    known = [curve for curve in curves if stats[curve[0]].notna().any()]
     if not known:
         return ""
     values = np.concatenate([stats[column].to_numpy(float) for column, *_ in known])

@@ -55,6 +55,7 @@ def report_html(
     parts = [
         f"<h1>{html.escape(run.model_name)} on {html.escape(run.contrast_name)}</h1>",
         f'<p class="fact">{html.escape(facts)}</p>',
+        *([f'<p class="fact">{html.escape(run.imported)}</p>'] if run.imported else []),
         f"<p><strong>{html.escape(verdict(evidence))}</strong></p>",
         *(f'<p class="fact">{html.escape(note)}</p>' for note in caveats(evidence)),
         # The one copy of Plotly's script that all figures share.

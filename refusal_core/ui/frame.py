@@ -101,6 +101,9 @@ def frame(title: str, line: str) -> Run:
         show_error("This run cannot be opened.", error)
         st.stop()
     _keep_site_inside(run)
+    if run.imported:
+        # The name of a file is a stranger's text.
+        st.text(run.imported)
     address.write()
     return run
 

@@ -262,6 +262,7 @@ def facts(run: Run) -> dict[str, str]:
         "template prefix": compute.prefix_note or "not recorded",
         "revision": model.revision or "not recorded",
         "prompts": f"SHA-256 {prompts.sha256[:12]}" if prompts.sha256 else "not recorded",
+        "direction": run.imported or "fitted on the contrast set",
         "refit of": "no other run" if manifest.refit is None else manifest.refit.parent,
         "libraries": ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items())),
         "made": manifest.created,

@@ -23,6 +23,9 @@ from refusal_core.ui.model import model_source
 def refit_panel(run: Run, marks: pd.DataFrame) -> None:
     """Show what a refit changed, where the run is one, and a button for a refit without the marked prompts."""
     st.subheader("Refit without marked prompts", anchor=False)
+    if run.manifest.direction is not None:
+        st.caption("The direction of this run was imported, so leaving out prompts does not change it.")
+        return
     original = original_of(run)
     if original is not run:
         st.text(f"This run is a refit of {original.run_id}.")

@@ -154,7 +154,20 @@ def test_what_nobody_foresaw_is_one_line_and_its_details_are_in_a_log(tmp_path, 
 
 
 VERBS = {
-    *("run", "prompts", "list", "show", "evidence", "score", "refit", "fetch", "verify", "rename", "delete"),
+    *(
+        "run",
+        "prompts",
+        "list",
+        "show",
+        "evidence",
+        "score",
+        "refit",
+        "import-direction",
+        "fetch",
+        "verify",
+        "rename",
+        "delete",
+    ),
     *("restore", "pack", "unpack", "report", "measure", "dashboard"),
 }
 
