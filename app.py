@@ -14,6 +14,7 @@ else:
     from refusal_core.ui.downloads import downloads
     from refusal_core.ui.frame import frame
     from refusal_core.ui.layout import run_facts, run_in_a_line
+    from refusal_core.ui.model import available_source, import_engine
 
     run = frame("Refusal directions", "How a chat model tells harmful requests from harmless ones, layer by layer.")
     site = run.best_site()
@@ -30,3 +31,5 @@ else:
     st.caption(run_in_a_line(run))
     downloads(run)
     run_facts(run)
+    if available_source(run) is not None:
+        import_engine()

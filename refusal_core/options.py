@@ -243,9 +243,7 @@ class BehaviourOptions(Options):
 class InterventionOptions(Options):
     """What is edited in a run's model, and what that is compared with."""
 
-    limit_per_label: int = _option(
-        64, "Prompts per label", "Prompts per label, in whole quartets or pairs where the set has any.", ge=1
-    )
+    limit_per_label: int = _option(16, "Prompts per label", "Prompts per label.", ge=1)
     source: str | None = _option(
         None,
         "Set",
@@ -254,9 +252,9 @@ class InterventionOptions(Options):
         min_length=1,
     )
     random_directions: int = _option(
-        50,
+        20,
         "Random directions",
-        "Control directions per layer: a fifth isotropic, the others where activations vary, the found one taken off.",
+        "Random control directions per layer; a permuted and an orthogonal one come on top.",
         ge=2,
     )
     control_layers: tuple[int, ...] = _option(

@@ -47,6 +47,8 @@ def test_the_package_says_that_it_is_typed():
         ("import refusal_core as rc; rc.fit_directions", {"torch", "transformers", "streamlit", "plotly"}),
         ("import refusal_core as rc; rc.open_run, rc.list_runs", {"torch", "transformers", "streamlit", "plotly"}),
         ("import refusal_core as rc; rc.RunOptions", {"torch", "transformers", "streamlit", "plotly"}),
+        # What the first page shows needs no model.
+        ("from refusal_core.ui import downloads, frame, home, lists", {"torch", "transformers"}),
     ],
 )
 def test_only_what_is_needed_is_imported(program, absent):

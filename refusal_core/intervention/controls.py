@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-ISOTROPIC, COVARIANCE = "isotropic", "covariance"
+ISOTROPIC, PERMUTED, ORTHOGONAL = "isotropic", "permuted", "orthogonal"
 
 
 def control_names(random_directions: int) -> list[str]:
-    """Return the names of the controls: a fifth of them isotropic, the others from the covariance."""
-    isotropic = max(1, random_directions // 5)
+    """Names of the controls: half of the random directions isotropic, half from the covariance, then two more."""
+    isotropic = (random_directions + 1) // 2
     names = [f"{ISOTROPIC} {number}" for number in range(1, isotropic + 1)]
-    return names + [f"{COVARIANCE} {number}" for number in range(1, random_directions - isotropic + 1)]
+    names += [f"covariance {number}" for number in range(1, random_directions - isotropic + 1)]
+    return [*names, PERMUTED, ORTHOGONAL]
 
 
 def control_direction(
@@ -20,8 +21,11 @@ def control_direction(
     """Draw one control direction at one site.
 
     - ``isotropic``: all directions of the space alike.
-    - ``covariance``: normal with the covariance of activations within the labels, the found direction taken off, so
-      that it lies where activations vary, and shares nothing with what it is compared with.
+    - ``covariance``: normal with the covariance of activations within the labels, so that it lies where activations
+      vary, and is no second copy of the difference between the labels.
+    - ``permuted``: the direction between two random halves that have equal shares of both labels. An unbalanced
+      permutation leaves a little of the found direction, which grows to its full length with the unit norm.
+    - ``orthogonal``: drawn as ``covariance``, the found direction taken off.
 
     Args:
         name: one of :func:`control_names`.
@@ -38,9 +42,16 @@ def control_direction(
     values = hidden.astype(np.float64)
     for label in (is_harmful, ~is_harmful):
         values[label] -= values[label].mean(axis=0)
+    if name == PERMUTED:
+        side = np.empty(len(values))
+        for label in (is_harmful, ~is_harmful):
+            side[label] = rng.permutation(np.arange(label.sum()) % 2) - 0.5
+        return _unit(side @ values)
     drawn = rng.standard_normal((1, len(values)))[0] @ values
-    direction = found.astype(np.float64)
-    return _unit(drawn - (drawn @ direction) * direction)
+    if name == ORTHOGONAL:
+        direction = found.astype(np.float64)
+        drawn = drawn - (drawn @ direction) * direction
+    return _unit(drawn)
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:

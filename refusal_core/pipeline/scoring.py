@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refusal_core.activations.extraction import extract
-from refusal_core.activations.reader import ResidualReader
 from refusal_core.analysis.effect_sizes import percentile
 from refusal_core.conversations import COLUMN as CONVERSATION
 from refusal_core.conversations import Prompt, prefix_of, text_of
@@ -23,6 +21,10 @@ from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.local_models import remember_model, remembered_model
 from refusal_core.runs.run import Run
+
+if TYPE_CHECKING:
+    # It imports torch, which pages import when a model is asked first.
+    from refusal_core.activations.reader import ResidualReader
 
 EMPTY = "expected a prompt, got an empty text"
 
@@ -142,6 +144,8 @@ def load_model_for(
 
 def reader_for(run: Run, chat_model: ChatModel) -> ResidualReader:
     """Return a reader that prompts the run's model as the run did: its system prompt, thinking or not, its day."""
+    from refusal_core.activations.reader import ResidualReader
+
     template = run.manifest.template
     return ResidualReader(chat_model, template.system_prompt, template.thinking, template.day)
 
@@ -233,6 +237,8 @@ def score(chat_model: ChatModel, run: Run, prompts: Sequence[Prompt], progress: 
         ModelError: when the model is not the run's, or its template does not take a conversation.
         PromptError: naming the position of a prompt that is empty, or longer than the run's token limit.
     """
+    from refusal_core.activations.extraction import extract
+
     if len(prompts) < 2:
         scorer = Scorer(chat_model, run)
         return [scorer.score(prompt) for prompt in prompts]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
 import streamlit as st
-import torch
 
 from refusal_core.access.folders import check_typed, named_folders
 from refusal_core.errors import RefusalError
@@ -106,6 +107,8 @@ class OneModel:
 
     def let_go(self) -> None:
         """Free the model's memory; to be called by the holder of the turn."""
+        import torch
+
         self._wanted, self._chat_model = None, None
         self._open.clear()
         # Models hold themselves in cycles.
@@ -127,6 +130,13 @@ class OneModel:
 def one_model() -> OneModel:
     """Return the model that all visitors share."""
     return OneModel()
+
+
+@st.cache_resource(show_spinner=False)
+def import_engine() -> None:
+    """Begin to import what reads prompts; torch takes a second, in which a visitor looks at the page."""
+    # No daemon: a process that ends in the middle of this import would crash.
+    threading.Thread(target=import_module, args=("refusal_core.activations.extraction",), name="engine").start()
 
 
 def available_source(run: Run) -> str | None:
