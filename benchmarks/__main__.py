@@ -19,7 +19,7 @@ from refusal_core.errors import RefusalError
 from refusal_core.models.opening import load_model
 from refusal_core.prompts.sets import load_contrast_set
 
-SECTIONS = ("engine", "behaviour", "intervention", "live", "memory", "dashboard")
+SECTIONS = ("engine", "behaviour", "intervention", "live", "waiting", "memory", "dashboard")
 _PACKAGES = ("torch", "transformers", "numpy", "transformer-lens", "nnsight")
 
 

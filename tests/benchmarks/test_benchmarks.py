@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny_config, tiny_model
 
-from benchmarks import behaviour, competitors, dashboard, engine, intervention, memory, random_models
+from benchmarks import behaviour, competitors, dashboard, engine, intervention, memory, random_models, waiting
 from benchmarks.__main__ import main
 from benchmarks.rounds import Bench, Row, in_turn, table
 from refusal_core.activations.reader import ResidualReader
@@ -136,3 +136,17 @@ def test_the_memory_of_a_whole_run_is_measured_in_a_process_of_its_own(tiny_chat
     prompts = 64 + 4 * 134  # the quartets, which every run scores
     assert f"activations {prompts * 25 * 896 * 4 / 1e9:.2f} GB" in row.note
     assert row.cells()[1] == "64 prompts, over the weights"
+
+
+def test_what_people_wait_for_is_timed_on_a_run_from_the_command_line(monkeypatch):
+    monkeypatch.setattr(waiting, "SITES", 3)
+    monkeypatch.setattr(waiting, "WIDTH", 24)
+    rows = {row.name: row for row in waiting.rows(Bench(tiny_model("qwen2"), TEXTS, 1))}
+    assert all(len(row.values) == 1 and row.values[0] > 0 for row in rows.values())
+    assert [name for name in rows if name.startswith("refusal")] == ["refusal --help", "refusal list", "refusal show"]
+    made = rows["a run from the command line over its passes"]
+    assert made.values[0] > 1
+    listed = rows["a list over the extraction of its prompts"]
+    assert "to 0e+00 the same numbers" in listed.note
+    assert set(listed.seconds) == {"list", "extraction"}
+    assert "evidence of 20 x 3 x 24" in rows
