@@ -27,6 +27,7 @@ from refusal_core.errors import RefusalError
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[str, ...] = get_args(Dtype)[1:]
 LoadIn = Literal["8bit", "4bit"]
+ReasoningEffort = Literal["none", "low", "medium", "high"]
 EditedTokens = Literal["all", "last"]
 
 RAY = "ray"
@@ -147,6 +148,12 @@ class RunOptions(Options):
     thinking: bool | None = _option(
         None, "Thinking", "For models that can think before they reply.", "what the chat template does by itself"
     )
+    reasoning_effort: ReasoningEffort | None = _option(
+        None,
+        "Reasoning effort",
+        "For models whose chat template has such a setting, such as gpt-oss.",
+        "what the chat template does by itself",
+    )
     chat_template: Source | None = _option(
         None,
         "Chat template of",
@@ -209,7 +216,12 @@ class RunOptions(Options):
         }
         # Options that came later count only where they are used, so that earlier runs are still found.
         bits = None if self.load_in is None else int(self.load_in.removesuffix("bit"))
-        later = {"thinking": self.thinking, "template": chat_template, "quantise": bits}
+        later = {
+            "thinking": self.thinking,
+            "reasoning_effort": self.reasoning_effort,
+            "template": chat_template,
+            "quantise": bits,
+        }
         return identity | {name: value for name, value in later.items() if value is not None}
 
     def record(self) -> dict[str, Any]:

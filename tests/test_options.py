@@ -70,6 +70,7 @@ def test_there_are_shipped_runs_to_be_found_again():
         ({"seed": 1}, False),
         ({"system_prompt": "Be brief."}, False),
         ({"thinking": False}, False),
+        ({"reasoning_effort": "low"}, False),
         ({"load_in": "4bit"}, False),
         ({"thinking": None, "load_in": None}, True),
         # What computes a run, and where, does not tell it from others.
@@ -101,6 +102,7 @@ def drawn(kind: type[Options], rng: random.Random) -> Options:
         "limit_per_label": range(8, 99),
         "token_limit": range(8, 999),
         "thinking": (True, False),
+        "reasoning_effort": ("none", "low", "medium", "high"),
         "keep_activations": (True,),
         "load_in": ("8bit", "4bit"),
         "dtype": DTYPES,

@@ -23,7 +23,7 @@ from refusal_core.activations.reader import ResidualReader
 from refusal_core.errors import ModelError, RefusalError
 from refusal_core.models.identity import ModelInfo
 from refusal_core.models.opening import ChatModel, load_model
-from refusal_core.options import LoadIn
+from refusal_core.options import LoadIn, ReasoningEffort
 
 _START_SECONDS = "300"
 """What Ray's own processes may take to start; its thirty seconds are too few on a busy machine."""
@@ -34,6 +34,7 @@ def on_actors(
     actors: int | None = None,
     *,
     template: str | None = None,
+    reasoning_effort: ReasoningEffort | None = None,
     load_in: LoadIn | None = None,
 ) -> Engine:
     """Return an engine that reads batches on Ray's actors.
@@ -45,6 +46,7 @@ def on_actors(
         model: see :func:`refusal_core.models.opening.load_model`; every machine of the cluster has to find it.
         actors: how many; by default one per GPU of the cluster, or two where it has none.
         template: see :func:`refusal_core.models.opening.load_model`.
+        reasoning_effort: see :func:`refusal_core.models.opening.load_model`.
         load_in: see :func:`refusal_core.models.opening.load_model`.
 
     Raises:
@@ -58,6 +60,7 @@ def on_actors(
     opening = {
         "model": model,
         "template": template,
+        "reasoning_effort": reasoning_effort,
         "load_in": load_in,
     }
 

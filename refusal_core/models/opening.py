@@ -32,9 +32,9 @@ from refusal_core.models.gguf_files import load_gguf, require_all_weights
 from refusal_core.models.hub import download_snapshot
 from refusal_core.models.identity import ModelInfo, as_opened, identify
 from refusal_core.models.known import KNOWN, is_fetched
-from refusal_core.models.templates import check_template, put_template
+from refusal_core.models.templates import check_template, put_reasoning_effort, put_template
 from refusal_core.models.transformers_internals import is_recurrent, placed_parts
-from refusal_core.options import LoadIn
+from refusal_core.options import LoadIn, ReasoningEffort
 from refusal_core.progress import Progress, no_progress, quiet_libraries
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ def load_model(
     progress: Progress | None = None,
     *,
     template: str | None = None,
+    reasoning_effort: ReasoningEffort | None = None,
     load_in: LoadIn | None = None,
 ) -> ChatModel:
     """Open a model for inference.
@@ -169,6 +170,7 @@ def load_model(
         dtype: "auto", "float32", "bfloat16" or "float16".
         progress: called while a model is downloaded or converted.
         template: text of a borrowed chat template, see :func:`refusal_core.models.templates.borrow_template`.
+        reasoning_effort: what the chat template is to ask for, where it has such a setting; ``None`` for its own.
         load_in: ``8bit`` or ``4bit`` to open the model so with bitsandbytes: LLM.int8() (Dettmers et al. 2022) or NF4
             (Dettmers et al. 2023).
 
@@ -194,6 +196,8 @@ def load_model(
     _require_same(info)
     if template is not None:
         put_template(tokenizer, template)
+    if reasoning_effort is not None:
+        put_reasoning_effort(tokenizer, reasoning_effort)
     chat_model = wrap_model(opened, tokenizer, opened_info, dtype)
     return replace(chat_model, load_seconds=time.perf_counter() - start)
 

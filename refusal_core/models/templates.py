@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _USER, _SYSTEM, _REPLY = "zqxuserqxz", "zqxsystemqxz", "zqxreplyqxz"
 _DEFAULT = "default"
+_EFFORT = "reasoning_effort"
 _LONGEST_TEMPLATE = 1 << 18
 _DATE_CODES = "aAbBcdHIjmMpSuUVwWxXyYG"
 
@@ -212,6 +213,23 @@ def put_template(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     """
     tokenizer.chat_template = text
     check_template(tokenizer, "The borrowed chat template")
+
+
+def put_reasoning_effort(tokenizer: PreTrainedTokenizerBase, effort: str) -> None:
+    """Let a tokenizer's chat template ask for a reasoning effort wherever it is rendered.
+
+    Args:
+        tokenizer: of the model.
+        effort: the value of the template's own ``reasoning_effort``.
+
+    Raises:
+        ModelError: for a template without that setting, or that does not take this value.
+    """
+    template = tokenizer.get_chat_template() if has_chat_template(tokenizer) else ""
+    if _EFFORT not in template:
+        raise ModelError("This model's chat template has no setting of a reasoning effort: leave it out.")
+    tokenizer.chat_template = f"{{% set {_EFFORT} = {json.dumps(effort)} %}}{template}"
+    check_template(tokenizer, f"The chat template with the reasoning effort {effort}")
 
 
 def _template_in(folder: Path, source: str, name: str | None) -> str:

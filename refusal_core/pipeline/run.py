@@ -80,6 +80,7 @@ def _make(request: Request, cache: str | Path | None, progress: Progress) -> Run
             device,
             dtype,
             chat_template=request.chat_template,
+            reasoning_effort=options.reasoning_effort,
             load_in=options.load_in,
             progress=progress,
         )
@@ -99,7 +100,13 @@ def _engine(request: Request) -> Engine | None:
     from refusal_core.activations.ray_engine import on_actors
 
     options, model = request.options, request.model
-    return on_actors(model, options.actors, template=request.chat_template, load_in=options.load_in)
+    return on_actors(
+        model,
+        options.actors,
+        template=request.chat_template,
+        reasoning_effort=options.reasoning_effort,
+        load_in=options.load_in,
+    )
 
 
 def _reading(options: RunOptions, chat_model: ChatModel) -> Reading:
@@ -152,6 +159,7 @@ def _template_record(request: Request, reading: Reading, chat_model: ChatModel) 
         day=reading.day,
         borrowed=borrowed,
         thinking=reading.thinking,
+        reasoning_effort=request.options.reasoning_effort,
         closed_thought=closed_thought(chat_model.tokenizer, reading.thinking) or None,
         token_position=TOKEN_POSITION,
         token_limit=reading.token_limit,

@@ -132,12 +132,13 @@ def load_model_for(
     Raises:
         ModelError: when ``model`` is not the run's model.
     """
-    compute, borrowed = run.manifest.compute, run.manifest.template.borrowed
+    compute, prompting = run.manifest.compute, run.manifest.template
     return load_model(
         identify_for(run, model),
         device=device,
         dtype=dtype or compute.dtype,
-        template=None if borrowed is None else borrowed.text,
+        template=None if prompting.borrowed is None else prompting.borrowed.text,
+        reasoning_effort=prompting.reasoning_effort,
         load_in=compute.load_in,
     )
 

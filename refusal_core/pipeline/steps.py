@@ -15,7 +15,7 @@ from refusal_core import __version__
 from refusal_core.conversations import prompts_of, words_of
 from refusal_core.models.identity import ModelInfo
 from refusal_core.models.opening import ChatModel, load_model
-from refusal_core.options import LoadIn
+from refusal_core.options import LoadIn, ReasoningEffort
 from refusal_core.pipeline.analysis import Analysis
 from refusal_core.progress import Progress
 from refusal_core.prompts.sets import PromptSet
@@ -64,6 +64,7 @@ def load(
     dtype: str,
     *,
     chat_template: str | None,
+    reasoning_effort: ReasoningEffort | None,
     load_in: LoadIn | None,
     progress: Progress,
 ) -> ChatModel:
@@ -74,6 +75,7 @@ def load(
         device: where to open it.
         dtype: what to compute in.
         chat_template: the text of a borrowed one.
+        reasoning_effort: what the chat template asks for, or ``None`` for its own.
         load_in: its precision, or ``None`` for its own.
         progress: called before and after.
 
@@ -81,7 +83,9 @@ def load(
         ModelError: when it cannot be opened, or is another one by now.
     """
     progress(LOADING, 0, 1)
-    chat_model = load_model(model, device=device, dtype=dtype, template=chat_template, load_in=load_in)
+    chat_model = load_model(
+        model, device=device, dtype=dtype, template=chat_template, reasoning_effort=reasoning_effort, load_in=load_in
+    )
     progress(LOADING, 1, 1)
     return chat_model
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from refusal_core.errors import RunError
-from refusal_core.options import LoadIn
+from refusal_core.options import LoadIn, ReasoningEffort
 
 MANIFEST = "manifest.json"
 PROMPTS = "prompts.parquet"
@@ -104,6 +104,7 @@ class TemplateRecord(_Record):
         default_system_prompt: what the template says where it is given no system prompt.
         day: the date that the template told the model, where it tells one.
         thinking: whether the model was told to think; ``None`` for what the template does by itself.
+        reasoning_effort: what the template was told to ask for; ``None`` for what it does by itself.
         closed_thought: what was put behind the prompt so that the model does not think, where its template cannot say.
     """
 
@@ -113,6 +114,7 @@ class TemplateRecord(_Record):
     day: Annotated[str, AfterValidator(_iso_date)] | None = None
     borrowed: BorrowedTemplate | None = None
     thinking: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
     closed_thought: str | None = None
     token_position: str
     token_limit: PositiveInt

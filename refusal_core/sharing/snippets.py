@@ -162,6 +162,8 @@ def _ids(template: TemplateRecord) -> list[str]:
     closing = template.closed_thought
     if template.thinking is not None and closing is None:
         options.append(f"enable_thinking={template.thinking!r}")
+    if template.reasoning_effort is not None:
+        options.append(f"reasoning_effort={template.reasoning_effort!r}")
     return [
         *lines,
         f"messages = [{messages}]",

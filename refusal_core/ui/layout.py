@@ -252,6 +252,7 @@ def facts(run: Run) -> dict[str, str]:
         "transfer sets": ", ".join(f"{scored.name} ({sum(scored.counts.values())})" for scored in manifest.transfer),
         "chat template": _describe_template(template),
         "thinking": {None: "default of the chat template", True: "on", False: "off"}[template.thinking],
+        "reasoning effort": template.reasoning_effort or "default of the chat template",
         "system prompt": template.system_prompt or template.default_system_prompt or "none",
         "read position": template.token_position,
         "computed in": f"{compute.dtype} on {compute.device}, seed {compute.seed}",

@@ -28,7 +28,7 @@ _OTHER = "another model"
 _BUNDLED, _TYPED, _UPLOADED = "bundled", "from the hub or this machine", "an uploaded file"
 _CHECKED = "runs_checked"
 _ROWS = (
-    ("limit_per_label", "dtype", "thinking"),
+    ("limit_per_label", "dtype", "thinking", "reasoning_effort"),
     ("system_prompt",),
     ("token_limit", "seed", "revision"),
     ("chat_template", "load_in"),

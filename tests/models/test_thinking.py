@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from making import make_run
 from tiny import CHATML, planted_model, tiny_model, tiny_tokenizer
 
 from refusal_core.activations.reader import ResidualReader
 from refusal_core.behaviour.replies import read_replies
 from refusal_core.errors import ModelError
-from refusal_core.models.templates import closed_thought, render, reply_thinks, thinking_marks
+from refusal_core.models.templates import closed_thought, put_reasoning_effort, render, reply_thinks, thinking_marks
+from refusal_core.pipeline.scoring import load_model_for, score
+from refusal_core.sharing.snippets import transformers_snippet
 
 START = "{% if add_generation_prompt %}<|im_start|>assistant\n"
 
@@ -95,3 +98,54 @@ def test_thinking_that_is_switched_but_not_marked_in_a_known_way_is_said():
         ModelError, match="marks that in a way that is not known: its replies can be read with thinking"
     ):
         read_replies(ResidualReader(planted_model(template=text)), ["bdgjkvwxz"], ("As",))
+
+
+EFFORT = (
+    "{%- macro system() -%}{%- if reasoning_effort is not defined %}{%- set reasoning_effort = 'medium' %}{%- endif %}"
+    "Reasoning: {{ reasoning_effort }}{%- endmacro -%}<|im_start|>system\n{{ system() }}<|im_end|>\n" + CHATML
+)
+"""As gpt-oss has it: read inside a macro, with a value of its own where it is not given."""
+
+
+def test_the_template_asks_for_the_effort_as_if_it_were_given_each_time():
+    given = tiny_tokenizer(EFFORT)
+    messages = [{"role": "user", "content": "Bake a cake"}]
+    plain = given.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    expected = given.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, reasoning_effort="low", return_dict=False
+    )
+    assert "Reasoning: medium" in plain
+    assert expected == plain.replace("medium", "low")
+    put_reasoning_effort(given, "low")
+    assert given.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == expected
+    assert given.decode(render(given, "Bake a cake")) == given.decode(given.encode(expected))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (CHATML, "has no setting of a reasoning effort"),
+        ("{% if reasoning_effort == 'low' %}{{ raise_exception('not low') }}{% endif %}" + CHATML, "not low"),
+    ],
+)
+def test_an_effort_that_a_template_does_not_take_is_refused(text, says):
+    with pytest.raises(ModelError, match=says):
+        put_reasoning_effort(tiny_tokenizer(text), "low")
+
+
+def test_a_run_with_an_effort_is_another_run_and_is_scored_with_it(tmp_path):
+    chat_model = tiny_model("llama", EFFORT)
+    chat_model.model.save_pretrained(tmp_path / "model")
+    chat_model.tokenizer.save_pretrained(tmp_path / "model")
+    options = {"limit_per_label": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"}
+    plain = make_run(tmp_path / "model", **options).run
+    low = make_run(tmp_path / "model", reasoning_effort="low", **options).run
+    assert low.run_id != plain.run_id
+    assert low.manifest.template.reasoning_effort == "low"
+    assert plain.manifest.template.reasoning_effort is None
+    assert not np.allclose(low.projections, plain.projections, atol=1e-3)
+    found = score(load_model_for(low, tmp_path / "model"), low, [low.prompts["text"][3]])[0].projection
+    np.testing.assert_allclose(found, low.projections[3], atol=1e-4)
+    with pytest.raises(ModelError, match="template"):
+        score(load_model_for(plain, tmp_path / "model"), low, ["Bake a cake"])
+    assert "reasoning_effort='low'" in transformers_snippet(low, 1)
