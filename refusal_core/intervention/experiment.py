@@ -303,5 +303,5 @@ def _require_reply(reader: ResidualReader) -> None:
     if reply_thinks(reader.chat_model.tokenizer, reader.thinking):
         raise RefusalError(
             "interventions are read where the reply begins, and this run's model thinks first: make a run with "
-            "--thinking off, or of a model that does not think"
+            "thinking off, or of a model that does not think"
         )

@@ -447,7 +447,7 @@ def test_a_run_says_whether_the_model_thought(tmp_path):
     assert measurement.load_behaviour(made[None])[1].thinking.unclosed > 0
     measurement.record(made[False], chat_model)
     assert measurement.load_behaviour(made[False])[1].thinking is None
-    with pytest.raises(RefusalError, match="--thinking off"):
+    with pytest.raises(RefusalError, match="a run with thinking off"):
         experiment.record(made[None], chat_model)
 
 
