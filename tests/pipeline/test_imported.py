@@ -10,7 +10,7 @@ import pytest
 from making import make_run
 from safetensors.numpy import save_file
 from synthetic import intervene
-from tiny import PLANTED_LAYER
+from tiny import PLANTED_LAYER, READING_LAYER
 
 from refusal_core.cli.main import main
 from refusal_core.errors import RefusalError, RunError
@@ -126,7 +126,7 @@ def test_vectors_of_another_model_are_refused_and_nothing_is_left(parent, tmp_pa
     assert sorted(path.name for path in parent.path.parent.iterdir()) == before
 
 
-def test_interventions_with_a_planted_direction_find_its_layer_and_one_across_it_does_nothing(
+def test_interventions_with_a_planted_direction_find_its_layer_and_one_across_it_removes_no_refusal(
     planted_run, planted_folder, tmp_path
 ):
     """The direction that makes the planted model refuse is imported; then one that has nothing to do with it."""
@@ -134,14 +134,19 @@ def test_interventions_with_a_planted_direction_find_its_layer_and_one_across_it
     causes = unit[PLANTED_LAYER]
     across = np.random.default_rng(0).normal(size=len(causes))
     across -= (across @ causes) * causes
-    for vector, works in ((causes, True), (across, False)):
-        np.save(tmp_path / f"{works}.npy", np.tile(vector, (planted_run.n_layers, 1)).astype(np.float32))
-        run = import_direction(planted_run, tmp_path / f"{works}.npy", "blocks", model=planted_folder).run
+    swept = {}
+    for name, vector in (("causes", causes), ("across", across)):
+        np.save(tmp_path / f"{name}.npy", np.tile(vector, (planted_run.n_layers, 1)).astype(np.float32))
+        run = import_direction(planted_run, tmp_path / f"{name}.npy", "blocks", model=planted_folder).run
         table = intervene(run, planted_folder)
         assert set(table.loc[table["direction"].eq(FOUND), "position"]) == {-1}
-        swept = effects.over_layers(effects.summarise(run, table), ABLATE, "harmful")
-        found = [int(row["site"]) for _, row in swept.iterrows() if effects.verdict(row) == effects.EFFECT]
-        assert found == (list(range(PLANTED_LAYER, run.n_layers)) if works else [])
+        swept[name] = effects.over_layers(effects.summarise(run, table), ABLATE, "harmful")
+    found = [int(row["site"]) for _, row in swept["causes"].iterrows() if effects.verdict(row) == effects.EFFECT]
+    between = slice(PLANTED_LAYER, READING_LAYER)
+    assert set(range(planted_run.n_layers)[between]) <= set(found)
+    assert swept["causes"]["refuses"].iloc[between].eq(0).all()
+    assert swept["across"]["refuses"].eq(1).all()
+    assert swept["across"]["change"].abs().max() < 0.1 * swept["causes"]["change"].iloc[between].abs().min()
 
 
 def test_the_command_line_imports_and_says_so(parent, tmp_path, capsys):
