@@ -129,6 +129,16 @@ def _next(app: AppTest, place: int) -> object:
     return next(each for each in app.button if each.label == "Next").click()
 
 
+def _ranks_layer(app: AppTest, place: int) -> object:
+    app.session_state["view"] = replace(app.session_state["view"], part="Rank of the prompts")
+    return _layer(app.run(), place) if not place else _layer(app, place)
+
+
+def _part(app: AppTest, place: int) -> object:
+    field = app.segmented_control(key="part_field")
+    return field.set_value(field.options[(place + 1) % len(field.options)])
+
+
 def _measure(app: AppTest, place: int) -> object:
     field = next(each for each in app.selectbox if each.label == "Measure")
     return field.select_index(1 + place % (len(field.options) - 1))
@@ -152,10 +162,15 @@ _PAGES: dict[str, dict[str, Act]] = {
     "1_Layers": {"another layer": _layer, "other axes": _axes, "a prompt followed": _follow},
     "2_Evidence": {"another layer": _layer, "another question": _numbers},
     "3_Outliers": {"another layer": _layer, "another band": _band, "next prompt": _next, "a search": _search},
-    "5_Behaviour": {"drawn again": _again, "another layer": _layer, "a prompt followed": _follow},
+    "5_Behaviour": {
+        "drawn again": _again,
+        "another layer": _layer,
+        "a prompt followed": _follow,
+        "another part": _part,
+    },
     "7_Ratings": {"another layer": _layer, "a prompt followed": _follow},
     "8_Rate": {"a prompt rated": _rate},
-    "9_Compare": {"drawn again": _again, "another layer": _layer},
+    "9_Compare": {"drawn again": _again, "another layer": _ranks_layer, "another part": _part},
     "10_Runs": {"another run": _other_run},
 }
 _SHIPPED_PAGES: dict[str, dict[str, Act]] = {"6_Causality": {"another layer": _layer, "another measure": _measure}}

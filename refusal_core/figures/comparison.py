@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_core.evidence.claims import detectable_from, probe_source
-from refusal_core.exploration.comparison import Shared, is_control, site_in_other
+from refusal_core.exploration.comparison import NUMBERS, Shared, is_control, site_in_other
 from refusal_core.exploration.outliers import standardised
 from refusal_core.figures.style import ACCENT, GREY, PROBE, blank, line_at, ribbon, safe
 from refusal_core.glossary import name_of
@@ -34,6 +34,9 @@ _DEPTH = {
     "range": [-0.03, _NORM + 0.03],
     "zeroline": False,
 }
+
+_COLUMNS, _ROWS = ([0.0, 0.46], [0.54, 1.0]), ([0.58, 1.0], [0.0, 0.42])
+"""Where the panels of :func:`over_depth` stand."""
 
 CATEGORY_NUMBERS = {
     "mean": ("mean, in standard deviations", 0.0),
@@ -67,47 +70,50 @@ def sides(runs: Sequence[Run], described: Sequence[str]) -> list[Side]:
 
 
 def over_depth(
-    compared: Sequence[Side],
-    tables: Sequence[pd.DataFrame],
-    evidence: Sequence[Evidence | None],
-    number: str,
+    compared: Sequence[Side], tables: Sequence[pd.DataFrame], evidence: Sequence[Evidence | None]
 ) -> go.Figure:
-    """Return a number of all runs over relative depth, with intervals; stars mark from where d is detectable.
+    """Return four numbers of all runs over relative depth, with intervals; stars mark from where d is detectable.
 
     Args:
         compared: the runs.
         tables: of :func:`refusal_core.exploration.comparison.numbers_over_depth`.
         evidence: of the runs, where they have any.
-        number: one of :data:`refusal_core.exploration.comparison.NUMBERS`.
     """
-    traces = []
-    for side, table, found in zip(compared, tables, evidence, strict=True):
-        traces += _line(side, table, number, name_of(number))
-        source = probe_source(found) if found is not None and number == "probe_d" else None
-        first = detectable_from(found, "d", source) if found is not None and source is not None else None
-        if first is not None:
-            star = {
-                "type": "scatter",
-                "x": [_x(first, side.run.n_layers)],
-                "y": [table[number][first]],
-                "mode": "markers",
-                "showlegend": False,
-                "marker": {
-                    "symbol": "star",
-                    "size": 14,
-                    "color": side.colour,
-                    "line": {"width": 1, "color": "#FFFFFF"},
-                },
-                "hovertemplate": f"{side.letter}: detectable from {side.run.site_label(first)}<extra></extra>",
-            }
-            traces.append(star)
-    return blank(
-        340,
-        traces,
-        shapes=[_chance(0.5 if number.endswith("auroc") else 0)],
-        xaxis=_DEPTH,
-        yaxis={"title_text": name_of(number)},
-    )
+    traces: list[dict[str, Any]] = []
+    shapes, axes = [], {}
+    for place, number in enumerate(NUMBERS):
+        panel = str(place + 1) if place else ""
+        lines = []
+        for side, table, found in zip(compared, tables, evidence, strict=True):
+            lines += [*_line(side, table, number, name_of(number)), *_star(side, table, number, found)]
+        # One legend is enough: a run looks the same in all panels.
+        once = {"showlegend": False} if place else {}
+        traces += [{**line, **once, "xaxis": f"x{panel}", "yaxis": f"y{panel}"} for line in lines]
+        chance = _chance(0.5 if number.endswith("auroc") else 0)
+        shapes.append({**chance, "xref": f"x{panel} domain", "yref": f"y{panel}"})
+        row, column = divmod(place, 2)
+        axes[f"xaxis{panel}"] = {**_DEPTH, "domain": _COLUMNS[column], "anchor": f"y{panel}"}
+        axes[f"yaxis{panel}"] = {"title_text": name_of(number), "domain": _ROWS[row], "anchor": f"x{panel}"}
+    return blank(620, traces, shapes=shapes, **axes)
+
+
+def _star(side: Side, table: pd.DataFrame, number: str, found: Evidence | None) -> list[dict[str, Any]]:
+    """Return the mark of the layer from which harm is detectable, for d on matched pairs where there is evidence."""
+    source = probe_source(found) if found is not None and number == "probe_d" else None
+    first = detectable_from(found, "d", source) if found is not None and source is not None else None
+    if first is None:
+        return []
+    return [
+        {
+            "type": "scatter",
+            "x": [_x(first, side.run.n_layers)],
+            "y": [table[number][first]],
+            "mode": "markers",
+            "showlegend": False,
+            "marker": {"symbol": "star", "size": 14, "color": side.colour, "line": {"width": 1, "color": "#FFFFFF"}},
+            "hovertemplate": f"{side.letter}: detectable from {side.run.site_label(first)}<extra></extra>",
+        }
+    ]
 
 
 def rank_over_depth(compared: Sequence[Side], matrices: Sequence[np.ndarray], label: str) -> go.Figure:

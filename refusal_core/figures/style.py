@@ -74,7 +74,8 @@ def bars_of(label: str) -> dict[str, object]:
 
 def blank(height: int, traces: Sequence[dict[str, Any]] = (), **layout: Any) -> go.Figure:
     """Return a figure in the shared look, empty or with its traces; with all of them at once it is made much faster."""
-    axes = {name: {**_AXIS, **layout.pop(name, {})} for name in ("xaxis", "yaxis")}
+    named = {"xaxis", "yaxis", *(name for name in layout if name.startswith(("xaxis", "yaxis")))}
+    axes = {name: {**_AXIS, **layout.pop(name, {})} for name in sorted(named)}
     return go.Figure(list(traces), {**_look(height), **axes, **layout})
 
 

@@ -19,7 +19,20 @@ import streamlit as st
 from refusal_core.ui.streamlit_internals import came_by_history, component
 
 _VIEW = "view"
-_WORDS = ("run", "versus", "prompts", "find", "panel", "axes", "units", "published", "among", "measure", "question")
+_WORDS = (
+    "run",
+    "versus",
+    "prompts",
+    "find",
+    "panel",
+    "axes",
+    "units",
+    "published",
+    "among",
+    "measure",
+    "question",
+    "part",
+)
 _LISTS = ("others", "sets", "labels", "categories", "replies", "marked", "over", "followed")
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 
@@ -47,6 +60,7 @@ class View:
         among: the labels whose ranks are correlated on the Compare page.
         measure: of the Causality page.
         question: of the Evidence page, whose figure and numbers are shown.
+        part: of the Behaviour or the Compare page, one of which is open at a time.
     """
 
     run: str | None = None
@@ -71,6 +85,7 @@ class View:
     among: str | None = None
     measure: str | None = None
     question: str | None = None
+    part: str | None = None
 
 
 def view() -> View:

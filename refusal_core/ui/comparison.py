@@ -129,12 +129,8 @@ def differences(compared: list[Side]) -> None:
 
 def over_depth(compared: list[Side], evidence: list[Evidence | None], tables: list[pd.DataFrame]) -> None:
     """Show the four numbers over relative depth."""
-    places = st.columns(2)
-    for place, number in enumerate(NUMBERS):
-        with places[place % 2]:
-            st.caption(meaning_of(number) or "")
-            figure = _over_depth(_identities(compared), number, compared, tables, evidence)
-            chart(figure, f"compare_{number}")
+    chart(_over_depth(_identities(compared), compared, tables, evidence), "compare_over_depth")
+    st.caption("Shaded: 95 % bootstrap intervals. Stars: detectable from there. The final norm stands apart.")
 
 
 def chosen_pair(compared: list[Side], site: int) -> tuple[Side, Shared, int]:
@@ -186,8 +182,8 @@ def rank_agreement(compared: list[Side], other: Side, shared: Shared, site: int,
         return
     if len(shared.prompts) > comparison.MOST_DRAWN:
         st.caption(
-            f"This and the categories below are of {comparison.MOST_DRAWN} prompts, always the same ones; curves, map "
-            f"and list are of all {len(shared.prompts)}."
+            f"These numbers are of {comparison.MOST_DRAWN} prompts, always the same ones; curves and map are of all "
+            f"{len(shared.prompts)}."
         )
     best = (first.run.best_site(), other.run.best_site())
     at_best = _correlations(*pair, shared.source, *best, shared)
@@ -434,9 +430,9 @@ def _matrix(
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _over_depth(
-    runs: Key, number: str, _compared: list[Side], _tables: list[pd.DataFrame], _evidence: list[Evidence | None]
+    runs: Key, _compared: list[Side], _tables: list[pd.DataFrame], _evidence: list[Evidence | None]
 ) -> go.Figure:
-    return serialise_once(figures.over_depth(_compared, _tables, _evidence, number))
+    return serialise_once(figures.over_depth(_compared, _tables, _evidence))
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -44,6 +44,20 @@ _LAYER_NUMBERS = (
     "harmless_projection_std",
 )
 """Columns of the layers' statistics that a page lists, in this order."""
+
+
+def part_picker(parts: Sequence[str]) -> str:
+    """Show the parts of a page of which one is open at a time; return the open one, which the address names."""
+    part = address.one_of(parts, "part")
+    st.segmented_control(
+        "Part of the page",
+        parts,
+        label_visibility="collapsed",
+        required=True,
+        key=address.fill("part_field", part),
+        on_change=lambda: address.change(part=st.session_state["part_field"]),
+    )
+    return part
 
 
 def chart(

@@ -175,11 +175,12 @@ def test_the_page_of_a_large_run_says_what_is_of_some_of_its_prompts(
     shutil.copytree(synthetic_cache, tmp_path / "cache")
     save_addition(store.open_run(RUN, tmp_path / "cache"), mixed, behaviour_manifest("Sorry"))
 
-    def visit() -> AppTest:
+    def visit(part: str) -> AppTest:
         st.cache_data.clear()
         st.cache_resource.clear()
         app = AppTest.from_file(str(Path(__file__).resolve().parents[2] / "app.py"), default_timeout=60)
         app.query_params["run"] = RUN
+        app.query_params["part"] = part
         app.run()
         app.switch_page("pages/5_Behaviour.py").run()
         assert not app.exception, app.exception
@@ -188,13 +189,15 @@ def test_the_page_of_a_large_run_says_what_is_of_some_of_its_prompts(
     def said(app: AppTest) -> str:
         return "\n".join(caption.value for caption in app.caption)
 
-    def lists(app: AppTest) -> list[pd.DataFrame]:
-        return [table.value for table in app.dataframe if "opening_label" in table.value]
+    def listed(app: AppTest) -> pd.DataFrame:
+        return next(table.value for table in app.dataframe if "opening_label" in table.value)
 
+    parts = ("Prompts", "Over the layers", "Surprises", "Do the measures agree?")
     odd, differing = measurement.surprises(run, mixed), measurement.disagreements(run, mixed)
-    small = visit()
-    assert [len(each) for each in lists(small)] == [len(odd), len(differing)]
-    assert not any(told in said(small) for told in ("drawn as points", "the csv has all", "always the same ones"))
+    points, layers, surprises, measures = map(visit, parts)
+    assert [len(listed(each)) for each in (surprises, measures)] == [len(odd), len(differing)]
+    told = ("drawn as points", "the csv has all", "always the same ones")
+    assert not any(words in said(app) for words in told for app in (points, layers, surprises, measures))
     monkeypatch.setattr(figures, "MOST_POINTS", 5)
     monkeypatch.setattr(measurement, "MOST_REDRAWN", 9)
     monkeypatch.setattr(page, "MOST_REDRAWN", 9)
@@ -206,12 +209,13 @@ def test_the_page_of_a_large_run_says_what_is_of_some_of_its_prompts(
         return button(label, data, **options)
 
     monkeypatch.setattr(st, "download_button", kept_button)
-    large = visit()
-    assert [each.index.tolist() for each in lists(large)] == [odd.index[:4].tolist(), differing.index[:4].tolist()]
+    points, layers, surprises, measures = map(visit, parts)
+    assert listed(surprises).index.tolist() == odd.index[:4].tolist()
+    assert listed(measures).index.tolist() == differing.index[:4].tolist()
     assert len(pd.read_csv(io.BytesIO(files[f"{RUN}--behaviour-surprises.csv"]()))) == len(odd)
-    assert f"The first 4 of {len(odd)} are listed; the csv has all." in said(large)
-    assert f"Of {run.rows().sum()} prompts 10 are drawn as points." in said(large)
-    assert "always the same ones; the numbers are of all" in said(large)
+    assert f"The first 4 of {len(odd)} are listed; the csv has all." in said(surprises)
+    assert f"Of {run.rows().sum()} prompts 10 are drawn as points." in said(points)
+    assert "always the same ones; the numbers are of all" in said(layers)
 
 
 def test_the_reading_says_what_the_numbers_say(run, answered):

@@ -14,6 +14,8 @@ from synthetic import HOSTILE, RUN, SECOND_RUN, save_second_run
 from refusal_core.exploration import comparison
 from refusal_core.runs.store import open_run
 
+DISPUTED = "Where they disagree"
+
 
 @pytest.fixture
 def second(cache: Path) -> Iterator[str]:
@@ -30,7 +32,8 @@ def test_runs_are_chosen_and_the_address_opens_the_same_comparison(open_page, se
     # An open list hides the rest of the page from assistive technology, and so from roles.
     page.keyboard.press("Escape")
     expect(page.get_by_text("is of a base model")).to_be_visible(timeout=20_000)
-    expect(page.locator(".st-key-compare_probe_d .legendtext").nth(1)).to_contain_text("other", timeout=20_000)
+    expect(page.locator(".st-key-compare_over_depth .legendtext").nth(1)).to_contain_text("other", timeout=20_000)
+    page.get_by_role("radio", name="Rank of the prompts").click()
     page.get_by_role("radio", name="probe-pairs").click()
     said = page.get_by_text("shared prompts of probe-pairs")
     expect(said).to_be_visible()
@@ -43,7 +46,7 @@ def test_runs_are_chosen_and_the_address_opens_the_same_comparison(open_page, se
 def test_a_disputed_row_opens_its_prompt_in_both_runs(open_page, second, cache):
     shared = comparison.shared_prompts(open_run(RUN, cache), open_run(second, cache))
     most = comparison.rank_differences(shared, 5, 2).iloc[0]
-    page = open_page("Compare", run=RUN, others=second, site="5")
+    page = open_page("Compare", run=RUN, others=second, site="5", part=DISPUTED)
     table = page.locator(".st-key-compare_disagreements canvas").first
     expect(table).to_be_visible(timeout=30_000)
     table.scroll_into_view_if_needed()
@@ -69,7 +72,7 @@ def test_a_disputed_row_opens_its_prompt_in_both_runs(open_page, second, cache):
 @pytest.mark.parametrize("place", range(len(HOSTILE)))
 def test_hostile_prompts_are_text(open_page, second, cache, place):
     prompt = open_run(RUN, cache).prompts["prompt_id"][2 * place]
-    page = open_page("Compare", run=RUN, others=second, site="5", prompt=prompt)
+    page = open_page("Compare", run=RUN, others=second, site="5", prompt=prompt, part=DISPUTED)
     expect(page.get_by_role("heading", name="The chosen prompt")).to_be_visible()
     is_read(page, HOSTILE[place])
     expect(page.locator(".st-key-compare_disagreements canvas").first).to_be_visible()

@@ -425,14 +425,19 @@ def test_every_run_has_a_look_of_its_own_and_controls_are_grey(run):
 
 def test_runs_are_drawn_over_relative_depth_with_the_final_norm_apart(compared, evidence):
     table = comparison.numbers_over_depth(compared[0].run, evidence)
-    figure = comparison_figures.over_depth(compared, [table] * 2, [evidence, None], "probe_d")
-    lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
-    norms = [trace for trace in figure.data if trace.mode == "markers" and trace.legendgroup]
-    for line, norm in zip(lines, norms, strict=True):
-        np.testing.assert_allclose(line.x, table["depth"].iloc[:-1])
-        np.testing.assert_allclose(line.y, table["probe_d"].iloc[:-1])
-        assert norm.x[0] > 1
-        assert norm.y[0] == table["probe_d"].iloc[-1]
+    figure = comparison_figures.over_depth(compared, [table] * 2, [evidence, None])
+    for place, number in enumerate(comparison.NUMBERS):
+        panel = [trace for trace in figure.data if trace.yaxis == ("y" if place == 0 else f"y{place + 1}")]
+        lines = [trace for trace in panel if trace.mode == "lines+markers"]
+        norms = [trace for trace in panel if trace.mode == "markers" and trace.legendgroup]
+        assert len(lines) == 2
+        # One legend, of the first panel, for all.
+        assert [line.showlegend for line in lines] == [place == 0] * 2
+        for line, norm in zip(lines, norms, strict=True):
+            np.testing.assert_allclose(line.x, table["depth"].iloc[:-1])
+            np.testing.assert_allclose(line.y, table[number].iloc[:-1])
+            assert norm.x[0] > 1
+            assert norm.y[0] == table[number].iloc[-1]
     assert sum(trace.marker.symbol == "star" for trace in figure.data) == 1
     assert "<img" not in figure.to_json()
 

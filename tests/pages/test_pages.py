@@ -61,6 +61,7 @@ PAGES = (
     "9_Compare",
     "12_Subspace",
 )
+RANKS, DISPUTED = "Rank of the prompts", "Where they disagree"
 
 
 @pytest.fixture(autouse=True)
@@ -414,12 +415,12 @@ def with_replies(synthetic_cache, tmp_path, monkeypatch):
 
 
 def test_behaviour_counts_refusals_and_lists_surprises(with_replies):
-    app = visit("5_Behaviour", run=RUN, site="2")
+    app = visit("5_Behaviour", run=RUN, site="2", part="Surprises")
     table, _ = measurement.load_behaviour(with_replies)
     refused = table["opening_label"][with_replies.rows("harmful")].eq("refuses").mean()
     metrics = {metric.label: metric.value for metric in app.metric}
     assert metrics["harmful prompts refused"] == f"{100 * refused:.0f} %"
-    assert len(app.dataframe[1].value) == len(measurement.surprises(with_replies, table))
+    assert len(app.dataframe[0].value) == len(measurement.surprises(with_replies, table))
 
 
 def test_openings_are_shown_as_text_only(with_replies):
@@ -798,10 +799,22 @@ def test_runs_are_compared_and_a_base_model_is_a_control(two_runs):
     assert app.multiselect(key="compare_others").value == [two_runs]
     assert "B is of a base model (no chat template of its own)" in app.info[0].value
     assert "d on matched pairs where the cross-fitted d is highest: A" in shown(app)
-    assert "the 30 shared prompts that both fitted" in shown(app)
     assert app.dataframe[0].value["run"].tolist() == ["A", "B"]
     assert app.query_params["others"] == two_runs
-    assert "directions of different models have no angle" in app.info[-1].value
+    assert "the 30 shared prompts that both fitted" in shown(visit("9_Compare", run=RUN, part=RANKS))
+    directions = visit("9_Compare", run=RUN, part="Directions")
+    assert "directions of different models have no angle" in directions.info[-1].value
+
+
+def test_one_part_of_a_page_is_open_and_the_address_says_which(two_runs):
+    app = visit("9_Compare", run=RUN)
+    assert [chart.proto.id.rpartition("-")[2] for chart in app.get("plotly_chart")] == ["compare_over_depth"]
+    app.segmented_control(key="part_field").set_value(RANKS).run()
+    assert "the 30 shared prompts that both fitted" in shown(app)
+    assert app.query_params["part"] == RANKS
+    # Another page has other parts, and opens its first.
+    other = app.switch_page("pages/5_Behaviour.py").run()
+    assert not other.exception
 
 
 def test_what_differs_between_compared_runs_is_a_table(two_runs):
@@ -815,7 +828,7 @@ def test_what_differs_between_compared_runs_is_a_table(two_runs):
 
 
 def test_a_comparison_s_address_opens_the_same_comparison(two_runs):
-    app = visit("9_Compare", run=two_runs, others=RUN, versus=RUN, prompts="borderline", site="2")
+    app = visit("9_Compare", run=two_runs, others=RUN, versus=RUN, prompts="borderline", site="2", part=RANKS)
     assert app.multiselect(key="compare_others").value == [RUN]
     assert "the 6 shared prompts of borderline" in shown(app)
     assert "layer 2 of 3 of A" in shown(app)
@@ -824,7 +837,7 @@ def test_a_comparison_s_address_opens_the_same_comparison(two_runs):
 
 def test_a_prompt_is_shown_in_the_runs_that_have_it(two_runs):
     run = open_run(RUN)
-    app = visit("9_Compare", run=RUN, prompt=run.prompts["prompt_id"][0])
+    app = visit("9_Compare", run=RUN, prompt=run.prompts["prompt_id"][0], part=DISPUTED)
     assert app.code[0].value == run.prompts["text"][0] == HOSTILE[0]
     assert "Not among the prompts of B." in shown(app)
     assert HOSTILE[0] not in shown(app)
@@ -832,7 +845,7 @@ def test_a_prompt_is_shown_in_the_runs_that_have_it(two_runs):
 
 def test_of_many_prompts_the_most_disputed_are_listed_and_that_is_said(two_runs, monkeypatch):
     monkeypatch.setattr(comparison, "_MOST_LISTED", 7)
-    app = visit("9_Compare", run=RUN)
+    app = visit("9_Compare", run=RUN, part=DISPUTED)
     assert "The first 7 of 30 are listed; the csv has all." in shown(app)
     listed = next(table.value for table in app.dataframe if "difference" in table.value)
     assert len(listed) == 7
@@ -840,16 +853,16 @@ def test_of_many_prompts_the_most_disputed_are_listed_and_that_is_said(two_runs,
 
 
 def test_of_many_prompts_what_is_of_some_of_them_says_so(two_runs, monkeypatch):
-    assert "prompts, always the same ones" not in shown(visit("9_Compare", run=RUN))
+    assert "prompts, always the same ones" not in shown(visit("9_Compare", run=RUN, part=RANKS))
     monkeypatch.setattr("refusal_core.exploration.comparison.MOST_DRAWN", 12)
-    said = shown(visit("9_Compare", run=RUN, site="1"))
-    assert "This and the categories below are of 12 prompts, always the same ones" in said
-    assert "and list are of all 30." in said
+    said = shown(visit("9_Compare", run=RUN, site="1", part=RANKS))
+    assert "These numbers are of 12 prompts, always the same ones" in said
+    assert "map are of all 30." in said
 
 
 def test_what_is_kept_of_a_comparison_belongs_to_the_labels_and_runs_that_are_chosen(two_runs):
     def curve(**chosen: str) -> str:
-        charts = visit("9_Compare", run=RUN, **chosen).get("plotly_chart")
+        charts = visit("9_Compare", run=RUN, part=RANKS, **chosen).get("plotly_chart")
         return next(
             each.proto.spec
             for each in charts
@@ -888,9 +901,10 @@ def test_runs_without_shared_prompts_or_evidence_are_compared_in_what_they_have(
         content = (cache / two_runs / f"{name}.parquet").read_bytes()
         kept[f"{name}.parquet"] = hashlib.sha256(content).hexdigest()
     manifest.write_text(json.dumps(described | {"files": kept}))
-    app = visit("9_Compare", run=RUN)
+    app = visit("9_Compare", run=RUN, part=RANKS)
     assert "share no prompt that both fitted" in shown(app)
     assert "Without intervals: B" in shown(app)
+    app = visit("9_Compare", run=RUN, part=DISPUTED)
     assert "There is no shared prompt to disagree on." in [info.value for info in app.info]
     assert "This run has no evidence that can be read." in shown(visit(run=two_runs))
 
