@@ -255,7 +255,9 @@ class BehaviourOptions(Options):
 class InterventionOptions(Options):
     """What is edited in a run's model, and what that is compared with."""
 
-    limit_per_label: int = _option(16, "Prompts per label", "Prompts per label.", ge=1)
+    limit_per_label: int = _option(
+        64, "Prompts per label", "Prompts per label, in whole quartets or pairs where the set has any.", ge=1
+    )
     source: str | None = _option(
         None,
         "Set",
@@ -264,9 +266,9 @@ class InterventionOptions(Options):
         min_length=1,
     )
     random_directions: int = _option(
-        20,
+        50,
         "Random directions",
-        "Random control directions per layer; a permuted and an orthogonal one come on top.",
+        "Control directions per layer: a fifth isotropic, the others where activations vary, the found one taken off.",
         ge=2,
     )
     control_layers: tuple[int, ...] = _option(

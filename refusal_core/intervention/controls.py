@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-ISOTROPIC, PERMUTED, ORTHOGONAL = "isotropic", "permuted", "orthogonal"
+ISOTROPIC, COVARIANCE = "isotropic", "covariance"
 
 
 def control_names(random_directions: int) -> list[str]:
-    """Names of the controls: half of the random directions isotropic, half from the covariance, then two more."""
-    isotropic = (random_directions + 1) // 2
+    """Return the names of the controls: a fifth of them isotropic, the others from the covariance."""
+    isotropic = max(1, random_directions // 5)
     names = [f"{ISOTROPIC} {number}" for number in range(1, isotropic + 1)]
-    names += [f"covariance {number}" for number in range(1, random_directions - isotropic + 1)]
-    return [*names, PERMUTED, ORTHOGONAL]
+    return names + [f"{COVARIANCE} {number}" for number in range(1, random_directions - isotropic + 1)]
 
 
 def control_direction(
@@ -21,11 +20,8 @@ def control_direction(
     """Draw one control direction at one site.
 
     - ``isotropic``: all directions of the space alike.
-    - ``covariance``: normal with the covariance of activations within the labels, so that it lies where activations
-      vary, and is no second copy of the difference between the labels.
-    - ``permuted``: the direction between two random halves that have equal shares of both labels. An unbalanced
-      permutation leaves a little of the found direction, which grows to its full length with the unit norm.
-    - ``orthogonal``: drawn as ``covariance``, the found direction taken off.
+    - ``covariance``: normal with the covariance of activations within the labels, the found direction taken off, so
+      that it lies where activations vary, and shares nothing with what it is compared with.
 
     Args:
         name: one of :func:`control_names`.
@@ -42,16 +38,9 @@ def control_direction(
     values = hidden.astype(np.float64)
     for label in (is_harmful, ~is_harmful):
         values[label] -= values[label].mean(axis=0)
-    if name == PERMUTED:
-        side = np.empty(len(values))
-        for label in (is_harmful, ~is_harmful):
-            side[label] = rng.permutation(np.arange(label.sum()) % 2) - 0.5
-        return _unit(side @ values)
     drawn = rng.standard_normal((1, len(values)))[0] @ values
-    if name == ORTHOGONAL:
-        direction = found.astype(np.float64)
-        drawn = drawn - (drawn @ direction) * direction
-    return _unit(drawn)
+    direction = found.astype(np.float64)
+    return _unit(drawn - (drawn @ direction) * direction)
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:

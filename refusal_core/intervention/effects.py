@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
@@ -17,9 +20,9 @@ from refusal_core.intervention.conditions import (
     at_its_own_layer,
     candidate_layers,
 )
-from refusal_core.intervention.controls import ISOTROPIC
+from refusal_core.intervention.controls import COVARIANCE
 from refusal_core.options import PRESETS
-from refusal_core.prompts.labels import LABELS
+from refusal_core.prompts.labels import HARMFUL, HARMLESS, LABELS
 from refusal_core.runs.run import Run
 
 MEASURES = {
@@ -55,7 +58,9 @@ def summarise(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -
     direction falls with a probability of 95 %, if controls are normal: the prediction interval ``m ± t s √(1 + 1/n)``
     over the ``n`` controls of the same edit (Hahn & Meeker 1991, section 4.7). Quantiles of some twenty directions
     would be too narrow. Isotropic directions do nearly nothing: pooled with those that lie where activations vary, they
-    would make a band that the latter leave too often. The band reaches as far as that of either kind.
+    would make a band that the latter leave too often. The band reaches as far as that of any kind. Beside it stands the
+    rank p of the change among the controls that lie where activations vary: the share, the change itself counted, of
+    changes that are as large or larger in size (Phipson & Smyth 2010).
 
     Args:
         run: the run.
@@ -65,7 +70,7 @@ def summarise(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -
 
     Returns:
         One row a condition and label: the condition's columns, ``label, n``, each of :data:`MEASURES` with ``_low`` and
-        ``_high``, ``_band_low`` and ``_band_high``, ``change_first_half`` of every other prompt and
+        ``_high``, ``_band_low`` and ``_band_high``, ``change_p``, ``change_first_half`` of every other prompt and
         ``refuses_second_half`` of the ``n_second_half`` others, and ``n_controls``, those of the kind with the
         most. NaN where nothing was measured; no band of fewer than three controls of a kind.
     """
@@ -141,28 +146,73 @@ def candidates(run: Run, table: pd.DataFrame) -> pd.DataFrame:
         its own layer. ``kl``: mean divergence on harmless prompts, ablated. ``allowed``: ``kl`` at most
         :data:`MOST_KL`, and ``induce`` at least 0.
     """
-    joined = table[table["direction"].eq(FOUND)].merge(run.prompts[["prompt_id", "label"]], on="prompt_id")
-    keys = ["position", "read_at"]
-    ablated = joined["edit"].eq(ABLATE) & joined["layers"].str.len().eq(run.n_layers)
-    added = joined["edit"].eq(ADD) & joined["alpha"].eq(1.0) & at_its_own_layer(joined)
-    harmful, harmless = joined["label"].eq("harmful"), joined["label"].eq("harmless")
-    found = pd.DataFrame(
-        {
-            "bypass": joined[ablated & harmful].groupby(keys)["refusal_log_odds"].mean(),
-            "induce": joined[added & harmless].groupby(keys)["refusal_log_odds"].mean(),
-            "kl": joined[ablated & harmless].groupby(keys)["kl"].mean(),
-        }
-    ).dropna()
-    found = found.reset_index()
-    found = found[found["read_at"].isin(candidate_layers(run.n_layers)) & found["read_at"].ne(OWN)]
-    found["allowed"] = found["kl"].le(MOST_KL) & found["induce"].ge(0)
+    found = pd.DataFrame({name: values.mean(axis=1) for name, values in _by_prompt(run, table).items()}).reset_index()
+    found["allowed"] = _allowed(found["induce"], found["kl"])
     return found.sort_values("bypass", ignore_index=True)
+
+
+def _by_prompt(run: Run, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return ``bypass``, ``induce`` and ``kl`` of the candidates, one row each and one column per prompt."""
+    joined = table[table["direction"].eq(FOUND)].merge(run.prompts[["prompt_id", "label"]], on="prompt_id")
+    candidate = joined["read_at"].isin(candidate_layers(run.n_layers)) & joined["read_at"].ne(OWN)
+    ablated = candidate & joined["edit"].eq(ABLATE) & joined["layers"].str.len().eq(run.n_layers)
+    added = candidate & joined["edit"].eq(ADD) & joined["alpha"].eq(1.0) & at_its_own_layer(joined)
+    harmful, harmless = joined["label"].eq(HARMFUL), joined["label"].eq(HARMLESS)
+    numbers = {
+        name: joined[rows].pivot(index=["position", "read_at"], columns="prompt_id", values=column)
+        for name, rows, column in (
+            ("bypass", ablated & harmful, "refusal_log_odds"),
+            ("induce", added & harmless, "refusal_log_odds"),
+            ("kl", ablated & harmless, "kl"),
+        )
+    }
+    known = numbers["bypass"].index.intersection(numbers["induce"].index).intersection(numbers["kl"].index)
+    return {name: values.loc[known] for name, values in numbers.items()}
+
+
+def _allowed(induce: Any, kl: Any) -> Any:
+    return (kl <= MOST_KL) & (induce >= 0)
 
 
 def published_choice(run: Run, table: pd.DataFrame) -> pd.Series | None:
     """The candidate that the published rule chooses: the least bypass of those allowed; ``None`` when none is."""
     allowed = candidates(run, table).query("allowed")
     return None if allowed.empty else allowed.iloc[0]
+
+
+@dataclass(frozen=True)
+class Stability:
+    """What the published rule would choose of other prompts like these.
+
+    Attributes:
+        again: share of the bootstrap draws over prompts in which it chooses the same layer and token.
+        nothing: share in which it chooses nothing.
+        kl: interval of the chosen candidate's divergence, in nats.
+    """
+
+    again: float
+    nothing: float
+    kl: tuple[float, float]
+
+
+def choice_stability(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -> Stability | None:
+    """Redraw the prompts of either label and let the published rule choose again; ``None`` where it chooses nothing."""
+    chosen = published_choice(run, table)
+    if chosen is None:
+        return None
+    values, rng, means = _by_prompt(run, table), np.random.default_rng(seed), {}
+    shares: dict[str, np.ndarray] = {}
+    for name, of_prompts in values.items():
+        n = of_prompts.shape[1]
+        label = HARMFUL if name == "bypass" else HARMLESS
+        shares.setdefault(label, rng.multinomial(n, np.full(n, 1 / n), size=draws) / n)
+        means[name] = shares[label] @ of_prompts.to_numpy(float).T
+    bypass = np.where(_allowed(means["induce"], means["kl"]), means["bypass"], np.inf)
+    place = values["bypass"].index.get_loc((chosen["position"], chosen["read_at"]))
+    nothing = np.isinf(bypass).all(axis=1)
+    low, high = interval(means["kl"][:, place], chosen["kl"], 0.0, np.inf)
+    again = ~nothing & (bypass.argmin(axis=1) == place)
+    return Stability(float(again.mean()), float(nothing.mean()), (float(low), float(high)))
 
 
 def verdict(row: pd.Series, measure: str = "change") -> str:
@@ -251,6 +301,8 @@ def reading(run: Run, table: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
         )
         if row["n_controls"] >= _FEWEST:
             sentence += f", controls {row['change_band_low']:+.2f} to {row['change_band_high']:+.2f}"
+            if np.isfinite(row["change_p"]):
+                sentence += f", rank p {row['change_p']:.3f} among {row['n_controls']} of them"
         sentence += f": {verdict(row)}."
         if np.isfinite(row["refuses"]):
             before = select(effects, PLAIN, row["label"])["refuses"].iloc[0]
@@ -264,6 +316,14 @@ def reading(run: Run, table: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
             f"The published rule chooses {run.site_label(int(chosen['read_at']))} at token {int(chosen['position'])}: "
             f"bypass {chosen['bypass']:.2f}, induce {chosen['induce']:.2f}, divergence {chosen['kl']:.3f}."
         )
+        stability = choice_stability(run, table)
+        if stability is not None:
+            low, high = stability.kl
+            said.append(
+                f"Of other prompts like these it would choose that again in {100 * stability.again:.0f} % of bootstrap "
+                f"draws, and nothing in {100 * stability.nothing:.0f} %; the divergence lies between {low:.3f} and "
+                f"{high:.3f}, where {MOST_KL} is allowed."
+            )
     return said
 
 
@@ -275,6 +335,7 @@ def numbers(run: Run, effects: pd.DataFrame) -> pd.DataFrame:
     columns = ["label"]
     for name in ("change", "refusing", "refuses", "degenerate", "kl"):
         columns += [name, f"{name}_low", f"{name}_high", f"{name}_band_low", f"{name}_band_high"]
+    columns.insert(columns.index("change_band_high") + 1, "change_p")
     shown = kept[columns].copy()
     shown.insert(0, "condition", [where(run, row) for _, row in kept.iterrows()])
     return shown.assign(verdict=[verdict(row) for _, row in kept.iterrows()])
@@ -287,7 +348,7 @@ def _with_bands(effects: pd.DataFrame) -> pd.DataFrame:
         own=effects["read_at"].eq(OWN) & several, length_of=effects["position"].where(effects["edit"].eq(ADD), -1)
     )
     others = effects[effects["direction"].ne(FOUND)]
-    kind = others["direction"].str.startswith(ISOTROPIC).rename("isotropic")
+    kind = others["direction"].str.split(" ").str[0].rename("kind")
     controls = others.groupby([*_SETTING, kind])[list(MEASURES)]
     mean, spread, count = controls.mean(), controls.std(), controls.count()
     with np.errstate(invalid="ignore"):
@@ -298,5 +359,16 @@ def _with_bands(effects: pd.DataFrame) -> pd.DataFrame:
         enough = count[name] >= _FEWEST
         bands[f"{name}_band_low"] = (mean - reach)[name].where(enough).groupby(_SETTING).min().clip(lower=lowest)
         bands[f"{name}_band_high"] = (mean + reach)[name].where(enough).groupby(_SETTING).max().clip(upper=highest)
-    joined = effects.join(pd.DataFrame(bands), on=_SETTING).drop(columns=["own", "length_of"])
-    return joined.assign(n_controls=joined["n_controls"].fillna(0).astype(int))
+    joined = effects.join(pd.DataFrame(bands), on=_SETTING)
+    joined["n_controls"] = joined["n_controls"].fillna(0).astype(int)
+    return joined.assign(change_p=_rank_p(joined, others[kind.eq(COVARIANCE)])).drop(columns=["own", "length_of"])
+
+
+def _rank_p(effects: pd.DataFrame, controls: pd.DataFrame) -> list[float]:
+    """Return each row's p: its change's rank, by size, among the controls of the same edit."""
+    sizes = {setting: rows.abs().to_numpy() for setting, rows in controls.groupby(_SETTING)["change"]}
+    return [
+        (1 + (others >= abs(change)).sum()) / (1 + len(others)) if len(others) >= _FEWEST else np.nan
+        for *setting, change in effects[[*_SETTING, "change"]].itertuples(index=False)
+        for others in [sizes.get(tuple(setting), np.empty(0))]
+    ]

@@ -42,6 +42,7 @@ from refusal_core.intervention.vectors import Vectors, all_vectors, own_vectors
 from refusal_core.options import PRESETS, InterventionOptions
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts.labels import LABELS
+from refusal_core.prompts.sets import prompt_groups, prompt_pairs
 from refusal_core.runs.additions import read_addition, save_addition
 from refusal_core.runs.manifest import (
     ControlsRecord,
@@ -68,11 +69,13 @@ _MEASURED = ["prompt_id", "refusal_log_odds", "kl", "opening", "opening_label"]
 
 
 def chosen_prompts(run: Run, limit: int, source: str | None = None) -> np.ndarray:
-    """Return rows of prompts of as few token lengths as possible, since those are read together.
+    """Return rows of prompts to intervene on: whole quartets and pairs, always the same ones.
+
+    Of more than are asked for, those whose ids, which are hashes, come first.
 
     Args:
         run: the run.
-        limit: prompts per label.
+        limit: prompts per label, at most.
         source: the name of the contrast set or a transfer set; by default the bundled set that is asked about harm,
             which the direction was never fitted on, or the contrast set where a run has none.
 
@@ -84,19 +87,23 @@ def chosen_prompts(run: Run, limit: int, source: str | None = None) -> np.ndarra
     if source not in sets:
         raise RunError(f"expected a set of this run, one of {', '.join(sets)}, got {source!r}")
     table = run.prompts[run.rows(source=None if source == run.contrast_name else source)]
-    counts = table.groupby(["n_tokens", "label"]).size().unstack(fill_value=0)
-    if not set(LABELS) <= set(counts.columns):
+    table = table[table["label"].isin(LABELS)]
+    if set(table["label"]) != set(LABELS):
         raise RunError(f"the set {source!r} has no prompts of both labels; choose another")
-    lacking = dict.fromkeys(LABELS, limit)
-    rows: list[int] = []
-    while any(lacking.values()) and len(counts):
-        length = sum(counts[label].clip(upper=lacking[label]) for label in LABELS).idxmax()
-        for label in LABELS:
-            alike = table.index[table["n_tokens"].eq(length) & table["label"].eq(label)][: lacking[label]]
-            rows += alike.tolist()
-            lacking[label] -= len(alike)
-        counts = counts.drop(index=length)
-    return np.array(sorted(rows))
+    # Fewer than a quartet's two prompts per label can still be a pair.
+    return next(filter(len, (_whole_groups(table, groups(table), limit) for groups in (prompt_groups, prompt_pairs))))
+
+
+def _whole_groups(table: pd.DataFrame, groups: np.ndarray, limit: int) -> np.ndarray:
+    """Return rows of as many whole groups as fit into a number of prompts per label."""
+    sizes = table.groupby([groups, "label"]).size().unstack(fill_value=0)
+    lacking = pd.Series(limit, index=sizes.columns)
+    chosen = []
+    for group in table.groupby(groups)["prompt_id"].min().sort_values().index:
+        if (sizes.loc[group] <= lacking).all():
+            chosen.append(group)
+            lacking -= sizes.loc[group]
+    return np.sort(table.index[np.isin(groups, chosen)].to_numpy())
 
 
 def record(

@@ -92,6 +92,8 @@ def test_evidence_with_its_layer(open_page):
 
 def test_compare_with_its_runs_prompts_and_labels(open_page, second):
     page = opened(open_page, "Compare", run=SYNTHETIC, others=second, site="4")
+    page.get_by_role("radio", name="Rank of the prompts").click()
+    until(page, lambda: query(page).get("part") == "Rank of the prompts")
     expect(page.locator(".st-key-compare_rank_heat .main-svg").first).to_be_visible(timeout=PATIENCE)
     page.locator(".st-key-compare_prompts").get_by_text("probe-pairs", exact=True).click()
     until(page, lambda: query(page)["prompts"] == "probe-pairs")

@@ -19,6 +19,7 @@ from refusal_core.errors import RefusalError, RunError
 from refusal_core.intervention import conditions, effects, experiment, vectors
 from refusal_core.intervention.conditions import ABLATE, ADD, FOUND, Condition
 from refusal_core.models.opening import load_model
+from refusal_core.prompts.sets import prompt_groups, prompt_pairs
 from refusal_core.runs import store
 from refusal_core.runs.additions import save_addition
 from refusal_core.runs.run import Run
@@ -88,12 +89,10 @@ def test_the_headline_names_layers_and_shares(planted_run, summary):
 def test_controls_neither_remove_nor_induce_refusing(summary):
     controls = summary[summary["direction"].ne(FOUND)]
     assert set(controls["direction"]) == {
-        *(f"isotropic {number}" for number in (1, 2, 3)),
-        *(f"covariance {number}" for number in (1, 2, 3)),
-        "permuted",
-        "orthogonal",
+        "isotropic 1",
+        *(f"covariance {number}" for number in range(1, PLANTED_CONTROLS)),
     }
-    by_name = controls[controls["direction"].isin(["orthogonal", "isotropic 1", "isotropic 2", "isotropic 3"])]
+    by_name = controls
     # Another random direction at every layer is a control of its own, and more of an edit than one.
     by_name = by_name[by_name["read_at"].ne(conditions.OWN)]
     assert by_name[by_name["label"].eq("harmful") & by_name["edit"].eq(ABLATE)]["refusing"].eq(1).all()
@@ -158,13 +157,16 @@ def test_a_shifted_reading_position_gives_the_runs_own_direction(planted_run, pl
 
     reader = ResidualReader(load_model(planted_folder, dtype="float32"))
     unit, distance = vectors.read_vectors(
-        planted_run, reader, range(-reader.template_end, 0), ["permuted"], 0, lambda *_: None
+        planted_run, reader, range(-reader.template_end, 0), ["covariance 1"], 0, lambda *_: None
     )
     own = vectors.own_vectors(planted_run)
     assert reader.template_end > 1
     np.testing.assert_allclose(unit[FOUND, -1], own.unit[FOUND, -1], atol=1e-4)
     np.testing.assert_allclose(distance[-1], own.distance[-1], rtol=1e-4)
-    assert np.abs(unit["permuted", -1]).max() > 0
+    # Controls lie where activations vary, and share nothing with what they are compared with.
+    np.testing.assert_allclose(np.linalg.norm(unit["covariance 1", -1], axis=1), 1, rtol=1e-5)
+    products = np.einsum("ld,ld->l", unit["covariance 1", -1], planted_run.directions.unit_direction[:-1])
+    np.testing.assert_allclose(products, 0, atol=1e-6)
 
 
 def test_stopped_three_times_it_computes_nothing_twice_and_changes_no_number(
@@ -186,7 +188,7 @@ def test_stopped_three_times_it_computes_nothing_twice_and_changes_no_number(
     monkeypatch.setattr(limits, "MAX_PARALLEL", 1)
     monkeypatch.setitem(limits.HELD_BYTES, "cpu", 7e6)
     monkeypatch.setattr(PromptBatch, "replies", counted)
-    for passes in (40, 100, 31):
+    for passes in (40, 60, 31):
         patience[0] = passes
         with pytest.raises(KeyboardInterrupt):
             intervene(fresh, planted_folder)
@@ -292,8 +294,8 @@ def test_few_prompts_say_nothing(planted_run, table):
 
 def test_a_band_is_of_the_same_kind_of_edit(planted_run, summary):
     every = summary[edited(summary, *range(planted_run.n_layers)) & summary["edit"].eq(ABLATE)]
-    # Of the two kinds the one with the permuted and the orthogonal direction.
-    assert every["n_controls"].eq(PLANTED_CONTROLS // 2 + 2).all()
+    # Those that lie where activations vary; one isotropic direction makes no band.
+    assert every["n_controls"].eq(PLANTED_CONTROLS - 1).all()
     own = every["read_at"].eq(conditions.OWN)
     assert every[own]["change_band_low"].iloc[0] != every[~own]["change_band_low"].iloc[0]
 
@@ -347,15 +349,49 @@ def test_a_strangers_manifest_is_checked(planted_run, table, tmp_path, key):
             experiment.load_interventions(fresh)
 
 
-def test_prompts_are_of_as_few_lengths_as_possible(planted_run):
+def test_prompts_are_whole_quartets_and_pairs(planted_run):
     rows = experiment.chosen_prompts(planted_run, 3, planted_run.contrast_name)
     chosen = planted_run.prompts.iloc[rows]
     assert chosen["label"].value_counts().to_dict() == {"harmful": 3, "harmless": 3}
-    assert chosen["n_tokens"].nunique() == 1
     everything = experiment.chosen_prompts(planted_run, 1000, planted_run.contrast_name)
     assert len(everything) == 2 * PLANTED_PROMPTS
-    held_out = planted_run.prompts.iloc[experiment.chosen_prompts(planted_run, 4)]
-    assert held_out["source"].eq("quartets").all()
+    for limit, n in ((4, 8), (5, 8), (1, 2)):
+        held_out = planted_run.prompts.iloc[experiment.chosen_prompts(planted_run, limit)]
+        assert held_out["source"].eq("quartets").all()
+        assert held_out["label"].value_counts().to_dict() == {"harmful": n // 2, "harmless": n // 2}
+        whole = prompt_groups(held_out) if limit > 1 else prompt_pairs(held_out)
+        assert set(np.unique(whole, return_counts=True)[1]) == {4 if limit > 1 else 2}
+
+
+def test_a_rank_p_counts_controls_that_do_as_much(planted_run, table, summary):
+    row = effects.over_layers(summary, ABLATE, "harmful").iloc[0]
+    same = summary[summary["edit"].eq(ABLATE) & edited(summary, 0) & summary["label"].eq("harmful")]
+    sizes = same[same["direction"].str.startswith("covariance")]["change"].abs()
+    assert len(sizes) == PLANTED_CONTROLS - 1
+    assert row["change_p"] == (1 + sizes.ge(abs(row["change"])).sum()) / (1 + len(sizes))
+    strong = effects.over_layers(summary, ABLATE, "harmful").iloc[PLANTED_LAYER]
+    assert strong["change_p"] == 1 / PLANTED_CONTROLS
+    assert f"rank p {strong['change_p']:.3f} among {PLANTED_CONTROLS - 1} of them" in "\n".join(
+        effects.reading(planted_run, table, summary)
+    )
+
+
+def test_a_choice_that_hangs_on_one_prompt_is_not_made_again(planted_run, table):
+    sure = effects.choice_stability(planted_run, table)
+    chosen = effects.published_choice(planted_run, table)
+    assert sure.kl[0] <= chosen["kl"] <= sure.kl[1] < effects.MOST_KL
+    assert sure.nothing == 0
+    # One harmless prompt of five diverges by just what the rule allows of a mean: it is in 67 % of the draws once or
+    # more, and the mean of a draw is too much where it is in it twice, 26 % of them.
+    harmless = planted_run.prompts.set_index("prompt_id")["label"][table["prompt_id"]].eq("harmless").to_numpy()
+    first = table["prompt_id"][harmless].iloc[0]
+    hanging = table.assign(kl=np.where(table["prompt_id"].eq(first), PLANTED_LIMIT * effects.MOST_KL * 0.99, 0.0))
+    unsure = effects.choice_stability(planted_run, hanging, draws=4000)
+    twice = 1 - 0.8**5 - 5 * 0.2 * 0.8**4
+    assert unsure.nothing == pytest.approx(twice, abs=0.03)
+    assert unsure.again <= 1 - unsure.nothing
+    assert unsure.kl[1] > effects.MOST_KL
+    assert effects.choice_stability(planted_run, table.assign(kl=1.0)) is None
 
 
 @pytest.mark.parametrize(
