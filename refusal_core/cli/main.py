@@ -66,7 +66,7 @@ _VERBS = {
 _MEASUREMENTS = {
     "behaviour": ("measuring:behaviour", "Measure how the model answers a run's prompts."),
     "intervention": ("measuring:intervention", "Ablate and add a run's direction, and measure what changes."),
-    "subspace": ("measuring:subspace", "Count the directions that a run's categories need, and compare them."),
+    "subspace": ("measuring:subspace", "Count and compare the directions of a run's categories and estimators."),
 }
 for _app, _commands in ((app, _VERBS), (measure, _MEASUREMENTS)):
     for _place, (_name, (_function, _help)) in enumerate(_commands.items()):

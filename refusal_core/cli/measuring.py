@@ -87,7 +87,7 @@ def subspace(
     progress_file: ProgressFileOption = None,
     reporter: ReporterArgument,
 ) -> None:
-    """Count the directions that a run's categories need, and compare them, from stored activations or the model."""
+    """Count and compare the directions of a run's categories and estimators, from stored activations or the model."""
     from refusal_core.exploration.subspace import load_subspace
     from refusal_core.pipeline.subspace import record
 
@@ -161,6 +161,10 @@ def show_subspace(run: Run, as_json: bool) -> None:
         print_json({"run_id": run.run_id, "categories": manifest.categories, "numbers": records(table)})
         return
     site = run.best_site()
+    print(measured_subspace.which_estimator(run, stored, site), end="\n\n")
+    estimators = measured_subspace.estimator_table(stored, site)
+    print_table(estimators[estimators.columns.intersection(measured_subspace.SUMMARY, sort=False)], index=True)
+    print()
     print(measured_subspace.verdict(run, stored, site), measured_subspace.how_many(run, stored, site), sep="\n")
     if manifest.reason is not None:
         return

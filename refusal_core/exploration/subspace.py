@@ -5,12 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from refusal_core.analysis.estimators import ESTIMATORS, MEAN_DIFFERENCE
 from refusal_core.analysis.subspace import SIGNIFICANT, rank_of
 from refusal_core.errors import RunError
 from refusal_core.runs.additions import read_addition
 from refusal_core.runs.manifest import SubspaceManifest
 from refusal_core.runs.run import Run
-from refusal_core.runs.schemas import COSINE, LEFT_OVER
+from refusal_core.runs.schemas import COSINE, ESTIMATED, LEFT_OVER
+
+SUMMARY = (
+    *("crossfit_d", "crossfit_auroc", "auroc_gain", "auroc_gain_low", "auroc_gain_high"),
+    *("intent", "cue", "stability", "mean_difference_cosine"),
+)
+"""The columns of :func:`estimator_table` that are shown at a glance, where there are such."""
 
 Measured = tuple[pd.DataFrame, SubspaceManifest]
 
@@ -26,9 +33,10 @@ def load_subspace(run: Run) -> Measured | None:
         return None
     table, manifest = stored
     known = set(manifest.categories)
-    named = {*table["subject"].dropna(), *table["other"].dropna()} if len(table) else set()
-    if not named <= known:
-        raise RunError(f"run {run.run_id!r}: subspace.parquet is of other categories; measure it again")
+    cosines = table[table["measure"].eq(COSINE)]
+    of_estimators = table.loc[table["measure"].isin(ESTIMATED), "subject"]
+    if not {*cosines["subject"], *cosines["other"]} <= known or not of_estimators.isin(list(ESTIMATORS)).all():
+        raise RunError(f"run {run.run_id!r}: subspace.parquet is of other categories or estimators; measure it again")
     for site, rows in table[table["measure"].eq(LEFT_OVER)].groupby("site"):
         if rows["removed"].tolist() != list(range(len(known))):
             raise RunError(f"run {run.run_id!r}: subspace.parquet is incomplete at site {site}; measure it again")
@@ -122,6 +130,60 @@ def which_share(run: Run, measured: Measured, site: int) -> str:
         f"{common} {len(differ)} of {n} pairs do not share one direction (p ≤ {SIGNIFICANT}, corrected for {n} pairs), "
         f"most clearly {example}.{shared}"
     )
+
+
+def estimator_table(measured: Measured, site: int) -> pd.DataFrame:
+    """Return one row per estimator at a site: every number that was measured of it, with the ends of its interval."""
+    table = measured[0]
+    rows = table[table["measure"].isin(ESTIMATED) & table["site"].eq(site)]
+    known = [name for name in ESTIMATORS if name in set(rows["subject"])]
+    numbers: dict[str, pd.Series] = {}
+    for measure in ESTIMATED:
+        of_measure = rows[rows["measure"].eq(measure)].set_index("subject").reindex(known)
+        for column, end in (("number", ""), ("number_low", "_low"), ("number_high", "_high")):
+            if of_measure[column].notna().any():
+                numbers[f"{measure}{end}"] = of_measure[column].astype(float)
+    return pd.DataFrame(numbers, index=pd.Index(known, name="estimator"))
+
+
+def which_estimator(run: Run, measured: Measured, site: int) -> str:
+    """Say which estimators separate held-out prompts better than the difference of means, and which follow intent."""
+    table = estimator_table(measured, site)
+    if table.empty:
+        return f"At {run.site_label(site)} there is nothing to fit."
+    base, others = table.loc[MEAN_DIFFERENCE], table.drop(index=MEAN_DIFFERENCE)
+    sentences = [
+        f"On held-out prompts the {MEAN_DIFFERENCE} reaches AUROC {base['crossfit_auroc']:.2f} "
+        f"({base['crossfit_auroc_low']:.2f} to {base['crossfit_auroc_high']:.2f})."
+    ]
+    for verb, chosen in (
+        ("more", others[others["auroc_gain_low"].gt(0)].sort_values("auroc_gain", ascending=False)),
+        ("less", others[others["auroc_gain_high"].lt(0)].sort_values("auroc_gain")),
+    ):
+        named = [
+            f"{row.Index} ({row.auroc_gain:+.3f}, {row.auroc_gain_low:+.3f} to {row.auroc_gain_high:+.3f})"
+            for row in chosen.itertuples()
+        ]
+        if named:
+            said = f"{_listed(named)} reach{'' if len(named) > 1 else 'es'} {verb}."
+            sentences.append(said[0].upper() + said[1:])
+    if not others["auroc_gain_low"].gt(0).any():
+        sentences.append("No other is better than that.")
+    if "intent" in table:
+        follow = list(table.index[table["intent_lead_low"].gt(0)])
+        strongest = table["intent"].idxmax()
+        row = table.loc[strongest]
+        who = f"{_listed(follow)} follow{'' if len(follow) > 1 else 's'}" if follow else "none follows"
+        sentences.append(
+            f"On quartets {who} what is asked more than how alarming it sounds. Intent moves the {strongest} most, "
+            f"{row['intent']:.2f} ({row['intent_low']:.2f} to {row['intent_high']:.2f}); alarming wording moves it "
+            f"{row['cue']:.2f} ({row['cue_low']:.2f} to {row['cue_high']:.2f})."
+        )
+    return " ".join(sentences)
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _p(p: float) -> str:

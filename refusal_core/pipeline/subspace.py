@@ -1,4 +1,4 @@
-"""Measures how many directions the categories of a run need at every site, and which of them share one."""
+"""Measures how many directions the categories of a run need, which share one, and what other estimators find."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from refusal_core.analysis import groups, subspace
 from refusal_core.analysis.gram import gram_matrix
 from refusal_core.analysis.groups import assign_folds, sample_groups
+from refusal_core.evidence.estimators import estimator_numbers, plan_estimators
 from refusal_core.options import FOLDS, ModelOptions
 from refusal_core.pipeline.refit import extract_again
 from refusal_core.progress import Progress, no_progress
@@ -36,7 +37,7 @@ COLUMNS = (
 def record(
     run: Run, where: ModelOptions | None = None, progress: Progress = no_progress, draws: int = DRAWS
 ) -> pd.DataFrame:
-    """Count and compare the directions of a run's categories at every site, and store the result beside the run.
+    """Count and compare a run's directions at every site, of categories and estimators, and store them beside the run.
 
     It is done from the run's stored activations, or else the run's model reads the prompts again.
 
@@ -51,8 +52,9 @@ def record(
         chance_high, p``. The rows of ``left_over`` have the held-out AUROC after ``removed`` directions were projected
         out, where 95 % of permuted labels lie, and the share of them that reach it. Those of ``cosine`` have the cosine
         of two categories' directions (``subject`` and ``other``) with its interval, where it lies if they have one
-        direction, and the chance of so low a one, corrected for the number of pairs at the site (Holm). Empty where no
-        two categories have enough prompts of both labels.
+        direction, and the chance of so low a one, corrected for the number of pairs at the site (Holm); there are none
+        of either where no two categories have enough prompts of both labels. The others are of an estimator
+        (``subject``), see :func:`.evidence.estimators.estimator_numbers`.
 
     Raises:
         RefusalError: when activations were not stored and the model cannot be had, or the result cannot be stored.
@@ -75,7 +77,7 @@ def record(
             draws=draws,
             categories=() if drawn is None else drawn.names,
             reason=None if drawn is not None else _too_few(),
-            versions={name: version(name) for name in ("numpy", "scipy")},
+            versions={name: version(name) for name in ("numpy", "scipy", "scikit-learn")},
             timings={"seconds": round(time.monotonic() - began, 3)},
         )
         save_addition(run, table, manifest)
@@ -95,17 +97,20 @@ def measure(
         progress: called once per site.
     """
     positions, drawn = _draw(prompts, seed, draws)
+    design = plan_estimators(prompts, FOLDS, draws, seed)
     rows: list[dict[str, Any]] = []
-    n_sites = 0 if drawn is None else hidden.shape[1]
+    n_sites = hidden.shape[1]
     chosen = np.zeros(len(prompts), dtype=bool)
     chosen[positions] = True
     # The matrices are too small to be worth sharing out.
     with threadpool_limits(1, user_api="blas"):
         for site in range(n_sites):
-            assert drawn is not None
             progress(TESTING, site, n_sites)
-            gram = np.asarray(gram_matrix(hidden[:, site], chosen))
-            rows += [{"site": site, **row} for row in (*_left_over(gram, drawn), *_cosines(gram, drawn))]
+            numbers = [*estimator_numbers(hidden[:, site], design)]
+            if drawn is not None:
+                gram = np.asarray(gram_matrix(hidden[:, site], chosen))
+                numbers += [*_left_over(gram, drawn), *_cosines(gram, drawn)]
+            rows += [{"site": site, **row} for row in numbers]
     progress(TESTING, n_sites, n_sites)
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"removed": "Int64"})
     return table, drawn

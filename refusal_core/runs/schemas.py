@@ -18,6 +18,10 @@ import pandas as pd
 Kind = Literal["text", "number", "integer", "truth", "layers"]
 
 LEFT_OVER, COSINE = "left_over", "cosine"
+ESTIMATED = (
+    *("crossfit_d", "crossfit_auroc", "auroc_gain", "intent", "cue", "intent_lead"),
+    *("stability", "mean_difference_cosine"),
+)
 """What the rows of a run's subspace are: see :func:`refusal_core.pipeline.subspace.record`."""
 _ROUNDING = 1e-6
 """How far a number may lie outside of its range for the rounding of float32."""
@@ -243,7 +247,7 @@ ADDITIONS: Mapping[str, Schema] = {
     },
     "subspace": {
         "site": _SITE,
-        "measure": Column("text", among=(LEFT_OVER, COSINE)),
+        "measure": Column("text", among=(LEFT_OVER, COSINE, *ESTIMATED)),
         "removed": Column("integer", low=0, missing=True),
         "subject": _NOTE,
         "other": _NOTE,

@@ -79,12 +79,26 @@ def over_layers(run: Run, measured: Measured, site: int) -> None:
     )
 
 
-def numbers(run: Run, measured: Measured, site: int) -> None:
-    """Show the numbers of the pairs of categories, and offer all of them."""
-    if measured[1].reason is not None:
+def estimators(run: Run, measured: Measured, site: int) -> None:
+    """Show what other estimators of the direction make of the same prompts at a site."""
+    table = subspace.estimator_table(measured, site)
+    st.subheader("Is the difference of means the best direction?", anchor=False)
+    st.markdown(sentences(subspace.which_estimator(run, measured, site)))
+    if table.empty:
         return
+    numbers_table(table[table.columns.intersection(subspace.SUMMARY, sort=False)].reset_index())
+    st.caption(
+        "Fitted and tuned in the training folds; intervals are of redrawn prompts, the directions as they are. "
+        "Separating better is not causing more: what these directions do when they are ablated was not measured."
+    )
+
+
+def numbers(run: Run, measured: Measured, site: int) -> None:
+    """Show all numbers of the estimators and of the pairs of categories, and offer those of all sites."""
     with st.expander("The numbers", icon=":material/table_rows:"):
-        numbers_table(subspace.pair_table(measured, site))
+        numbers_table(subspace.estimator_table(measured, site).reset_index())
+        if measured[1].reason is None:
+            numbers_table(subspace.pair_table(measured, site))
         csv_button(lambda: measured[0], f"{run.run_id}--{KIND}")
 
 

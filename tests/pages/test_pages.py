@@ -32,14 +32,15 @@ from refusal_core.annotations import raters
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RunError
 from refusal_core.exploration.outliers import derived_band
+from refusal_core.exploration.subspace import load_subspace
 from refusal_core.files import sha256_of
 from refusal_core.intervention import effects, experiment
 from refusal_core.pipeline.scoring import Score
-from refusal_core.pipeline.subspace import measure as measure_subspace
 from refusal_core.prompts.sets import prompt_id
 from refusal_core.prompts.suggestions import contrasts
 from refusal_core.runs.additions import save_addition
 from refusal_core.runs.manifest import SubspaceManifest
+from refusal_core.runs.schemas import ESTIMATED
 from refusal_core.runs.store import open_run
 from refusal_core.ui import comparison, frame, jobs, lists, model
 from refusal_core.ui import home as home_page
@@ -455,7 +456,11 @@ def test_the_subspace_says_how_many_directions_there_are_and_follows_the_layer(w
     app.number_input(key="site_field").set_value(N_LAYERS).run()
     assert not app.exception
     assert "At final norm one direction of harm is found" in shown(app)
-    assert app.dataframe[0].value["category"].tolist() == ["Fraud"]
+    assert "the mean difference reaches AUROC" in shown(app)
+    estimators, numbers, pairs = (each.value for each in app.dataframe[:3])
+    assert estimators["estimator"].tolist() == numbers["estimator"].tolist()
+    assert estimators["estimator"][0] == "mean difference"
+    assert pairs["category"].tolist() == ["Fraud"]
 
 
 def test_a_damaged_subspace_is_an_error_on_its_page_alone(with_subspace):
@@ -467,9 +472,11 @@ def test_a_damaged_subspace_is_an_error_on_its_page_alone(with_subspace):
 
 def test_a_run_without_categories_says_why_it_has_no_subspace(with_subspace):
     manifest = SubspaceManifest(created="", activations="stored", seed=0, draws=99, categories=(), reason="few prompts")
-    table, _ = measure_subspace(np.zeros((1, 1, 1)), with_subspace.prompts.assign(category=None), seed=0, draws=99)
-    save_addition(with_subspace, table, manifest)
-    assert "Missing: few prompts." in shown(visit("12_Subspace", run=RUN))
+    table, _ = load_subspace(with_subspace)
+    save_addition(with_subspace, table[table["measure"].isin(ESTIMATED)], manifest)
+    app = visit("12_Subspace", run=RUN)
+    assert "Missing: few prompts." in shown(app)
+    assert app.dataframe[0].value["estimator"][0] == "mean difference"
 
 
 def test_damaged_behaviour_is_an_error_on_its_page_alone(with_replies):

@@ -17,7 +17,7 @@ from refusal_core.pipeline import subspace
 from refusal_core.prompts.sets import prompt_id
 from refusal_core.runs.additions import save_addition
 from refusal_core.runs.manifest import SubspaceManifest
-from refusal_core.runs.schemas import COSINE, LEFT_OVER
+from refusal_core.runs.schemas import COSINE, ESTIMATED, LEFT_OVER
 from refusal_core.runs.store import open_run
 
 DRAWS, PAIRS, NAMES = 199, 20, ("Fraud", "Privacy", "Violence", "Weapons")
@@ -81,12 +81,55 @@ def test_categories_that_share_a_direction_are_told_from_those_that_do_not(run, 
     assert matrix.loc["Fraud", "Violence"] > 0.9 > matrix.loc["Fraud", "Privacy"]
 
 
+def test_an_estimator_that_separates_better_and_one_that_follows_intent_are_said(run):
+    hidden, prompts = planted(0)
+    n = len(prompts)
+    # Wording moves prompts along the first axis and varies there; what is asked moves them along the second.
+    harmful, alarming = prompts["label"].eq("harmful").to_numpy(), np.arange(80) % 4 < 2
+    quartets = pd.DataFrame(
+        {
+            "prompt_id": [prompt_id(f"q{place}") for place in range(80)],
+            "text": [f"q{place}" for place in range(80)],
+            "label": np.where(np.arange(80) % 2 == 0, "harmful", "harmless"),
+            "category": None,
+            "pair_id": [f"{place // 4}-{'alarming' if alarming[place] else 'calm'}" for place in range(80)],
+            "source": "quartets",
+            "fitted": False,
+        }
+    )
+    rng = np.random.default_rng(0)
+    asked = np.concatenate([harmful, quartets["label"].eq("harmful")])
+    cue = np.concatenate([harmful, alarming])
+    hidden = rng.normal(size=(n + 80, 1, 16))
+    hidden[:, 0, 0] = 8 * hidden[:, 0, 0] + 4 * cue
+    hidden[:, 0, 1] += 2 * asked
+    table, drawn = subspace.measure(hidden.astype(np.float32), pd.concat([prompts, quartets]), seed=0, draws=DRAWS)
+    manifest = SubspaceManifest(created="", activations="stored", seed=0, draws=DRAWS, categories=drawn.names)
+    numbers = described.estimator_table((table, manifest), 0)
+    assert numbers.loc["mean difference", "auroc_gain"] == 0
+    assert numbers["auroc_gain_low"]["whitened difference"] > 0
+    assert numbers["intent_lead_low"]["whitened difference"] > 0
+    assert numbers["intent_lead_low"]["mean difference"] < 0
+    said = described.which_estimator(run, (table, manifest), 0)
+    assert "reach more" in said
+    assert "hitened difference (+" in said
+    assert "On quartets whitened difference" in said
+
+
+def test_where_noise_has_no_direction_no_estimator_is_called_better(run, as_if):
+    measured = as_if(1)
+    assert "No other is better" in described.which_estimator(run, measured, 1)
+    # Without quartets nothing is said of them.
+    assert "quartets" not in described.which_estimator(run, measured, 1)
+
+
 def test_a_set_without_two_categories_of_both_labels_is_told_why(run):
     prompts = synthetic_prompts().assign(category=None)
     hidden = np.zeros((len(prompts), 2, 4), np.float32)
     table, drawn = subspace.measure(hidden, prompts, seed=0, draws=DRAWS)
     assert table.empty
     assert drawn is None
+    assert "nothing to fit" in described.which_estimator(run, (table, None), 0)
     manifest = SubspaceManifest(created="", activations="stored", seed=0, draws=1, categories=(), reason="it is so")
     for says in (described.how_many, described.which_share):
         assert says(run, (table, manifest), 0) == "Missing: it is so."
@@ -108,7 +151,7 @@ def test_stored_activations_and_the_model_give_the_same_subspace(tiny_folder, tm
         assert manifest.categories == NAMES
         assert manifest.activations == ("stored" if keep else "extracted again")
         tables.append(table)
-    assert set(tables[0]["measure"]) == {LEFT_OVER, COSINE}
+    assert set(tables[0]["measure"]) == {LEFT_OVER, COSINE, *ESTIMATED}
     assert np.allclose(tables[0]["number"], tables[1]["number"], atol=1e-3)
 
 
@@ -121,7 +164,8 @@ def test_a_table_of_other_categories_or_with_a_gap_is_refused(synthetic_cache, t
     assert described.load_subspace(run) is not None
     for broken, says in (
         (table.replace("Fraud", "Baking"), "other categories"),
-        (table.drop(index=table.index[1]), "incomplete at site 0"),
+        (table.replace("logistic regression", "astrology"), "other categories or estimators"),
+        (table[table["removed"].ne(1).fillna(True)], "incomplete at site 0"),
         (table.assign(p=2.0), "out of their range"),
     ):
         save_addition(run, broken, manifest)
