@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import pandas as pd
 from cyclopts import Parameter
 
-from refusal_core.cli.parameters import Cache, Flat, RunName, print_json, print_table, records
+from refusal_core.cli.parameters import Cache, Device, Flat, RunName, print_json, print_table, records
 from refusal_core.cli.reporting import ProgressFileOption, ReporterArgument
 from refusal_core.errors import RunError
 from refusal_core.options import BehaviourOptions, InterventionOptions, ModelOptions
@@ -82,7 +82,10 @@ def subspace(
     /,
     *,
     again: Again = False,
-    where: Annotated[ModelOptions | None, Flat] = None,
+    model: Annotated[
+        str | None, Parameter(help="Where the run's model is, when it was local and activations were not stored.")
+    ] = None,
+    device: Device = "auto",
     cache: Cache = None,
     progress_file: ProgressFileOption = None,
     reporter: ReporterArgument,
@@ -96,7 +99,7 @@ def subspace(
         print("the run has its subspace: nothing was computed (--again measures anew)")
         return
     with reporter.progress(not opened.keeps_activations) as progress:
-        record(opened, where, progress)
+        record(opened, model=model, device=device, progress=progress)
     print(f"measured at {opened.n_sites} sites; `refusal show {opened.run_id} --subspace` shows the result")
 
 

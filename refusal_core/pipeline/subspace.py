@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from refusal_core.analysis import groups, subspace
 from refusal_core.analysis.gram import gram_matrix
 from refusal_core.analysis.groups import assign_folds, sample_groups
 from refusal_core.evidence.estimators import estimator_numbers, plan_estimators
-from refusal_core.options import FOLDS, ModelOptions
+from refusal_core.options import FOLDS
 from refusal_core.pipeline.refit import extract_again
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts.sets import prompt_groups, prompt_pairs
@@ -35,7 +36,12 @@ COLUMNS = (
 
 
 def record(
-    run: Run, where: ModelOptions | None = None, progress: Progress = no_progress, draws: int = DRAWS
+    run: Run,
+    *,
+    model: str | Path | None = None,
+    device: str = "auto",
+    progress: Progress = no_progress,
+    draws: int = DRAWS,
 ) -> pd.DataFrame:
     """Count and compare a run's directions at every site, of categories and estimators, and store them beside the run.
 
@@ -43,7 +49,8 @@ def record(
 
     Args:
         run: the run.
-        where: where the run's model is and on what it is opened; not needed with stored activations.
+        model: where the run's model is, when it came from a folder or a GGUF file; not needed with stored activations.
+        device: where the model is opened.
         progress: called for loading, extracting and testing.
         draws: of permutations, bootstrap and exchanged categories.
 
@@ -62,13 +69,12 @@ def record(
     # Not after minutes of work.
     writable_cache(run.path.parent)
     began = time.monotonic()
-    where = where or ModelOptions()
     stored = run.load_activations()
     under_way = unfinished_work(run.path / f".{SubspaceManifest.kind}", f"measuring the subspace of {run.run_id}")
     with under_way as folder:
         hidden = stored
         if hidden is None:
-            hidden, _, _ = extract_again(run, run.prompts, where.model, where.device, folder, progress)
+            hidden, _, _ = extract_again(run, run.prompts, model, device, folder, progress)
         table, drawn = measure(hidden, run.prompts, run.manifest.compute.seed, draws, progress)
         manifest = SubspaceManifest(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -113,6 +119,9 @@ def measure(
             rows += [{"site": site, **row} for row in numbers]
     progress(TESTING, n_sites, n_sites)
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"removed": "Int64"})
+    for name in ("subject", "other"):
+        # A column of texts that are all missing would be stored as one of numbers.
+        table[name] = table[name].astype(object).where(table[name].notna(), None)
     return table, drawn
 
 

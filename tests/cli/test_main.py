@@ -59,7 +59,20 @@ def test_the_command_line_from_run_to_delete(tiny_folder, tmp_path, capsys):
     assert len(scores[0]["projection"]) == len(scores[0]["percentile"]["harmless"]) == 5
     assert isinstance(scores[0]["refusal_log_odds"], float)
 
+    measuring = ["measure", "subspace", run_id, "--model", str(tiny_folder), "--device", "cpu", *cache]
+    assert main(measuring) == 0
+    assert "measured at 5 sites" in capsys.readouterr().out
+    assert main(measuring) == 0
+    assert "nothing was computed" in capsys.readouterr().out
+    assert main(["show", run_id, "--subspace", *cache]) == 0
+    said = capsys.readouterr().out
+    assert "the mean difference reaches AUROC" in said
+    assert "Missing: it takes two categories" in said
+    assert main(["show", run_id, "--subspace", "--json", *cache]) == 0
+    assert json.loads(capsys.readouterr().out)["numbers"][0]["subject"] == "mean difference"
+
     assert main(["report", run_id, str(tmp_path / "out"), *cache]) == 0
+    assert (tmp_path / "out" / "subspace.csv").is_file()
     capsys.readouterr()
     assert main(["delete", run_id, *cache]) == 0
     assert not (tmp_path / "cache" / run_id).exists()

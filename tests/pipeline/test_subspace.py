@@ -12,7 +12,6 @@ from synthetic import RUN, synthetic_prompts
 
 from refusal_core.errors import RunError
 from refusal_core.exploration import subspace as described
-from refusal_core.options import ModelOptions
 from refusal_core.pipeline import subspace
 from refusal_core.prompts.sets import prompt_id
 from refusal_core.runs.additions import save_addition
@@ -145,8 +144,7 @@ def test_stored_activations_and_the_model_give_the_same_subspace(tiny_folder, tm
     for keep in (True, False):
         cache = tmp_path / f"cache-{keep}"
         run = make_run(tiny_folder, str(file), dtype="float32", device="cpu", cache=cache, keep_activations=keep).run
-        where = None if keep else ModelOptions(model=str(tiny_folder))
-        subspace.record(run, where, draws=DRAWS)
+        subspace.record(run, model=None if keep else tiny_folder, draws=DRAWS)
         table, manifest = described.load_subspace(run)
         assert manifest.categories == NAMES
         assert manifest.activations == ("stored" if keep else "extracted again")
