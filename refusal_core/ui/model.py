@@ -134,9 +134,15 @@ def one_model() -> OneModel:
 
 @st.cache_resource(show_spinner=False)
 def import_engine() -> None:
-    """Begin to import what reads prompts; torch takes a second, in which a visitor looks at the page."""
-    # No daemon: a process that ends in the middle of this import would crash.
-    threading.Thread(target=import_module, args=("refusal_core.activations.extraction",), name="engine").start()
+    """Begin to import what opens models and reads prompts: seconds in which a visitor looks at the page."""
+
+    def work() -> None:
+        import_module("refusal_core.activations.extraction")
+        # All models are built on it; transformers imports it when it is asked for.
+        _ = import_module("transformers").PreTrainedModel
+
+    # No daemon: a process that ends in the middle of an import would crash.
+    threading.Thread(target=work, name="engine", daemon=False).start()
 
 
 def available_source(run: Run) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -131,3 +133,14 @@ def test_twenty_at_once_each_get_their_own_answer_in_the_order_asked(made_runs, 
     for place, wanted in enumerate(expected):
         assert answers[place].text == texts[place]
         assert answers[place].projection == pytest.approx(wanted.projection, abs=1e-4)
+
+
+def test_what_a_first_prompt_needs_is_imported_while_the_page_is_looked_at():
+    program = (
+        "import sys, threading; from refusal_core.ui import model; before = 'torch' in sys.modules; "
+        "model.import_engine(); "
+        "[thread.join() for thread in threading.enumerate() if thread.name == 'engine']; "
+        "print(before, *({'torch', 'transformers.modeling_utils'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {*done.stdout.split()} == {"False", "torch", "transformers.modeling_utils"}
