@@ -37,6 +37,8 @@ elif part == SURPRISES:
     clicked = parts.surprises(run, table, key)
 else:
     parts.measures(run, table, key)
+    with st.expander("Verdicts from elsewhere", icon=":material/gavel:"):
+        parts.verdicts_from_elsewhere(run, table)
     with st.expander("Prompts on which they disagree", icon=":material/call_split:"):
         clicked = parts.disagreements(run, table, key)
 address.write()

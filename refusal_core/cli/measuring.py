@@ -103,25 +103,30 @@ def subspace(
     print(f"measured at {opened.n_sites} sites; `refusal show {opened.run_id} --subspace` shows the result")
 
 
-def show_behaviour(run: Run, as_json: bool) -> None:
-    """Print how a run's model answers its prompts.
+def show_behaviour(run: Run, verdicts_file: str | None, as_json: bool) -> None:
+    """Print how a run's model answers its prompts, and how far that agrees with verdicts from elsewhere.
 
     Raises:
-        RunError: when that was not measured, or is damaged.
+        RefusalError: when that was not measured, or is damaged, or the verdicts cannot be read.
     """
-    from refusal_core.behaviour import measurement
+    from refusal_core.behaviour import measurement, verdicts
 
     stored = measurement.load_behaviour(run)
     if stored is None:
         raise RunError(f"behaviour was not measured on the run {run.run_id!r}")
     table, _ = stored
+    elsewhere = None if verdicts_file is None else verdicts.read_verdicts(verdicts_file)
     numbers = measurement.correlation_by_site(run, table)
     if as_json:
-        print_json({"run_id": run.run_id, "prompts": records(table), "sites": records(numbers)})
+        agreement = {} if elsewhere is None else {"verdicts": records(verdicts.agreement(run, table, elsewhere))}
+        print_json({"run_id": run.run_id, "prompts": records(table), "sites": records(numbers), **agreement})
         return
     print(measurement.describe_behaviour(run, table, numbers, run.best_site()), end="\n\n")
     print(pd.crosstab(run.prompts["label"], table["opening_label"]).to_string(), end="\n\n")
     print_table(measurement.measure_agreement(run, table))
+    if elsewhere is not None:
+        print(f"\n{verdicts.describe_verdicts(run, table, elsewhere)}")
+        print_table(verdicts.agreement(run, table, elsewhere))
 
 
 def show_intervention(run: Run, as_json: bool) -> None:

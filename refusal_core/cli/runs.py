@@ -10,6 +10,7 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import LimitedChoice
 
 from refusal_core.cli.parameters import AsJson, Cache, RunName, print_json, print_table, records
+from refusal_core.errors import RefusalError
 from refusal_core.glossary import name_of
 from refusal_core.runs import store
 
@@ -60,6 +61,12 @@ def show(
     /,
     *,
     behaviour: Annotated[_Part, Parameter(help="Show how the model answers the prompts.")] = False,
+    verdicts: Annotated[
+        str | None,
+        Parameter(
+            help="With --behaviour: CSV of verdicts on the replies from elsewhere, with a prompt_id or text column."
+        ),
+    ] = None,
     intervention: Annotated[_Part, Parameter(help="Show what edits of the model change.")] = False,
     subspace: Annotated[_Part, Parameter(help="Show how many directions the run's categories need.")] = False,
     ratings: Annotated[
@@ -83,12 +90,14 @@ def show(
     cache: Cache = None,
 ) -> None:
     """Show a run's table of layers, or its behaviour, interventions, subspace or ratings."""
+    if verdicts is not None and not behaviour:
+        raise RefusalError("verdicts are compared with the replies: give --behaviour as well")
     opened = store.open_run(run, cache)
     # They need different modules.
     if behaviour:
         from refusal_core.cli.measuring import show_behaviour
 
-        show_behaviour(opened, as_json)
+        show_behaviour(opened, verdicts, as_json)
     elif intervention:
         from refusal_core.cli.measuring import show_intervention
 

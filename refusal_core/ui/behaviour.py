@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core.analysis.groups import MOST_REDRAWN
-from refusal_core.behaviour import measurement
+from refusal_core.annotations.csv_files import MOST_BYTES
+from refusal_core.behaviour import measurement, verdicts
 from refusal_core.behaviour.openings import OPENING_LABELS, OPENING_TOKENS, OpeningRules, read_rules
 from refusal_core.errors import RefusalError
 from refusal_core.exploration.outliers import row_of
@@ -184,6 +185,25 @@ def measures(run: Run, table: pd.DataFrame, key: Key) -> None:
             width="stretch",
         )
         st.text("Refusal phrases: " + " · ".join(rules.phrases))
+
+
+def verdicts_from_elsewhere(run: Run, table: pd.DataFrame) -> None:
+    """Show how far a judge's or people's verdicts agree with the measures, from a file that is sent."""
+    file = st.file_uploader(
+        "A csv with a verdict column (refuses or complies), and a prompt_id or text column to join by",
+        type="csv",
+        max_upload_size=MOST_BYTES // 1_000_000,
+        key="behaviour_verdicts",
+    )
+    if file is None:
+        return
+    try:
+        given = verdicts.read_verdicts(file)
+    except RefusalError as error:
+        show_error("These verdicts cannot be used.", error)
+        return
+    st.caption(sentences(verdicts.describe_verdicts(run, table, given)))
+    numbers_table(verdicts.agreement(run, table, given))
 
 
 def _prompt_list(run: Run, prompts: pd.DataFrame, name: str, extra: tuple[str, ...] = ()) -> int | None:

@@ -317,6 +317,10 @@ def test_behaviour_is_measured_once_and_shown_by_another_verb(measured, monkeypa
     assert "is a local folder" in capsys.readouterr().err
     assert main(["show", made.run_id, "--behaviour"]) == 0
     assert "the model refuses" in capsys.readouterr().out
+    judged = cache / "judge.csv"
+    pd.DataFrame({"prompt_id": made.prompts["prompt_id"], "verdict": "complies"}).to_csv(judged, index=False)
+    assert main(["show", made.run_id, "--behaviour", "--verdicts", str(judged)]) == 0
+    assert f"replies were measured here: {len(made.prompts)}." in capsys.readouterr().out
     assert main(["show", made.run_id, "--behaviour", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert [prompt["prompt_id"] for prompt in shown["prompts"]] == made.prompts["prompt_id"].tolist()

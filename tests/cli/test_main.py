@@ -263,6 +263,7 @@ def test_a_command_that_cannot_be_understood_is_one_line_and_status_2(arguments,
     ("arguments", "message"),
     [
         (["show", RUN, "--behaviour"], "behaviour was not measured"),
+        (["show", RUN, "--verdicts", "v.csv"], "give --behaviour as well"),
         (["show", RUN, "--intervention"], "no intervention was measured"),
         (["show", RUN, "--subspace"], "subspace was not measured"),
         (["score", RUN], "either a prompt or a file"),

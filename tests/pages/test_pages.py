@@ -424,6 +424,18 @@ def test_behaviour_counts_refusals_and_lists_surprises(with_replies):
     assert len(app.dataframe[0].value) == len(measurement.surprises(with_replies, table))
 
 
+def test_verdicts_from_elsewhere_are_compared_with_the_measures(with_replies):
+    app = visit("5_Behaviour", run=RUN, part="Do the measures agree?")
+    table, _ = measurement.load_behaviour(with_replies)
+    said = table.assign(verdict=table["opening_label"])[["prompt_id", "verdict"]].to_csv(index=False).encode()
+    app.file_uploader(key="behaviour_verdicts").upload("judge.csv", said, "text/csv").run()
+    compared = next(each.value for each in app.dataframe if "sensitivity" in each.value).set_index("measure")
+    assert compared.loc["opening rules", ["kappa", "same", "sensitivity", "specificity"]].eq(1).all()
+    app.file_uploader(key="behaviour_verdicts").upload("judge.csv", b"prompt_id\n<b>\n", "text/csv").run()
+    assert "cannot be used" in app.error[0].value
+    assert not app.exception
+
+
 def test_openings_are_shown_as_text_only(with_replies):
     for row in range(0, 2 * len(HOSTILE), 2):
         text = with_replies.prompts["text"][row]

@@ -1,0 +1,111 @@
+"""Verdicts from elsewhere on a model's replies: a judge model's or people's, joined to a run by prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import cohen_kappa_score
+
+from refusal_core.annotations.csv_files import read_annotation_file
+from refusal_core.behaviour.measurement import refusals_by_measure
+from refusal_core.errors import PromptError
+from refusal_core.prompts.columns import find_column
+from refusal_core.runs.run import Run
+
+_COLUMNS = ("verdict", "refused", "refusal", "is_refusal", "label")
+_REFUSES = ("refuses", "refused", "refusal", "refuse", "full refusal", "true", "yes", "1")
+_COMPLIES = (
+    *("answers", "answered", "complies", "complied", "compliance", "full compliance", "false", "no", "0"),
+    *("partial", "partial refusal", "cannot", "degenerate"),
+)
+"""Whoever goes along in part, is unable to, or writes nonsense does not refuse, as in the rules that name openings."""
+
+
+@dataclass(frozen=True, eq=False)
+class Verdicts:
+    """What somebody else says of the replies to prompts.
+
+    Attributes:
+        name: of the file, without its ending.
+        refuses: bool by prompt_id; of several rows of a prompt the last counts.
+        blank: number of rows without a verdict, which are left out.
+    """
+
+    name: str
+    refuses: pd.Series
+    blank: int
+
+
+def read_verdicts(source: str | Path | BinaryIO) -> Verdicts:
+    """Read a csv with a verdict per prompt: refuses or complies, in the words that judges use, or yes and no.
+
+    Args:
+        source: a file's path or an open file, with a ``prompt_id`` or text column to join by.
+
+    Raises:
+        RefusalError: when it cannot be read, or a verdict is not known, naming the row.
+    """
+    file = read_annotation_file(source)
+    column = find_column(file.columns, None, _COLUMNS, file.name, "verdict")
+    refuses, blank = {}, 0
+    for row in file.rows():
+        said = row.cells[column].strip()
+        if said:
+            refuses[row.prompt_id] = _refuses(said, row.where)
+        else:
+            blank += 1
+    return Verdicts(Path(file.name).stem, pd.Series(refuses, dtype=bool), blank)
+
+
+def agreement(run: Run, table: pd.DataFrame, verdicts: Verdicts) -> pd.DataFrame:
+    """Return how far verdicts agree with each measure, on the prompts that both know.
+
+    Args:
+        run: the run.
+        table: its behaviour, one row per prompt.
+        verdicts: from elsewhere.
+
+    Returns:
+        One row per measure: ``measure``, ``n`` prompts, ``kappa`` (Cohen 1960), the share ``same``, and among the
+        prompts that the verdicts call refused and not refused the shares ``sensitivity`` and ``specificity`` on which
+        the measure says the same. NaN where nothing varies or there are none.
+    """
+    theirs = run.prompts["prompt_id"].map(verdicts.refuses)
+    known = theirs.notna() & table["opening_label"].notna().to_numpy()
+    theirs = theirs[known].astype(bool).to_numpy()
+    rows = []
+    for measure, ours in refusals_by_measure(run, table)[known.to_numpy()].items():
+        same = ours.to_numpy() == theirs
+        varies = min(len(set(theirs)), ours.nunique()) > 1
+        kappa = float(cohen_kappa_score(theirs, ours)) if varies else np.nan
+        everyone = np.ones_like(same)
+        shares = [float(same[chosen].mean()) if chosen.any() else np.nan for chosen in (everyone, theirs, ~theirs)]
+        rows.append((measure, len(same), kappa, *shares))
+    return pd.DataFrame(rows, columns=["measure", "n", "kappa", "same", "sensitivity", "specificity"])
+
+
+def describe_verdicts(run: Run, table: pd.DataFrame, verdicts: Verdicts) -> str:
+    """Say how many of the verdicts are of this run's measured prompts, and what is left out."""
+    recorded = run.prompts["prompt_id"][table["opening_label"].notna().to_numpy()]
+    n = int(verdicts.refuses.index.isin(recorded).sum())
+    elsewhere = len(verdicts.refuses) - n
+    sentences = [f"Verdicts of prompts whose replies were measured here: {n}."]
+    if elsewhere:
+        sentences.append(f"Of other prompts, left out: {elsewhere}.")
+    if verdicts.blank:
+        sentences.append(f"Rows without a verdict: {verdicts.blank}.")
+    return " ".join(sentences)
+
+
+def _refuses(said: str, where: str) -> bool:
+    # XSTest's own are numbered: 1_full_compliance, 2_full_refusal, 3_partial_refusal.
+    word = " ".join(said.lower().lstrip("0123456789").replace("_", " ").replace("-", " ").split()) or said
+    if word in _REFUSES:
+        return True
+    if word in _COMPLIES:
+        return False
+    raise PromptError(f"{where}: expected a verdict such as refuses or complies, yes or no, found {said!r:.60}")
