@@ -175,7 +175,8 @@ def rank_of(p: np.ndarray) -> int:
     Args:
         p: ``(removed,)`` of :class:`LeftOver`.
     """
-    chance = np.flatnonzero(~(p <= SIGNIFICANT))
+    # One-sided, like the upper end of the 95 % band of permuted labels.
+    chance = np.flatnonzero(~(p <= (1 - LEVEL) / 2))
     return int(chance[0]) if len(chance) else len(p)
 
 
