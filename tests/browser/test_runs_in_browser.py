@@ -37,8 +37,9 @@ def sent(cache) -> dict[str, bytes]:
     pack_run(SYNTHETIC, packed, cache)
     with zipfile.ZipFile(packed) as archive:
         files = {name.replace(SYNTHETIC, SENT): archive.read(name) for name in archive.namelist()}
-    manifest = json.loads(files[f"{SENT}/manifest.json"]) | {"run_id": SENT}
-    return files | {f"{SENT}/manifest.json": json.dumps(manifest).encode()}
+    # The manifests of later measurements name their run too.
+    manifests = {name: json.loads(content) for name, content in files.items() if name.endswith(".json")}
+    return files | {name: json.dumps(manifest | {"run_id": SENT}).encode() for name, manifest in manifests.items()}
 
 
 def hand_in(page: Page, files: dict[str, bytes]) -> None:
