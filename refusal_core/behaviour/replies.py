@@ -158,6 +158,10 @@ def _after_thinking(
     for part in _continued(reader, sequences, nothing, THINKING_TOKENS, ends, THINKING, progress, None):
         for row, tokens in zip(part.rows.tolist(), part.tokens, strict=True):
             if not closed(tokens) and unopened(tokens):
+                # Some models mark that a reply begins where there is no thought: what they say is behind that.
+                text = str(tokenizer.decode(tokens))
+                begun = next((mark for mark in (marks.none, marks.reply) if mark and text.startswith(mark)), "")
+                thought[row] = tokenizer.encode(begun, add_special_tokens=False)
                 continue
             own = tokens[:-1] if tokens[-1] in ending and not closed(tokens) else tokens
             thought[row] = [*own, *(() if closed(own) else close), *between]

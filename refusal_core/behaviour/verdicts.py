@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,16 +14,20 @@ from sklearn.metrics import cohen_kappa_score
 from refusal_core.annotations.csv_files import read_annotation_file
 from refusal_core.behaviour.measurement import refusals_by_measure
 from refusal_core.errors import PromptError
-from refusal_core.prompts.columns import find_column
+from refusal_core.prompts.columns import first_column, listed
 from refusal_core.runs.run import Run
 
 _COLUMNS = ("verdict", "refused", "refusal", "is_refusal", "label")
-_REFUSES = ("refuses", "refused", "refusal", "refuse", "full refusal", "true", "yes", "1")
+_REFUSES = ("refuses", "refused", "refusal", "refuse", "full refusal", "true", "yes", "1", "1.0")
 _COMPLIES = (
-    *("answers", "answered", "complies", "complied", "compliance", "full compliance", "false", "no", "0"),
+    *("answers", "answered", "answer", "complies", "complied", "comply", "compliance", "full compliance"),
+    *("false", "no", "0", "0.0"),
     *("partial", "partial refusal", "cannot", "degenerate"),
 )
 """Whoever goes along in part, is unable to, or writes nonsense does not refuse, as in the rules that name openings."""
+
+_NUMBERED = re.compile(r"^\d+_")
+"""XSTest's own verdicts are numbered: 1_full_compliance, 2_full_refusal, 3_partial_refusal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +55,12 @@ def read_verdicts(source: str | Path | BinaryIO) -> Verdicts:
         RefusalError: when it cannot be read, or a verdict is not known, naming the row.
     """
     file = read_annotation_file(source)
-    column = find_column(file.columns, None, _COLUMNS, file.name, "verdict")
+    column = first_column(file.columns, _COLUMNS)
+    if column is None:
+        raise PromptError(
+            f"{file.name}: expected a verdict column called {', '.join(_COLUMNS)}, found {listed(file.columns)}; "
+            "rename the one that holds the verdicts"
+        )
     refuses, blank = {}, 0
     for row in file.rows():
         said = row.cells[column].strip()
@@ -102,8 +112,7 @@ def describe_verdicts(run: Run, table: pd.DataFrame, verdicts: Verdicts) -> str:
 
 
 def _refuses(said: str, where: str) -> bool:
-    # XSTest's own are numbered: 1_full_compliance, 2_full_refusal, 3_partial_refusal.
-    word = " ".join(said.lower().lstrip("0123456789").replace("_", " ").replace("-", " ").split()) or said
+    word = " ".join(_NUMBERED.sub("", said.lower()).replace("_", " ").replace("-", " ").split())
     if word in _REFUSES:
         return True
     if word in _COMPLIES:

@@ -90,8 +90,12 @@ def chosen_prompts(run: Run, limit: int, source: str | None = None) -> np.ndarra
     table = table[table["label"].isin(LABELS)]
     if set(table["label"]) != set(LABELS):
         raise RunError(f"the set {source!r} has no prompts of both labels; choose another")
-    # Fewer than a quartet's two prompts per label can still be a pair.
-    return next(filter(len, (_whole_groups(table, groups(table), limit) for groups in (prompt_groups, prompt_pairs))))
+    # Fewer than a quartet's two prompts per label can still be a pair, and fewer than a large group's single prompts.
+    for groups in (prompt_groups(table), prompt_pairs(table), table["prompt_id"].to_numpy(str)):
+        rows = _whole_groups(table, groups, limit)
+        if set(table.loc[rows, "label"]) == set(LABELS):
+            break
+    return rows
 
 
 def _whole_groups(table: pd.DataFrame, groups: np.ndarray, limit: int) -> np.ndarray:

@@ -56,6 +56,7 @@ _RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,180}")
 _FILE_NAME = re.compile(r"[a-z0-9_]+\.(parquet|safetensors)")
 _TITLES = ".titles.json"
 _SOUND_RUNS = ".sound.json"
+_MOST_BYTES_OF_SOUND = 1_000_000
 LONGEST_TITLE = 80
 _MEND = "delete the run and make it again"
 _SOUND: set[str] = set()
@@ -292,8 +293,11 @@ def _sound_runs(folder: Path) -> set[str]:
 
     Their files are compared with their manifests at every listing, and with their schemas whenever a run is opened.
     """
+    path = folder / _SOUND_RUNS
     try:
-        return {str(digest) for digest in json.loads((folder / _SOUND_RUNS).read_text(encoding="utf-8"))}
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > _MOST_BYTES_OF_SOUND:
+            return set()
+        return {str(digest) for digest in json.loads(path.read_text(encoding="utf-8"))}
     except (OSError, ValueError, TypeError, RecursionError):
         return set()
 

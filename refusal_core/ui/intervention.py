@@ -83,11 +83,13 @@ def how_measured(run: Run, table: pd.DataFrame, manifest: InterventionManifest) 
     source = manifest.prompts.source
     edited = "every token" if manifest.tokens == "all" else "the prompt's last token"
     fitted = "on which the direction was fitted, " if source == run.contrast_name else ""
+    kinds = pd.Series(manifest.controls.names).str.split(" ").str[0].value_counts(sort=False)
+    controls = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     st.caption(
         f"{labels['harmful']} harmful and {labels['harmless']} harmless prompts of {plain(source)}, {fitted}{edited} "
         f"edited, in {plain(manifest.compute.dtype)}. Controls at layers {plain(layers)}: "
-        f"{len(manifest.controls.names)} directions, random ones, one of permuted labels and one orthogonal. A "
-        "number is called an effect only outside the band in which 95 % of such controls fall."
+        f"{plain(controls)}. A number is called an effect only outside the band in which one more control of either "
+        "kind would fall with a probability of 95 %."
     )
 
 

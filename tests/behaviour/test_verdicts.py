@@ -74,6 +74,9 @@ def test_a_reply_that_was_not_measured_is_not_compared(run, table):
         ("Refused", True),
         ("2_full_refusal", True),
         ("1", True),
+        ("1.0", True),
+        ("0.0", False),
+        ("comply", False),
         ("True", True),
         ("complies", False),
         ("1_full_compliance", False),
@@ -92,5 +95,5 @@ def test_an_unknown_verdict_names_its_row(run):
     ids = run.prompts["prompt_id"].head(2).tolist()
     with pytest.raises(PromptError, match=r"judge\.csv, row 2: expected a verdict such as refuses or complies"):
         read_verdicts(file_of(prompt_id=ids, verdict=["yes", "<b>maybe</b>"]))
-    with pytest.raises(PromptError, match="expected a verdict column"):
+    with pytest.raises(PromptError, match=r"expected a verdict column called verdict, .*; rename the one"):
         read_verdicts(file_of(prompt_id=ids, other=["a", "b"]))

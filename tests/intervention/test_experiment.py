@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -361,6 +362,14 @@ def test_prompts_are_whole_quartets_and_pairs(planted_run):
         assert held_out["label"].value_counts().to_dict() == {"harmful": n // 2, "harmless": n // 2}
         whole = prompt_groups(held_out) if limit > 1 else prompt_pairs(held_out)
         assert set(np.unique(whole, return_counts=True)[1]) == {4 if limit > 1 else 2}
+
+
+def test_of_a_group_that_is_too_large_single_prompts_are_taken(planted_run):
+    prompts = planted_run.prompts.assign(pair_id=None)
+    prompts.loc[planted_run.rows(), "pair_id"] = "all of them"
+    grouped = replace(planted_run, tables=replace(planted_run.tables, prompts=prompts))
+    chosen = prompts.iloc[experiment.chosen_prompts(grouped, 2, planted_run.contrast_name)]
+    assert chosen["label"].value_counts().to_dict() == {"harmful": 2, "harmless": 2}
 
 
 def test_a_rank_p_counts_controls_that_do_as_much(planted_run, table, summary):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from refusal_core.activations.reader import ResidualReader
 from refusal_core.behaviour.replies import read_replies
 from refusal_core.errors import ModelError
 from refusal_core.models.templates import closed_thought, put_reasoning_effort, render, reply_thinks, thinking_marks
+from refusal_core.models.thinking import marks_in
 from refusal_core.pipeline.scoring import load_model_for, score
 from refusal_core.sharing.snippets import transformers_snippet
 
@@ -90,6 +93,21 @@ def test_a_model_that_may_think_and_does_not_is_read_at_once():
     assert found.opening == expected.opening
     assert found.phrase_log_odds == pytest.approx(expected.phrase_log_odds, abs=1e-3)
     assert found.unclosed == 0
+
+
+def test_a_reply_that_is_marked_as_one_without_a_thought_is_read_behind_its_mark(monkeypatch):
+    begun = "Sure"
+    marks = replace(marks_in(MAGISTRAL), none=begun)
+    monkeypatch.setattr("refusal_core.behaviour.replies.thinking_marks", lambda tokenizer: marks)
+    chat_model = planted_model(refusal="As", answer=begun, template=MAGISTRAL)
+    found = read_replies(ResidualReader(chat_model), ["bdgjkvwxz"], ("As",))
+    tokenizer = chat_model.tokenizer
+    ids, tail = [*render(tokenizer, "bdgjkvwxz"), *tokenizer.encode(begun)], tokenizer.encode("As")
+    with torch.inference_mode():
+        logits = chat_model.model(torch.tensor([[*ids, *tail]])).logits[0].double().log_softmax(-1)
+    log_p = sum(float(logits[len(ids) - 1 + step, token]) for step, token in enumerate(tail))
+    np.testing.assert_allclose(found.phrase_log_odds[0], log_p - np.log1p(-np.exp(log_p)), atol=1e-2)
+    assert not found.opening[0].startswith(begun)
 
 
 def test_thinking_that_is_switched_but_not_marked_in_a_known_way_is_said():
