@@ -726,7 +726,7 @@ def on_planted(planted_run, planted_folder, monkeypatch):
 def test_causality_says_what_was_found_beside_its_controls(on_planted):
     app = visit("6_Causality", site="3")
     said = shown(app)
-    assert "8 directions" in said
+    assert "1 isotropic, 5 covariance" in said
     assert "an effect" in said
     assert "The published rule chooses layer" in said
     table, _ = experiment.load_interventions(on_planted)
