@@ -80,7 +80,8 @@ def timed_conditions(n_layers: int) -> list[Condition]:
     options = InterventionOptions()
     layer, names = n_layers // 2, control_names(options.random_directions)
     at = sorted({*options.control_layers, layer} & set(range(n_layers)))
-    whole = [*sweep(n_layers, [-1]), *doses_and_controls(n_layers, layer, -1, at, names)]
+    layers = range(n_layers)
+    whole = [*sweep(n_layers, layers, [-1]), *doses_and_controls(n_layers, layers, layer, -1, at, names)]
     edits = [condition for condition in dict.fromkeys(whole) if condition.edit != PLAIN]
     edits.sort(key=lambda condition: (not condition.openings, min(condition.layers)))
     chosen = np.linspace(0, len(edits) - 1, CONDITIONS).round().astype(int)

@@ -184,7 +184,9 @@ def headline(run: Run) -> str:
     if run.imported:
         names = {"crossfit_d": "d on the contrast set", "probe_d": names["probe_d"]}
     lines = [f"{name}: {numbers[column]:.2f}" for column, name in names.items() if numbers.notna()[column]]
-    where = f"at {run.site_label(site)}, which does best on new prompts:"
+    where = f"at {run.site_label(site)}, which does best on {'the contrast set' if run.imported else 'new prompts'}:"
+    if numbers.isna()["crossfit_d"]:
+        where, lines = "no layer has a direction that could be tested on the contrast set", []
     return "\n".join([*([run.imported] if run.imported else []), where, *lines])
 
 

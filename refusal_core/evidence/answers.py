@@ -10,6 +10,7 @@ from refusal_core.evidence.claims import SIGNIFICANT, against_wording, holds, is
 from refusal_core.evidence.design import CONTRAST, FALSE_ALARMS
 from refusal_core.evidence.phrases import (
     NO_DIFFERENCE,
+    ORIGIN_UNKNOWN,
     contrary,
     intent_and_cue,
     missing,
@@ -58,7 +59,7 @@ def _fit(evidence: Evidence, site: int) -> str:
     if evidence.imported:
         return (
             f"At {place(evidence, site)} the labels of the contrast set lie d = {row['in_sample_d']:.2f} apart along "
-            "the imported direction, which was not fitted on these prompts."
+            f"the imported direction; {ORIGIN_UNKNOWN}."
         )
     return (
         f"At {place(evidence, site)} the labels lie d = {row['in_sample_d']:.2f} apart on the prompts that the "
@@ -75,7 +76,13 @@ def _hold(evidence: Evidence, site: int) -> str:
     if np.isfinite(row.get("category_d", np.nan)):
         number += f", and d of each category on the direction of the others {with_interval(row, 'category_d')}"
     if not row["crossfit_d_low"] > 0:
-        return f"At {place(evidence, site)} {number}: on prompts it was not fitted with it is {NO_DIFFERENCE}."
+        where = "on the contrast set" if evidence.imported else "on prompts it was not fitted with"
+        return f"At {place(evidence, site)} {number}: {where} it is {NO_DIFFERENCE}."
+    if evidence.imported:
+        return (
+            f"At {place(evidence, site)} {number}: it puts {100 * row['crossfit_accuracy']:.0f} % of the contrast set "
+            f"on the right side, which does not yet say what it is about; {ORIGIN_UNKNOWN}."
+        )
     return (
         f"At {place(evidence, site)} {number}: it holds on new prompts of the same kind and puts "
         f"{100 * row['crossfit_accuracy']:.0f} % of them on the right side, which does not yet say what it is about."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from refusal_core.evidence.claims import (
@@ -17,6 +18,7 @@ from refusal_core.evidence.design import CONTRAST
 from refusal_core.evidence.phrases import (
     NO_DIFFERENCE,
     NO_REASON,
+    ORIGIN_UNKNOWN,
     contrary,
     intent_and_cue,
     new_prompts_d,
@@ -48,6 +50,8 @@ def verdict(evidence: Evidence) -> str:
         reason = evidence.reason("transfer", "d", source=source) or NO_REASON
         return f"Whether the direction is about harm cannot be said: {reason}."
     best = best_site(evidence)
+    if not np.isfinite(evidence.sites["crossfit_d"][best]):
+        return _no_layer(evidence, source)
     number = f"d is {with_interval(table.loc[best], 'd')}, AUROC {table.loc[best, 'auroc']:.2f}"
     article = "" if evidence.imported else "the "
     chosen = f"where {article}{new_prompts_d(evidence)} is highest"
@@ -116,7 +120,7 @@ def _nothing_there(evidence: Evidence, source: str) -> str:
     seen = what_would_have_been_seen(evidence, best_site(evidence), source)
     held = int(holds(evidence).sum())
     on_contrast = "on the contrast set" if evidence.imported else "cross-fitted"
-    contrast = "the contrast set, on which it was not fitted" if evidence.imported else "its contrast set, cross-fitted"
+    contrast = "the contrast set" if evidence.imported else "its contrast set, cross-fitted"
     if not held:
         return (
             f"At no site is the direction more than chance: {on_contrast} and on {source} it is {NO_DIFFERENCE}. {seen}"
@@ -125,6 +129,22 @@ def _nothing_there(evidence: Evidence, source: str) -> str:
         f"The direction separates the two halves of {contrast}, at {held} of {evidence.n_sites} "
         f"sites, but on {source} it is {NO_DIFFERENCE} at any: {style(evidence)}. {seen}"
     )
+
+
+def _no_layer(evidence: Evidence, source: str) -> str:
+    """Say that no layer can be chosen, and what a transfer set's number is at the final norm, if there is one."""
+    reason = evidence.reason("sites", "crossfit_d", best_site(evidence)) or NO_REASON
+    first = f"No layer has a {new_prompts_d(evidence)} by which it could be chosen: {reason}."
+    norm = evidence.n_sites - 1
+    row = evidence.transfer[evidence.transfer["source"].eq(source)].set_index("site").loc[norm]
+    if not np.isfinite(row["d"]):
+        return first
+    number = f"At {place(evidence, norm)} d on {source} is {with_interval(row, 'd')}, AUROC {row['auroc']:.2f}"
+    if not is_tested(evidence):
+        return f"{first} {number}."
+    side = separated(evidence, source)[norm]
+    meaning = {1: "more than chance", -1: "it puts harmless prompts on the harmful side"}.get(side, NO_DIFFERENCE)
+    return f"{first} {number}: {meaning}."
 
 
 def _from_where(evidence: Evidence, source: str) -> str:
@@ -165,9 +185,8 @@ def _imported(evidence: Evidence) -> str:
     if not evidence.imported:
         return ""
     return (
-        "The direction was imported, not fitted on these prompts: nothing here is cross-fitted. What is called so, and "
-        "what is called in-sample, is the number of the imported direction on all prompts of the contrast set; "
-        "which prompts it was made from is not known here."
+        f"The direction was imported; {ORIGIN_UNKNOWN}. Nothing here is cross-fitted: what is called so, and what is "
+        "called in-sample, is the number of the imported direction on all prompts of the contrast set."
     )
 
 

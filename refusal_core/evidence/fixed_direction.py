@@ -1,4 +1,4 @@
-"""The questions put to one site about a direction that came from elsewhere and was not fitted on the run's prompts.
+"""The questions put to one site about a direction that was imported.
 
 No draw changes it, so each function works on the prompts' projections. There is nothing to hold out: what
 :mod:`.questions` returns as cross-fitted is here the direction's number on all prompts of the contrast set.
@@ -20,11 +20,11 @@ from refusal_core.evidence.design import Contrast
 from refusal_core.evidence.questions import Numbers, Reasons
 
 NO_VECTOR = "the imported file has no vector for this site"
-NOT_FITTED = "the direction was imported, not fitted on these prompts"
+NOT_FITTED = "the direction was imported, not fitted here"
 
 
 def held_out(projection: np.ndarray, is_harmful: np.ndarray) -> Crossfit:
-    """Return how the direction does on the contrast set, of which it has seen nothing, as one repeat without folds.
+    """Return how the direction does on the contrast set, as one repeat without folds.
 
     Args:
         projection: ``(prompt,)`` of the contrast set; NaN without a direction.

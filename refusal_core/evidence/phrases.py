@@ -13,6 +13,8 @@ from refusal_core.sites import site_label
 
 NO_DIFFERENCE = "not distinguishable from chance"
 NO_REASON = "the numbers it needs do not exist"
+ORIGIN_UNKNOWN = "whether it was made from these prompts is not known here"
+"""Of an imported direction."""
 
 
 def place(evidence: Evidence, site: int) -> str:
@@ -90,6 +92,8 @@ def text_auroc(evidence: Evidence, source: str, prompts: str = EVERY_PROMPT) -> 
 
 def style(evidence: Evidence) -> str:
     """Say what a direction may be about that holds on its own kind of prompts alone."""
+    if evidence.imported:
+        return "what separates one set need not carry over to others"
     settings = evidence.settings.iloc[0]
     if 2 * settings["n_pairs"] == settings["n_harmful"] + settings["n_harmless"]:
         return "what holds on pairs of its own kind need not carry over to others"

@@ -94,34 +94,37 @@ def candidate_layers(n_layers: int) -> range:
     return range(max(1, int(CANDIDATE_DEPTH * n_layers) - 1))
 
 
-def together(n_layers: int, span: tuple[int, int] | None, direction: str = FOUND) -> list[Condition]:
-    """Each layer's own direction ablated at the presets together, and at a range of layers."""
-    sets = [tuple(layer for layer in PRESETS if layer < n_layers)]
+def together(layers: Sequence[int], span: tuple[int, int] | None, direction: str = FOUND) -> list[Condition]:
+    """Each layer's own direction ablated at the presets together, and at a range of layers, where there is one."""
+    sets = [tuple(layer for layer in PRESETS if layer in layers)]
     if span is not None:
-        sets.append(tuple(range(min(span), max(span) + 1)))
+        sets.append(tuple(layer for layer in range(min(span), max(span) + 1) if layer in layers))
     return [
         Condition(ABLATE, direction, layers=layers, openings=direction == FOUND) for layers in sets if len(layers) > 1
     ]
 
 
-def sweep(n_layers: int, positions: Sequence[int], span: tuple[int, int] | None = None) -> list[Condition]:
+def sweep(
+    n_layers: int, layers: Sequence[int], positions: Sequence[int], span: tuple[int, int] | None = None
+) -> list[Condition]:
     """Each layer alone, the presets together, all layers, and the candidates of the published choice.
 
     Candidates are told apart by their first token alone, so no openings are generated for them.
 
     Args:
         n_layers: transformer blocks of the model.
+        layers: those that have a direction; not all do where it was imported.
         positions: tokens at which candidate directions were read.
         span: first and last layer of a range to ablate together as well, each layer its own direction.
     """
     conditions = [Condition(PLAIN)]
-    for layer in range(n_layers):
+    for layer in layers:
         conditions.append(Condition(ABLATE, FOUND, -1, layer, (layer,)))
         conditions.append(Condition(ADD, FOUND, -1, layer, (layer,), 1.0))
-    conditions += together(n_layers, span)
-    conditions.append(Condition(ABLATE, layers=tuple(range(n_layers))))
+    conditions += together(layers, span)
+    conditions.append(Condition(ABLATE, layers=tuple(layers)))
     for position in positions:
-        for layer in candidate_layers(n_layers):
+        for layer in (layer for layer in candidate_layers(n_layers) if layer in layers):
             conditions.append(everywhere(n_layers, layer, position=position, openings=False))
             if position != -1:
                 conditions.append(Condition(ADD, FOUND, position, layer, (layer,), 1.0, openings=False))
@@ -130,6 +133,7 @@ def sweep(n_layers: int, positions: Sequence[int], span: tuple[int, int] | None 
 
 def doses_and_controls(
     n_layers: int,
+    layers: Sequence[int],
     layer: int,
     position: int,
     at: Sequence[int],
@@ -142,14 +146,13 @@ def doses_and_controls(
 
     Args:
         n_layers: transformer blocks of the model.
-        layer, position: where the direction was read.
+        layers: those that have a direction.
         layer: the layer at which the direction was read.
         position: the token at which it was read, counted from the end.
         at: layers of which controls are measured alone.
         controls: names of the control directions.
         span: first and last of the layers that are edited together.
     """
-    every = tuple(range(n_layers))
     conditions = [Condition(ADD, FOUND, position, layer, (layer,), dose) for dose in DOSES]
     conditions.append(everywhere(n_layers, layer, position=position))
     for control in controls:
@@ -157,6 +160,7 @@ def doses_and_controls(
             conditions.append(Condition(ABLATE, control, -1, place, (place,), openings=place == layer))
             conditions.append(Condition(ADD, control, -1, place, (place,), 1.0, openings=False))
         conditions += [Condition(ADD, control, position, layer, (layer,), dose, False) for dose in CONTROL_DOSES]
-        conditions += [*together(n_layers, span, control), Condition(ABLATE, control, layers=every, openings=False)]
+        conditions += together(layers, span, control)
+        conditions.append(Condition(ABLATE, control, layers=tuple(layers), openings=False))
         conditions.append(everywhere(n_layers, layer, control))
     return list(dict.fromkeys(conditions))

@@ -132,6 +132,7 @@ def record(
     from refusal_core.pipeline.scoring import reader_for
 
     _check_layers(run, options)
+    layers = layers_with_direction(run)
     rules, span, tokens = read_rules(), options.layer_range, options.tokens
     # Not after minutes of work.
     writable_cache(run.path.parent)
@@ -155,12 +156,12 @@ def record(
         path = folder / "vectors.safetensors"
         vectors = all_vectors(run, reader, options.random_directions, options.seed, path, digest, progress)
         considered = sorted(vectors.distance)[-(options.positions or len(vectors.distance)) :]
-        swept = sweep(run.n_layers, considered, span)
+        swept = sweep(run.n_layers, layers, considered, span)
         table = _measure(run, reader, vectors, rules, rows, swept, tokens, finished, SWEEPING, progress)
         chosen = published_choice(run, table)
         layer, position = (run.best_site(), -1) if chosen is None else (chosen["read_at"], chosen["position"])
-        at = sorted({*options.control_layers, int(layer)} & set(range(run.n_layers)))
-        later = doses_and_controls(run.n_layers, int(layer), int(position), at, names, span)
+        at = sorted({*options.control_layers, int(layer)} & set(layers))
+        later = doses_and_controls(run.n_layers, layers, int(layer), int(position), at, names, span)
         later = [condition for condition in later if condition not in set(swept)]
         controls = _measure(run, reader, vectors, rules, rows, later, tokens, finished, CONTROLLING, progress)
         # What was swept without openings was measured once more, with them, where doses were tried.
@@ -183,6 +184,21 @@ def record(
         )
         save_addition(run, table, manifest)
     return table
+
+
+def layers_with_direction(run: Run) -> list[int]:
+    """Return the layers that have a direction, which not all have where it was imported.
+
+    Raises:
+        RefusalError: when none has one.
+    """
+    layers = np.flatnonzero(run.directions.unit_direction[: run.n_layers].any(axis=1)).tolist()
+    if not layers:
+        raise RefusalError(
+            f"no layer of {run.run_id} has a direction, and nothing can be edited at the final norm: expected a run "
+            "with the vector of at least one layer"
+        )
+    return layers
 
 
 def _check_layers(run: Run, options: InterventionOptions) -> None:

@@ -13,7 +13,7 @@ from refusal_core.errors import RefusalError
 from refusal_core.pipeline.analysis import analyse
 from refusal_core.pipeline.refit import extract_again
 from refusal_core.pipeline.request import run_id
-from refusal_core.pipeline.steps import RunResult, save
+from refusal_core.pipeline.steps import RunResult, library_versions, save
 from refusal_core.pipeline.vector_files import ImportedVectors, read_vectors
 from refusal_core.progress import Progress, no_progress
 from refusal_core.runs import store
@@ -63,7 +63,8 @@ def import_direction(
     with store.unfinished_work(store.unfinished_run(name, cache), f"the import {name}") as folder:
         table = run.prompts.reset_index(drop=True)
         hidden = run.load_activations()
-        changed: dict[str, Any] = {}
+        # Of this run nothing was loaded nor extracted where activations are stored.
+        changed: dict[str, Any] = {"versions": library_versions(), "timings": None}
         embeddings: np.ndarray | None = None
         activations = "stored"
         if hidden is None:
@@ -82,6 +83,7 @@ def import_direction(
         changed |= {
             "run_id": name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "refit": None,
             "direction": DirectionRecord(
                 file=Path(path).name,
                 sha256=vectors.sha256,

@@ -29,7 +29,8 @@ LARGEST_FILE = 1 << 30
 """Bytes. Vectors of the largest models take a few megabytes."""
 
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib"}
-_NUMBER = re.compile(r"-?\d+")
+# A hyphen behind a word is none: layer-12.
+_NUMBER = re.compile(r"(?:(?<!\w)-)?\d+")
 _DESCRIBED, _OWN_TENSOR, _RUN_TENSOR = "refusal_direction", "direction", "unit_direction"
 
 
@@ -40,24 +41,29 @@ class ImportedVectors:
     Attributes:
         unit: site → ``(d_model,)`` float32 of norm 1.
         numbering: how the file counts layers: a key of :data:`NUMBERINGS`, or ``sites`` for a file of this program.
-        left_out: how many of its vectors are of the embeddings, which are no site, or zero.
         sha256: of the file.
     """
 
     unit: Mapping[int, np.ndarray]
     numbering: str
-    left_out: int
     sha256: str
 
 
 @dataclass(frozen=True, eq=False)
 class _Stack:
-    """What a file holds: vectors by number; ``None`` stands for the number of a vector that has none."""
+    """What a file holds: vectors by number; ``None`` stands for the number of a vector that has none.
+
+    Attributes:
+        vectors: by number.
+        numbering: where the file says how it counts layers.
+        complete: whether the numbers are places in an array, of which there has to be one for every layer.
+        n_layers: of the model that they are of, where the file says it.
+    """
 
     vectors: Mapping[int | None, np.ndarray]
     numbering: str | None = None
     complete: bool = False
-    """Whether the numbers are places in an array, of which there has to be one for every layer."""
+    n_layers: int | None = None
 
 
 def read_vectors(
@@ -86,7 +92,12 @@ def read_vectors(
         meanings = "; ".join(f"{name}: {meaning}" for name, meaning in NUMBERINGS.items())
         raise RefusalError(f"{path.name} does not say how it counts layers: choose a numbering ({meanings})")
     vectors = _numbered(path, stack, chosen, layer, n_layers)
-    unit, left_out = {}, 0
+    if stack.n_layers not in (None, n_layers):
+        raise RefusalError(
+            f"{path.name} was saved from a model of {stack.n_layers} layers, and this one has {n_layers}: expected a "
+            "direction of the same model"
+        )
+    unit: dict[int, np.ndarray] = {}
     for number, vector in vectors.items():
         if vector.shape != (d_model,):
             raise RefusalError(
@@ -97,14 +108,13 @@ def read_vectors(
         if not np.isfinite(norm):
             raise RefusalError(f"{path.name}: the vector of layer {number} is not finite: make the file again")
         if site is None or norm == 0:
-            left_out += 1
             continue
         if site in unit:
             raise RefusalError(f"{path.name} has two vectors for layer {number}; expected one per layer")
         unit[site] = (vector / norm).astype(np.float32)
     if not unit:
         raise RefusalError(f"{path.name} has no vector of a layer: all are zero, or of the embeddings")
-    return ImportedVectors(unit, chosen, left_out, sha256_of(path))
+    return ImportedVectors(unit, chosen, sha256_of(path))
 
 
 def _read(path: Path) -> _Stack:
@@ -154,7 +164,10 @@ def _read_safetensors(path: Path) -> _Stack:
         described = None
         tensors = {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
     if described is not None:
-        return _Stack({int(json.loads(described)["site"]): tensors[_OWN_TENSOR]}, SITES)
+        vector, where = _floats(path, tensors[_OWN_TENSOR]), json.loads(described)
+        if vector.ndim != 1:
+            raise RefusalError(f"{path.name} holds a direction of shape {vector.shape}: expected one vector (width,)")
+        return _Stack({int(where["site"]): vector}, SITES, n_layers=int(where["n_layers"]))
     if _RUN_TENSOR in tensors and tensors[_RUN_TENSOR].ndim == 2:
         return _Stack(dict(enumerate(_floats(path, tensors[_RUN_TENSOR]))), SITES, complete=True)
     if len(tensors) == 1:

@@ -182,8 +182,8 @@ class DirectionRecord(_Record):
     """
 
     file: str
-    sha256: str
-    numbering: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    numbering: Annotated[str, Field(pattern="^(blocks|block-inputs|hidden-states|sites)$")]
     sites: tuple[NonNegativeInt, ...]
     parent: str
     activations: str

@@ -110,8 +110,9 @@ class Run:
             return ""
         return (
             f"Imported direction: {record.file!r:.80} (SHA-256 {record.sha256[:12]}, layers as {record.numbering}, "
-            f"{len(record.sites)} of {self.n_sites} sites). It was not fitted on these prompts: a number called "
-            "in-sample or cross-fitted is that of the imported vectors on all prompts of the contrast set."
+            f"{len(record.sites)} of {self.n_sites} sites). Whether it was made from these prompts is not known "
+            "here: a number called in-sample or cross-fitted is that of the imported vectors on all prompts of the "
+            "contrast set."
         )
 
     @property

@@ -82,7 +82,7 @@ def how_measured(run: Run, table: pd.DataFrame, manifest: InterventionManifest) 
     layers = ", ".join(str(layer) for layer in manifest.controls.layers)
     source = manifest.prompts.source
     edited = "every token" if manifest.tokens == "all" else "the prompt's last token"
-    fitted = "on which the direction was fitted, " if source == run.contrast_name else ""
+    fitted = "on which the direction was fitted, " if source == run.contrast_name and not run.imported else ""
     kinds = pd.Series(manifest.controls.names).str.split(" ").str[0].value_counts(sort=False)
     controls = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     st.caption(

@@ -80,11 +80,27 @@ def test_words_say_that_it_was_imported(made):
     _, prompts, evidence = made
     texts = [verdict(evidence), *(answer(evidence, question, site) for question in QUESTIONS for site in range(5))]
     assert not any("cross-fitted" in text or "in-sample" in text or "held-out" in text for text in texts)
-    assert "imported, not fitted on these prompts" in caveats(evidence)[0]
+    # A direction may have been made from the very prompts that it is tested on.
+    texts += caveats(evidence)
+    assert not any("not fitted on" in text or "new prompts" in text for text in texts)
+    for question in ("fit", "hold"):
+        assert "made from these prompts is not known here" in answer(evidence, question, 1)
+    assert "made from these prompts is not known here" in caveats(evidence)[0]
     assert fixed_direction.NOT_FITTED in answer(evidence, "enough", 1)
     assert "d imported" in overview_table(evidence)
     assert "d cross-fitted" not in overview_table(evidence)
     check_evidence(evidence.to_tables(), 5, prompts["prompt_id"])
+
+
+def test_a_vector_of_the_final_norm_alone_has_a_verdict(made):
+    hidden, prompts, _ = made
+    said = verdict(imported(hidden, prompts, {4: axis(0)}))
+    assert said.startswith(
+        f"No layer has a d of the imported direction by which it could be chosen: {fixed_direction.NO_VECTOR}."
+    )
+    assert "At the final norm d on" in said
+    assert said.endswith("more than chance.")
+    assert "nan" not in said
 
 
 def test_a_fitted_run_says_nothing_of_imports(made):

@@ -434,7 +434,7 @@ def test_edited_at_the_last_token_alone_what_came_before_still_counts(planted_ru
 
 
 def test_a_range_of_layers_is_ablated_together(planted_run):
-    swept = conditions.sweep(planted_run.n_layers, [-1], span=(1, 3))
+    swept = conditions.sweep(planted_run.n_layers, range(planted_run.n_layers), [-1], span=(1, 3))
     assert Condition(ABLATE, layers=(1, 2, 3)) in swept
     edit = vectors.own_vectors(planted_run).edit(Condition(ABLATE, layers=(1, 2, 3)), "all")
     np.testing.assert_array_equal(edit.vectors[2], planted_run.directions.unit_direction[2])

@@ -67,8 +67,12 @@ def test_every_page_opens_and_names_the_file(page: str | None, site: int, import
     if page is not None:
         app.switch_page(f"pages/{page}.py").run()
     assert not app.exception, app.exception
-    assert any("theirs.npy" in text.value and "not fitted on these prompts" in text.value for text in app.text)
+    assert any(
+        "theirs.npy" in text.value and "made from these prompts is not known here" in text.value for text in app.text
+    )
     if page == "3_Outliers":
         assert any("was imported, so leaving out" in caption.value for caption in app.caption)
     if page == "2_Evidence":
-        assert any("prompts it was made from is not known here" in caption.value for caption in app.caption)
+        assert any("made from these prompts is not known here" in caption.value for caption in app.caption)
+    if page == "12_Subspace":
+        assert any("not about the imported one" in caption.value for caption in app.caption)

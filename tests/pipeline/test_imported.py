@@ -8,19 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from making import make_run
+from pydantic import ValidationError
 from safetensors.numpy import save_file
 from synthetic import intervene
 from tiny import PLANTED_LAYER, READING_LAYER
 
 from refusal_core.cli.main import main
 from refusal_core.errors import RefusalError, RunError
-from refusal_core.intervention import effects
-from refusal_core.intervention.conditions import ABLATE, FOUND
+from refusal_core.evidence.findings import verdict
+from refusal_core.figures import intervention as figures
+from refusal_core.intervention import effects, experiment
+from refusal_core.intervention.conditions import ABLATE, FOUND, OWN
 from refusal_core.pipeline.imported import import_direction
 from refusal_core.pipeline.refit import refit
 from refusal_core.pipeline.scoring import load_model_for, score
 from refusal_core.runs import store
-from refusal_core.runs.manifest import ACTIVATIONS, DIRECTIONS
+from refusal_core.runs.manifest import ACTIVATIONS, DIRECTIONS, DirectionRecord
 from refusal_core.runs.run import Run
 from refusal_core.sharing.card import card_html
 from refusal_core.sharing.report import report_html
@@ -69,7 +72,10 @@ def test_the_manifest_says_where_they_came_from(parent, imported):
     assert len(record.sha256) == 64
     assert imported.manifest.prompts == parent.manifest.prompts
     assert parent.manifest.direction is None
-    assert "not fitted on these prompts" in imported.imported
+    # Nothing was loaded or extracted.
+    assert parent.manifest.timings is not None
+    assert imported.manifest.timings is None
+    assert "made from these prompts is not known here" in imported.imported
     assert parent.imported == ""
 
 
@@ -113,6 +119,21 @@ def test_leaving_out_prompts_is_refused(imported):
         refit(imported, imported.prompts["prompt_id"][:1].tolist())
 
 
+def test_an_import_into_a_refit_is_no_refit(parent, tiny_folder, tmp_path):
+    again = refit(parent, parent.prompts["prompt_id"][:1].tolist()).run
+    assert again.manifest.refit is not None
+    file = write_blocks(tmp_path / "theirs.safetensors", parent, 1)
+    assert import_direction(again, file, "blocks", model=tiny_folder).run.manifest.refit is None
+
+
+@pytest.mark.parametrize(("entry", "value"), [("numbering", "\x1b[2J"), ("sha256", "\x1b[2J"), ("sha256", "0" * 63)])
+def test_a_stranger_s_manifest_puts_nothing_else_on_the_terminal(imported, entry, value):
+    record = imported.manifest.direction
+    assert DirectionRecord.model_validate_json(record.to_json()) == record
+    with pytest.raises(ValidationError, match=entry):
+        DirectionRecord.model_validate_json(json.dumps(json.loads(record.to_json()) | {entry: value}))
+
+
 def test_a_run_s_own_directions_are_not_put_to_the_prompts_they_were_fitted_on(parent):
     with pytest.raises(RefusalError, match="fitted on its own prompts"):
         import_direction(parent, parent.path / DIRECTIONS)
@@ -149,6 +170,42 @@ def test_interventions_with_a_planted_direction_find_its_layer_and_one_across_it
     assert swept["across"]["change"].abs().max() < 0.1 * swept["causes"]["change"].iloc[between].abs().min()
 
 
+def test_layers_without_a_vector_are_not_edited(planted_run, planted_folder, tmp_path):
+    unit = planted_run.directions.unit_direction
+    last = planted_run.n_layers - 1
+    # The last layer is no candidate of the published rule.
+    for layers in ((PLANTED_LAYER,), (last,), (1, PLANTED_LAYER)):
+        file = tmp_path / f"{layers}.safetensors"
+        save_file({f"direction.{layer}": unit[layer] for layer in layers}, file)
+        run = import_direction(planted_run, file, "blocks", model=planted_folder).run
+        table = intervene(run, planted_folder)
+        assert {at[0] for at in table["layers"] if len(at) == 1} == set(layers)
+        assert set(table["read_at"]) - {OWN} == set(layers)
+        own = {at for at in table.loc[table["read_at"].eq(OWN), "layers"] if at}
+        assert own == {layers}
+        stored, manifest = experiment.load_interventions(run)
+        assert len(stored) == len(table)
+        assert manifest.controls.layers == layers
+        summary = effects.summarise(run, table)
+        said = [effects.headline(run, summary), *effects.reading(run, table, summary)]
+        assert not any("nan" in sentence for sentence in said)
+        assert f"controls at layers {', '.join(map(str, layers))}:" in said[0]
+        for sweep in figures.SWEEPS:
+            figures.over_layers(run, summary, sweep)
+        figures.choice(run, effects.candidates(run, table), effects.published_choice(run, table))
+
+
+def test_the_final_norm_alone_has_words_and_nothing_to_edit(planted_run, planted_folder, tmp_path, capsys):
+    norm = planted_run.n_layers
+    planted_run.directions[norm].save(tmp_path / "norm.safetensors")
+    run = import_direction(planted_run, tmp_path / "norm.safetensors", model=planted_folder).run
+    assert main(["show", run.run_id, "--cache", str(run.path.parent)]) == 0
+    assert "no layer has a direction that could be tested" in capsys.readouterr().out
+    assert "nan" not in verdict(run.evidence)
+    with pytest.raises(RefusalError, match=r"no layer of .* has a direction"):
+        intervene(run, planted_folder)
+
+
 def test_the_command_line_imports_and_says_so(parent, tmp_path, capsys):
     path = write_blocks(tmp_path / "cli.safetensors", parent, 1)
     cache = ["--cache", str(parent.path.parent)]
@@ -156,10 +213,11 @@ def test_the_command_line_imports_and_says_so(parent, tmp_path, capsys):
     said = capsys.readouterr().out
     run_id = said.splitlines()[-1]
     assert "cli.safetensors" in said
-    assert "not fitted on these prompts" in said
+    assert "made from these prompts is not known here" in said
+    assert "new prompts" not in said
     assert main(["evidence", run_id, *cache]) == 0
     said = capsys.readouterr().out
-    assert "The direction was imported, not fitted on these prompts" in said
+    assert "The direction was imported; whether it was made from these prompts is not known here" in said
     assert main(["verify", run_id, *cache]) == 0
     capsys.readouterr()
     assert main(["import-direction", str(path), "--run", parent.run_id, *cache]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -116,6 +117,35 @@ def test_negative_numbers_count_from_the_end(tmp_path):
     save_file({f"layer.{-place}": vectors(3)[place - 1] for place in (1, 2, 3)}, tmp_path / "repe.safetensors")
     assert places(tmp_path / "repe.safetensors", "hidden-states") == {4: 0, 2: 1, 1: 2}
     assert places(tmp_path / "repe.safetensors", "blocks") == {3: 0, 2: 1, 1: 2}
+
+
+def test_a_hyphen_in_a_name_is_no_minus_sign(tmp_path):
+    save_file(
+        {f"layer-{place}": vector for place, vector in enumerate(vectors(LAYERS))}, tmp_path / "named.safetensors"
+    )
+    assert places(tmp_path / "named.safetensors", "blocks") == {0: 0, 1: 1, 2: 2, 3: 3}
+
+
+def own_file(path: Path, array: np.ndarray, **described: int) -> Path:
+    """A file as :meth:`Direction.save` writes it, of any array."""
+    metadata = json.dumps({"site": 2, "n_layers": LAYERS, "magnitude": 1.0} | described)
+    save_torch({"direction": torch.tensor(array)}, path, {"refusal_direction": metadata})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("array", "described", "says"),
+    [
+        (np.ones((), np.float32), {}, "shape"),
+        (np.ones((1, WIDTH), np.float32), {}, "expected one vector"),
+        (np.ones(WIDTH, np.int32), {}, "int32"),
+        (np.ones(WIDTH, np.float32), {"n_layers": LAYERS + 1}, "a model of 5 layers, and this one has 4"),
+    ],
+)
+def test_a_direction_of_ours_is_held_to_its_shape_type_and_model(array, described, says, tmp_path):
+    assert places(own_file(tmp_path / "sound.safetensors", np.ones(WIDTH, np.float32))).keys() == {2}
+    with pytest.raises(RefusalError, match=says):
+        places(own_file(tmp_path / "own.safetensors", array, **described))
 
 
 def test_one_vector_is_of_the_layer_that_is_named(tmp_path):
