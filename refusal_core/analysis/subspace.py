@@ -69,11 +69,6 @@ class LeftOver:
     chance: np.ndarray
     p: np.ndarray
 
-    @property
-    def rank(self) -> int:
-        """The fewest directions after whose removal nothing is left; all of them if something always is."""
-        return rank_of(self.p)
-
 
 @dataclass(frozen=True, eq=False)
 class Likeness:
@@ -170,7 +165,7 @@ def left_over(gram: np.ndarray, drawn: CategoryDraws) -> LeftOver:
 
 
 def rank_of(p: np.ndarray) -> int:
-    """Return how many directions have to go before what is left is within chance.
+    """Return the fewest directions after whose removal what is left is within chance; all if something always is.
 
     Args:
         p: ``(removed,)`` of :class:`LeftOver`.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import pandas as pd
 from cyclopts import Parameter
 
-from refusal_core.cli.parameters import Cache, Device, Flat, RunName, print_json, print_table, records
+from refusal_core.cli.parameters import Cache, Device, Flat, RunName, print_json, print_table, printable, records
 from refusal_core.cli.reporting import ProgressFileOption, ReporterArgument
 from refusal_core.errors import RunError
 from refusal_core.options import BehaviourOptions, InterventionOptions, ModelOptions
@@ -173,15 +173,18 @@ def show_subspace(run: Run, as_json: bool) -> None:
     estimators = measured_subspace.estimator_table(stored, site)
     print_table(estimators[estimators.columns.intersection(measured_subspace.SUMMARY, sort=False)], index=True)
     print()
-    print(measured_subspace.verdict(run, stored, site), measured_subspace.how_many(run, stored, site), sep="\n")
+    print(measured_subspace.verdict(run, stored, site), printable(measured_subspace.how_many(stored, site)), sep="\n")
     if manifest.reason is not None:
         return
-    print(measured_subspace.which_share(run, stored, site), end="\n\n")
-    print_table(measured_subspace.pair_table(stored, site))
-    found = measured_subspace.ranks(table).rename("directions").to_frame()
-    found.index = pd.Index([run.site_label(int(place)) for place in found.index])
+    print(printable(measured_subspace.which_share(stored, site)), end="\n\n")
+    pairs = measured_subspace.pair_table(stored, site)
+    for column in ("category", "other_category"):
+        pairs[column] = pairs[column].map(printable)
+    print_table(pairs)
+    n_directions = measured_subspace.ranks(table).rename("directions").to_frame()
+    n_directions.index = pd.Index([run.site_label(int(place)) for place in n_directions.index])
     print()
-    print_table(found, index=True)
+    print_table(n_directions, index=True)
 
 
 def load_model_of(run: Run, where: ModelOptions) -> ChatModel:

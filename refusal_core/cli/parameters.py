@@ -47,5 +47,5 @@ def print_table(table: pd.DataFrame, digits: int = 2, index: bool = False) -> No
 
 
 def printable(text: str) -> str:
-    """Return a prompt on one line of a terminal, control characters escaped."""
+    """Return a stranger's text on one line of a terminal, control characters escaped."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -57,16 +57,17 @@ def plan_estimators(prompts: pd.DataFrame, folds: int, draws: int, seed: int) ->
     rng = np.random.default_rng([seed, 3])
     fitted = np.flatnonzero(prompts["fitted"].to_numpy(bool))
     table = prompts.iloc[fitted]
-    is_harmful, kept = table["label"].eq("harmful").to_numpy(), prompt_groups(table)
-    sample = sample_groups(is_harmful, kept, groups.MOST_REDRAWN, rng)
-    fitted, is_harmful, kept, pairs = fitted[sample], is_harmful[sample], kept[sample], prompt_pairs(table)[sample]
-    counts = np.vstack([np.ones(len(fitted)), bootstrap_counts(is_harmful, kept, draws, rng)])
+    is_harmful, prompt_group = table["label"].eq("harmful").to_numpy(), prompt_groups(table)
+    sample = sample_groups(is_harmful, prompt_group, groups.MOST_REDRAWN, rng)
+    fitted, is_harmful, prompt_group = fitted[sample], is_harmful[sample], prompt_group[sample]
+    pairs = prompt_pairs(table)[sample]
+    counts = np.vstack([np.ones(len(fitted)), bootstrap_counts(is_harmful, prompt_group, draws, rng)])
     cells = _quartets(prompts)
     cell_counts = np.ones((1, 0))
     if len(cells):
         cell_counts = np.vstack([np.ones(len(cells)), redraw_prompts(len(cells), draws, rng)])
-    fold = assign_folds(is_harmful, kept, folds, 1, np.random.default_rng(seed))
-    return EstimatorDesign(fitted, is_harmful, kept, pairs, fold, counts, cells, cell_counts, seed)
+    fold = assign_folds(is_harmful, prompt_group, folds, 1, np.random.default_rng(seed))
+    return EstimatorDesign(fitted, is_harmful, prompt_group, pairs, fold, counts, cells, cell_counts, seed)
 
 
 def estimator_numbers(hidden_site: np.ndarray, design: EstimatorDesign) -> Iterator[dict[str, Any]]:

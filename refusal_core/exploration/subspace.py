@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations, product
+
 import numpy as np
 import pandas as pd
 
@@ -20,27 +22,58 @@ SUMMARY = (
 """The columns of :func:`estimator_table` that are shown at a glance, where there are such."""
 
 Measured = tuple[pd.DataFrame, SubspaceManifest]
+_OF_QUARTETS = frozenset({"intent", "cue", "intent_lead"})
 
 
 def load_subspace(run: Run) -> Measured | None:
     """Return what was measured of a run's directions and its manifest, or ``None`` when that was not measured.
 
     Raises:
-        RunError: when it is damaged or of other sites or categories.
+        RunError: when it is damaged, of other categories or estimators, or not of every site.
     """
     stored = read_addition(run, SubspaceManifest)
     if stored is None:
         return None
     table, manifest = stored
-    known = set(manifest.categories)
+    categories = set(manifest.categories)
     cosines = table[table["measure"].eq(COSINE)]
     of_estimators = table.loc[table["measure"].isin(ESTIMATED), "subject"]
-    if not {*cosines["subject"], *cosines["other"]} <= known or not of_estimators.isin(list(ESTIMATORS)).all():
+    if not {*cosines["subject"], *cosines["other"]} <= categories or not of_estimators.isin(list(ESTIMATORS)).all():
         raise RunError(f"run {run.run_id!r}: subspace.parquet is of other categories or estimators; measure it again")
-    for site, rows in table[table["measure"].eq(LEFT_OVER)].groupby("site"):
-        if rows["removed"].tolist() != list(range(len(known))):
-            raise RunError(f"run {run.run_id!r}: subspace.parquet is incomplete at site {site}; measure it again")
+    rows_at: dict[int, list[tuple[str, int, str, str]]] = {site: [] for site in range(run.n_sites)}
+    columns = table[["site", "measure", "removed", "subject", "other"]].fillna({"removed": -1})
+    for site, *row in columns.itertuples(index=False, name=None):
+        rows_at[site].append(tuple(row))
+    for site, rows in rows_at.items():
+        if not _is_complete(rows, manifest):
+            raise RunError(
+                f"run {run.run_id!r}: subspace.parquet is incomplete at site {site} or has rows twice; measure it again"
+            )
     return table, manifest
+
+
+def _is_complete(rows: list[tuple[str, int, str, str]], manifest: SubspaceManifest) -> bool:
+    """Return whether a site has all of its rows once; where nothing can be fitted it has none of estimators.
+
+    Args:
+        rows: measure, directions removed, subject and other of the rows.
+        manifest: whose categories they are of.
+    """
+    if manifest.reason is None:
+        n_categories = len(manifest.categories)
+        if not n_categories or [row[1] for row in rows if row[0] == LEFT_OVER] != list(range(n_categories)):
+            return False
+        if sorted(row[2:] for row in rows if row[0] == COSINE) != sorted(combinations(manifest.categories, 2)):
+            return False
+    of_estimators = sorted((subject, measure) for measure, _, subject, _ in rows if measure in ESTIMATED)
+    if not of_estimators:
+        return True
+    names, measures = {subject for subject, _ in of_estimators}, {measure for _, measure in of_estimators}
+    return (
+        MEAN_DIFFERENCE in names
+        and measures in (set(ESTIMATED), set(ESTIMATED) - _OF_QUARTETS)
+        and of_estimators == sorted(product(names, measures))
+    )
 
 
 def left_over_at(table: pd.DataFrame, site: int) -> pd.DataFrame:
@@ -60,56 +93,57 @@ def ranks(table: pd.DataFrame) -> pd.Series:
 
 
 def verdict(run: Run, measured: Measured, site: int) -> str:
-    """Say in one sentence how many directions a site has."""
+    """Say how many directions a site has, and how many pairs of categories do not share one, if there are any."""
     table, manifest = measured
     if manifest.reason is not None:
         return "How many directions there are cannot be said of this contrast set."
-    found = ranks(table)[site]
-    if not found:
-        return f"At {run.site_label(site)} no direction of harm is found."
-    if found == 1:
-        return f"At {run.site_label(site)} one direction of harm is found, which the categories share."
+    n_directions = ranks(table)[site]
     left = left_over_at(table, site)["number"]
-    return (
-        f"At {run.site_label(site)} harm takes at least {found} directions; without the first, AUROC falls from "
-        f"{left[0]:.2f} to {left[1]:.2f}."
-    )
+    if not n_directions:
+        sentence = "no direction of harm is found."
+    elif n_directions == 1:
+        sentence = "one direction of harm is found; more prompts might find more."
+    else:
+        sentence = (
+            f"harm takes at least {n_directions} directions; without the first, AUROC falls from {left[0]:.2f} to "
+            f"{left[1]:.2f}."
+        )
+    cosines = _known_cosines(table, site)
+    apart = f" {_not_sharing(cosines)}." if cosines["p"].le(SIGNIFICANT).any() else ""
+    return f"At {run.site_label(site)} {sentence}{apart}"
 
 
-def how_many(run: Run, measured: Measured, site: int) -> str:
+def how_many(measured: Measured, site: int) -> str:
     """Say what is left after as many directions as are found, and after one less."""
     table, manifest = measured
     if manifest.reason is not None:
         return f"Missing: {manifest.reason}."
-    left, found = left_over_at(table, site), ranks(table)[site]
-    after = left.iloc[min(found, len(left) - 1)]
+    left, n_directions = left_over_at(table, site), ranks(table)[site]
+    after = left.iloc[min(n_directions, len(left) - 1)]
     chance = f"permuted labels {after['chance_low']:.2f} to {after['chance_high']:.2f}"
-    if not found:
+    if not n_directions:
         return (
             f"The directions of {len(manifest.categories)} categories separate harmful from harmless prompts of their "
             f"category no better than chance: held-out AUROC {after['number']:.2f}, {chance}."
         )
-    before = left.iloc[found - 1]
-    gone = f"after {found - 1} projected out" if found > 1 else "with nothing projected out"
+    before = left.iloc[n_directions - 1]
+    removed = f"After {n_directions - 1} projected out" if n_directions > 1 else "With nothing projected out"
     sentence = (
-        f"{gone[0].upper()}{gone[1:]}, the {len(manifest.categories)} categories' own directions still separate "
+        f"{removed}, the {len(manifest.categories)} categories' own directions still separate "
         f"harmful from harmless prompts of their category: held-out AUROC {before['number']:.2f}, permuted labels at "
         f"most {before['chance_high']:.2f} in 97.5 % (p {_p(before['p'])})."
     )
-    if found == len(left):
+    if n_directions == len(left):
         return f"{sentence} There are no more categories to tell more directions by."
-    return (
-        f"{sentence} After {found} what is left is within chance: AUROC {after['number']:.2f}, {chance}. More prompts "
-        "might find more."
-    )
+    return f"{sentence} After {n_directions} what is left is within chance: AUROC {after['number']:.2f}, {chance}."
 
 
-def which_share(run: Run, measured: Measured, site: int) -> str:
+def which_share(measured: Measured, site: int) -> str:
     """Say which categories' directions differ, beyond what so few prompts make of one direction."""
     table, manifest = measured
     if manifest.reason is not None:
         return f"Missing: {manifest.reason}."
-    cosines = cosines_at(table, site).dropna(subset="number")
+    cosines = _known_cosines(table, site)
     differ, n = cosines[cosines["p"].le(SIGNIFICANT)], len(cosines)
     if not n:
         return "The categories have no directions here: all their prompts have the same activation."
@@ -127,9 +161,18 @@ def which_share(run: Run, measured: Measured, site: int) -> str:
     sharing = [name for name in manifest.categories if name not in alone]
     shared = f" Different from none: {', '.join(sharing)}." if sharing else ""
     return (
-        f"{common} {len(differ)} of {n} pairs do not share one direction (p ≤ {SIGNIFICANT}, corrected for {n} pairs), "
-        f"most clearly {example}.{shared}"
+        f"{common} {_not_sharing(cosines)} (p ≤ {SIGNIFICANT}, corrected for {n} pairs), most clearly {example}."
+        f"{shared}"
     )
+
+
+def _known_cosines(table: pd.DataFrame, site: int) -> pd.DataFrame:
+    return cosines_at(table, site).dropna(subset=["number", "chance_low"])
+
+
+def _not_sharing(cosines: pd.DataFrame) -> str:
+    n_apart = int(cosines["p"].le(SIGNIFICANT).sum())
+    return f"{n_apart} of {len(cosines)} pairs of categories do{'es' if n_apart == 1 else ''} not share one direction"
 
 
 def estimator_table(measured: Measured, site: int) -> pd.DataFrame:
@@ -151,6 +194,8 @@ def which_estimator(run: Run, measured: Measured, site: int) -> str:
     table = estimator_table(measured, site)
     if table.empty:
         return f"At {run.site_label(site)} there is nothing to fit."
+    # A number that is missing of all estimators has no column.
+    table = table.reindex(columns=[f"{measure}{end}" for measure in ESTIMATED for end in ("", "_low", "_high")])
     base, others = table.loc[MEAN_DIFFERENCE], table.drop(index=MEAN_DIFFERENCE)
     sentences = [
         f"On held-out prompts the {MEAN_DIFFERENCE} reaches AUROC {base['crossfit_auroc']:.2f} "
@@ -165,19 +210,20 @@ def which_estimator(run: Run, measured: Measured, site: int) -> str:
             for row in chosen.itertuples()
         ]
         if named:
-            said = f"{_listed(named)} reach{'' if len(named) > 1 else 'es'} {verb}."
-            sentences.append(said[0].upper() + said[1:])
+            sentence = f"{_listed(named)} reach{'' if len(named) > 1 else 'es'} {verb}."
+            sentences.append(sentence[0].upper() + sentence[1:])
     if not others["auroc_gain_low"].gt(0).any():
         sentences.append("No other is better than that.")
-    if "intent" in table:
+    if table["intent"].notna().any():
         follow = list(table.index[table["intent_lead_low"].gt(0)])
         strongest = table["intent"].idxmax()
         row = table.loc[strongest]
-        who = f"{_listed(follow)} follow{'' if len(follow) > 1 else 's'}" if follow else "none follows"
+        who = f"{_listed(follow)} follow{'' if len(follow) > 1 else 's'}" if follow else "none is shown to follow"
         sentences.append(
-            f"On quartets {who} what is asked more than how alarming it sounds. Intent moves the {strongest} most, "
-            f"{row['intent']:.2f} ({row['intent_low']:.2f} to {row['intent_high']:.2f}); alarming wording moves it "
-            f"{row['cue']:.2f} ({row['cue_low']:.2f} to {row['cue_high']:.2f})."
+            f"On quartets {who} what is asked more than how alarming it sounds. The largest effect of intent is that "
+            f"of the {strongest}, {row['intent']:.2f} ({row['intent_low']:.2f} to {row['intent_high']:.2f}), not "
+            f"compared with the others'; alarming wording moves it {row['cue']:.2f} ({row['cue_low']:.2f} to "
+            f"{row['cue_high']:.2f})."
         )
     return " ".join(sentences)
 

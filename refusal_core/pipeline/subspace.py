@@ -141,17 +141,17 @@ def _left_over(gram: np.ndarray, drawn: subspace.CategoryDraws) -> Iterator[dict
 
 def _cosines(gram: np.ndarray, drawn: subspace.CategoryDraws) -> Iterator[dict[str, Any]]:
     alike = subspace.likeness(gram, drawn)
-    corrected = subspace.holm(np.array([each.p_one for each in alike.values()]))
-    for ((first, second), each), p in zip(alike.items(), corrected, strict=True):
+    corrected = subspace.holm(np.array([pair.p_one for pair in alike.values()]))
+    for ((first, second), pair), p in zip(alike.items(), corrected, strict=True):
         yield {
             "measure": COSINE,
             "subject": drawn.names[first],
             "other": drawn.names[second],
-            "number": each.cosine,
-            "number_low": each.low,
-            "number_high": each.high,
-            "chance_low": each.one_low,
-            "chance_high": each.one_high,
+            "number": pair.cosine,
+            "number_low": pair.low,
+            "number_high": pair.high,
+            "chance_low": pair.one_low,
+            "chance_high": pair.one_high,
             "p": p,
         }
 
@@ -172,11 +172,11 @@ def _draw(prompts: pd.DataFrame, seed: int, draws: int) -> tuple[np.ndarray, sub
     if len(names) < 2:
         return positions[:0], None
     positions, table = positions[inside], table[inside]
-    is_harmful, kept = table["label"].eq("harmful").to_numpy(), prompt_groups(table)
-    fold = assign_folds(is_harmful, kept, FOLDS, 1, np.random.default_rng(seed))[0]
+    is_harmful, prompt_group = table["label"].eq("harmful").to_numpy(), prompt_groups(table)
+    fold = assign_folds(is_harmful, prompt_group, FOLDS, 1, np.random.default_rng(seed))[0]
     category = np.array([names.index(name) for name in table["category"]])
     return positions, subspace.draw_categories(
-        names, category, is_harmful, kept, prompt_pairs(table), fold, draws, seed
+        names, category, is_harmful, prompt_group, prompt_pairs(table), fold, draws, seed
     )
 
 

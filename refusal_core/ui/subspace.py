@@ -55,15 +55,15 @@ def choose_site(run: Run, measured: Measured) -> int:
 def at_site(run: Run, measured: Measured, site: int) -> None:
     """Show what is left after more and more directions, and which categories share one, at a site."""
     if measured[1].reason is not None:
-        st.markdown(sentences(subspace.how_many(run, measured, site)))
+        st.markdown(sentences(subspace.how_many(measured, site)))
         return
     left, right = st.columns(2, gap="medium")
     with left:
         chart(_drawn(run, measured, site, figures.left_over), "subspace_left_over")
-        st.caption(sentences(subspace.how_many(run, measured, site)))
+        st.caption(sentences(subspace.how_many(measured, site)))
     with right:
         chart(_drawn(run, measured, site, figures.category_cosines), "subspace_categories")
-        st.caption(sentences(subspace.which_share(run, measured, site)))
+        st.caption(sentences(subspace.which_share(measured, site)))
 
 
 def over_layers(run: Run, measured: Measured, site: int) -> None:

@@ -43,8 +43,8 @@ def drawn(seed: int = 0, paired: bool = True) -> subspace.CategoryDraws:
 @pytest.mark.parametrize("paired", [True, False])
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 def test_as_many_directions_are_found_as_were_planted(rank, paired):
-    found = [subspace.left_over(gram_matrix(planted(rank, seed)), drawn(seed, paired)).rank for seed in range(4)]
-    assert np.median(found) == rank
+    left = [subspace.left_over(gram_matrix(planted(rank, seed)), drawn(seed, paired)) for seed in range(4)]
+    assert np.median([subspace.rank_of(of_seed.p) for of_seed in left]) == rank
 
 
 def test_nothing_is_found_where_nothing_is_more_often_than_by_chance():
@@ -93,7 +93,7 @@ def test_the_cosine_is_that_of_the_two_differences_of_means():
 
 def test_constant_activations_have_no_direction_and_no_cosine():
     gram = gram_matrix(np.ones((N, WIDTH), np.float32))
-    assert subspace.left_over(gram, drawn()).rank == 0
+    assert subspace.rank_of(subspace.left_over(gram, drawn()).p) == 0
     assert all(
         np.isnan([pair.cosine, pair.p_one, pair.one_low]).all() for pair in subspace.likeness(gram, drawn()).values()
     )

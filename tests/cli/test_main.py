@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,12 +13,15 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from synthetic import RUN
+from synthetic import RUN, save_subspace
 
 from refusal_core.cli.main import app, main
+from refusal_core.exploration.subspace import load_subspace
 from refusal_core.options import RunOptions
 from refusal_core.progress.file import WAITING
-from refusal_core.runs.store import list_runs
+from refusal_core.runs.additions import save_addition
+from refusal_core.runs.schemas import ESTIMATED
+from refusal_core.runs.store import list_runs, open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -274,6 +278,23 @@ def test_what_a_run_does_not_have_is_said(arguments, message, synthetic_cache, m
     monkeypatch.setenv("REFUSAL_CACHE", str(synthetic_cache))
     assert main(arguments) == 1
     assert message in capsys.readouterr().err
+
+
+def test_names_of_categories_and_reasons_are_printed_without_control_characters(synthetic_cache, tmp_path, capsys):
+    shutil.copytree(synthetic_cache / RUN, tmp_path / RUN)
+    run = open_run(RUN, tmp_path)
+    save_subspace(run)
+    table, manifest = load_subspace(run)
+    named = manifest.model_copy(update={"categories": tuple(f"{name}\x1b[2J" for name in manifest.categories)})
+    save_addition(run, table.replace({name: f"{name}\x1b[2J" for name in manifest.categories}), named)
+    assert main(["show", RUN, "--subspace", "--cache", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{manifest.categories[0]}\\x1b[2J" in printed
+    assert "\x1b" not in printed
+    reasoned = manifest.model_copy(update={"categories": (), "reason": "\x1b[2Jfew\nprompts"})
+    save_addition(run, table[table["measure"].isin(ESTIMATED)], reasoned)
+    assert main(["show", RUN, "--subspace", "--cache", str(tmp_path)]) == 0
+    assert "Missing: \\x1b[2Jfew\\nprompts." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -61,23 +61,36 @@ def test_planted_ranks_are_found_at_their_site_and_said(run, as_if, rank):
     assert described.ranks(measured[0]).tolist() == [0, rank]
     assert "no direction" in described.verdict(run, measured, 0)
     assert ("one direction" if rank == 1 else f"at least {rank}") in described.verdict(run, measured, 1)
-    assert "no better than chance" in described.how_many(run, measured, 0)
+    assert ("more prompts might find more" in described.verdict(run, measured, 1)) == (rank == 1)
+    assert "no better than chance" in described.how_many(measured, 0)
     left = described.left_over_at(measured[0], 1)
-    assert f"AUROC {left['number'][rank]:.2f}" in described.how_many(run, measured, 1)
+    assert f"AUROC {left['number'][rank]:.2f}" in described.how_many(measured, 1)
     assert left["p"][rank] > 0.025 >= left["p"][rank - 1]
 
 
 def test_categories_that_share_a_direction_are_told_from_those_that_do_not(run, as_if):
     of_one, of_two = as_if(1), as_if(2)
-    assert "No two categories are told apart" in described.which_share(run, of_one, 1)
+    assert "No two categories are told apart" in described.which_share(of_one, 1)
     assert not described.differing(of_one, 1)
     # Of two planted directions the second is that of every other category.
     told = {(NAMES[first], NAMES[other]) for first in range(4) for other in range(4) if (first - other) % 2}
     assert described.differing(of_two, 1) == told
-    assert "4 of 6 pairs do not share one direction" in described.which_share(run, of_two, 1)
+    for sentence in (described.which_share(of_two, 1), described.verdict(run, of_two, 1)):
+        assert "4 of 6 pairs of categories do not share one direction" in sentence
     matrix = described.cosine_matrix(of_two, 1)
     assert np.allclose(matrix, matrix.T)
     assert matrix.loc["Fraud", "Violence"] > 0.9 > matrix.loc["Fraud", "Privacy"]
+
+
+def test_one_direction_is_not_called_shared_where_two_categories_do_not_share_one(run, as_if):
+    table, manifest = as_if(1)
+    assert "share" not in described.verdict(run, (table, manifest), 1)
+    pair = table["site"].eq(1) & table["subject"].eq("Fraud") & table["other"].eq("Weapons")
+    apart = table.assign(p=table["p"].mask(pair, 0.01)), manifest
+    assert described.verdict(run, apart, 1).endswith(
+        "one direction of harm is found; more prompts might find more. 1 of 6 pairs of categories does not share one "
+        "direction."
+    )
 
 
 def test_an_estimator_that_separates_better_and_one_that_follows_intent_are_said(run):
@@ -109,10 +122,16 @@ def test_an_estimator_that_separates_better_and_one_that_follows_intent_are_said
     assert numbers["auroc_gain_low"]["whitened difference"] > 0
     assert numbers["intent_lead_low"]["whitened difference"] > 0
     assert numbers["intent_lead_low"]["mean difference"] < 0
-    said = described.which_estimator(run, (table, manifest), 0)
-    assert "reach more" in said
-    assert "hitened difference (+" in said
-    assert "On quartets whitened difference" in said
+    sentences = described.which_estimator(run, (table, manifest), 0)
+    assert "reach more" in sentences
+    assert "hitened difference (+" in sentences
+    assert "On quartets whitened difference" in sentences
+    largest = numbers["intent"].idxmax()
+    assert f"The largest effect of intent is that of the {largest}, {numbers['intent'][largest]:.2f} (" in sentences
+    assert "not compared with the others'" in sentences
+    # An interval that holds 0 does not show that the opposite is so.
+    unknown = table.assign(number_low=table["number_low"].mask(table["measure"].eq("intent_lead"), -0.1))
+    assert "On quartets none is shown to follow" in described.which_estimator(run, (unknown, manifest), 0)
 
 
 def test_where_noise_has_no_direction_no_estimator_is_called_better(run, as_if):
@@ -131,7 +150,7 @@ def test_a_set_without_two_categories_of_both_labels_is_told_why(run):
     assert "nothing to fit" in described.which_estimator(run, (table, None), 0)
     manifest = SubspaceManifest(created="", activations="stored", seed=0, draws=1, categories=(), reason="it is so")
     for says in (described.how_many, described.which_share):
-        assert says(run, (table, manifest), 0) == "Missing: it is so."
+        assert says((table, manifest), 0) == "Missing: it is so."
     assert "cannot be said" in described.verdict(run, (table, manifest), 0)
 
 
@@ -153,19 +172,98 @@ def test_stored_activations_and_the_model_give_the_same_subspace(tiny_folder, tm
     assert np.allclose(tables[0]["number"], tables[1]["number"], atol=1e-3)
 
 
-def test_a_table_of_other_categories_or_with_a_gap_is_refused(synthetic_cache, tmp_path):
+@pytest.fixture
+def stored(synthetic_cache, tmp_path, as_if):
+    """A run and what is stored beside it: the planted measurement, the same at every site."""
     shutil.copytree(synthetic_cache / RUN, tmp_path / RUN)
     run = open_run(RUN, tmp_path)
-    table, drawn = subspace.measure(*planted(1), seed=0, draws=DRAWS)
-    manifest = SubspaceManifest(created="", activations="stored", seed=0, draws=DRAWS, categories=drawn.names)
+    table, manifest = as_if(1)
+    at_site = table[table["site"].eq(1)]
+    return run, pd.concat([at_site.assign(site=site) for site in range(run.n_sites)], ignore_index=True), manifest
+
+
+def is_row(table: pd.DataFrame, **values: object) -> pd.Series:
+    """``(row,)`` bool: rows at site 2 that have these values."""
+    return table["site"].eq(2) & np.logical_and.reduce(
+        [table[name].eq(value).fillna(False) for name, value in values.items()]
+    )
+
+
+PAIR = {"measure": COSINE, "subject": "Fraud", "other": "Privacy"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"measure": LEFT_OVER},
+        {"measure": LEFT_OVER, "removed": 1},
+        {"measure": COSINE},
+        PAIR,
+        {"subject": "mean difference"},
+        {"measure": "crossfit_auroc"},
+        {"measure": "stability", "subject": "logistic regression"},
+    ],
+)
+def test_a_table_that_lacks_rows_at_a_site_is_refused(stored, values):
+    run, table, manifest = stored
     save_addition(run, table, manifest)
     assert described.load_subspace(run) is not None
-    for broken, says in (
+    save_addition(run, table[~is_row(table, **values)], manifest)
+    with pytest.raises(RunError, match="incomplete at site 2 or has rows twice; measure it again"):
+        described.load_subspace(run)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"measure": LEFT_OVER, "removed": 0}, PAIR, {"measure": "auroc_gain", "subject": "mean difference"}],
+)
+def test_a_table_that_has_a_row_twice_is_refused(stored, values):
+    run, table, manifest = stored
+    save_addition(run, pd.concat([table, table[is_row(table, **values)]]), manifest)
+    with pytest.raises(RunError, match="site 2 or has rows twice; measure it again"):
+        described.load_subspace(run)
+
+
+def test_intent_without_alarming_wording_is_incomplete(stored):
+    run, table, manifest = stored
+    effects = [
+        table[table["measure"].eq("stability")].assign(measure=name) for name in ("intent", "cue", "intent_lead")
+    ]
+    save_addition(run, pd.concat([table, *effects]), manifest)
+    assert described.load_subspace(run) is not None
+    save_addition(run, pd.concat([table, effects[0]]), manifest)
+    with pytest.raises(RunError, match="incomplete at site 0"):
+        described.load_subspace(run)
+
+
+def test_a_site_may_lack_estimators_and_a_run_with_a_reason_categories(stored):
+    run, table, manifest = stored
+    save_addition(run, table[~(is_row(table) & table["measure"].isin(ESTIMATED))], manifest)
+    measured = described.load_subspace(run)
+    assert "nothing to fit" in described.which_estimator(run, measured, 2)
+    of_estimators = table[table["measure"].isin(ESTIMATED)]
+    save_addition(run, of_estimators, manifest.model_copy(update={"categories": (), "reason": "few prompts"}))
+    assert described.load_subspace(run) is not None
+    save_addition(run, of_estimators, manifest.model_copy(update={"categories": ()}))
+    with pytest.raises(RunError, match="incomplete at site 0"):
+        described.load_subspace(run)
+
+
+def test_a_table_without_some_numbers_is_described_all_the_same(stored):
+    run, table, manifest = stored
+    save_addition(run, table.assign(number_low=np.nan, chance_low=np.nan), manifest)
+    measured = described.load_subspace(run)
+    assert "reaches AUROC" in described.which_estimator(run, measured, 1)
+    assert "no directions here" in described.which_share(measured, 1)
+
+
+def test_a_table_of_other_categories_or_estimators_or_out_of_range_is_refused(stored):
+    run, table, manifest = stored
+    for broken, message in (
         (table.replace("Fraud", "Baking"), "other categories"),
         (table.replace("logistic regression", "astrology"), "other categories or estimators"),
-        (table[table["removed"].ne(1).fillna(True)], "incomplete at site 0"),
         (table.assign(p=2.0), "out of their range"),
     ):
         save_addition(run, broken, manifest)
-        with pytest.raises(RunError, match=says):
+        with pytest.raises(RunError, match=message):
             described.load_subspace(run)
