@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from refusal_core.cli.parameters import Cache, Device, Flat, RunName, print_table
+from refusal_core.cli.parameters import Cache, Device, Flat, RunName, WhereModelIs, print_table
 from refusal_core.cli.reporting import ProgressFileOption, ReporterArgument
 from refusal_core.options import RunOptions
 
@@ -53,9 +53,7 @@ def refit(
     marked: Annotated[
         str, Parameter(help="Marks that leave a prompt out: mislabelled, ambiguous, fine, joined by commas.")
     ] = "mislabelled",
-    model: Annotated[
-        str | None, Parameter(help="Where the run's model is, when it was local and activations were not stored.")
-    ] = None,
+    model: WhereModelIs = None,
     device: Device = "auto",
     cache: Cache = None,
     progress_file: ProgressFileOption = None,
@@ -100,9 +98,7 @@ def import_direction(
         ),
     ] = None,
     layer: Annotated[int | None, Parameter(help="For a file of one vector: its layer, in that numbering.")] = None,
-    model: Annotated[
-        str | None, Parameter(help="Where the run's model is, when it was local and activations were not stored.")
-    ] = None,
+    model: WhereModelIs = None,
     device: Device = "auto",
     cache: Cache = None,
     progress_file: ProgressFileOption = None,

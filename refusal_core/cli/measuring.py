@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import pandas as pd
 from cyclopts import Parameter
 
-from refusal_core.cli.parameters import Cache, Device, Flat, RunName, print_json, print_table, printable, records
+from refusal_core.cli.parameters import (
+    Cache,
+    Device,
+    Flat,
+    RunName,
+    WhereModelIs,
+    print_json,
+    print_table,
+    printable,
+    records,
+)
 from refusal_core.cli.reporting import ProgressFileOption, ReporterArgument
 from refusal_core.errors import RunError
 from refusal_core.options import BehaviourOptions, InterventionOptions, ModelOptions
@@ -17,6 +27,7 @@ from refusal_core.runs.run import Run
 if TYPE_CHECKING:
     from refusal_core.models.opening import ChatModel
 
+Stored = TypeVar("Stored")
 Again = Annotated[bool, Parameter(negative=(), help="Measure again, replacing the stored result.")]
 
 
@@ -82,9 +93,7 @@ def subspace(
     /,
     *,
     again: Again = False,
-    model: Annotated[
-        str | None, Parameter(help="Where the run's model is, when it was local and activations were not stored.")
-    ] = None,
+    model: WhereModelIs = None,
     device: Device = "auto",
     cache: Cache = None,
     progress_file: ProgressFileOption = None,
@@ -111,9 +120,7 @@ def show_behaviour(run: Run, verdicts_file: str | None, as_json: bool) -> None:
     """
     from refusal_core.behaviour import measurement, verdicts
 
-    stored = measurement.load_behaviour(run)
-    if stored is None:
-        raise RunError(f"behaviour was not measured on the run {run.run_id!r}")
+    stored = _measured(measurement.load_behaviour(run), run, "behaviour was not measured on the run")
     table, _ = stored
     elsewhere = None if verdicts_file is None else verdicts.read_verdicts(verdicts_file)
     numbers = measurement.correlation_by_site(run, table)
@@ -137,9 +144,7 @@ def show_intervention(run: Run, as_json: bool) -> None:
     """
     from refusal_core.intervention import effects, experiment
 
-    stored = experiment.load_interventions(run)
-    if stored is None:
-        raise RunError(f"no intervention was measured on the run {run.run_id!r}")
+    stored = _measured(experiment.load_interventions(run), run, "no intervention was measured on the run")
     table, _ = stored
     summary = effects.summarise(run, table)
     candidates = effects.candidates(run, table)
@@ -161,9 +166,7 @@ def show_subspace(run: Run, as_json: bool) -> None:
     """
     from refusal_core.exploration import subspace as measured_subspace
 
-    stored = measured_subspace.load_subspace(run)
-    if stored is None:
-        raise RunError(f"the subspace was not measured on the run {run.run_id!r}")
+    stored = _measured(measured_subspace.load_subspace(run), run, "the subspace was not measured on the run")
     table, manifest = stored
     if as_json:
         print_json({"run_id": run.run_id, "categories": manifest.categories, "numbers": records(table)})
@@ -196,3 +199,10 @@ def load_model_of(run: Run, where: ModelOptions) -> ChatModel:
     from refusal_core.pipeline.scoring import load_model_for
 
     return load_model_for(run, where.model, where.device, None if where.dtype == "auto" else where.dtype)
+
+
+def _measured(stored: Stored | None, run: Run, lacking: str) -> Stored:
+    """Return what was measured on a run, or raise RunError, which says what is lacking."""
+    if stored is None:
+        raise RunError(f"{lacking} {run.run_id!r}")
+    return stored

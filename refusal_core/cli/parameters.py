@@ -23,6 +23,10 @@ Cache = Annotated[
     ),
 ]
 Device = Annotated[str, Parameter(help=DEVICES)]
+WhereModelIs = Annotated[
+    str | None,
+    Parameter(help="Where the run's model is, when it was local and activations were not stored."),
+]
 AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
 Flat = Parameter(name="*")
 """Makes every field of an options object an option of its own."""

@@ -101,14 +101,8 @@ def is_it_chance(projection: np.ndarray, contrast: Contrast) -> tuple[Numbers, n
     """
     shuffled = contrast.permutations
     null = weighted_d(np.broadcast_to(projection, shuffled.harmful.shape), shuffled.harmful, shuffled.harmless)
-    low, median, highest, high = questions.quantiles(null, (0.025, 0.5, 0.95, 0.975))
-    numbers = {
-        "chance_d_median": median,
-        "chance_d_95": highest,
-        "chance_crossfit_low": low,
-        "chance_crossfit_high": high,
-    }
-    return numbers, null
+    # The direction has no folds: held out or not, its d is one number.
+    return questions.describe_chance(null, null), null
 
 
 def is_it_length(projection: np.ndarray, contrast: Contrast) -> tuple[Numbers, Reasons]:

@@ -123,15 +123,19 @@ def is_it_chance(gram: Gram, contrast: Contrast) -> tuple[Numbers, np.ndarray]:
     shuffled = contrast.permutations
     null = weighted_d(shuffled.project(gram), shuffled.harmful, shuffled.harmless)
     held_out = weighted_d(shuffled.project_held_out(gram), shuffled.harmful, shuffled.harmless)
+    return describe_chance(null, held_out), null
+
+
+def describe_chance(null: np.ndarray, held_out: np.ndarray) -> Numbers:
+    """Return the numbers of :func:`is_it_chance` from the two nulls, ``(draw,)`` each."""
     median, highest = quantiles(null, (0.5, 0.95))
     low, high = quantiles(held_out, (0.025, 0.975))
-    numbers = {
+    return {
         "chance_d_median": median,
         "chance_d_95": highest,
         "chance_crossfit_low": low,
         "chance_crossfit_high": high,
     }
-    return numbers, null
 
 
 @dataclass(frozen=True, eq=False)

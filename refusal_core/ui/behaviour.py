@@ -11,7 +11,6 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core.analysis.groups import MOST_REDRAWN
-from refusal_core.annotations.csv_files import MOST_BYTES
 from refusal_core.behaviour import measurement, verdicts
 from refusal_core.behaviour.openings import OPENING_LABELS, OPENING_TOKENS, OpeningRules, read_rules
 from refusal_core.errors import RefusalError
@@ -27,6 +26,7 @@ from refusal_core.ui.model import measure_here
 from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.outliers import MOST_ROWS
 from refusal_core.ui.selection import chosen_row, newly
+from refusal_core.ui.uploads import annotation_file
 
 Key = tuple[str, int, str]
 """A run, when it was made, and its behaviour: what cached results depend on."""
@@ -189,11 +189,9 @@ def measures(run: Run, table: pd.DataFrame, key: Key) -> None:
 
 def verdicts_from_elsewhere(run: Run, table: pd.DataFrame) -> None:
     """Show how far a judge's or people's verdicts agree with the measures, from a file that is sent."""
-    file = st.file_uploader(
+    file = annotation_file(
         "A csv with a verdict column (refuses or complies), and a prompt_id or text column to join by",
-        type="csv",
-        max_upload_size=MOST_BYTES // 1_000_000,
-        key="behaviour_verdicts",
+        "behaviour_verdicts",
     )
     if file is None:
         return

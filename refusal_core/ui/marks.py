@@ -6,7 +6,6 @@ import pandas as pd
 import streamlit as st
 
 from refusal_core.annotations import marks
-from refusal_core.annotations.csv_files import MOST_BYTES
 from refusal_core.annotations.marks import KINDS, Mark
 from refusal_core.errors import RefusalError
 from refusal_core.runs.run import Run
@@ -15,6 +14,7 @@ from refusal_core.ui import address
 from refusal_core.ui.layout import show_error
 from refusal_core.ui.outliers import read, step
 from refusal_core.ui.server import may_change, require_owner
+from refusal_core.ui.uploads import annotation_file
 
 _KEYS = {"mislabelled": "M", "ambiguous": "A", "fine": "F"}
 _UNDO, _FAILED = "marks_undo", "marks_failed"
@@ -139,12 +139,7 @@ def files(current: pd.DataFrame) -> None:
             on_click="ignore",
             disabled=current.empty,
         )
-        file = st.file_uploader(
-            "Add marks from a csv with a mark column, and a prompt_id or text column",
-            type="csv",
-            max_upload_size=MOST_BYTES // 1_000_000,
-            key="marks_file",
-        )
+        file = annotation_file("Add marks from a csv with a mark column, and a prompt_id or text column", "marks_file")
         if file is None or not may_change():
             return
         try:

@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from refusal_core.annotations import raters, ratings
-from refusal_core.annotations.csv_files import MOST_BYTES, read_annotation_file
+from refusal_core.annotations.csv_files import read_annotation_file
 from refusal_core.annotations.ratings import Ratings
 from refusal_core.conversations import prompts_of
 from refusal_core.errors import RefusalError
@@ -22,6 +22,7 @@ from refusal_core.ui.layout import chart, sentences, show_error
 from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.selection import chosen_row, newly
 from refusal_core.ui.server import may_change, require_owner
+from refusal_core.ui.uploads import annotation_file
 
 _RATER, _SHOWN, _BACK = "rate_rater", "rate_shown", "rate_back"
 _SKIPPED, _FAILED = "rate_skipped", "rate_failed"
@@ -225,12 +226,7 @@ def about_rater(name: str) -> None:
 
 def _uploaded() -> Ratings:
     """Return the ratings of the uploaded file; until there is one the page ends with a field for it."""
-    file = st.file_uploader(
-        "A csv with a rating column, and a prompt_id or text column to join by",
-        type="csv",
-        max_upload_size=MOST_BYTES // 1_000_000,
-        key="ratings_file",
-    )
+    file = annotation_file("A csv with a rating column, and a prompt_id or text column to join by", "ratings_file")
     if file is None:
         st.stop()
     names = read_annotation_file(file).columns

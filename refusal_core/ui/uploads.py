@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
+
+from refusal_core.annotations.csv_files import MOST_BYTES
 from refusal_core.errors import PromptError
 from refusal_core.files import write_atomically
 from refusal_core.prompts.records import check_ending, stem
@@ -16,6 +20,11 @@ LARGEST = 20_000_000
 """The most bytes of one file."""
 _FOLDER = ".uploads"
 _MOST_STORED = 100
+
+
+def annotation_file(label: str, key: str) -> UploadedFile | None:
+    """Show a field for a csv of annotations, which is read in memory, and return what was sent."""
+    return st.file_uploader(label, type="csv", max_upload_size=MOST_BYTES // 1_000_000, key=key)
 
 
 def store_upload(name: str, content: bytes, cache: str | Path | None = None) -> Path:

@@ -73,6 +73,15 @@ def _cache(synthetic_cache, monkeypatch, tmp_path):
     st.cache_resource.clear()
 
 
+@pytest.fixture
+def own_cache(synthetic_cache, tmp_path, monkeypatch):
+    """A copy of the cache, which a test may change."""
+    cache = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, cache)
+    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+    return cache
+
+
 def visit(page: str | None = None, **address: str) -> AppTest:
     app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
     for name, value in address.items():
@@ -148,12 +157,9 @@ def test_a_half_percent_is_rounded_as_tables_round_it():
     assert [whole(value) for value in (12.5, 13.5, 12.49, 0.0, 100.0)] == [13, 14, 12, 0, 100]
 
 
-def test_a_run_that_loses_its_evidence_while_it_is_open_says_so(synthetic_cache, tmp_path, monkeypatch):
-    cache = tmp_path / "cache"
-    shutil.copytree(synthetic_cache, cache)
-    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+def test_a_run_that_loses_its_evidence_while_it_is_open_says_so(own_cache):
     app = visit("1_Layers", run=RUN)
-    (cache / RUN / "evidence_sites.parquet").unlink()
+    (own_cache / RUN / "evidence_sites.parquet").unlink()
     # Home has read it, and a run reads it once.
     vars(frame.shared_run(RUN)).pop("_evidence")
     app.switch_page("pages/2_Evidence.py").run()
@@ -396,11 +402,8 @@ def test_behaviour_that_was_not_measured_says_how_to(synthetic_cache):
 
 
 @pytest.fixture
-def with_replies(synthetic_cache, tmp_path, monkeypatch):
+def with_replies(own_cache):
     """The synthetic run with replies that open with the prompt itself, hostile ones included."""
-    cache = tmp_path / "cache"
-    shutil.copytree(synthetic_cache, cache)
-    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
     run = open_run(RUN)
     refuses = run.projections[:, -1] > np.median(run.projections[:, -1])
     replies = pd.DataFrame(
@@ -452,11 +455,8 @@ def test_a_subspace_that_was_not_measured_says_how_to():
 
 
 @pytest.fixture
-def with_subspace(synthetic_cache, tmp_path, monkeypatch):
+def with_subspace(own_cache):
     """The synthetic run with the subspace of activations that harm moves along one direction, at the last site."""
-    cache = tmp_path / "cache"
-    shutil.copytree(synthetic_cache, cache)
-    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
     run = open_run(RUN)
     save_subspace(run)
     return run
@@ -498,15 +498,6 @@ def test_damaged_behaviour_is_an_error_on_its_page_alone(with_replies):
     assert visit("1_Layers").title
     save_addition(with_replies, with_replies.prompts[["prompt_id"]], behaviour_manifest())
     assert "lacks the column" in visit("5_Behaviour").text[-1].value
-
-
-@pytest.fixture
-def own_cache(synthetic_cache, tmp_path, monkeypatch):
-    """A copy of the cache, in which ratings can be made."""
-    cache = tmp_path / "cache"
-    shutil.copytree(synthetic_cache, cache)
-    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
-    return cache
 
 
 def begin(name: str) -> AppTest:
@@ -768,10 +759,7 @@ def test_hostile_prompts_are_tried_or_refused_as_text(on_planted, text):
         assert "tokens long" in app.text[-1].value
 
 
-def test_damaged_interventions_are_an_error_on_their_page_alone(synthetic_cache, tmp_path, monkeypatch):
-    cache = tmp_path / "cache"
-    shutil.copytree(synthetic_cache, cache)
-    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+def test_damaged_interventions_are_an_error_on_their_page_alone(own_cache):
     run = open_run(RUN)
     table = run.path / "intervention.parquet"
     run.prompts[["prompt_id"]].to_parquet(table)
@@ -805,12 +793,9 @@ def test_prompts_can_be_pinned_compared_and_let_go():
 
 
 @pytest.fixture
-def two_runs(synthetic_cache, tmp_path, monkeypatch) -> str:
+def two_runs(own_cache) -> str:
     """The synthetic run and, beside it, a base model's, whose name this is."""
-    cache = tmp_path / "cache"
-    shutil.copytree(synthetic_cache, cache)
-    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
-    return save_second_run(cache)
+    return save_second_run(own_cache)
 
 
 def test_runs_are_compared_and_a_base_model_is_a_control(two_runs):
@@ -1209,13 +1194,10 @@ def test_a_run_chosen_on_runs_is_shown_by_all_pages(two_runs):
     assert not app.exception
 
 
-def test_the_run_shown_stays_when_another_is_added_of_which_more_was_measured(synthetic_cache, tmp_path, monkeypatch):
-    cache = tmp_path / "cache"
-    shutil.copytree(synthetic_cache, cache)
-    monkeypatch.setenv("REFUSAL_CACHE", str(cache))
+def test_the_run_shown_stays_when_another_is_added_of_which_more_was_measured(own_cache, monkeypatch):
     app = visit("10_Runs")
     assert app.selectbox(key="runs_chosen").value == RUN
-    added = save_second_run(cache)
+    added = save_second_run(own_cache)
     monkeypatch.setattr(frame, "default_run", lambda summaries: added)
     app.run()
     assert len(app.selectbox(key="runs_chosen").options) == 2
