@@ -9,11 +9,14 @@ from refusal_core.evidence.findings import caveats, verdict
 from refusal_core.ui import address
 from refusal_core.ui.evidence import evidence_chart, evidence_or_end, question_section
 from refusal_core.ui.frame import frame, site_picker
-from refusal_core.ui.layout import heading, sentences
+from refusal_core.ui.home import answered, show_headline
+from refusal_core.ui.layout import sentences
 
 run = frame("Evidence", "Whether the direction is real, about harm, and more than the way two datasets are written.")
 evidence = evidence_or_end(run)
-heading(verdict(evidence))
+best = run.best_site()
+show_headline(run, best, answered(run, best))
+st.markdown(sentences(verdict(evidence)))
 site = site_picker(run, st.columns([1, 3])[0])
 evidence_chart(run, evidence, "overview", site)
 drawn = "the imported direction the same" if evidence.imported else "the direction refitted"

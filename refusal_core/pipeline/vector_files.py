@@ -119,13 +119,15 @@ def read_vectors(
 
 def _read(path: Path) -> _Stack:
     """Return what a file holds, by its first bytes."""
+    if path.exists() and not path.is_file():
+        raise RefusalError(f"{path} is a folder or a device: expected a file of vectors")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
     except OSError as error:
         raise RefusalError(f"{path} cannot be read ({error.strerror}): expected a file of vectors") from error
-    if path.suffix in _PICKLES or start[:1] == b"\x80":
+    if path.suffix.lower() in _PICKLES or start[:1] == b"\x80":
         raise RefusalError(
             f"{path.name} is a pickle, which runs what a stranger wrote as soon as it is opened, so it is not read. "
             "Where you trust it, save its tensor as safetensors once: torch.load(path, weights_only=True), then "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -176,12 +177,20 @@ class _Bomb:
         return exec, ("raise SystemExit('a pickle was opened')",)
 
 
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npy")
+    for path in (tmp_path, tmp_path / "pipe.npy", Path("/dev/zero")):
+        with pytest.raises(RefusalError, match="is a folder or a device"):
+            places(path, "blocks")
+
+
 def test_a_pickle_is_never_opened_and_the_cure_is_named(tmp_path):
     torch.save({"direction": torch.ones(WIDTH)}, tmp_path / "direction.pt")
     (tmp_path / "bomb.pkl").write_bytes(pickle.dumps(_Bomb()))
     (tmp_path / "bomb.safetensors").write_bytes(pickle.dumps(_Bomb()))
     (tmp_path / "weights.bin").write_bytes(b"anything")
-    for name in ("direction.pt", "bomb.pkl", "bomb.safetensors", "weights.bin"):
+    (tmp_path / "WEIGHTS.PT").write_bytes(b"anything")
+    for name in ("direction.pt", "bomb.pkl", "bomb.safetensors", "weights.bin", "WEIGHTS.PT"):
         with pytest.raises(RefusalError, match=r"is a pickle.*save_file"):
             places(tmp_path / name, "blocks")
     np.save(tmp_path / "objects.npy", np.array([_Bomb()], dtype=object), allow_pickle=True)
