@@ -7,7 +7,6 @@ from functools import partial
 from types import FunctionType
 
 import pandas as pd
-import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core.analysis.groups import MOST_REDRAWN
@@ -16,12 +15,11 @@ from refusal_core.behaviour.openings import OPENING_LABELS, OPENING_TOKENS, Open
 from refusal_core.errors import RefusalError
 from refusal_core.exploration.outliers import row_of
 from refusal_core.figures import behaviour as figures
-from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.glossary import meaning_of, name_of
 from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 from refusal_core.ui import address
-from refusal_core.ui.layout import chart, csv_button, identity, marked, sentences, show_error
+from refusal_core.ui.layout import chart, csv_button, identity, marked, sentences, shared_figure, show_error
 from refusal_core.ui.model import measure_here
 from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.outliers import MOST_ROWS
@@ -96,7 +94,7 @@ def _rest(named: pd.Series) -> str:
 def scatter(run: Run, table: pd.DataFrame, key: Key, site: int) -> int | None:
     """Show the scatter plot of prompts; return the row of a point that was just clicked."""
     event = chart(
-        _at_layer(key, site, figures.against_refusing, run, table),
+        shared_figure((*key, "scatter", site), lambda: figures.against_refusing(run, table, site)),
         f"behaviour_scatter_{run.run_id}_{site}",
         on_select="rerun",
         selection_mode="points",
@@ -131,7 +129,11 @@ def over_layers(run: Run, table: pd.DataFrame, key: Key, site: int) -> None:
 
 def calibration(run: Run, table: pd.DataFrame, key: Key, site: int) -> None:
     """Show how often prompts are refused, by their projection."""
-    chart(_at_layer(key, site, _curve, run, table), "behaviour_calibration")
+    figure = shared_figure(
+        (*key, "calibration", site),
+        lambda: figures.calibration(run, measurement.calibration(run, table, site), site),
+    )
+    chart(figure, "behaviour_calibration")
     st.caption(
         "Prompts of both labels in ten groups of equal size by projection, and the share of a group that was refused."
     )
@@ -229,18 +231,3 @@ def _cached(
 ) -> pd.DataFrame:
     """Return what a function of :mod:`.measurement` computes from the replies, which is the same at all sites."""
     return compute(_run, _table)
-
-
-@st.cache_resource(
-    max_entries=64,
-    show_spinner=False,
-    hash_funcs={FunctionType: lambda draw: draw.__name__},
-)
-def _at_layer(
-    key: Key, site: int, draw: Callable[[Run, pd.DataFrame, int], go.Figure], _run: Run, _table: pd.DataFrame
-) -> go.Figure:
-    return serialise_once(draw(_run, _table, site))
-
-
-def _curve(run: Run, table: pd.DataFrame, site: int) -> go.Figure:
-    return figures.calibration(run, measurement.calibration(run, table, site), site)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import plotly.graph_objects as go
 import streamlit as st
 
 from refusal_core.errors import RunError
 from refusal_core.evidence.answers import QUESTIONS, answer
 from refusal_core.figures.evidence import FIGURES, OVER_LAYERS, cosines
-from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import Run
 from refusal_core.ui import address, numbers
-from refusal_core.ui.layout import chart, identity, marked, sentences, show_error
+from refusal_core.ui.layout import chart, identity, marked, sentences, shared_figure, show_error
 
 _TABLES = {
     "fit": ("sites", ["in_sample_d", "in_sample_auroc", "mean_crossings"]),
@@ -61,7 +59,8 @@ def evidence_chart(run: Run, evidence: Evidence, name: str, site: int) -> None:
     if name in OVER_LAYERS:
         figure = marked(run, key, site, lambda site: OVER_LAYERS[name](run, evidence, site))
     else:
-        figure = _at_layer(*identity(run), name, site, run, evidence)
+        of_site = (*identity(run), "evidence", name, site)
+        figure = shared_figure(of_site, lambda: FIGURES[name](run, evidence, site))
     chart(figure, key)
 
 
@@ -80,7 +79,8 @@ def question_section(run: Run, evidence: Evidence, name: str, site: int) -> None
         if section.open:
             evidence_chart(run, evidence, name, site)
             if name == "space":
-                chart(_cosines(*identity(run), run, evidence), "evidence_cosines")
+                figure = shared_figure((*identity(run), "cosines"), lambda: cosines(run, evidence))
+                chart(figure, "evidence_cosines")
             _numbers(evidence, name, site)
 
 
@@ -102,13 +102,3 @@ def _numbers(evidence: Evidence, question: str, site: int) -> None:
     here = reasons["site"].isna() | reasons["site"].eq(site).fillna(False).astype(bool)
     for missing in reasons[here & reasons["table"].eq(table_name)].itertuples():
         st.text(f"{missing.number} ({missing.source}): {missing.reason}")
-
-
-@st.cache_resource(max_entries=128, show_spinner=False)
-def _at_layer(run_id: str, changed: int, name: str, site: int, _run: Run, _evidence: Evidence) -> go.Figure:
-    return serialise_once(FIGURES[name](_run, _evidence, site))
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _cosines(run_id: str, changed: int, _run: Run, _evidence: Evidence) -> go.Figure:
-    return serialise_once(cosines(_run, _evidence))

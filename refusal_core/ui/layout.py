@@ -152,6 +152,17 @@ def identity(run: Run) -> tuple[str, int]:
     return run.run_id, manifest.stat().st_mtime_ns if manifest.is_file() else 0
 
 
+@st.cache_resource(max_entries=256, show_spinner=False)
+def shared_figure(key: tuple[Hashable, ...], _draw: Callable[[], go.Figure]) -> go.Figure:
+    """Return a figure that is drawn once for all visitors, and changed by none.
+
+    Args:
+        key: what it shows: the :func:`identity` of the run, a name and whatever else it depends on.
+        _draw: makes the figure.
+    """
+    return serialise_once(_draw())
+
+
 def own_figure(run: Run, name: Hashable, draw: Callable[[], go.Figure]) -> go.Figure:
     """Return the visitor's own figure, to be changed in place: drawing a new one takes fifty times as long.
 

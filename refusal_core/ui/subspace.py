@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import FunctionType
 
 import plotly.graph_objects as go
 import streamlit as st
@@ -12,11 +11,10 @@ from refusal_core.errors import RefusalError
 from refusal_core.exploration import subspace
 from refusal_core.exploration.subspace import Measured
 from refusal_core.figures import subspace as figures
-from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.runs.manifest import SubspaceManifest
 from refusal_core.runs.run import Run
 from refusal_core.ui.frame import site_picker
-from refusal_core.ui.layout import chart, csv_button, heading, identity, marked, sentences, show_error
+from refusal_core.ui.layout import chart, csv_button, heading, identity, marked, sentences, shared_figure, show_error
 from refusal_core.ui.model import measure_here
 from refusal_core.ui.numbers import numbers_table
 
@@ -103,19 +101,5 @@ def numbers(run: Run, measured: Measured, site: int) -> None:
 
 
 def _drawn(run: Run, measured: Measured, site: int, draw: Callable[[Run, Measured, int], go.Figure]) -> go.Figure:
-    return _at_layer((*identity(run), measured[1].sha256), site, draw, run, measured)
-
-
-@st.cache_resource(
-    max_entries=64,
-    show_spinner=False,
-    hash_funcs={FunctionType: lambda draw: draw.__name__},
-)
-def _at_layer(
-    key: tuple[str, int, str],
-    site: int,
-    draw: Callable[[Run, Measured, int], go.Figure],
-    _run: Run,
-    _measured: Measured,
-) -> go.Figure:
-    return serialise_once(draw(_run, _measured, site))
+    key = (*identity(run), measured[1].sha256, draw.__name__, site)
+    return shared_figure(key, lambda: draw(run, measured, site))
