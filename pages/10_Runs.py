@@ -26,4 +26,5 @@ if changing:
         start_a_run()
     with sent:
         parts.import_a_run()
+        parts.import_vectors_for(chosen)
 parts.recent_jobs()

@@ -176,6 +176,15 @@ _STATE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 4, "state_size
 _CONFIGS["mamba"] = ("MambaConfig", _STATE)
 _CONFIGS["falcon_mamba"] = ("FalconMambaConfig", _STATE)
 _CONFIGS["mamba2"] = ("Mamba2Config", _STATE | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16})
+_CONFIGS["rwkv"] = (
+    "RwkvConfig",
+    {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 4, "rescale_every": 2, "context_length": 512},
+)
+_CONFIGS["xlstm"] = (
+    "xLSTMConfig",
+    {"hidden_size": 32, "num_hidden_layers": 4, "num_heads": 4, "chunk_size": 16, "autocast_kernel_dtype": "float32"},
+)
+_CONFIGS["recurrent_gemma"] = ("RecurrentGemmaConfig", _GROUPED | {"lru_width": 32, "attention_window_size": 64})
 _CONFIGS["gemma3n"] = ("Gemma3nTextConfig", _GROUPED | {"laurel_rank": 4, "activation_sparsity_pattern": None})
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +86,7 @@ def continue_prompts(
             yield before
             continue
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), continuing(reader.chat_model):
                 log_odds, tokens = (_in_packs if packed else _in_rows)(reader, part, tree, n_tokens, ends)
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
@@ -162,24 +163,27 @@ def _batches(
         yield apart[rows]
 
 
-def _in_rows(
-    reader: ResidualReader, sequences: list[list[int]], tree: TokenTree, n_tokens: int, ends: Ends
-) -> tuple[np.ndarray, list[list[int]]]:
-    """Continue prompts of one length, and say of a model with a state where transformers does not continue it."""
+@contextmanager
+def continuing(chat_model: ChatModel) -> Iterator[None]:
+    """Say of a model that hands a state on where transformers does not continue it.
+
+    Raises:
+        ModelError: in place of what transformers raises.
+    """
     try:
-        return _in_plain_rows(reader, sequences, tree, n_tokens, ends)
+        yield
     except torch.OutOfMemoryError:
         raise
     except UNSUPPORTED as error:
-        if not reader.chat_model.is_recurrent:
+        if not chat_model.is_recurrent:
             raise
         raise ModelError(
-            f"{reader.chat_model.info.name} hands a state on from token to token, which transformers does not continue "
+            f"{chat_model.info.name} hands a state on from token to token, which transformers does not continue "
             f"({type(error).__name__}): its activations can be read, its replies cannot be continued."
         ) from error
 
 
-def _in_plain_rows(
+def _in_rows(
     reader: ResidualReader, sequences: list[list[int]], tree: TokenTree, n_tokens: int, ends: Ends
 ) -> tuple[np.ndarray, list[list[int]]]:
     """Continue prompts of one length; the branches of the tree are run one length after the other."""

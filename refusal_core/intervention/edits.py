@@ -21,7 +21,7 @@ from transformers import Cache
 
 from refusal_core.activations import limits
 from refusal_core.activations.checks import UNSUPPORTED
-from refusal_core.activations.continuation import continue_by_one, continue_rows, greedy_tokens, row_inputs
+from refusal_core.activations.continuation import continue_by_one, continue_rows, continuing, greedy_tokens, row_inputs
 from refusal_core.activations.hooks import changed_head_input, narrowed_last_mlp, select_tokens
 from refusal_core.activations.packing import pack_batch
 from refusal_core.activations.reader import ResidualReader, pack_mask
@@ -81,7 +81,7 @@ class PromptBatch:
             self._ids = torch.tensor(sequences)
             self._last = torch.arange(self._ids.numel()).view(self._ids.shape)[:, -1:]
         self._end_tokens = end_tokens(self._chat_model)
-        with torch.inference_mode():
+        with torch.inference_mode(), continuing(self._chat_model):
             self._plain = self._read([None], 0)
             self.reuses = self._reuse_agrees()
 

@@ -33,7 +33,7 @@ from refusal_core.models.hub import download_snapshot
 from refusal_core.models.identity import ModelInfo, as_opened, identify
 from refusal_core.models.known import KNOWN, is_fetched
 from refusal_core.models.templates import check_template, put_reasoning_effort, put_template
-from refusal_core.models.transformers_internals import is_recurrent, placed_parts
+from refusal_core.models.transformers_internals import is_recurrent, keep_one_scale, placed_parts
 from refusal_core.options import LoadIn, ReasoningEffort
 from refusal_core.progress import Progress, no_progress, quiet_libraries
 
@@ -213,6 +213,7 @@ def wrap_model(
     """
     refuse_unsupported(model.config, type(model), info.name)
     check_template(tokenizer, f"The chat template of {info.name}")
+    keep_one_scale(model.config)
     model.eval().requires_grad_(False)
     chat_model = ChatModel(
         model=model,

@@ -19,6 +19,12 @@ _STATEFUL_LAYERS = {"conv", "linear_attention", "hybrid", "hybrid_sliding"}
 """What transformers calls the layers of a configuration that hand a state on from token to token."""
 
 
+def keep_one_scale(config: PreTrainedConfig) -> None:
+    """Read the residual stream as it was trained: RWKV halves it every few blocks, against overflow in float16."""
+    if getattr(config, "rescale_every", 0):
+        config.rescale_every = 0
+
+
 def copy_cache(cache: Cache, rows: int = 1) -> Cache:
     """Return the same keys, values and states, repeated for several rows; the original is not continued with the copy.
 

@@ -25,6 +25,8 @@ NUMBERINGS = {
     HIDDEN_STATES: "Hugging Face's hidden_states: the first is the embeddings, the last the final norm",
 }
 """How other programs count layers."""
+ENDINGS = (".safetensors", ".npy", ".gguf")
+"""Of files that hold vectors; what is in one is told by its first bytes."""
 LARGEST_FILE = 1 << 30
 """Bytes. Vectors of the largest models take a few megabytes."""
 

@@ -18,7 +18,7 @@ from refusal_core.runs import store
 from refusal_core.runs.store import BrokenRun, RunSummary
 from refusal_core.sharing.archives import pack_run
 from refusal_core.ui import address, jobs
-from refusal_core.ui.background import duration, how_it_ended, start_button, watch
+from refusal_core.ui.background import duration, how_it_ended, offer, start_button, watch
 from refusal_core.ui.children import import_in_child
 from refusal_core.ui.frame import default_run, described, listed, shared_run
 from refusal_core.ui.layout import show_error
@@ -27,6 +27,7 @@ from refusal_core.ui.model import measure_here
 from refusal_core.ui.selection import chosen_row
 from refusal_core.ui.server import may_change, require_owner
 from refusal_core.ui.subspace import KIND as SUBSPACE
+from refusal_core.ui.vectors import command_for_vectors
 
 _FIELD, _BROKEN, _NOTICE, _IMPORTED = "runs_chosen", "runs_broken", "runs_notice", "runs_imported"
 _MOST_MEGABYTES = 1000
@@ -217,6 +218,29 @@ def import_a_run() -> None:
         st.info("This run is here already, with the same files; nothing was changed.", icon=":material/check:")
     st.text(imported.run_id)
     _open_button(imported.run_id, "open_imported")
+
+
+def import_vectors_for(chosen: RunSummary | BrokenRun | None) -> None:
+    """Show fields for vectors that someone made, to be put to the questions on the chosen run's prompts."""
+    st.subheader("Someone else's direction", anchor=False)
+    if not isinstance(chosen, RunSummary):
+        st.caption("Choose a run of the model that the vectors are of: its prompts are taken.")
+        return
+    try:
+        run = shared_run(chosen.run_id)
+    except RefusalError as error:
+        show_error("This run cannot be opened.", error)
+        return
+    command = command_for_vectors(run)
+    if command is None:
+        return
+    job = jobs.status(command.name)
+    made = _run_of(job) if job is not None else None
+    if made is None:
+        offer(command, "Import the vectors", ":material/upload_file:")
+    else:
+        st.success("Imported, as a run of its own.", icon=":material/check:")
+        _open_button(made, "open_vectors")
 
 
 def _row(entry: RunSummary | BrokenRun) -> dict[str, object]:

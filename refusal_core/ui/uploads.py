@@ -1,4 +1,4 @@
-"""Uploaded prompt files, stored in the cache under a name derived from their content."""
+"""Uploaded files of prompts or vectors, stored in the cache under a name derived from their content."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from refusal_core.annotations.csv_files import MOST_BYTES
-from refusal_core.errors import PromptError
+from refusal_core.errors import RefusalError
 from refusal_core.files import write_atomically
+from refusal_core.pipeline.vector_files import ENDINGS
 from refusal_core.prompts.records import check_ending, stem
 from refusal_core.prompts.sets import slug
 from refusal_core.runs.store import cache_folder, writable_cache
@@ -28,10 +29,7 @@ def annotation_file(label: str, key: str) -> UploadedFile | None:
 
 
 def store_upload(name: str, content: bytes, cache: str | Path | None = None) -> Path:
-    """Store a file and return its path; the same file is stored once, and only the newest hundred stay.
-
-    The sender's path is not followed: the folder is named after the content, the file after the letters, digits and
-    dots of its name, since prompts are called by it on screen.
+    """Store a file of prompts and return its path.
 
     Args:
         name: of the file, as uploaded.
@@ -42,18 +40,39 @@ def store_upload(name: str, content: bytes, cache: str | Path | None = None) -> 
         RefusalError: when it is too large, of no readable kind, cannot be stored, or the visitor may not store any.
     """
     require_owner()
-    suffix = check_ending(name)
+    return _store(name, check_ending(name), content, cache)
+
+
+def store_vectors(name: str, content: bytes) -> Path:
+    """Store a file of vectors and return its path; it is read where the command that imports them runs.
+
+    Raises:
+        RefusalError: as :func:`store_upload`.
+    """
+    require_owner()
+    ending = Path(name).suffix.lower()
+    if ending not in ENDINGS:
+        raise RefusalError(f"{name!r:.80}: expected a file of vectors, ending in {', '.join(ENDINGS)}")
+    return _store(name, ending, content, None)
+
+
+def _store(name: str, ending: str, content: bytes, cache: str | Path | None) -> Path:
+    """Store a file: the same one once, and only the newest hundred of all.
+
+    The sender's path is not followed: the folder is named after the content, the file after the letters, digits and
+    dots of its name, since prompts are called by it on screen.
+    """
     if len(content) > LARGEST:
-        raise PromptError(f"{name!r:.80} has {len(content) / 1e6:.0f} MB, expected at most {LARGEST / 1e6:.0f} MB")
+        raise RefusalError(f"{name!r:.80} has {len(content) / 1e6:.0f} MB, expected at most {LARGEST / 1e6:.0f} MB")
     writable_cache(cache)
     folder = uploads_folder(cache)
-    path = folder / hashlib.sha256(content).hexdigest()[:16] / f"{slug(stem(name))}{suffix}"
+    path = folder / hashlib.sha256(content).hexdigest()[:16] / f"{slug(stem(name))}{ending}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
         _remove_oldest(folder)
     except OSError as error:
-        raise PromptError(f"{name!r:.80} cannot be stored in {folder} ({error.strerror})") from error
+        raise RefusalError(f"{name!r:.80} cannot be stored in {folder} ({error.strerror})") from error
     return path
 
 

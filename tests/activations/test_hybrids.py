@@ -24,7 +24,10 @@ from refusal_core.models.templates import render
 from refusal_core.pipeline.scoring import load_model_for, score
 
 PHRASES = ("I'm sorry", "Sorry", "I cannot")
-PURE = ("mamba", "mamba2", "falcon_mamba")
+PURE = ("mamba", "mamba2", "falcon_mamba", "rwkv")
+"""Of these ``hidden_states`` are counted in another way than those of transformers' other models."""
+OWN_STATE = ("xlstm", "recurrent_gemma")
+"""Their state is no cache that can be continued from outside."""
 
 
 def plain_logits(chat_model: ChatModel, ids: list[int]) -> torch.Tensor:
@@ -33,10 +36,7 @@ def plain_logits(chat_model: ChatModel, ids: list[int]) -> torch.Tensor:
 
 
 def states_by_hand(chat_model: ChatModel, text: str) -> np.ndarray:
-    """``(site, d_model)`` at the last token: what each block and the final norm return in one plain pass.
-
-    Mamba's own ``hidden_states`` are counted in another way than those of transformers' other models.
-    """
+    """``(site, d_model)`` at the last token: what each block and the final norm return in one plain pass."""
     states: list[torch.Tensor] = []
     modules = [*chat_model.blocks, chat_model.final_norm]
     handles = [
@@ -52,7 +52,7 @@ def states_by_hand(chat_model: ChatModel, text: str) -> np.ndarray:
     return torch.stack(states).float().numpy()
 
 
-@pytest.mark.parametrize("architecture", [*HYBRIDS, *PURE])
+@pytest.mark.parametrize("architecture", [*HYBRIDS, *PURE, *OWN_STATE])
 def test_hidden_states_are_those_of_plain_transformers(architecture: str) -> None:
     chat_model = tiny_model(architecture)
     assert chat_model.is_recurrent
@@ -61,11 +61,11 @@ def test_hidden_states_are_those_of_plain_transformers(architecture: str) -> Non
     assert extraction.pack_note == reading.HANDS_ON_STATE
     for row, text in enumerate([*TEXTS, *TEXTS[:2]]):
         assert relative_error(extraction.hidden[row], states_by_hand(chat_model, text)) < 1e-4
-        if architecture in HYBRIDS:
+        if architecture not in PURE:
             assert relative_error(extraction.hidden[row], plain_states(chat_model, text)) < 1e-4
 
 
-@pytest.mark.parametrize("architecture", HYBRIDS)
+@pytest.mark.parametrize("architecture", [*HYBRIDS, *OWN_STATE])
 def test_each_token_is_read_as_plain_transformers_reads_it(architecture: str) -> None:
     chat_model = tiny_model(architecture)
     reader = ResidualReader(chat_model)
@@ -99,10 +99,11 @@ def test_replies_are_those_of_plain_transformers(architecture: str) -> None:
         assert found.opening[row] == chat_model.tokenizer.decode(reply[:ended], skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("architecture", PURE)
+@pytest.mark.parametrize("architecture", [*PURE, *OWN_STATE])
 def test_replies_that_cannot_be_continued_are_one_sentence(architecture: str) -> None:
     reader = ResidualReader(tiny_model(architecture))
-    with pytest.raises(ModelError, match=r"tiny-(falcon_)?mamba2? keeps its state in a form of its own .*can be read"):
+    says = rf"tiny-{architecture} (keeps its state|hands a state on) .*can be read, its replies cannot be continued"
+    with pytest.raises(ModelError, match=says):
         read_replies(reader, TEXTS, PHRASES)
     with pytest.raises(ModelError, match="can be read, its replies cannot be continued"):
         PromptBatch(reader, [reader.encode(TEXTS[0])])

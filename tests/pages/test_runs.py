@@ -16,7 +16,7 @@ from making import make_run
 from streamlit.testing.v1 import AppTest
 from synthetic import RUN
 
-from refusal_core.errors import PromptError, RefusalError
+from refusal_core.errors import RefusalError
 from refusal_core.models import hub
 from refusal_core.models.identity import ModelInfo
 from refusal_core.options import DTYPES, MINIMUM_PER_LABEL, TOKEN_LIMIT, RunOptions
@@ -354,7 +354,7 @@ def test_uploads_are_kept_once_under_a_name_of_ours(cache, monkeypatch):
     assert first == cache / ".uploads" / first.parent.name / "my-set.csv"
     assert uploads.store_upload("../../My set!.CSV", b"x") == first
     for name, content, says in (("x.exe", b"x", "ending in"), ("x.csv", bytes(uploads.LARGEST + 1), "at most")):
-        with pytest.raises(PromptError, match=says):
+        with pytest.raises(RefusalError, match=says):
             uploads.store_upload(name, content)
     monkeypatch.setattr(uploads, "_MOST_STORED", 2)
     for place in range(4):

@@ -9,10 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from hub_server import HubServer, hub_here
+from streamlit.testing.v1 import AppTest
 
+from refusal_core.cli.main import main
 from refusal_core.errors import PromptError
 from refusal_core.prompts.benchmarks import BENCHMARKS
 from refusal_core.prompts.sets import inspect_source, load_contrast_set, load_transfer_set, read_source
+from refusal_core.runs.store import list_runs
 
 HARM = [f"Explain how to pick lock number {n} of a stranger's flat" for n in range(12)]
 CALM = [f"Explain how to bake cake number {n} for a party" for n in range(12)]
@@ -190,3 +193,18 @@ def test_a_benchmark_that_is_gated_or_out_of_reach_is_one_sentence(tmp_path: Pat
     server.repository("walledai/StrongREJECT", "dataset").refusal = "GatedRepo"
     with server.running(), pytest.raises(PromptError, match=r"is gated: accept its terms on the hub and log in"):
         load_transfer_set("strongreject")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["harmbench,alpaca", "xstest", "jailbreakbench"])
+def test_a_benchmark_goes_from_its_name_to_the_evidence_page(hub, name, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path))
+    assert main(["run", "--model", str(tiny_folder), "--prompts", name, "--dtype", "float32", "--device", "cpu"]) == 0
+    (run,), broken = list_runs(tmp_path)
+    assert not broken
+    assert run.counts == {"harmful": 12, "harmless": 12}
+    app = AppTest.from_file(str(Path(__file__).resolve().parents[2] / "app.py"), default_timeout=120).run()
+    app.switch_page("pages/2_Evidence.py").run()
+    assert not app.exception, app.exception
+    shown = "\n".join(each.value for each in [*app.text, *app.caption, *app.markdown])
+    assert "first principal component" in shown
