@@ -27,6 +27,7 @@ TOKEN = "the-token-of-tests"
 TITLES = {
     "": "Refusal directions",
     "Layers": "Layers",
+    "Map": "Map",
     "Evidence": "Evidence",
     "Outliers": "Outliers",
     "Live_score": "Live score",

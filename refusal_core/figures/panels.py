@@ -15,9 +15,10 @@ from plotly.subplots import make_subplots
 
 from refusal_core.analysis.effect_sizes import plausible_band
 from refusal_core.exploration.outliers import standardised
-from refusal_core.figures.plotly_internals import Uncopied, encoded, layout_of
+from refusal_core.exploration.planes import AXIS_TITLES, COMPONENTS, plane_of
+from refusal_core.figures.plotly_internals import layout_of
+from refusal_core.figures.slider import compact, with_slider
 from refusal_core.figures.style import (
-    ACCENT,
     CONTROLS,
     GREY,
     LABEL_COLOUR,
@@ -25,7 +26,6 @@ from refusal_core.figures.style import (
     LABEL_SYMBOL,
     LINE_COLOURS,
     SMALL_SIZE,
-    TITLE_SIZE,
     bars_of,
     dress,
     safe,
@@ -33,7 +33,6 @@ from refusal_core.figures.style import (
 )
 from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
-from refusal_core.sites import site_short
 
 PANELS = {
     "histogram": "histogram",
@@ -42,7 +41,7 @@ PANELS = {
     "sorted": "sorted prompts",
     "map": "map",
 }
-"""The panels and their names. The map, of the first two principal components, needs the run's evidence."""
+"""The panels and their names. The map, in the principal plane, needs the run's evidence."""
 DISTRIBUTIONS = ("histogram", "cumulative", "box", "sorted")
 """The panels that every run has."""
 AXES = {
@@ -62,8 +61,7 @@ LEVELS = 200
 
 SYMBOLS = ("star", "diamond", "square", "cross", "hexagram", "x")
 """Marks of pinned prompts, in the order of :data:`refusal_core.figures.style.LINE_COLOURS`."""
-_HEADLINE, _LEFT, _STEP_MS = 76, 66, 400
-_AT_ONCE = {"mode": "immediate", "transition": {"duration": 0}}
+_HEADLINE, _LEFT = 76, 66
 _HEIGHT = {False: 250, True: 230}
 _SOURCE_DASHES = ("dot", "dashdot", "longdash", "longdashdot")
 _LANES = {"harmful": 1.0, "harmless": 0.0}
@@ -102,9 +100,7 @@ def linked(
         axes: of :data:`AXES`.
         followed: rows of prompts that are marked in the panels.
         stacked: one panel above the other, for narrow screens.
-        framed: the figure moves by itself, by a Plotly frame per site. Plotly draws a frame that moves axes three
-            times: its curves, then its axes, then all of it. Otherwise the slider holds the numbers of the sites and
-            sets them by one update, and Play and Pause only report to the page that they were clicked.
+        framed: whether the figure moves by itself; see :func:`~refusal_core.figures.slider.with_slider`.
     """
     panels = tuple(panel for panel in PANELS if panel in panels)
     shown = _Shown(run, axes, tuple(sources))
@@ -122,21 +118,8 @@ def linked(
         for at in range(run.n_sites)
     ]
     data = [{**trace.still, **trace.at(site), **_on(refs[trace.panel])} for trace in traces]
-    if framed:
-        show = {**_AT_ONCE, "frame": {"duration": 0, "redraw": True}}
-        steps: list[dict[str, Any]] = [{"method": "animate", "args": [[frame["name"]], show]} for frame in frames]
-    else:
-        steps = [{"method": "update", "args": _update(data, frame)} for frame in frames]
-    layout = _changed(layout, frames[site]["layout"])
     buttons = 0.36 if stacked else 0.25 if len(panels) == 1 else 0.13
-    layout = _changed(layout, _controls(run, site, buttons, steps, "animate" if framed else "skip"))
-    return go.Figure(data, layout, frames if framed else None)
-
-
-def _changed(layout: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return the layout with some settings replaced; other settings of a part stay."""
-    parts = {name: {**layout.get(name, {}), **part} for name, part in changes.items() if isinstance(part, dict)}
-    return {**layout, **changes, **parts}
+    return with_slider(run, site, data, frames, layout, buttons, framed)
 
 
 def _on(refs: tuple[str, str]) -> dict[str, str]:
@@ -146,24 +129,6 @@ def _on(refs: tuple[str, str]) -> dict[str, str]:
 def _axis(ref: str) -> str:
     """Return the layout's name of the axis that a trace refers to as ``x2``."""
     return ref[0] + "axis" + ref[1:]
-
-
-def _update(data: list[dict[str, Any]], frame: dict[str, Any]) -> list[Any]:
-    """Return the arguments of Plotly's ``update`` that show a frame. A trace keeps what only others change."""
-    names = sorted({name for trace in frame["data"] for name in trace} - {"type"})
-    changed = {
-        name: [
-            encoded(trace.get(name, data[place].get(name)))
-            for place, trace in zip(frame["traces"], frame["data"], strict=True)
-        ]
-        for name in names
-    }
-    layout: dict[str, Any] = {}
-    for part, settings in frame["layout"].items():
-        layout |= (
-            {part: settings} if part == "shapes" else {f"{part}.{name}": value for name, value in settings.items()}
-        )
-    return [Uncopied(changed), Uncopied(layout), frame["traces"]]
 
 
 class _Shown:
@@ -200,14 +165,9 @@ class _Shown:
 
     @cached_property
     def components(self) -> dict[str, np.ndarray]:
-        """Per label the ``(prompt, site, 2)`` first two principal components of the sample that the map draws."""
-        ids, table = self.run.prompts["prompt_id"], self.run.evidence.components
-        drawn = table[table["prompt_id"].isin(ids.iloc[np.concatenate([*self.map_rows.values()])])]
-        wide = [drawn.pivot(index="prompt_id", columns="site", values=name) for name in ("pc1", "pc2")]
-        return {
-            label: np.stack([component.reindex(ids.iloc[rows]).to_numpy(float) for component in wide], axis=2)
-            for label, rows in self.map_rows.items()
-        }
+        """Per label the ``(prompt, site, 2)`` places in the principal plane of the sample that the map draws."""
+        points = plane_of(self.run, COMPONENTS).points
+        return {label: points[rows] for label, rows in self.map_rows.items()}
 
     @cached_property
     def map_rows(self) -> dict[str, np.ndarray]:
@@ -259,7 +219,7 @@ def _histogram(shown: _Shown) -> list[_Trace]:
 
     def bars(label: str) -> Callable[[int], dict[str, Any]]:
         return lambda site: {
-            "x": _compact(edges[:-1, site]),
+            "x": compact(edges[:-1, site]),
             "y": shown.counts[label][:, site].astype(np.int32),
             "width": float(widths[site]),
             # Where texts are expected Plotly sends numbers as float64, whatever they were.
@@ -272,7 +232,7 @@ def _histogram(shown: _Shown) -> list[_Trace]:
 
     def outline(place: int) -> Callable[[int], dict[str, Any]]:
         return lambda site: {
-            "x": _compact(centres[:, site]),
+            "x": compact(centres[:, site]),
             "y": shown.transfer_counts[place][:, site].astype(np.int32),
         }
 
@@ -306,7 +266,7 @@ def _cumulative(shown: _Shown) -> list[_Trace]:
         steps, reached = _steps(rising)
         x = np.vstack([steps[:1], steps])
         share = np.concatenate([[0.0], reached / len(rising)])
-        return lambda site: {"x": _compact(x[:, site]), "y": _compact(share)}
+        return lambda site: {"x": compact(x[:, site]), "y": compact(share)}
 
     traces = []
     for label in LABELS:
@@ -361,7 +321,7 @@ def _box(shown: _Shown) -> list[_Trace]:
         traces.append(_Trace("box", still, quartiles(label)))
     for label in LABELS:
         rows = shown.rows[label][shown.sample[label]]
-        still = {**_points(shown.run, label, rows), "y": _compact(_LANES[label] - 0.2 + jitter[rows])}
+        still = {**_points(shown.run, label, rows), "y": compact(_LANES[label] - 0.2 + jitter[rows])}
         traces.append(_Trace("box", still, _at_rows(shown, rows, "x")))
     return traces
 
@@ -369,7 +329,7 @@ def _box(shown: _Shown) -> list[_Trace]:
 def _sorted(shown: _Shown) -> list[_Trace]:
     def curve(label: str) -> Callable[[int], dict[str, Any]]:
         steps, _ = _steps(shown.rising[label])
-        return lambda site: {"y": _compact(steps[:, site])}
+        return lambda site: {"y": compact(steps[:, site])}
 
     traces = []
     for label in LABELS:
@@ -394,7 +354,7 @@ def _sorted(shown: _Shown) -> list[_Trace]:
 def _map(shown: _Shown) -> list[_Trace]:
     def cloud(label: str) -> Callable[[int], dict[str, Any]]:
         components = shown.components[label]
-        return lambda site: {"x": _compact(components[:, site, 0]), "y": _compact(components[:, site, 1])}
+        return lambda site: {"x": compact(components[:, site, 0]), "y": compact(components[:, site, 1])}
 
     traces = []
     for label in reversed(LABELS):
@@ -421,14 +381,14 @@ def _points(run: Run, label: str, rows: np.ndarray) -> dict[str, Any]:
 
 
 def _at_rows(shown: _Shown, rows: np.ndarray, axis: str) -> Callable[[int], dict[str, Any]]:
-    return lambda site: {axis: _compact(shown.values[rows, site])}
+    return lambda site: {axis: compact(shown.values[rows, site])}
 
 
 def _ranked(shown: _Shown, label: str, places: np.ndarray) -> Callable[[int], dict[str, Any]]:
     """Return ranks and projections of some of a label's prompts."""
     values = shown.values[shown.rows[label][places]]
     ranks = shown.ranks[label][places]
-    return lambda site: {"x": ranks[:, site].astype(np.int32), "y": _compact(values[:, site])}
+    return lambda site: {"x": ranks[:, site].astype(np.int32), "y": compact(values[:, site])}
 
 
 def _followed(panel: str, shown: _Shown, followed: Sequence[int]) -> list[_Trace]:
@@ -473,7 +433,7 @@ def _upright(shown: _Shown, row: int, panel: str) -> Callable[[int], dict[str, A
 
 def _on_map(shown: _Shown, label: str, place: np.ndarray) -> Callable[[int], dict[str, Any]]:
     components = shown.components[label][place]
-    return lambda site: {"x": _compact(components[:, site, 0]), "y": _compact(components[:, site, 1])}
+    return lambda site: {"x": compact(components[:, site, 0]), "y": compact(components[:, site, 1])}
 
 
 def _transfer_look(shown: _Shown, source: str, label: str, shape: str) -> dict[str, Any]:
@@ -525,12 +485,13 @@ def _grid(panels: tuple[str, ...], stacked: bool, scaled: bool) -> tuple[dict[st
 def _axes(panel: str, scaled: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return titles and settings of a panel's axes that all sites share."""
     if panel == "map":
-        return {"title_text": "first principal component"}, {"title_text": "second principal component"}
+        across, up = AXIS_TITLES[COMPONENTS]
+        return {"title_text": across}, {"title_text": up}
     unit = "standard deviations" if scaled else "activation units"
     if panel == "sorted":
         return {"title_text": "rank within the label"}, {"title_text": f"projection ({unit})"}
     along = {"title_text": f"projection ({unit} from the midpoint)" if scaled else f"projection ({unit})"}
-    across: dict[str, dict[str, Any]] = {
+    other: dict[str, dict[str, Any]] = {
         "histogram": {"title_text": "prompts"},
         "cumulative": {"title_text": "share of the label", "tickformat": ".0%", "range": [0, 1.02]},
         "box": {
@@ -540,7 +501,7 @@ def _axes(panel: str, scaled: bool) -> tuple[dict[str, Any], dict[str, Any]]:
             "showgrid": False,
         },
     }
-    return along, across[panel]
+    return along, other[panel]
 
 
 def _layout(shown: _Shown, site: int, refs: dict[str, tuple[str, str]]) -> dict[str, Any]:
@@ -575,70 +536,6 @@ def _layout(shown: _Shown, site: int, refs: dict[str, tuple[str, str]]) -> dict[
     return layout
 
 
-def _controls(run: Run, site: int, buttons: float, steps: Sequence[dict[str, Any]], play_method: str) -> dict[str, Any]:
-    """Return play, pause and the slider, between the headline and the panels.
-
-    Args:
-        run: the run.
-        site: where: a layer, or the final norm.
-        buttons: share of the width that Play and Pause need.
-        steps: what the slider does at each site.
-        play_method: Plotly's method of Play and Pause.
-    """
-    pause = {**_AT_ONCE, "frame": {"duration": 0, "redraw": True}}
-    play = {**_AT_ONCE, "fromcurrent": True, "frame": {"duration": _STEP_MS, "redraw": True}}
-    clear = "rgba(0,0,0,0)"
-    return {
-        "title": {
-            "x": 0,
-            "xanchor": "left",
-            "yref": "container",
-            "y": 1,
-            "yanchor": "top",
-            "pad": {"t": 20},
-            "font": {"size": TITLE_SIZE, "weight": 400},
-        },
-        "updatemenus": [
-            {
-                "type": "buttons",
-                "direction": "left",
-                "showactive": False,
-                "x": 0,
-                "xanchor": "left",
-                "y": 1,
-                "yanchor": "bottom",
-                "pad": {"t": 0, "b": 22, "l": 0},
-                "bgcolor": clear,
-                "bordercolor": GREY,
-                "font": {"size": SMALL_SIZE},
-                "buttons": [
-                    {"label": "Play", "method": play_method, "args": [None, play]},
-                    {"label": "Pause", "method": play_method, "args": [[None], pause]},
-                ],
-            }
-        ],
-        "sliders": [
-            {
-                "active": site,
-                "x": buttons,
-                "len": 1 - buttons,
-                "y": 1,
-                "yanchor": "bottom",
-                "pad": {"t": 0, "b": 12, "l": 12, "r": 12},
-                "currentvalue": {"visible": False},
-                "ticklen": 4,
-                "minorticklen": 3,
-                "tickcolor": GREY,
-                "bordercolor": GREY,
-                "bgcolor": translucent(GREY, 0.25),
-                "activebgcolor": translucent(ACCENT, 0.5),
-                "font": {"size": SMALL_SIZE},
-                "steps": [step | {"label": site_short(at, run.n_layers)} for at, step in enumerate(steps)],
-            }
-        ],
-    }
-
-
 def _headline(run: Run, site: int) -> str:
     row = run.layer_stats.loc[site]
     return (
@@ -651,8 +548,3 @@ def _headline(run: Run, site: int) -> str:
 
 def _number(value: float) -> str:
     return "–" if pd.isna(value) else f"{value:.2f}"
-
-
-def _compact(values: np.ndarray) -> np.ndarray:
-    """Return numbers in half the size for the browser, finer than a pixel."""
-    return values.astype(np.float32)

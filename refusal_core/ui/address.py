@@ -32,6 +32,8 @@ _WORDS = (
     "measure",
     "question",
     "part",
+    "plane",
+    "colour",
 )
 _LISTS = ("others", "sets", "labels", "categories", "replies", "marked", "over", "followed")
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
@@ -61,6 +63,7 @@ class View:
         measure: of the Causality page.
         question: of the Evidence page, whose figure and numbers are shown.
         part: of the Behaviour or the Compare page, one of which is open at a time.
+        plane: of the Map page, and the column that its points are in the ``colour`` of.
     """
 
     run: str | None = None
@@ -86,6 +89,8 @@ class View:
     measure: str | None = None
     question: str | None = None
     part: str | None = None
+    plane: str | None = None
+    colour: str | None = None
 
 
 def view() -> View:

@@ -23,6 +23,7 @@ _HOME = ("app.py", "Home", "home")
 _NAVIGATION = {
     "Look": (
         ("pages/1_Layers.py", "Layers", "layers"),
+        ("pages/13_Map.py", "Map", "scatter_plot"),
         ("pages/3_Outliers.py", "Outliers", "find_in_page"),
         ("pages/4_Live_score.py", "Live score", "edit_note"),
     ),

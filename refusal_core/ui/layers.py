@@ -24,13 +24,12 @@ from refusal_core.ui import address
 from refusal_core.ui.frame import site_picker
 from refusal_core.ui.layout import chart, csv_button, identity, layer_numbers, marked, raw_units
 from refusal_core.ui.markdown import plain
-from refusal_core.ui.scrubbing import keep_together
+from refusal_core.ui.scrubbing import first_site, is_narrow, keep_together
 from refusal_core.ui.selection import newly
 from refusal_core.ui.streamlit_internals import component, resource
 
 _CONTAINER, _CHART = "panels-place", "panels"
-_NARROW = "layers_narrow"
-_STARTS, _SHOWN = "layers_starts", "layers_shown"
+_SHOWN = "layers_shown"
 _PINNED_HEIGHT = 360
 _MOST_OFFERED = 2000
 """The most prompts that the field for pinning offers; a browser is slow with more."""
@@ -86,11 +85,11 @@ def instrument(run: Run, options: dict[str, Any]) -> None:
             key="layers_ridgeline", data={"container": _CONTAINER, "site": site, **_ridges(*identity(run), run)}
         )
     with panel:
-        _panel(run, options | {"followed": tuple(followed), "stacked": st.session_state.get(_NARROW, False)}, site)
+        _panel(run, options | {"followed": tuple(followed), "stacked": is_narrow(_CONTAINER)}, site)
     with side:
         site_picker(run, st.container())
         _pinned(run, followed, site)
-    keep_together(_CONTAINER, site, st.session_state.get(_NARROW, False), _go_to, _narrow)
+    keep_together(_CONTAINER, site)
 
 
 def over_layers(run: Run, site: int) -> None:
@@ -136,14 +135,13 @@ def side_by_side(run: Run) -> None:
         "Eight layers side by side", icon=":material/grid_view:", key="layers_eight_open", on_change="rerun"
     ) as unfolded:
         if unfolded.open:
-            columns = 2 if st.session_state.get(_NARROW, False) else 4
+            columns = 2 if is_narrow(_CONTAINER) else 4
             chart(_eight(*identity(run), run, columns), "layers_eight")
 
 
 def _panel(run: Run, options: dict[str, Any], site: int) -> None:
     """Show the panel with its slider; a click on a prompt's point pins it."""
-    starts = st.session_state.setdefault(_STARTS, {})
-    start = starts.setdefault((run.run_id, *map(str, options.values())), site)
+    start = first_site(_CONTAINER, site, (run.run_id, *map(str, options.values())))
     # Read when a file is asked for, which may be after the browser has moved the figure.
     shown = st.session_state.setdefault(_SHOWN, {})
     shown.update(site=site)
@@ -177,7 +175,7 @@ def _pinned(run: Run, followed: list[int], site: int) -> None:
         on_change=_pin,
         args=(run, followed),
     )
-    narrow = st.session_state.get(_NARROW, False)
+    narrow = is_narrow(_CONTAINER)
     with st.container(height="content" if narrow else _PINNED_HEIGHT, border=False, key="layers_pinned"):
         if not followed:
             st.caption("Pinned prompts stand here. A click on a point pins its prompt, too.")
@@ -208,14 +206,6 @@ def _curve(run: Run, name: str, drawn: Callable[..., go.Figure], site: int, publ
     variant = key if published is None else f"{key}_published"
     figure = marked(run, variant, site, lambda site: drawn(run, site, published))
     chart(figure, key, on_select=clicked, selection_mode="points")
-
-
-def _go_to(site: int) -> None:
-    address.change(site=site)
-
-
-def _narrow(narrow: bool) -> None:
-    st.session_state[_NARROW] = narrow
 
 
 def _followed(run: Run) -> list[int]:

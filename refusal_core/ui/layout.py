@@ -64,6 +64,7 @@ def chart(
     figure: go.Figure,
     key: str,
     saved: Callable[[], go.Figure] | None = None,
+    page: Callable[[], bytes] | None = None,
     **options: Any,
 ) -> Any:
     """Show a figure over the full width, in the page's theme, with a menu below that saves it.
@@ -72,22 +73,23 @@ def chart(
         figure: to show.
         key: of the figure, also in the name of the saved file.
         saved: draws the figure that is saved, where that is another one.
+        page: makes the HTML page that is saved, where that is not the figure with Plotly's script.
         options: of ``st.plotly_chart``.
     """
     with st.container(gap=None):
         event = st.plotly_chart(figure, key=key, width="stretch", config=_CHART_CONFIG, **options)
-        _save_menu(saved or (lambda: figure), key)
+        _save_menu(saved or (lambda: figure), key, page)
     return event
 
 
-def _save_menu(saved: Callable[[], go.Figure], key: str) -> None:
+def _save_menu(saved: Callable[[], go.Figure], key: str, page: Callable[[], bytes] | None) -> None:
     """Offer PNG, SVG and HTML of a figure; nothing is drawn before one of them is asked for."""
     dark = st.context.theme.type == "dark"
     drawable = _drawable()
     files: dict[str, Callable[[], bytes]] = {
         "png": lambda: render_image(saved(), "png", dark),
         "svg": lambda: render_image(saved(), "svg", dark),
-        "html": lambda: render_page(saved(), key.replace("_", " "), dark),
+        "html": page or (lambda: render_page(saved(), key.replace("_", " "), dark)),
     }
     with (
         st.container(horizontal=True, horizontal_alignment="right"),

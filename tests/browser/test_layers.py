@@ -173,7 +173,7 @@ def test_the_ridgeline_the_panel_and_the_pins_are_on_one_screen(open_page):
 
 def test_the_panel_switches_without_leaving_the_layer(open_page):
     page = opened(open_page, site="3")
-    for name, axis in (("Map", "first principal component"), ("Sorted prompts", "rank within the label")):
+    for name, axis in (("Map", "principal plane, across"), ("Sorted prompts", "rank within the label")):
         page.locator(".st-key-layers_panel").get_by_text(name, exact=True).click()
         # The panel before it is there until the new one is drawn.
         expect(page.locator(f"{PANELS} .xtitle").filter(has_text=axis)).to_be_visible()

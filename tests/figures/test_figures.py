@@ -12,6 +12,7 @@ from synthetic import changed, with_tables
 from refusal_core.evidence.answers import QUESTIONS
 from refusal_core.exploration import comparison
 from refusal_core.exploration.outliers import in_band, prompts_at
+from refusal_core.exploration.planes import COMPONENTS, plane_of
 from refusal_core.exploration.published import published_table
 from refusal_core.figures import comparison as comparison_figures
 from refusal_core.figures import evidence as evidence_figures
@@ -131,24 +132,22 @@ def test_pinned_prompts_are_marked_where_they_project(run, panel):
     for site, frame in enumerate(pinned.frames):
         for row, place in zip(rows, marks, strict=True):
             if panel == "map":
-                components = run.evidence.components.set_index(["prompt_id", "site"])
-                expected = components.loc[(run.prompts["prompt_id"][row], site), ["pc1", "pc2"]].to_numpy(float)
+                expected = plane_of(run, COMPONENTS).points[row, site]
                 np.testing.assert_allclose([frame.data[place].x[0], frame.data[place].y[0]], expected, rtol=1e-5)
             else:
                 along = frame.data[place].y if panel == "sorted" else frame.data[place].x
                 assert along[-1] == pytest.approx(run.projections[row, site], rel=1e-5)
 
 
-def test_the_map_has_every_label_s_prompts_on_their_components(run):
+def test_the_map_has_every_label_s_prompts_in_the_principal_plane(run):
     figure = linked(run, 0, ["map"])
-    components = run.evidence.components.set_index(["prompt_id", "site"])
+    points = plane_of(run, COMPONENTS).points
     assert {trace.name for trace in figure.data} == {"harmful", "harmless"}
     for site, frame in enumerate(figure.frames):
         for shown, trace in zip(figure.data, frame.data, strict=True):
             rows = [row for (row,) in shown.customdata]
             assert set(run.prompts["label"][rows]) == {shown.name}
-            keys = [(run.prompts["prompt_id"][row], site) for row in rows]
-            np.testing.assert_allclose(trace.x, components.loc[keys, "pc1"].astype(float), rtol=1e-5)
+            np.testing.assert_allclose(np.column_stack([trace.x, trace.y]), points[rows, site], rtol=1e-5)
             low, high = frame.layout.xaxis.range
             assert low <= min(trace.x) <= max(trace.x) <= high
 

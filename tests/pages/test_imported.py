@@ -30,6 +30,7 @@ PAGES = (
     "6_Causality",
     "9_Compare",
     "12_Subspace",
+    "13_Map",
 )
 
 

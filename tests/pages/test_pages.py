@@ -45,6 +45,7 @@ from refusal_core.runs.store import open_run
 from refusal_core.ui import comparison, frame, jobs, lists, model
 from refusal_core.ui import home as home_page
 from refusal_core.ui import live as live_page
+from refusal_core.ui.layout import identity
 from refusal_core.ui.markdown import typeset
 from refusal_core.ui.numbers import whole
 from refusal_core.ui.placement import place_in_words
@@ -61,6 +62,7 @@ PAGES = (
     "8_Rate",
     "9_Compare",
     "12_Subspace",
+    "13_Map",
 )
 RANKS, DISPUTED = "Rank of the prompts", "Where they disagree"
 
@@ -1202,3 +1204,60 @@ def test_the_run_shown_stays_when_another_is_added_of_which_more_was_measured(ow
     app.run()
     assert len(app.selectbox(key="runs_chosen").options) == 2
     assert app.selectbox(key="runs_chosen").value == RUN
+
+
+def test_the_map_follows_the_address_and_lists_all_prompts_until_some_are_chosen(own_cache):
+    run = open_run(RUN)
+    app = visit("13_Map", run=RUN, site="3", plane="direction", colour="category", over="borderline", prompt="0" * 12)
+    assert app.number_input(key="site_field").value == 3
+    assert app.segmented_control(key="map_plane").value == "direction"
+    assert app.selectbox(key="map_colour").value == "category"
+    count = int(run.rows().sum() + run.rows(source="borderline").sum())
+    listed = app.dataframe[0].value
+    assert len(listed) == count
+    assert listed["projection"].is_monotonic_decreasing
+    assert "None selected" in shown(app)
+    app.segmented_control(key="map_plane").set_value("components").run()
+    app.selectbox(key="map_colour").set_value("tokens").run()
+    assert not app.exception
+    assert "tokens" in app.query_params["colour"]
+    assert "orthogonal Procrustes" in shown(app)
+
+
+def test_the_map_shows_the_prompts_that_were_chosen_and_forgets_them_on_another_run(own_cache):
+    app = visit("13_Map", run=RUN)
+    run = open_run(RUN)
+    rows = np.flatnonzero(run.rows())[[0, 3, 4]].tolist()
+    app.session_state["map_selected"] = frame.shared_run(RUN).run_id, rows
+    app.run()
+    assert "None selected" in shown(app)
+    app.session_state["map_selected"] = identity(frame.shared_run(RUN)), rows
+    app.run()
+    assert "3 selected: 2 harmful, 1 harmless" in shown(app)
+    assert set(app.dataframe[0].value["text"]) == set(run.prompts["text"][rows])
+    app.button(key="map_clear").click().run()
+    assert "None selected" in shown(app)
+
+
+def test_the_map_opens_a_prompt_as_text(own_cache):
+    run = open_run(RUN)
+    for row in range(0, 2 * len(HOSTILE), 2):
+        app = visit("13_Map", run=RUN, prompt=run.prompts["prompt_id"][row])
+        assert run.prompts["text"][row] in [code.value for code in app.code]
+        assert run.prompts["text"][row] not in shown(app)
+
+
+def test_replies_colour_the_map_where_they_were_measured(with_replies):
+    app = visit("13_Map", run=RUN, colour="reply")
+    assert app.selectbox(key="map_colour").value == "reply"
+
+
+def test_a_run_without_evidence_has_no_map(own_cache):
+    for path in (own_cache / RUN).glob("evidence_*"):
+        path.unlink()
+    manifest = own_cache / RUN / "manifest.json"
+    described = json.loads(manifest.read_text())
+    described["files"] = {name: sha for name, sha in described["files"].items() if not name.startswith("evidence_")}
+    manifest.write_text(json.dumps(described))
+    app = visit("13_Map", run=RUN)
+    assert [error.value for error in app.error] == ["This run's evidence cannot be read."]
