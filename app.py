@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.ui.server import guard
+from refusal_core.ui.server import guard, show_failure
 
 if __name__ != "__main__":
     # Streamlit imports this file once, to serve what it calls an app, and runs it as a script for every visit.
-    app = st.App(__file__, middleware=guard())
+    app = st.App(__file__, middleware=guard(), on_script_error=show_failure)
 else:
     from refusal_core.ui import home
     from refusal_core.ui.downloads import downloads

@@ -104,12 +104,15 @@ def let_in(visitor: BrowserContext, base: str, role: Role = "owner") -> None:
 
 
 @contextmanager
-def served(cache: Path, folder: Path, program: Sequence[str] = ("-m", "streamlit"), **settings: str) -> Iterator[str]:
+def served(
+    cache: Path, folder: Path, program: Sequence[str] = ("-m", "streamlit"), fails: bool = False, **settings: str
+) -> Iterator[str]:
     """Serve the dashboard over a cache; yields its address. No traceback may be in the server's log at the end.
 
     Args:
         folder: empty, for the log.
         program: what Python runs as ``streamlit``.
+        fails: whether its pages are made to fail, so that there are tracebacks.
         settings: environment variables.
     """
     with socket.socket() as free:
@@ -133,7 +136,7 @@ def served(cache: Path, folder: Path, program: Sequence[str] = ("-m", "streamlit
     finally:
         server.terminate()
         server.wait(20)
-    assert "Traceback" not in log.read_text(), log.read_text()[-3000:]
+    assert fails or "Traceback" not in log.read_text(), log.read_text()[-3000:]
 
 
 def _wait_until_served(base: str, server: subprocess.Popen, log: Path) -> None:

@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "refusal_core"
 
 ROOMS = (
-    {"errors"},
+    {"errors", "error_log"},
     {"sites", "files", "glossary", "parquet", "progress", "options", "steering", "conversations"},
+    {"children"},
     {"analysis"},
     {"models", "prompts", "runs"},
     {"evidence", "activations", "annotations"},

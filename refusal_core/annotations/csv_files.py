@@ -104,6 +104,15 @@ def read_annotation_file(source: str | Path | BinaryIO) -> AnnotationFile:
     return AnnotationFile(name, read_csv(decode(content, name), name))
 
 
+def column_names(source: str | Path | BinaryIO) -> list[str]:
+    """Return the names of a CSV file's columns.
+
+    Raises:
+        PromptError: see :func:`read_annotation_file`.
+    """
+    return read_annotation_file(source).columns
+
+
 def _read_bytes(source: str | Path | BinaryIO) -> tuple[bytes, str]:
     """Return a file's content and name."""
     if not isinstance(source, (str, Path)):

@@ -19,6 +19,7 @@ from refusal_core.analysis.groups import bootstrap_counts
 from refusal_core.analysis.inference import correlation_interval
 from refusal_core.analysis.weighted_statistics import weighted_ranks
 from refusal_core.annotations.csv_files import read_annotation_file
+from refusal_core.children import Table
 from refusal_core.errors import RatingError
 from refusal_core.prompts.columns import find_column
 from refusal_core.prompts.sets import prompt_groups
@@ -44,7 +45,7 @@ class Ratings:
         elsewhere: number of ratings left out by :func:`ratings_of_run`.
     """
 
-    table: pd.DataFrame
+    table: Table
     blank: int = 0
     repeated: int = 0
     elsewhere: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -36,12 +37,12 @@ class Verdicts:
 
     Attributes:
         name: of the file, without its ending.
-        refuses: bool by prompt_id; of several rows of a prompt the last counts.
+        refuses: by prompt_id; of several rows of a prompt the last counts.
         blank: number of rows without a verdict, which are left out.
     """
 
     name: str
-    refuses: pd.Series
+    refuses: Mapping[str, bool]
     blank: int
 
 
@@ -61,14 +62,15 @@ def read_verdicts(source: str | Path | BinaryIO) -> Verdicts:
             f"{file.name}: expected a verdict column called {', '.join(_COLUMNS)}, found {listed(file.columns)}; "
             "rename the one that holds the verdicts"
         )
-    refuses, blank = {}, 0
+    refuses: dict[str, bool] = {}
+    blank = 0
     for row in file.rows():
         said = row.cells[column].strip()
         if said:
             refuses[row.prompt_id] = _refuses(said, row.where)
         else:
             blank += 1
-    return Verdicts(Path(file.name).stem, pd.Series(refuses, dtype=bool), blank)
+    return Verdicts(Path(file.name).stem, refuses, blank)
 
 
 def agreement(run: Run, table: pd.DataFrame, verdicts: Verdicts) -> pd.DataFrame:
@@ -84,7 +86,7 @@ def agreement(run: Run, table: pd.DataFrame, verdicts: Verdicts) -> pd.DataFrame
         prompts that the verdicts call refused and not refused the shares ``sensitivity`` and ``specificity`` on which
         the measure says the same. NaN where nothing varies or there are none.
     """
-    theirs = run.prompts["prompt_id"].map(verdicts.refuses)
+    theirs = run.prompts["prompt_id"].map(dict(verdicts.refuses))
     known = theirs.notna() & table["opening_label"].notna().to_numpy()
     theirs = theirs[known].astype(bool).to_numpy()
     rows = []
@@ -101,7 +103,7 @@ def agreement(run: Run, table: pd.DataFrame, verdicts: Verdicts) -> pd.DataFrame
 def describe_verdicts(run: Run, table: pd.DataFrame, verdicts: Verdicts) -> str:
     """Say how many of the verdicts are of this run's measured prompts, and what is left out."""
     recorded = run.prompts["prompt_id"][table["opening_label"].notna().to_numpy()]
-    n = int(verdicts.refuses.index.isin(recorded).sum())
+    n = len(verdicts.refuses.keys() & set(recorded))
     elsewhere = len(verdicts.refuses) - n
     sentences = [f"Verdicts of prompts whose replies were measured here: {n}."]
     if elsewhere:

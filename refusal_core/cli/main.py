@@ -97,33 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has closed it; Python would complain once more while shutting down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:  # nobody foresaw it; the user gets a line, whoever mends it the details
-        print(f"error: {_unforeseen(error)}", file=sys.stderr)
+        # Not above: every command would wait for it.
+        from refusal_core.error_log import log_failure
+
+        print(f"error: {log_failure(error)}", file=sys.stderr)
         return 1
     return 0
-
-
-def _unforeseen(error: Exception) -> str:
-    """Keep the details of an error in the log file; return what it was and where they are."""
-    # Not above: every command would wait for them.
-    import traceback
-    from pathlib import Path
-
-    import platformdirs
-
-    if isinstance(error, MemoryError):
-        what = "there is not enough memory for this"
-    elif isinstance(error, OSError) and error.strerror:
-        what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    else:
-        what = f"this failed in a way that was not foreseen ({type(error).__name__})"
-    log = Path(platformdirs.user_log_path("refusal-directions")) / "errors.log"
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write("".join(traceback.format_exception(error)) + "\n")
-    except OSError:
-        return what
-    return f"{what}; the details are in {log}"
 
 
 def run() -> None:

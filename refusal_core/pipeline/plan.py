@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refusal_core.models.devices import choose_device, choose_dtype
@@ -44,7 +44,24 @@ class Plan:
 
 
 def check(options: RunOptions) -> Plan:
-    """Find the model and read the prompts of a requested run.
+    """Find the model and read the prompts of a requested run, and settle its dtype.
+
+    Raises:
+        RefusalError: when it cannot be made.
+    """
+    return settle_dtype(survey(options))
+
+
+def settle_dtype(plan: Plan) -> Plan:
+    """Return a plan with the dtype that this machine computes it in; a run in the cache has its own."""
+    if plan.cached is not None:
+        return plan
+    dtype = choose_dtype(choose_device(plan.options.device), plan.options.dtype)
+    return replace(plan, options=plan.options.model_copy(update={"dtype": dtype}))
+
+
+def survey(options: RunOptions) -> Plan:
+    """Find the model and read the prompts of a requested run; no device is looked for.
 
     Raises:
         RefusalError: when it cannot be made.
@@ -65,12 +82,9 @@ def check(options: RunOptions) -> Plan:
 
 
 def _settle(request: Request, cached_run: Run | None) -> RunOptions:
-    """Return the options of a request with absolute paths, and the dtype that the run has or will have."""
+    """Return the options of a request with absolute paths, and the dtype of a run that is in the cache."""
     options = request.options
-    if cached_run is None:
-        dtype = choose_dtype(choose_device(options.device), options.dtype)
-    else:
-        dtype = cached_run.manifest.compute.dtype
+    dtype = options.dtype if cached_run is None else cached_run.manifest.compute.dtype
     template = options.chat_template
     return options.model_copy(
         update={

@@ -9,6 +9,7 @@ from collections import deque
 from pathlib import Path
 from types import TracebackType
 
+from refusal_core.error_log import in_words
 from refusal_core.errors import RefusalError
 
 WAITING = "waiting for other work to end"
@@ -56,7 +57,7 @@ class ProgressFile:
         elif isinstance(error, KeyboardInterrupt):
             self._status["state"] = "cancelled"
         else:
-            message = str(error) if isinstance(error, RefusalError) else f"{type(error).__name__}: {error}"
+            message = str(error) if isinstance(error, RefusalError) else in_words(error)
             self._status |= {"state": "failed", "message": (message.splitlines() or [""])[0]}
         self._write()
 
@@ -83,6 +84,9 @@ class ProgressFile:
         self._status["updated"] = time.time()
         # Replaced several times a second, so without the fsync of files.write_atomically: a lost update is no loss.
         partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(self._status), encoding="utf-8")
-        os.replace(partial, self._path)
+        try:
+            partial.write_text(json.dumps(self._status), encoding="utf-8")
+            os.replace(partial, self._path)
+        finally:
+            partial.unlink(missing_ok=True)
         self._written = time.monotonic()

@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pandas as pd
 
+from refusal_core.children import Table
 from refusal_core.conversations import COLUMN, SYSTEM, Conversation, Turn
 from refusal_core.errors import PromptError
 from refusal_core.prompts import delimited, json_files, tables
@@ -164,16 +166,67 @@ def read_prompt_file(path: str | Path, choice: Choice = NOTHING_CHOSEN) -> Promp
         PromptError: when it cannot be read.
     """
     path = Path(path)
+    return read_prompts(_content_of(path), path.name, choice)
+
+
+def column_names(path: str | Path) -> list[str]:
+    """Return the names of a file's columns; none where they have no names.
+
+    Raises:
+        PromptError: when it cannot be read.
+    """
+    path = Path(path)
+    records = read_records(_content_of(path), path.name)
+    return records.columns if records.has_columns else []
+
+
+@dataclass(frozen=True, eq=False)
+class ListInspection:
+    """A list of prompts, which may be too long to be scored.
+
+    Attributes:
+        columns: of the file; empty where they have no names.
+        report: what the file was taken for; ``None`` where that failed.
+        prompts: the first prompts, as :attr:`PromptFile.list` has them.
+        problem: why no prompts were made out, in words.
+    """
+
+    columns: tuple[str, ...]
+    report: PromptReport | None
+    prompts: Table
+    problem: str = ""
+
+
+def inspect_list(file: BinaryIO, choice: Choice, most: int) -> ListInspection:
+    """Read a list of prompts, whatever their labels.
+
+    Args:
+        file: open, with a name.
+        choice: columns, where they are not to be found by their names.
+        most: prompts that are wanted.
+
+    Raises:
+        PromptError: when it is of no readable kind or shape.
+    """
+    records = read_records(file.read(), file.name)
+    columns = tuple(records.columns) if records.has_columns else ()
+    try:
+        read = interpret(records, choice)
+    except PromptError as error:
+        return ListInspection(columns, None, pd.DataFrame(), str(error))
+    return ListInspection(columns, read.report, read.list.head(most))
+
+
+def _content_of(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():
             # A pipe or a device may have no end.
             raise PromptError(f"cannot read {path.name!r:.120}: expected an ordinary file")
         check_size(path.stat().st_size, path.name)
-        content = path.read_bytes()
+        return path.read_bytes()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "no file can have that name"
         raise PromptError(f"cannot read {path.name!r:.120}: {why}") from error
-    return read_prompts(content, path.name, choice)
 
 
 def read_records(content: bytes, name: str, choice: Choice = NOTHING_CHOSEN) -> Records:

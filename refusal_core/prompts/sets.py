@@ -95,25 +95,13 @@ class Inspection:
 
     Attributes:
         reports: of each file.
-        contrast: the set that directions would be fitted on, ``None`` where it is none.
-        problem: why it is none, in words.
+        outcome: what the source can be used as, in one sentence.
+        problem: why it is no contrast set, in words; empty where it is one.
     """
 
     reports: tuple[PromptReport, ...]
-    contrast: PromptSet | None
+    outcome: str
     problem: str = ""
-
-    @property
-    def outcome(self) -> str:
-        """What the source can be used as, in one sentence."""
-        if self.contrast is None:
-            return f"Not a contrast set: {self.problem}"
-        counts = self.contrast.counts
-        n_pairs, n_detected = self.contrast.table["pair_id"].nunique(), self.contrast.n_detected_pairs
-        pairs = f"; {n_pairs} matched pairs" if n_pairs else ""
-        if n_detected:
-            pairs = f"; {n_detected} pairs found by their texts and kept together"
-        return f"A contrast set: {' + '.join(f'{counts[label]} {label}' for label in LABELS)} prompts{pairs}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,13 +181,27 @@ def inspect_source(source: str, choice: Choice = NOTHING_CHOSEN) -> Inspection:
     if source in BUNDLED:
         prompts = _bundled(source)
         problem = "a transfer set is scored and never fitted on" if source in TRANSFER_SETS else ""
-        return Inspection(prompts.reports, None if problem else prompts, problem)
+        return _not_a_contrast(prompts.reports, problem) if problem else _a_contrast(prompts)
     parts = _read_parts(source, choice)
     reports = tuple(part.file.report for part in parts)
     try:
-        return Inspection(reports, _assembled_contrast(source, parts))
+        return _a_contrast(_assembled_contrast(source, parts))
     except PromptError as error:
-        return Inspection(reports, None, str(error))
+        return _not_a_contrast(reports, str(error))
+
+
+def _a_contrast(prompts: PromptSet) -> Inspection:
+    counts = prompts.counts
+    n_pairs, n_detected = prompts.table["pair_id"].nunique(), prompts.n_detected_pairs
+    pairs = f"; {n_pairs} matched pairs" if n_pairs else ""
+    if n_detected:
+        pairs = f"; {n_detected} pairs found by their texts and kept together"
+    in_words = " + ".join(f"{counts[label]} {label}" for label in LABELS)
+    return Inspection(prompts.reports, f"A contrast set: {in_words} prompts{pairs}")
+
+
+def _not_a_contrast(reports: tuple[PromptReport, ...], problem: str) -> Inspection:
+    return Inspection(reports, f"Not a contrast set: {problem}", problem)
 
 
 def without(prompts: PromptSet, fitted: PromptSet) -> tuple[PromptSet, int]:

@@ -24,7 +24,7 @@ from refusal_core.ui.model import measure_here
 from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.outliers import MOST_ROWS
 from refusal_core.ui.selection import chosen_row, newly
-from refusal_core.ui.uploads import annotation_file
+from refusal_core.ui.uploads import annotation_file, read_sent
 
 Key = tuple[str, int, str]
 """A run, when it was made, and its behaviour: what cached results depend on."""
@@ -198,7 +198,7 @@ def verdicts_from_elsewhere(run: Run, table: pd.DataFrame) -> None:
     if file is None:
         return
     try:
-        given = verdicts.read_verdicts(file)
+        given = read_sent(verdicts.read_verdicts, file.name, file.getvalue())
     except RefusalError as error:
         show_error("These verdicts cannot be used.", error)
         return

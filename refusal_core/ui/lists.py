@@ -17,7 +17,6 @@ from refusal_core.conversations import COLUMN as CONVERSATION
 from refusal_core.conversations import prompts_of
 from refusal_core.errors import PromptError, RefusalError
 from refusal_core.pipeline.scoring import Score
-from refusal_core.prompts.reading import PromptFile
 from refusal_core.prompts.records import READABLE
 from refusal_core.runs.run import Run
 from refusal_core.ui.background import duration
@@ -189,12 +188,12 @@ def list_form(run: Run, source: str | None) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.text(f"File: {file[0]}")
             st.button("Remove", icon=":material/close:", type="tertiary", on_click=lambda: st.session_state.pop(_FILE))
-    read: PromptFile | None = None
-    problem: PromptError | None = None
+    read: tuple[pd.DataFrame, int] | None = None
+    problem: RefusalError | None = None
     if file is not None:
         try:
-            read = read_list(*file)
-        except PromptError as error:
+            read = read_list(*file, MOST_PROMPTS)
+        except RefusalError as error:
             problem = error
     if not st.button("Score the list", icon=":material/playlist_play:", disabled=source is None):
         if problem is not None:
@@ -204,12 +203,13 @@ def list_form(run: Run, source: str | None) -> None:
         if problem is not None:
             raise problem
         if read is not None:
-            prompts = read.list
+            prompts, n_prompts = read
         else:
             prompts = pd.DataFrame({"text": [line for line in pasted.split("\n") if line.strip()]})
-        if not 0 < len(prompts) <= MOST_PROMPTS:
-            raise PromptError(f"expected 1 to {MOST_PROMPTS} prompts, got {len(prompts)}")
-    except PromptError as error:
+            n_prompts = len(prompts)
+        if not 0 < n_prompts <= MOST_PROMPTS:
+            raise PromptError(f"expected 1 to {MOST_PROMPTS} prompts, got {n_prompts}")
+    except RefusalError as error:
         show_error("This list was not scored.", error, severe=False)
         return
     assert source is not None

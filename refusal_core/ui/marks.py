@@ -14,7 +14,7 @@ from refusal_core.ui import address
 from refusal_core.ui.layout import show_error
 from refusal_core.ui.outliers import read, step
 from refusal_core.ui.server import may_change, require_owner
-from refusal_core.ui.uploads import annotation_file
+from refusal_core.ui.uploads import annotation_file, read_sent
 
 _KEYS = {"mislabelled": "M", "ambiguous": "A", "fine": "F"}
 _UNDO, _FAILED = "marks_undo", "marks_failed"
@@ -143,7 +143,7 @@ def files(current: pd.DataFrame) -> None:
         if file is None or not may_change():
             return
         try:
-            added = marks.read_marks(file)
+            added = read_sent(marks.read_marks, file.name, file.getvalue(), None)
         except RefusalError as error:
             show_error("These marks cannot be used.", error)
             return

@@ -9,15 +9,16 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from refusal_core.errors import PromptError
+from refusal_core.children import in_child
+from refusal_core.errors import PromptError, RefusalError
 from refusal_core.prompts.bundled import CONTRAST_SETS
 from refusal_core.prompts.labels import GREY, LABELS, NOTHING_CHOSEN, SKIPPED, Choice
-from refusal_core.prompts.reading import PromptFile, interpret, read_records
-from refusal_core.prompts.records import Records
+from refusal_core.prompts.reading import ListInspection, column_names, inspect_list
 from refusal_core.prompts.report import PromptReport, describe
 from refusal_core.prompts.sets import Inspection, inspect_source
 from refusal_core.runs.run import Run
 from refusal_core.ui.markdown import plain
+from refusal_core.ui.uploads import read_sent
 
 _BY_NAME = "by its name"
 _NOT_SAID = "not said"
@@ -54,7 +55,7 @@ def chosen_columns(source: str) -> dict[str, Any]:
         try:
             labels = tuple(choice.labels.items())
             inspection = _inspected(source, stamp, choice.text_column, choice.label_column, labels)
-        except PromptError as error:
+        except RefusalError as error:
             _problem(str(error))
         else:
             for report in inspection.reports:
@@ -70,22 +71,30 @@ def chosen_columns(source: str) -> dict[str, Any]:
     }
 
 
-def read_list(name: str, content: bytes) -> PromptFile:
+def read_list(name: str, content: bytes, most: int) -> tuple[pd.DataFrame, int]:
     """Read an uploaded list of prompts and show what it is read as, with a field for its text column.
 
     Args:
         name: of the file.
         content: of the file.
+        most: prompts that are wanted.
+
+    Returns:
+        The first prompts, and how many there are.
 
     Raises:
-        PromptError: when it cannot be read.
+        RefusalError: when it cannot be read.
     """
     with st.expander("What is read", icon=":material/table_view:"):
-        records = _records(name, content)
-        choice = _column_fields(records.columns if records.has_columns else [], "live_list", with_labels=False)
-        found = interpret(records, choice)
+        choice = NOTHING_CHOSEN
+        found: ListInspection = read_sent(inspect_list, name, content, choice, most)
+        chosen = _column_fields(list(found.columns), "live_list", with_labels=False)
+        if chosen != choice:
+            found = read_sent(inspect_list, name, content, chosen, most)
+        if found.report is None:
+            raise PromptError(found.problem)
         show_report(found.report, "live_list")
-    return found
+    return found.prompts, found.report.n_prompts
 
 
 def report_of_run(run: Run) -> None:
@@ -124,7 +133,7 @@ def _label_fields(source: str, stamp: int, choice: Choice, key: str) -> Choice:
     """Draw a field for every value of the label column of which nobody said what it means."""
     try:
         reports = _inspected(source, stamp, choice.text_column, choice.label_column, ()).reports
-    except PromptError:
+    except RefusalError:
         return choice
     unknown = [meaning for report in reports for meaning in report.meanings if meaning.label is None]
     labels = {}
@@ -142,28 +151,35 @@ def _label_fields(source: str, stamp: int, choice: Choice, key: str) -> Choice:
     return Choice(choice.text_column, choice.label_column, labels)
 
 
-@st.cache_data(max_entries=8, show_spinner="Reading the prompts …")
 def _inspected(
     source: str, stamp: int, text_column: str | None, label_column: str | None, labels: tuple[tuple[str, str], ...]
 ) -> Inspection:
-    del stamp  # a file that changed is read again
-    return inspect_source(source, Choice(text_column, label_column, dict(labels)))
+    found = _inspected_once(source, stamp, text_column, label_column, labels)
+    if isinstance(found, RefusalError):
+        raise found
+    return found
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
+@st.cache_data(max_entries=8, show_spinner="Reading the prompts …")
+def _inspected_once(
+    source: str, stamp: int, text_column: str | None, label_column: str | None, labels: tuple[tuple[str, str], ...]
+) -> Inspection | RefusalError:
+    """Return what a source is taken for; a file that changed has another stamp and is read again."""
+    try:
+        return in_child(inspect_source, source, Choice(text_column, label_column, dict(labels)))
+    except RefusalError as error:
+        if not stamp:  # the hub may answer the next time
+            raise
+        return error
+
+
+@st.cache_data(max_entries=8, show_spinner="Reading the prompts …")
 def _columns(source: str, stamp: int) -> list[str]:
     del stamp
     try:
-        path = Path(source)
-        records = _records(path.name, path.read_bytes())
-    except (OSError, PromptError):
+        return in_child(column_names, source)
+    except RefusalError:
         return []
-    return records.columns if records.has_columns else []
-
-
-@st.cache_data(max_entries=2, show_spinner="Reading the prompts …")
-def _records(name: str, content: bytes) -> Records:
-    return read_records(content, name)
 
 
 def _is_file(path: Path) -> bool:

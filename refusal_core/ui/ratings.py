@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from refusal_core.annotations import raters, ratings
-from refusal_core.annotations.csv_files import read_annotation_file
+from refusal_core.annotations.csv_files import column_names
 from refusal_core.annotations.ratings import Ratings
 from refusal_core.conversations import prompts_of
 from refusal_core.errors import RefusalError
@@ -22,7 +22,7 @@ from refusal_core.ui.layout import chart, sentences, show_error
 from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.selection import chosen_row, newly
 from refusal_core.ui.server import may_change, require_owner
-from refusal_core.ui.uploads import annotation_file
+from refusal_core.ui.uploads import annotation_file, read_sent
 
 _RATER, _SHOWN, _BACK = "rate_rater", "rate_shown", "rate_back"
 _SKIPPED, _FAILED = "rate_skipped", "rate_failed"
@@ -229,7 +229,7 @@ def _uploaded() -> Ratings:
     file = annotation_file("A csv with a rating column, and a prompt_id or text column to join by", "ratings_file")
     if file is None:
         st.stop()
-    names = read_annotation_file(file).columns
+    names = read_sent(column_names, file.name, file.getvalue())
     by_name = {name.strip().lower(): place for place, name in enumerate(names)}
     rating, person = st.columns(2)
     # Another file has other columns.
@@ -246,7 +246,7 @@ def _uploaded() -> Ratings:
     if rating_column is None:
         st.info("Choose the column that holds the ratings.", icon=":material/table_view:")
         st.stop()
-    return ratings.read_ratings(file, rating_column, rater_column)
+    return read_sent(ratings.read_ratings, file.name, file.getvalue(), rating_column, rater_column)
 
 
 def _scale(name: str, prompt_id: str, text: str, given: float | None) -> None:

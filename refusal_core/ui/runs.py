@@ -19,7 +19,6 @@ from refusal_core.runs.store import BrokenRun, RunSummary
 from refusal_core.sharing.archives import pack_run
 from refusal_core.ui import address, jobs
 from refusal_core.ui.background import duration, how_it_ended, offer, start_button, watch
-from refusal_core.ui.children import import_in_child
 from refusal_core.ui.frame import default_run, described, listed, shared_run
 from refusal_core.ui.layout import show_error
 from refusal_core.ui.markdown import plain
@@ -27,6 +26,7 @@ from refusal_core.ui.model import measure_here
 from refusal_core.ui.selection import chosen_row
 from refusal_core.ui.server import may_change, require_owner
 from refusal_core.ui.subspace import KIND as SUBSPACE
+from refusal_core.ui.uploads import import_sent
 from refusal_core.ui.vectors import command_for_vectors
 
 _FIELD, _BROKEN, _NOTICE, _IMPORTED = "runs_chosen", "runs_broken", "runs_notice", "runs_imported"
@@ -206,7 +206,7 @@ def import_a_run() -> None:
         try:
             require_owner()
             with st.spinner("Checking the run …"):
-                st.session_state[_IMPORTED] = sent.file_id, import_in_child(sent)
+                st.session_state[_IMPORTED] = sent.file_id, import_sent(sent)
         except RefusalError as error:
             show_error("This file was refused; nothing was imported.", error)
     of, imported = st.session_state.get(_IMPORTED, (None, None))

@@ -11,6 +11,7 @@ from streamlit import config
 
 from refusal_core.access.guard import ROLE_HEADER, Guard
 from refusal_core.access.settings import TOKEN, Access, access_for, is_specific
+from refusal_core.error_log import log_failure
 from refusal_core.errors import AccessError, RefusalError
 from refusal_core.ui.streamlit_internals import is_page
 
@@ -32,6 +33,21 @@ def guard() -> list[Middleware]:
     _print_addresses(access, address, base_path)
     _guarded = True
     return [Middleware(Guard, access=access, base_path=base_path)]
+
+
+def show_failure(error: Exception) -> bool:
+    """Say in one sentence that a page failed in a way that nobody foresaw; the details are in the log file.
+
+    Streamlit calls this for what a page, a part of it that is drawn by itself, or a button's function raises, and not
+    for a page that stops or begins anew.
+
+    Returns:
+        That nothing else is to be shown.
+    """
+    failure = log_failure(error)
+    st.error(f"This part of the page failed: {failure.what}.", icon=":material/error:")
+    st.text(f"The reference {failure.reference} finds the details in the log of whoever started this dashboard.")
+    return True
 
 
 def stop_unguarded() -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import streamlit as st
 
 from refusal_core.access.folders import check_typed, named_folders
+from refusal_core.children import LARGE, in_child
 from refusal_core.errors import RefusalError
 from refusal_core.models.known import KNOWN
 from refusal_core.options import RunOptions
-from refusal_core.pipeline.plan import Plan, check
+from refusal_core.pipeline.plan import Plan, settle_dtype, survey
 from refusal_core.prompts.benchmarks import BENCHMARKS
 from refusal_core.prompts.bundled import CONTRAST_SETS
 from refusal_core.prompts.labels import LABELS
@@ -145,7 +146,7 @@ def _options(model: str, prompts: str, columns: dict[str, Any]) -> RunOptions | 
 
 def _checked(options: RunOptions | None) -> Plan | RefusalError | None:
     try:
-        return None if options is None else check(options)
+        return None if options is None else settle_dtype(in_child(survey, options, limits=LARGE))
     except RefusalError as error:
         return error
 

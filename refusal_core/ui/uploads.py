@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from shutil import copyfileobj
+from typing import Any, BinaryIO, TypeVar
 
 import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from refusal_core.annotations.csv_files import MOST_BYTES
-from refusal_core.errors import RefusalError
-from refusal_core.files import write_atomically
+from refusal_core.children import LARGE, in_child
+from refusal_core.errors import RefusalError, RunError
+from refusal_core.files import PARTIAL, write_atomically
 from refusal_core.pipeline.vector_files import ENDINGS
 from refusal_core.prompts.records import check_ending, stem
 from refusal_core.prompts.sets import slug
 from refusal_core.runs.store import cache_folder, writable_cache
+from refusal_core.sharing.archives import UnpackedRun, unpack_run
 from refusal_core.ui.server import require_owner
+
+T = TypeVar("T")
 
 LARGEST = 20_000_000
 """The most bytes of one file."""
@@ -26,6 +34,53 @@ _MOST_STORED = 100
 def annotation_file(label: str, key: str) -> UploadedFile | None:
     """Show a field for a csv of annotations, which is read in memory, and return what was sent."""
     return st.file_uploader(label, type="csv", max_upload_size=MOST_BYTES // 1_000_000, key=key)
+
+
+def read_sent(function: Callable[..., T], name: str, content: bytes, *arguments: object) -> T:
+    """Return what a function makes of a file that was sent, which a process of its own reads; once for each content.
+
+    Args:
+        function: of this package, which takes the open file first.
+        name: of the file.
+        content: of the file.
+        arguments: that follow the file.
+
+    Raises:
+        RefusalError: saying what is wrong with the file, or that it takes too much to be read.
+    """
+    read, problem = _read(f"{function.__module__}.{function.__qualname__}", function, name, content, arguments)
+    if problem is not None:
+        raise problem
+    result: T = read
+    return result
+
+
+@st.cache_data(max_entries=8, show_spinner="Reading the file …")
+def _read(
+    called: str, _function: Callable[..., Any], name: str, content: bytes, arguments: tuple[object, ...]
+) -> tuple[Any, RefusalError | None]:
+    try:
+        return in_child(_function, *arguments, sent=(name, content)), None
+    except RefusalError as error:
+        # Kept as well: each rerun of the page would read the file again.
+        return None, error
+
+
+def import_sent(sent: BinaryIO) -> UnpackedRun:
+    """Put the run of an archive that someone sent into the cache; see :func:`.archives.unpack_run`.
+
+    Raises:
+        RefusalError: saying in one sentence what is wrong with the archive, or that it takes too much to be read.
+    """
+    cache = writable_cache().absolute()
+    try:
+        with tempfile.NamedTemporaryFile(dir=cache, prefix=PARTIAL, suffix=".zip") as file:
+            sent.seek(0)
+            copyfileobj(sent, file)
+            file.flush()
+            return in_child(unpack_run, file.name, str(cache), limits=LARGE)
+    except OSError as error:
+        raise RunError(f"the file cannot be kept for reading ({error.strerror})") from error
 
 
 def store_upload(name: str, content: bytes, cache: str | Path | None = None) -> Path:

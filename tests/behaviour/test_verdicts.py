@@ -88,7 +88,7 @@ def test_a_reply_that_was_not_measured_is_not_compared(run, table):
 )
 def test_the_words_of_judges(run, said, refuses):
     given = read_verdicts(file_of(prompt_id=[run.prompts["prompt_id"][0]], verdict=[said]))
-    assert given.refuses.tolist() == [refuses]
+    assert list(given.refuses.values()) == [refuses]
 
 
 def test_an_unknown_verdict_names_its_row(run):

@@ -134,3 +134,62 @@ def test_the_printed_address_opens_the_dashboard(cache, tmp_path):
         with pytest.raises(urllib.error.HTTPError, match="401") as refused:
             urllib.request.urlopen(base)
         refused.value.close()
+
+
+FAILING = """
+import sys
+import streamlit as st
+from refusal_core.ui import glossary
+
+def fail():
+    raise KeyError("secret of a file")
+
+@st.fragment
+def part():
+    if st.button("part"):
+        fail()
+
+def show_glossary():
+    st.button("function", on_click=fail)
+    part()
+    stop, again, page = [st.button(name) for name in ("stop", "again", "page")]
+    if stop:
+        st.stop()
+    if again:
+        st.rerun()
+    if page:
+        fail()
+    st.text("the end of the page")
+
+glossary.show_glossary = show_glossary
+from streamlit.web.cli import main
+sys.exit(main())
+"""
+
+
+def test_a_page_that_fails_is_a_sentence_with_a_reference_and_the_log_has_the_details(browser, cache, tmp_path):
+    state = tmp_path / "state"
+    with served(cache, tmp_path, ("-c", FAILING), fails=True, XDG_STATE_HOME=str(state)) as base:
+        visitor = browser.new_context()
+        let_in(visitor, base)
+        page = visitor.new_page()
+        page.goto(f"{base}/Glossary")
+        expect(page.get_by_text("the end of the page")).to_be_visible(timeout=60_000)
+        for button in ("stop", "again"):
+            page.get_by_role("button", name=button).click()
+            let_settle(page)
+            assert page.get_by_text("failed").count() == 0
+        for number, button in enumerate(("page", "part", "function"), start=1):
+            page.get_by_role("button", name=button).click()
+            told = page.get_by_text("The reference")
+            expect(page.get_by_text("not foreseen (KeyError)")).to_be_visible()
+            reference = re.search(r"reference ([0-9a-f]{8})", told.inner_text())[1]
+            assert "secret" not in page.content()
+            assert page.get_by_test_id("stException").count() == 0
+            (log,) = state.rglob("errors.log")
+            details = log.read_text().partition(f"reference {reference}\n")[2]
+            assert "KeyError: 'secret of a file'" in details
+            assert log.read_text().count(" reference ") == number
+            page.reload()
+            expect(page.get_by_text("the end of the page")).to_be_visible(timeout=60_000)
+        visitor.close()

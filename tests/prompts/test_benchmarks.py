@@ -137,8 +137,8 @@ def test_a_benchmark_is_read_by_its_name_with_licence_and_revision(hub, name):
 @pytest.mark.parametrize("name", ["jailbreakbench", "JailbreakBench", "xstest", "or-bench"])
 def test_a_benchmark_with_both_labels_is_a_contrast_set(hub, name):
     inspection = inspect_source(name)
-    assert inspection.contrast is not None
-    assert inspection.contrast.counts == {"harmful": 12, "harmless": 12}
+    assert not inspection.problem
+    assert inspection.outcome.startswith("A contrast set: 12 harmful + 12 harmless prompts")
     assert ("12 matched pairs" in inspection.outcome) == (name.lower() == "jailbreakbench")
 
 

@@ -51,7 +51,7 @@ def test_bundled_sets_are_described_too(source):
     report = inspection.reports[0]
     assert (report.source, report.shape) == (source, "bundled set")
     assert report.n_prompts == sum(report.counts.values())
-    assert (inspection.contrast is None) == (source in ("probe-pairs", "borderline"))
+    assert bool(inspection.problem) == (source in ("probe-pairs", "borderline"))
     assert inspection.outcome.startswith(
         "Not a contrast set: a transfer set" if inspection.problem else "A contrast set: "
     )
