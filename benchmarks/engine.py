@@ -97,7 +97,7 @@ def read_all(reader: ResidualReader, sequences: list[list[int]]) -> np.ndarray:
     chat_model = reader.chat_model
     hidden = np.empty((len(sequences), chat_model.n_layers + 1, chat_model.d_model), dtype=np.float32)
     rows = list(reader.batches(sequences, reader.balanced_token_limit(sequences)))
-    jobs = (([sequences[row] for row in each], [f"prompt {row}" for row in each]) for each in rows)
+    jobs = (([sequences[row] for row in each], [f"prompt {row}" for row in each], 1) for each in rows)
     for number, batch in in_process(reader, jobs):
         hidden[rows[number]] = batch.states
     return hidden

@@ -252,6 +252,17 @@ class BehaviourOptions(Options):
     )
 
 
+class PositionOptions(Options):
+    """What is kept of the activations at other read positions."""
+
+    keep_activations: bool = _option(
+        True,
+        "Keep the activations",
+        "Store the activations at the last token of the instruction and of the template beside the run, so that it can "
+        "be measured again without the model; takes twice the disk space of a run's activations.",
+    )
+
+
 class InterventionOptions(Options):
     """What is edited in a run's model, and what that is compared with."""
 

@@ -33,6 +33,7 @@ TITLES = {
     "Live_score": "Live score",
     "Subspace": "Subspace",
     "Behaviour": "Behaviour",
+    "Harm": "Harm and refusal",
     "Causality": "Causality",
     "Ratings": "Ratings",
     "Rate": "Rate prompts",

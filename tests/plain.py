@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from refusal_core.conversations import Prompt
 from refusal_core.models.templates import render
 from refusal_core.sites import hidden_state_index
 from refusal_core.steering import residual_stream
@@ -37,9 +38,9 @@ def passes_of(chat_model) -> Iterator[list[tuple[int, int]]]:
         handle.remove()
 
 
-def plain_states(chat_model, text: str) -> np.ndarray:
-    """``(site, d_model)`` at the last token from plain transformers; the last layer by hand, as it has no entry."""
-    ids = torch.tensor([render(chat_model.tokenizer, text)])
+def plain_states(chat_model, prompt: Prompt, token: int = -1) -> np.ndarray:
+    """``(site, d_model)`` at a token from plain transformers; the last layer by hand, as it has no entry."""
+    ids = torch.tensor([render(chat_model.tokenizer, prompt)])
     raw = {}
     handle = chat_model.blocks[-1].register_forward_hook(
         lambda module, arguments, output: raw.update(last=output[0] if isinstance(output, tuple) else output)
@@ -50,7 +51,7 @@ def plain_states(chat_model, text: str) -> np.ndarray:
     n = chat_model.n_layers
     sites = [states[hidden_state_index(site, n)] for site in [*range(n - 1), n]]
     sites.insert(n - 1, raw["last"])
-    return torch.stack([state.reshape(-1, chat_model.d_model)[-1] for state in sites]).float().numpy()
+    return torch.stack([state.reshape(-1, chat_model.d_model)[token] for state in sites]).float().numpy()
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:

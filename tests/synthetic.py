@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from refusal_core.evidence.positions import position_table
 from refusal_core.intervention import experiment
 from refusal_core.models.opening import load_model
 from refusal_core.options import TOKEN_POSITION, InterventionOptions
 from refusal_core.pipeline import subspace
 from refusal_core.pipeline.analysis import analyse
+from refusal_core.progress import no_progress
 from refusal_core.prompts.sets import prompt_id
 from refusal_core.runs import store
 from refusal_core.runs.additions import save_addition
@@ -26,6 +28,7 @@ from refusal_core.runs.manifest import (
     ContrastRecord,
     Manifest,
     ModelRecord,
+    PositionsManifest,
     RulesRecord,
     SubspaceManifest,
     TemplateRecord,
@@ -139,6 +142,22 @@ def save_subspace(run: Run) -> None:
     table, drawn = subspace.measure(hidden, run.prompts, seed=0, draws=99)
     names = () if drawn is None else drawn.names
     save_addition(run, table, SubspaceManifest(created="", activations="stored", seed=0, draws=99, categories=names))
+
+
+def save_positions(run: Run, activations: bool = False) -> None:
+    """Store read positions beside a run: harm is read at the first alone, at the last site."""
+    shape = (3, len(run.prompts), *run.directions.unit_direction.shape)
+    at_end = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    at_end[0, run.prompts["label"].eq("harmful").to_numpy(), -1, 0] += 6
+    table = position_table(at_end, run.prompts, 0, no_progress, draws=99)
+    manifest = PositionsManifest(
+        created="",
+        compute=BehaviourCompute(device="cpu", dtype="float32"),
+        seed=0,
+        draws=99,
+        closing_tokens=("<|im_end|>", "\n"),
+    )
+    save_addition(run, table, manifest, at_end[::2].transpose(1, 0, 2, 3) if activations else None)
 
 
 def save_second_run(cache: Path) -> str:

@@ -19,6 +19,7 @@ from refusal_core.options import (
     InterventionOptions,
     ModelOptions,
     Options,
+    PositionOptions,
     RunOptions,
 )
 from refusal_core.pipeline.request import run_id
@@ -26,7 +27,7 @@ from refusal_core.prompts.sets import CONTRAST_SETS
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(path.parent for path in (ROOT / "cache").glob("*/manifest.json"))
-KINDS = (RunOptions, ModelOptions, BehaviourOptions, InterventionOptions)
+KINDS = (RunOptions, ModelOptions, BehaviourOptions, InterventionOptions, PositionOptions)
 AWKWARD = [
     "--seed=3",
     "-x",

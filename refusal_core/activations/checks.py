@@ -35,7 +35,7 @@ def check_finite(
     """Refuse activations or refusal log-odds that are infinite or not numbers.
 
     Args:
-        states: ``(prompt, site, d_model)``.
+        states: ``(prompt, site, d_model)``, or with more axes behind the sites.
         log_odds: ``(prompt,)``.
         prompts: where each prompt comes from, and its text, for the message.
         chat_model: the model that read them.
@@ -43,7 +43,7 @@ def check_finite(
     Raises:
         ModelError: naming the first site, the first prompt there, and what to do.
     """
-    finite = np.column_stack([np.isfinite(states).all(axis=-1), np.isfinite(log_odds)])
+    finite = np.column_stack([np.isfinite(states).all(axis=tuple(range(2, states.ndim))), np.isfinite(log_odds)])
     if finite.all():
         return
     site = int((~finite).any(axis=0).argmax())

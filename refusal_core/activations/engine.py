@@ -21,7 +21,7 @@ class Batch:
     """What was read of one batch of prompts.
 
     Attributes:
-        states: ``(prompt, site, d_model)`` float32.
+        states: ``(prompt, site, d_model)`` float32; ``(prompt, site, token, d_model)`` where several tokens were read.
         log_odds: ``(prompt,)`` float64.
         first_token: ``(prompt,)`` text.
         batch_tokens: most new tokens that fit together.
@@ -35,8 +35,8 @@ class Batch:
     placement: str
 
 
-Job = tuple[list[list[int]], list[str]]
-"""A batch to read: token ids of each prompt, and where each comes from."""
+Job = tuple[list[list[int]], list[str], int]
+"""A batch to read: token ids of each prompt, where each comes from, and at how many of its last tokens it is read."""
 Engine = Callable[[ResidualReader, Iterable[Job]], Iterator[tuple[int, Batch]]]
 """Reads jobs: takes them in order, yields batches in any order, each with its job's number."""
 
@@ -63,14 +63,14 @@ class BatchReader:
         Raises:
             DoesNotFitError: when one prompt alone does not.
         """
-        sequences, origins = job
+        sequences, origins, last = job
         parts: list[PromptStates] = []
         done = 0
         while done < len(sequences):
             # In their own order, since what is read together stands in the order of batches.
             part = sequences[done : done + len(next(self._reader.batches(sequences[done:], self._batch_tokens)))]
             try:
-                parts.append(self._reader.read_last(part))
+                parts.append(self._reader.read_last(part, last))
             except torch.OutOfMemoryError as error:
                 if len(part) == 1:
                     raise DoesNotFitError(

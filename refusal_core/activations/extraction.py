@@ -1,4 +1,4 @@
-"""Extraction: every prompt of a run at its last token, all sites in one pass, resumed where it was stopped."""
+"""Extraction: every prompt of a run at its last tokens, all sites in one pass, resumed where it was stopped."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class Extraction:
     Attributes:
         hidden: ``(prompt, site, d_model)`` float32, the residual stream at the last token of the templated prompt; read
             from a file as it is used.
+        at_end: ``(token, prompt, site, d_model)`` float32, the same at the prompt's own last token and the template's
+            closing tokens behind it, where these were read; else at the last alone, which is ``hidden``.
         n_tokens: ``(prompt,)`` tokens of each templated prompt.
         first_token: the likeliest first token of each reply, as text.
         refusal_log_odds: ``(prompt,)`` float64, see :func:`.refusal_tokens.refusal_log_odds`.
@@ -47,6 +49,7 @@ class Extraction:
     """
 
     hidden: np.ndarray
+    at_end: np.ndarray
     n_tokens: np.ndarray
     first_token: list[str]
     refusal_log_odds: np.ndarray
@@ -70,6 +73,7 @@ def extract(
     folder: Path | None = None,
     day: str | None = None,
     engine: Engine = in_process,
+    closing: bool = False,
 ) -> Extraction:
     """Read every prompt at its last token, all sites in one pass.
 
@@ -88,6 +92,8 @@ def extract(
             stay in a file of it, which whoever gave it removes. Without, nothing is kept.
         day: see :func:`refusal_core.models.templates.render`.
         engine: where batches are read.
+        closing: read the template's closing tokens too, and the last token of the user's last turn, before them. Where
+            the tokenizer merges that with the first closing token, the merged one stands for both.
 
     Raises:
         PromptError: when a prompt is longer than the limit.
@@ -99,7 +105,8 @@ def extract(
     reader = ResidualReader(chat_model, system_prompt, thinking, day)
     sequences = _encode(reader, prompts, token_limit)
     usual, balanced = reader.batch_tokens, reader.balanced_token_limit(sequences)
-    with _open_results(reader, sequences, folder) as results:
+    last = reader.template_end + 1 if closing else 1
+    with _open_results(reader, sequences, folder, last) as results:
         progress(EXTRACTING, 0, len(prompts))
         waiting = []
         for rows in reader.batches(sequences, balanced):
@@ -107,7 +114,7 @@ def extract(
                 progress(EXTRACTING, results.n_done, len(prompts))
             else:
                 waiting.append(rows)
-        jobs = (([sequences[row].tolist() for row in rows], [origins[row] for row in rows]) for rows in waiting)
+        jobs = (([sequences[row].tolist() for row in rows], [origins[row] for row in rows], last) for rows in waiting)
         started = time.perf_counter()
         for number, batch in engine(reader, jobs):
             rows = waiting[number]
@@ -118,9 +125,14 @@ def extract(
             progress(EXTRACTING, results.n_done, len(prompts))
     begun = [row for row, prompt in enumerate(given) if prefix_of(prompt)]
     _read_after_prefix(reader, [prompts[row] for row in begun], begun, token_limit, engine, results)
+    at_end = results.hidden.transpose(2, 0, 1, 3)
+    for row, ids in enumerate(sequences if closing else ()):
+        if (n_closing := reader.n_closing(ids.tolist())) < last - 1:
+            at_end[0, row] = at_end[last - 1 - n_closing, row]
     fitting = min([usual, *results.batch_tokens])
     return Extraction(
-        hidden=results.hidden,
+        hidden=at_end[-1],
+        at_end=at_end,
         n_tokens=np.array([len(ids) for ids in sequences]),
         first_token=results.first_token,
         refusal_log_odds=results.log_odds,
@@ -140,7 +152,7 @@ class _Results:
     """What was read so far: activations in a file, the rest in memory and in the file of finished batches.
 
     Attributes:
-        hidden: ``(prompt, site, d_model)`` float32.
+        hidden: ``(prompt, site, token, d_model)`` float32.
         log_odds: ``(prompt,)`` float64.
         first_token: ``(prompt,)`` text.
         n_done: how many prompts were read.
@@ -172,11 +184,12 @@ class _Results:
 
     def add(self, rows: np.ndarray, batch: Batch, seconds: float) -> None:
         """Keep what was read of a batch."""
-        self.hidden[rows] = batch.states
+        states = batch.states.reshape(len(rows), *self.hidden.shape[1:])
+        self.hidden[rows] = states
         prompts = [
-            {"row": row, "sha256": _digest(states), "log_odds": log_odds, "first_token": token}
-            for row, states, log_odds, token in zip(
-                rows.tolist(), batch.states, batch.log_odds.tolist(), batch.first_token, strict=True
+            {"row": row, "sha256": _digest(of_prompt), "log_odds": log_odds, "first_token": token}
+            for row, of_prompt, log_odds, token in zip(
+                rows.tolist(), states, batch.log_odds.tolist(), batch.first_token, strict=True
             )
         ]
         self._finished.add(_batch_name(rows), prompts, seconds)
@@ -204,7 +217,7 @@ def _read_after_prefix(
     sequences = _encode(reader, prompts, token_limit, with_prefix=True)
     batches = list(reader.batches(sequences, reader.balanced_token_limit(sequences)))
     jobs = (
-        ([sequences[place].tolist() for place in batch], [prompts[place][0] for place in batch]) for batch in batches
+        ([sequences[place].tolist() for place in batch], [prompts[place][0] for place in batch], 1) for batch in batches
     )
     for number, read in engine(reader, jobs):
         texts = [(prompts[place][0], text_of(prompts[place][1])) for place in batches[number]]
@@ -237,7 +250,9 @@ def _encode(
 
 
 @contextmanager
-def _open_results(reader: ResidualReader, sequences: list[np.ndarray], folder: Path | None) -> Iterator[_Results]:
+def _open_results(
+    reader: ResidualReader, sequences: list[np.ndarray], folder: Path | None, last: int
+) -> Iterator[_Results]:
     """Open a folder's results for one request, with the batches that are in it already.
 
     Without a folder, one is made that does not last.
@@ -245,7 +260,7 @@ def _open_results(reader: ResidualReader, sequences: list[np.ndarray], folder: P
     if folder is None:
         # Where a file that is still mapped cannot be removed, the system's own cleaning does it.
         temporary = tempfile.TemporaryDirectory(prefix="refusal-", ignore_cleanup_errors=True)
-        with temporary as name, _open_results(reader, sequences, Path(name)) as results:
+        with temporary as name, _open_results(reader, sequences, Path(name), last) as results:
             yield results
         return
     chat_model = reader.chat_model
@@ -256,14 +271,14 @@ def _open_results(reader: ResidualReader, sequences: list[np.ndarray], folder: P
         "tokens": hashlib.sha256(tokens).hexdigest(),
         "versions": [version(name) for name in ("torch", "transformers")],
     }
-    # Site after site, as they are read later on.
-    shape = (chat_model.n_layers + 1, len(sequences), chat_model.d_model)
+    # Token after token and site after site, as they are read later on.
+    shape = (last, chat_model.n_layers + 1, len(sequences), chat_model.d_model)
     with FinishedPasses(folder / "passes.jsonl", request) as finished:
         path = folder / "hidden.f32"
         n_bytes = int(np.prod(shape)) * np.dtype(np.float32).itemsize
         complete = finished.resumed and path.is_file() and path.stat().st_size == n_bytes
         states = np.memmap(path, np.float32, "r+" if complete else "w+", shape=shape)
-        yield _Results(states.transpose(1, 0, 2), finished)
+        yield _Results(states.transpose(2, 1, 0, 3), finished)
 
 
 def _batch_name(rows: np.ndarray) -> str:

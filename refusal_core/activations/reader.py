@@ -62,7 +62,7 @@ class PromptStates:
     """Prompts at the last token of each, where directions are read.
 
     Attributes:
-        states: ``(prompt, site, d_model)`` float32.
+        states: ``(prompt, site, d_model)`` float32; ``(prompt, site, token, d_model)`` where several tokens are read.
         first_token: the likeliest first token of each reply, as text.
         refusal_log_odds: ``(prompt,)`` float64, see :func:`.refusal_tokens.refusal_log_odds`.
     """
@@ -210,6 +210,19 @@ class ResidualReader:
         return len(self._template_end)
 
     @property
+    def closing_texts(self) -> list[str]:
+        """The tokens that the template puts after every prompt, as text."""
+        return [self._decoded(token_id) for token_id in self._template_end]
+
+    def n_closing(self, ids: list[int]) -> int:
+        """Return how many tokens after a prompt's own are the template's alone.
+
+        They are counted from the end, so that nothing in a prompt can be taken for them. There are fewer of them than
+        :attr:`template_end` where the tokenizer merges the prompt's end with the template.
+        """
+        return len(common_prefix(ids[::-1], self._template_end[::-1]))
+
+    @property
     def batch_tokens(self) -> int:
         """Most new tokens that are run together while there is memory."""
         return limits.batch_tokens(self.chat_model)
@@ -271,10 +284,11 @@ class ResidualReader:
         """
         return (n_tokens <= self._attention_window) & (n_tokens < self._rope_limit) & self.packs
 
-    def read_last(self, sequences: list[list[int]]) -> PromptStates:
-        """Read prompts of one batch of :meth:`batches`, or of one length, at their last token."""
-        states, log_odds, first = self._read(sequences, last=1)
-        return PromptStates(states[:, :, 0], [self._decoded(token_id) for token_id in first.tolist()], log_odds)
+    def read_last(self, sequences: list[list[int]], last: int = 1) -> PromptStates:
+        """Read prompts of one batch of :meth:`batches`, or of one length, at their last token, or at several."""
+        states, log_odds, first = self._read(sequences, last)
+        states = states[:, :, 0] if last == 1 else states
+        return PromptStates(states, [self._decoded(token_id) for token_id in first.tolist()], log_odds)
 
     def read_end(self, sequences: list[list[int]], last: int) -> np.ndarray:
         """Read prompts at their last few tokens: ``(prompt, site, token, d_model)`` float32."""
@@ -312,7 +326,7 @@ class ResidualReader:
             self._recent.add(CachedPrefix(ids, states, inputs.options["past_key_values"]))
         n_left_out = len(ids) - len(array)
         start = max(len(common_prefix(ids, self._template_start)), n_left_out)
-        end = len(ids) - len(common_prefix(ids[::-1], self._template_end[::-1]))
+        end = len(ids) - self.n_closing(ids)
         return TokenStates(
             states=array[start - n_left_out : end - n_left_out],
             last=array[-1],

@@ -42,7 +42,7 @@ _VERBS = {
     "run": ("making:run", "Measure a model's refusal directions on a contrast set; prints the run's name."),
     "prompts": ("prompts:prompts", "Show which prompts would be read from a file or set, and which are left out."),
     "list": ("runs:list_runs", "List the runs in the cache."),
-    "show": ("runs:show", "Show a run's table of layers, or its behaviour, interventions, subspace or ratings."),
+    "show": ("runs:show", "Show a run's table of layers, or what was measured on it."),
     "evidence": ("runs:evidence", "Show the answers to the questions, and their numbers layer by layer."),
     "score": ("scoring:score", "Project prompts of your own on a run's direction at every site."),
     "refit": ("making:refit", "Make a run again without the prompts that are marked; prints its name."),
@@ -67,6 +67,10 @@ _MEASUREMENTS = {
     "behaviour": ("measuring:behaviour", "Measure how the model answers a run's prompts."),
     "intervention": ("measuring:intervention", "Ablate and add a run's direction, and measure what changes."),
     "subspace": ("measuring:subspace", "Count and compare the directions of a run's categories and estimators."),
+    "positions": (
+        "measuring:positions",
+        "Read a run's prompts where their instruction ends, and test the direction there.",
+    ),
 }
 for _app, _commands in ((app, _VERBS), (measure, _MEASUREMENTS)):
     for _place, (_name, (_function, _help)) in enumerate(_commands.items()):

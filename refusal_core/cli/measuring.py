@@ -1,4 +1,4 @@
-"""The verbs ``measure behaviour``, ``intervention`` and ``subspace``, and what ``show`` prints of their results."""
+"""The verbs ``measure behaviour``, ``intervention``, ``subspace``, ``positions``, and what ``show`` prints of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from refusal_core.cli.parameters import (
 )
 from refusal_core.cli.reporting import ProgressFileOption, ReporterArgument
 from refusal_core.errors import RunError
-from refusal_core.options import BehaviourOptions, InterventionOptions, ModelOptions
+from refusal_core.options import BehaviourOptions, InterventionOptions, ModelOptions, PositionOptions
 from refusal_core.runs import store
 from refusal_core.runs.run import Run
 
@@ -112,6 +112,36 @@ def subspace(
     print(f"measured at {opened.n_sites} sites; `refusal show {opened.run_id} --subspace` shows the result")
 
 
+def positions(
+    run: RunName,
+    /,
+    *,
+    options: Annotated[PositionOptions | None, Flat] = None,
+    again: Again = False,
+    where: Annotated[ModelOptions | None, Flat] = None,
+    cache: Cache = None,
+    progress_file: ProgressFileOption = None,
+    reporter: ReporterArgument,
+) -> None:
+    """Read a run's prompts where their instruction ends and at the closing tokens behind it, and test the direction."""
+    from refusal_core.behaviour.positions import record
+    from refusal_core.exploration.positions import load_positions, positions_of
+
+    opened = store.open_run(run, cache)
+    stored = None if again else load_positions(opened)
+    if stored is not None:
+        print(
+            f"the run has its {len(positions_of(stored[1]))} read positions: nothing was computed "
+            "(--again measures anew)"
+        )
+        return
+    with reporter.progress() as progress:
+        model = load_model_of(opened, where or ModelOptions())
+        table = record(opened, model, options or PositionOptions(), progress)
+    n_positions = table["position"].nunique()
+    print(f"measured at {n_positions} read positions; `refusal show {opened.run_id} --positions` shows the result")
+
+
 def show_behaviour(run: Run, verdicts_file: str | None, as_json: bool) -> None:
     """Print how a run's model answers its prompts, and how far that agrees with verdicts from elsewhere.
 
@@ -188,6 +218,24 @@ def show_subspace(run: Run, as_json: bool) -> None:
     n_directions.index = pd.Index([run.site_label(int(place)) for place in n_directions.index])
     print()
     print_table(n_directions, index=True)
+
+
+def show_positions(run: Run, as_json: bool) -> None:
+    """Print how a run's direction does at every read position, at the run's best layer.
+
+    Raises:
+        RunError: when that was not measured, or is damaged.
+    """
+    from refusal_core.exploration import positions as measured_positions
+
+    stored = _measured(measured_positions.load_positions(run), run, "the read positions were not measured on the run")
+    table, manifest = stored
+    if as_json:
+        print_json({"run_id": run.run_id, "closing_tokens": manifest.closing_tokens, "numbers": records(table)})
+        return
+    site = run.best_site()
+    print(measured_positions.where_read(run, stored, site), end="\n\n")
+    print_table(measured_positions.numbers_table(stored, site), index=True)
 
 
 def load_model_of(run: Run, where: ModelOptions) -> ChatModel:

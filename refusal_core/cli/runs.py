@@ -69,6 +69,7 @@ def show(
     ] = None,
     intervention: Annotated[_Part, Parameter(help="Show what edits of the model change.")] = False,
     subspace: Annotated[_Part, Parameter(help="Show how many directions the run's categories need.")] = False,
+    positions: Annotated[_Part, Parameter(help="Show the direction at the other read positions.")] = False,
     ratings: Annotated[
         _Part, Parameter(help="Show whether projection goes with how harmful people find the prompts.")
     ] = False,
@@ -89,7 +90,7 @@ def show(
     as_json: AsJson = False,
     cache: Cache = None,
 ) -> None:
-    """Show a run's table of layers, or its behaviour, interventions, subspace or ratings."""
+    """Show a run's table of layers, or what was measured on it."""
     if verdicts is not None and not behaviour:
         raise RefusalError("verdicts are compared with the replies: give --behaviour as well")
     opened = store.open_run(run, cache)
@@ -106,6 +107,10 @@ def show(
         from refusal_core.cli.measuring import show_subspace
 
         show_subspace(opened, as_json)
+    elif positions:
+        from refusal_core.cli.measuring import show_positions
+
+        show_positions(opened, as_json)
     elif ratings:
         from refusal_core.cli.ratings import show_ratings
 

@@ -110,7 +110,7 @@ def evaluate(
         random_directions=random_directions,
         learning_draws=learning_draws,
     )
-    workers = _workers(n_prompts, n_sites, d_model, len(design.contrast.sampled.is_harmful) * draws)
+    workers = parallel_sites(n_prompts, n_sites, d_model, len(design.contrast.sampled.is_harmful) * draws)
     compared = compared_prompts(design)
     fixed = None
     if imported:
@@ -248,7 +248,7 @@ def _settings(design: Design, permutations: int, draws: int, d_model: int, impor
     return pd.DataFrame([settings])
 
 
-def _workers(n_prompts: int, n_sites: int, d_model: int, drawn: int) -> int:
+def parallel_sites(n_prompts: int, n_sites: int, d_model: int, drawn: int) -> int:
     """Return how many sites to have under way; ``drawn`` is draws times the prompts that they are of."""
     side = n_prompts if n_prompts <= EXPLICIT else d_model
     # Projections of all draws and what ranks them, a few blocks of activations, a square matrix and its eigenvectors.

@@ -122,7 +122,7 @@ def extract_prompts(
         reading.thinking,
         reading.token_limit,
         progress,
-        origins=table.pop("origin").tolist() if "origin" in table else _origins(table),
+        origins=table.pop("origin").tolist() if "origin" in table else origins(table),
         folder=folder,
         day=reading.day,
         engine=engine or in_process,
@@ -204,7 +204,7 @@ def timings(chat_model: ChatModel, extraction: Extraction) -> TimingsRecord:
     )
 
 
-def _origins(table: pd.DataFrame) -> list[str]:
+def origins(table: pd.DataFrame) -> list[str]:
     """Return where each prompt comes from, as errors say it: ``borderline, row 3``."""
     rows = table.groupby("source", sort=False).cumcount() + 1
     return [f"{source}, row {row}" for source, row in zip(table["source"], rows, strict=True)]

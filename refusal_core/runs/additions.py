@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pandas as pd
 
 from refusal_core.errors import RunError, first_line
@@ -14,42 +16,81 @@ from refusal_core.runs.manifest import (
     FORMAT_VERSION,
     KINDS,
     AdditionManifest,
+    PositionsManifest,
     format_version_of,
     parse_manifest,
 )
 from refusal_core.runs.migrations import migrated_addition, migrated_addition_manifest
 from refusal_core.runs.run import Run
-from refusal_core.runs.run_files import read_table
+from refusal_core.runs.run_files import map_activations, read_table, write_activations
 from refusal_core.runs.schemas import ADDITIONS, check_table
 
-FILES = tuple(f"{each.kind}.{ending}" for each in KINDS for ending in ("parquet", "json"))
+POSITION_ACTIVATIONS = f"{PositionsManifest.kind}.safetensors"
+"""The activations at the last token of the instruction and of the template, ``(prompt, 2, site, d_model)``."""
+FILES = (*(f"{each.kind}.{ending}" for each in KINDS for ending in ("parquet", "json")), POSITION_ACTIVATIONS)
 """The names of the files that may lie beside a run's own."""
 _MEND = "measure it again"
 
 AnyAddition = TypeVar("AnyAddition", bound=AdditionManifest)
 
 
-def save_addition(run: Run, table: pd.DataFrame, manifest: AdditionManifest) -> None:
+def save_addition(
+    run: Run, table: pd.DataFrame, manifest: AdditionManifest, activations: np.ndarray | None = None
+) -> None:
     """Store a later measurement beside a run, in place of an older one; the run's own files stay as they are.
 
     Args:
         run: the run.
         table: as it was recorded.
-        manifest: all but ``run_id`` and the table's ``sha256``, which are set here.
+        manifest: all but ``run_id`` and the digests of the files, which are set here.
+        activations: ``(prompt, 2, site, d_model)`` at the first and the last read position, where they are kept.
 
     Raises:
         RunError: when it cannot be written.
     """
     content = table.to_parquet(index=False)
-    complete = manifest.model_copy(update={"run_id": run.run_id, "sha256": hashlib.sha256(content).hexdigest()})
+    digests = {"run_id": run.run_id, "sha256": hashlib.sha256(content).hexdigest()}
     described = run.path / f"{manifest.kind}.json"
     try:
         # Without its manifest a table is not read, so the two are never seen apart.
         described.unlink(missing_ok=True)
+        if isinstance(manifest, PositionsManifest):
+            digests |= _replace_activations(run.path / POSITION_ACTIVATIONS, activations)
         write_atomically(run.path / f"{manifest.kind}.parquet", content)
-        write_atomically(described, complete.to_json())
+        write_atomically(described, manifest.model_copy(update=digests).to_json())
     except OSError as error:
         raise RunError(f"{manifest.kind} cannot be kept beside the run in {run.path} ({error.strerror})") from error
+
+
+def _replace_activations(path: Path, activations: np.ndarray | None) -> dict[str, str]:
+    """Write activations in place of earlier ones, if there are any; return their digest as a manifest has it."""
+    path.unlink(missing_ok=True)
+    if activations is None:
+        return {}
+    write_activations(activations, path)
+    return {"activations_sha256": sha256_of(path)}
+
+
+def load_position_activations(run: Run, manifest: PositionsManifest) -> np.ndarray | None:
+    """Return ``(prompt, 2, site, d_model)`` float32 at the first and the last read position, or None where not kept.
+
+    They are checked against the manifest, and then read from the file as they are used. A run may be sent without them.
+
+    Raises:
+        RunError: when they are not what the manifest describes.
+    """
+    path = run.path / POSITION_ACTIVATIONS
+    if manifest.activations_sha256 is None or not path.exists():
+        return None
+    n_sites, d_model = run.directions.unit_direction.shape
+    try:
+        if path.is_symlink() or sha256_of(path) != manifest.activations_sha256:
+            raise ValueError("its SHA-256 differs")
+        return map_activations(path, (len(run.prompts), 2, n_sites, d_model))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"run {run.run_id!r}: {path.name} is not the file that {manifest.kind}.json describes ({error}); {_MEND}"
+        ) from error
 
 
 def read_addition(run: Run, kind: type[AnyAddition]) -> tuple[pd.DataFrame, AnyAddition] | None:

@@ -333,7 +333,32 @@ class SubspaceManifest(AdditionManifest):
     reason: str | None = None
 
 
-KINDS: tuple[type[AdditionManifest], ...] = (BehaviourManifest, InterventionManifest, SubspaceManifest)
+class PositionsManifest(AdditionManifest):
+    """How a run's prompts were read at other positions: ``positions.json``.
+
+    Attributes:
+        compute: what the prompts were read on.
+        seed, draws: of the bootstrap.
+        closing_tokens: the template's closing tokens, as text; the last read position is the last of them, and the
+            first one lies before them all.
+        activations_sha256: of the file of activations, or None where they were not kept.
+    """
+
+    kind = "positions"
+
+    compute: BehaviourCompute
+    seed: int
+    draws: PositiveInt
+    closing_tokens: Annotated[tuple[str, ...], Field(min_length=1)]
+    activations_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+
+
+KINDS: tuple[type[AdditionManifest], ...] = (
+    BehaviourManifest,
+    InterventionManifest,
+    SubspaceManifest,
+    PositionsManifest,
+)
 """What may be measured on a run later; the files are called after :attr:`AdditionManifest.kind`."""
 
 AnyManifest = TypeVar("AnyManifest", bound=_Record)

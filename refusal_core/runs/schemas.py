@@ -23,6 +23,9 @@ ESTIMATED = (
     *("stability", "mean_difference_cosine"),
 )
 """What the rows of a run's subspace are: see :func:`refusal_core.pipeline.subspace.record`."""
+FITS, HOLDS, FOLLOWS_INTENT, GOES_WITH_REFUSING = "in_sample_d", "crossfit_d", "intent_lead", "rho"
+READ_AT_POSITIONS = (FITS, HOLDS, "crossfit_auroc", "intent", "cue", FOLLOWS_INTENT, GOES_WITH_REFUSING)
+"""What the rows of a run's read positions are: see :func:`refusal_core.evidence.positions.position_table`."""
 _ROUNDING = 1e-6
 """How far a number may lie outside of its range for the rounding of float32."""
 
@@ -255,6 +258,12 @@ ADDITIONS: Mapping[str, Schema] = {
         "chance_low": _MEASURED,
         "chance_high": _MEASURED,
         "p": _SHARE,
+    },
+    "positions": {
+        "position": Column("integer", high=-1),
+        "site": _SITE,
+        "measure": Column("text", among=READ_AT_POSITIONS),
+        **_with_interval(_MEASURED, "number"),
     },
 }
 _COLUMN_NAME = re.compile(r"[\w|*(), -]{1,80}")

@@ -34,6 +34,7 @@ from refusal_core.runs.manifest import (
     MANIFEST,
     REQUIRED,
     Manifest,
+    PositionsManifest,
     format_version_of,
     parse_manifest,
 )
@@ -337,10 +338,13 @@ def verify_run(run_id: str, cache: str | Path | None = None) -> list[str]:
     Raises:
         RunError: naming the first file that is missing or differs.
     """
-    from refusal_core.runs.additions import read_addition
+    from refusal_core.runs.additions import POSITION_ACTIVATIONS, load_position_activations, read_addition
 
     run = open_run(run_id, cache, everything=True)
     added = [f"{kind.kind}.parquet" for kind in KINDS if read_addition(run, kind) is not None]
+    positions = read_addition(run, PositionsManifest)
+    if positions is not None and load_position_activations(run, positions[1]) is not None:
+        added.append(POSITION_ACTIVATIONS)
     return [*run.manifest.files, *added]
 
 

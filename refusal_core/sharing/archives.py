@@ -22,11 +22,13 @@ from typing import BinaryIO, cast
 
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RunError, first_line
+from refusal_core.exploration.positions import load_positions
 from refusal_core.exploration.subspace import load_subspace
 from refusal_core.files import PARTIAL, move_into_place
 from refusal_core.intervention import experiment
 from refusal_core.runs.additions import FILES as ADDED_FILES
-from refusal_core.runs.manifest import MANIFEST
+from refusal_core.runs.additions import load_position_activations
+from refusal_core.runs.manifest import KINDS, MANIFEST
 from refusal_core.runs.run import Run
 from refusal_core.runs.store import cache_folder, open_run, verify_run, writable_cache
 
@@ -55,7 +57,7 @@ def pack_run(run_id: str, file: str | Path | BinaryIO, cache: str | Path | None 
         RunError: when there is no such run, it is damaged, or the file cannot be written.
     """
     names = verify_run(run_id, cache)
-    described = [name.replace(".parquet", ".json") for name in names if name in ADDED_FILES]
+    described = [f"{kind.kind}.json" for kind in KINDS if f"{kind.kind}.parquet" in names]
     folder = cache_folder(cache) / run_id
     if isinstance(file, str | Path):
         path = Path(file).expanduser()
@@ -192,6 +194,8 @@ def _check_readable(run: Run) -> None:
         measurement.load_behaviour(run)
         experiment.load_interventions(run)
         load_subspace(run)
+        if positions := load_positions(run):
+            load_position_activations(run, positions[1])
     except RunError:
         raise
     except Exception as error:  # a malformed file, whatever its reader calls it

@@ -31,6 +31,7 @@ _NAVIGATION = {
         ("pages/2_Evidence.py", "Evidence", "fact_check"),
         ("pages/12_Subspace.py", "Subspace", "account_tree"),
         ("pages/5_Behaviour.py", "Behaviour", "forum"),
+        ("pages/14_Harm.py", "Harm and refusal", "call_split"),
         ("pages/6_Causality.py", "Causality", "science"),
     ),
     "People": (

@@ -176,7 +176,7 @@ def measure_here(run: Run, measurement: str, with_model: bool = True) -> None:
 
     Args:
         run: to measure on.
-        measurement: ``behaviour``, ``intervention`` or ``subspace``.
+        measurement: ``behaviour``, ``intervention``, ``subspace`` or ``positions``.
         with_model: whether it needs the run's model.
     """
     where: tuple[str, ...] = ()

@@ -20,6 +20,7 @@ from refusal_core.sharing.archives import pack_run
 from refusal_core.ui import address, jobs
 from refusal_core.ui.background import duration, how_it_ended, offer, start_button, watch
 from refusal_core.ui.frame import default_run, described, listed, shared_run
+from refusal_core.ui.harm import KIND as POSITIONS
 from refusal_core.ui.layout import show_error
 from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import measure_here
@@ -322,6 +323,7 @@ def _measurements(run_id: str) -> None:
         (BEHAVIOUR, "How the model answers", True),
         (INTERVENTION, "What edits of the model change", True),
         (SUBSPACE, "How many directions there are", not run.keeps_activations),
+        (POSITIONS, "Where harm and refusing are read", True),
     ):
         if (run.path / f"{name}.json").exists():
             st.markdown(f":material/check: {what} was measured on this run.")

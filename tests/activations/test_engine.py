@@ -213,11 +213,11 @@ def test_a_device_without_memory_gets_smaller_batches(monkeypatch):
     chat_model = tiny_model("qwen2")
     whole, read_last, sizes = extract(chat_model, MANY), ResidualReader.read_last, []
 
-    def cramped(reader, sequences):
+    def cramped(reader, sequences, last=1):
         if len(sequences) > 3:
             raise torch.OutOfMemoryError
         sizes.append(len(sequences))
-        return read_last(reader, sequences)
+        return read_last(reader, sequences, last)
 
     monkeypatch.setattr(ResidualReader, "read_last", cramped)
     found = extract(chat_model, MANY)
@@ -232,13 +232,13 @@ def test_a_prompt_that_does_not_fit_beside_another_batch_is_read_after_it(monkey
     chat_model, read_last, reading = tiny_model("qwen2"), ResidualReader.read_last, []
     whole = extract(chat_model, MANY)
 
-    def cramped(reader, sequences):
+    def cramped(reader, sequences, last=1):
         reading.append(len(sequences))
         try:
             time.sleep(0.01)
             if len(reading) > 1:
                 raise torch.OutOfMemoryError
-            return read_last(reader, sequences)
+            return read_last(reader, sequences, last)
         finally:
             reading.pop()
 
@@ -254,7 +254,7 @@ def test_a_prompt_that_fits_nowhere_is_named(monkeypatch):
     reader = ResidualReader(chat_model, packs=True)
     monkeypatch.setattr("refusal_core.activations.extraction.ResidualReader", lambda *_: reader)
 
-    def full(sequences):
+    def full(sequences, last=1):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(reader, "read_last", full)

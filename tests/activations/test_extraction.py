@@ -20,12 +20,12 @@ def stopped(chat_model, texts: list[str], folder, monkeypatch, after: int) -> in
     """Extract until a few batches are read, one at a time, then stop; returns how many prompts were read."""
     read, read_last = [], ResidualReader.read_last
 
-    def interrupted(reader, sequences):
+    def interrupted(reader, sequences, last=1):
         if len(read) == after:
             raise KeyboardInterrupt
         # Samples are read on construction, to see whether the template's beginning may be shared and prompts packed.
         read.append(len(sequences))
-        return read_last(reader, sequences)
+        return read_last(reader, sequences, last)
 
     with monkeypatch.context() as patched:
         patched.setattr(ResidualReader, "read_last", interrupted)

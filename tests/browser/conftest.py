@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from driving import ROOT, TITLES, let_in, served
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect, sync_playwright
-from synthetic import RUN, save_subspace
+from synthetic import RUN, save_positions, save_subspace
 
 from refusal_core.behaviour import measurement
 from refusal_core.models.opening import load_model
@@ -58,12 +58,13 @@ def cache(
     planted_run: Run,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """The synthetic run with its subspace, a tiny model's with behaviour, and a planted model's with interventions."""
+    """The synthetic run with what needs no model, a tiny one with behaviour, and a planted one with interventions."""
     folder = tmp_path_factory.mktemp("browser") / "cache"
     shutil.copytree(synthetic_cache, folder)
     shutil.copytree(planted_run.path, folder / planted_run.run_id)
     shutil.copytree(tiny_run.path, folder / tiny_run.run_id)
     save_subspace(open_run(RUN, folder))
+    save_positions(open_run(RUN, folder))
     made = open_run(tiny_run.run_id, folder)
     measurement.record(made, load_model(tiny_folder, dtype="float32", device="cpu"))
     return folder

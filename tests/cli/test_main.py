@@ -75,8 +75,20 @@ def test_the_command_line_from_run_to_delete(tiny_folder, tmp_path, capsys):
     assert main(["show", run_id, "--subspace", "--json", *cache]) == 0
     assert json.loads(capsys.readouterr().out)["numbers"][0]["subject"] == "mean difference"
 
+    measuring = ["measure", "positions", run_id, "--model", str(tiny_folder), "--device", "cpu", *cache]
+    assert main([*measuring, "--no-keep-activations"]) == 0
+    assert "read positions; `refusal show" in capsys.readouterr().out
+    assert main(measuring) == 0
+    assert "nothing was computed" in capsys.readouterr().out
+    assert main(["show", run_id, "--positions", *cache]) == 0
+    assert "At t_inst, layer" in capsys.readouterr().out
+    assert main(["show", run_id, "--positions", "--json", *cache]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["numbers"][0]["position"] == -1 - len(shown["closing_tokens"])
+
     assert main(["report", run_id, str(tmp_path / "out"), *cache]) == 0
     assert (tmp_path / "out" / "subspace.csv").is_file()
+    assert (tmp_path / "out" / "positions.csv").is_file()
     capsys.readouterr()
     assert main(["delete", run_id, *cache]) == 0
     assert not (tmp_path / "cache" / run_id).exists()
@@ -270,6 +282,7 @@ def test_a_command_that_cannot_be_understood_is_one_line_and_status_2(arguments,
         (["show", RUN, "--verdicts", "v.csv"], "give --behaviour as well"),
         (["show", RUN, "--intervention"], "no intervention was measured"),
         (["show", RUN, "--subspace"], "subspace was not measured"),
+        (["show", RUN, "--positions"], "read positions were not measured"),
         (["score", RUN], "either a prompt or a file"),
         (["score", RUN, "a", "--file", "b.csv"], "either a prompt or a file"),
     ],

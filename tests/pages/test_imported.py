@@ -31,6 +31,7 @@ PAGES = (
     "9_Compare",
     "12_Subspace",
     "13_Map",
+    "14_Harm",
 )
 
 

@@ -21,6 +21,7 @@ from synthetic import (
     N_LAYERS,
     RUN,
     behaviour_manifest,
+    save_positions,
     save_second_run,
     save_subspace,
     save_synthetic_run,
@@ -63,6 +64,7 @@ PAGES = (
     "9_Compare",
     "12_Subspace",
     "13_Map",
+    "14_Harm",
 )
 RANKS, DISPUTED = "Rank of the prompts", "Where they disagree"
 
@@ -491,6 +493,40 @@ def test_a_run_without_categories_says_why_it_has_no_subspace(with_subspace):
     app = visit("12_Subspace", run=RUN)
     assert "Missing: few prompts." in shown(app)
     assert app.dataframe[0].value["estimator"][0] == "mean difference"
+
+
+def test_read_positions_that_were_not_measured_say_what_they_would_show_and_how_to():
+    app = visit("14_Harm")
+    assert "has not been measured" in app.info[0].value
+    assert app.code[0].value == f"refusal measure positions {RUN}"
+
+
+@pytest.fixture
+def with_positions(own_cache):
+    """The synthetic run with read positions, of which the first alone has harm, at the last site."""
+    run = open_run(RUN)
+    save_positions(run)
+    return run
+
+
+def test_the_read_positions_say_what_is_read_at_either_end_and_follow_the_layer(with_positions):
+    app = visit("14_Harm", run=RUN, site="0")
+    assert "At t_inst, layer 0 of 6, new prompts" in shown(app)
+    app.number_input(key="site_field").set_value(N_LAYERS).run()
+    assert not app.exception
+    assert "At t_inst, final norm, new prompts are separated with d" in shown(app)
+    numbers = app.dataframe[0].value
+    assert numbers["read_at"].tolist() == ["t_inst", "<|im_end|>", "t_post"]
+    assert numbers["crossfit_d_low"][0] > 1 > numbers["crossfit_d"][2]
+    app.segmented_control(key="part_field").set_value("refusing").run()
+    assert not app.exception
+
+
+def test_damaged_read_positions_are_an_error_on_their_page_alone(with_positions):
+    (with_positions.path / "positions.parquet").write_bytes(b"x")
+    app = visit("14_Harm", run=RUN)
+    assert "cannot be used" in app.error[0].value
+    assert not visit("2_Evidence", run=RUN).error
 
 
 def test_damaged_behaviour_is_an_error_on_its_page_alone(with_replies):

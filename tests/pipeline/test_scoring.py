@@ -106,7 +106,9 @@ def test_several_prompts_are_scored_as_each_is_alone_and_as_the_run_read_them(ti
     calls, stages = [], []
     read_last = ResidualReader.read_last
     monkeypatch.setattr(
-        ResidualReader, "read_last", lambda reader, part: calls.append(len(part)) or read_last(reader, part)
+        ResidualReader,
+        "read_last",
+        lambda reader, part, last=1: calls.append(len(part)) or read_last(reader, part, last),
     )
     together = score(tiny_chat_model, tiny_run, given, lambda *said: stages.append(said))
     assert max(calls) > 5

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
-from synthetic import RUN, behaviour_manifest, save_subspace
+from synthetic import RUN, behaviour_manifest, save_positions, save_subspace
 
 from refusal_core import parquet as parquet_files
 from refusal_core.cli.main import main
@@ -87,6 +87,7 @@ def test_what_is_packed_is_what_arrives(synthetic_cache, tmp_path):
     replies = run.prompts[["prompt_id"]].assign(phrase_log_odds=0.5, opening="Sure", opening_label="answers")
     save_addition(run, replies, behaviour_manifest("Sorry"))
     save_subspace(run)
+    save_positions(run, activations=True)
     file = tmp_path / "sent.zip"
     pack_run(RUN, file, tmp_path / "mine")
     imported = unpack_run(file, tmp_path / "cache")
@@ -94,7 +95,7 @@ def test_what_is_packed_is_what_arrives(synthetic_cache, tmp_path):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [RUN]
     arrived = {path.name: path.read_bytes() for path in (tmp_path / "cache" / RUN).iterdir()}
     assert arrived == {path.name: path.read_bytes() for path in run.path.iterdir()}
-    assert {"behaviour.parquet", "subspace.parquet"} <= arrived.keys()
+    assert {"behaviour.parquet", "subspace.parquet", "positions.parquet", "positions.safetensors"} <= arrived.keys()
     assert not unpack_run(file, tmp_path / "cache").new
 
 

@@ -1,0 +1,137 @@
+"""The read positions of a run: read by the engine, tested, stored beside it, and described."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from tiny import tiny_model
+
+from refusal_core.activations.extraction import extract
+from refusal_core.behaviour.positions import record
+from refusal_core.errors import ModelError, RunError
+from refusal_core.exploration import positions as described
+from refusal_core.options import PositionOptions
+from refusal_core.runs.additions import POSITION_ACTIVATIONS, load_position_activations, save_addition
+from refusal_core.runs.schemas import FITS, FOLLOWS_INTENT, HOLDS
+from refusal_core.runs.store import open_run, verify_run
+
+DRAWS = 99
+
+
+@pytest.fixture(scope="module")
+def measured_once(tiny_run, tiny_chat_model, tmp_path_factory):
+    """A copy of the tiny model's run with its read positions."""
+    cache = tmp_path_factory.mktemp("positions")
+    shutil.copytree(tiny_run.path, cache / tiny_run.run_id)
+    run = open_run(tiny_run.run_id, cache)
+    record(run, tiny_chat_model, draws=DRAWS)
+    return run
+
+
+@pytest.fixture
+def measured(measured_once, tmp_path):
+    """A copy of it that a test may change."""
+    shutil.copytree(measured_once.path, tmp_path / measured_once.run_id)
+    return open_run(measured_once.run_id, tmp_path)
+
+
+def test_the_last_position_is_the_runs_own_and_the_first_another(measured_once, tiny_chat_model):
+    run, (table, manifest) = measured_once, described.load_positions(measured_once)
+    assert list(manifest.closing_tokens) == ["<|im_end|>", "\n", "<|im_start|>", *manifest.closing_tokens[3:]]
+    assert set(table["position"]) == set(described.positions_of(manifest))
+    evidence = run.evidence
+    for measure, source in ((FITS, evidence.sites), (HOLDS, evidence.sites), ("intent", evidence.quartets)):
+        at_post = described.numbers_at((table, manifest), measure).loc[-1]
+        np.testing.assert_allclose(at_post, source[measure], atol=2e-3)
+    activations = load_position_activations(run, manifest)
+    texts = run.prompts["text"].tolist()
+    read = extract(tiny_chat_model, texts, closing=True)
+    np.testing.assert_allclose(activations[:, 0], read.at_end[0], atol=1e-4)
+    np.testing.assert_allclose(activations[:, 1], read.at_end[-1], atol=1e-4)
+    assert not np.allclose(activations[:, 0], activations[:, 1], atol=1e-2)
+    np.testing.assert_allclose(run.directions.project(activations[:, 1]), run.projections, atol=1e-3)
+    assert not (run.path / ".positions").exists()
+
+
+def test_what_is_said_names_both_positions_and_their_numbers(measured_once):
+    loaded = described.load_positions(measured_once)
+    said = described.where_read(measured_once, loaded, 3)
+    table, _ = loaded
+    for position, name in ((table["position"].min(), "t_inst"), (-1, "t_post")):
+        rows = table[table["site"].eq(3) & table["position"].eq(position)].set_index("measure")
+        assert f"At {name}, layer 3 of 4" in said
+        assert f"d {rows.loc[HOLDS, 'number']:.2f} ({rows.loc[HOLDS, 'number_low']:.2f} to" in said
+        assert f"intent moves the projection by {rows.loc['intent', 'number']:.2f}" in said
+    for low, high, against in ((0.1, 0.2, "more than"), (-0.2, -0.1, "less than"), (-0.1, 0.1, "as against")):
+        lead = table["measure"].eq(FOLLOWS_INTENT)
+        other = table.assign(
+            number_low=table["number_low"].mask(lead, low), number_high=table["number_high"].mask(lead, high)
+        )
+        assert described.where_read(measured_once, (other, loaded[1]), 3).count(f"{against} alarming wording") == 2
+    numbers = described.numbers_table(loaded, 3)
+    assert numbers.index.tolist()[:3] == ["t_inst", "<|im_end|>", "\\n"]
+    assert numbers.index[-1] == "t_post"
+    assert described.questions_of(loaded).keys() == {"fits", "holds", "intent", "refusing"}
+
+
+def test_activations_are_verified_and_the_run_opens_without_them(measured):
+    assert POSITION_ACTIVATIONS in verify_run(measured.run_id, measured.path.parent)
+    _, manifest = described.load_positions(measured)
+    path = measured.path / POSITION_ACTIVATIONS
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunError, match="SHA-256 differs"):
+        verify_run(measured.run_id, measured.path.parent)
+    path.unlink()
+    assert load_position_activations(measured, manifest) is None
+    assert described.load_positions(measured) is not None
+    assert "positions.parquet" in verify_run(measured.run_id, measured.path.parent)
+    path.symlink_to(measured.path / "manifest.json")
+    with pytest.raises(RunError, match="measure it again"):
+        load_position_activations(measured, manifest)
+
+
+def test_measured_again_without_activations_none_are_left(measured, tiny_chat_model):
+    record(measured, tiny_chat_model, PositionOptions(keep_activations=False), draws=DRAWS)
+    assert not (measured.path / POSITION_ACTIVATIONS).exists()
+    _, manifest = described.load_positions(measured)
+    assert manifest.activations_sha256 is None
+    assert load_position_activations(measured, manifest) is None
+
+
+def test_a_table_that_lacks_or_repeats_rows_or_has_other_values_is_refused(measured):
+    table, manifest = described.load_positions(measured)
+    one = table["position"].eq(-2) & table["site"].eq(1) & table["measure"].eq(HOLDS)
+    for broken, message in (
+        (table[~one], "lacks positions or sites"),
+        (table[~table["position"].eq(-1)], "lacks positions or sites"),
+        (table.assign(site=table["site"].mask(one, 2)), "rows twice"),
+        (table.assign(position=table["position"].mask(one, 0)), "out of their range"),
+        (table.assign(measure=table["measure"].mask(one, "astrology")), "texts of another kind"),
+    ):
+        save_addition(measured, broken, manifest)
+        with pytest.raises(RunError, match=message):
+            described.load_positions(measured)
+    of_quartets = table["measure"].isin(described.OF_QUARTETS)
+    save_addition(measured, table[~of_quartets], manifest)
+    without = described.load_positions(measured)
+    assert described.questions_of(without).keys() == {"fits", "holds", "refusing"}
+    assert "quartets" not in described.where_read(measured, without, 1)
+    described_in = json.loads((measured.path / "positions.json").read_text())
+    (measured.path / "positions.json").write_text(json.dumps(described_in | {"closing_tokens": []}))
+    with pytest.raises(RunError, match="closing_tokens"):
+        described.load_positions(measured)
+
+
+def test_another_model_is_refused_and_so_is_a_run_without_closing_tokens(measured, tiny_chat_model):
+    with pytest.raises(ModelError, match="use the run's own model"):
+        record(measured, tiny_model("qwen2", num_hidden_layers=2))
+    bare = measured.manifest.template.model_copy(update={"sha256": None})
+    manifest = measured.manifest.model_copy(update={"template": bare})
+    object.__setattr__(measured, "manifest", manifest)
+    with pytest.raises(RunError, match="one read position"):
+        record(measured, tiny_model("qwen2", template=None))
