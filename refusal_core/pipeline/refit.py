@@ -29,7 +29,7 @@ from refusal_core.pipeline.steps import (
 )
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts.labels import LABELS
-from refusal_core.prompts.sets import PromptSet
+from refusal_core.prompts.sets import PromptSet, prompt_groups
 from refusal_core.runs import store
 from refusal_core.runs.manifest import ContrastRecord, Manifest, RefitRecord, TransferRecord
 from refusal_core.runs.run import LEFT_OUT, Run
@@ -106,8 +106,8 @@ def original_of(run: Run) -> Run:
 def leave_out(prompts: pd.DataFrame, without: Collection[str]) -> pd.DataFrame:
     """Return a run's prompt table with some prompts no longer fitted on, nor in their transfer set.
 
-    A matched pair is left out as one: a twin by itself would tilt the two labels' forms and topics, which pairs are
-    there to hold equal, and a pair of which one prompt is mislabelled says nothing of harm.
+    A matched pair, and a quartet, is left out as one: a twin by itself would tilt the two labels' forms and topics,
+    which pairs are there to hold equal, and a group of which one prompt is mislabelled says nothing of harm.
 
     Args:
         prompts: a run's prompt table.
@@ -120,15 +120,16 @@ def leave_out(prompts: pd.DataFrame, without: Collection[str]) -> pd.DataFrame:
         PromptError: when none of them is there, or too few prompts of a label are left.
     """
     # Pairs of two sets may have one name.
-    pair = prompts["source"].str.cat(prompts["pair_id"], sep=" ")
+    named = prompts.assign(pair_id=prompts["source"].str.cat(prompts["pair_id"], sep=" "))
+    group = pd.Series(prompt_groups(named), index=prompts.index)
     out = prompts["prompt_id"].isin(list(without))
     if not out.any():
         raise PromptError(f"expected prompts of this run to leave out, found none of them among {len(without)}")
-    out |= pair.isin(pair[out].dropna())
+    out |= group.isin(group[out])
     table = prompts.assign(
         fitted=prompts["fitted"] & ~out,
         source=prompts["source"].mask(out, LEFT_OUT),
-        pair_id=prompts["pair_id"].mask(out, pair),
+        pair_id=prompts["pair_id"].mask(out, named["pair_id"]),
     )
     counts = table.loc[table["fitted"], "label"].value_counts()
     for label in LABELS:

@@ -47,11 +47,11 @@ def refit_panel(run: Run, marks: pd.DataFrame) -> None:
         show_error("These prompts cannot be left out.", error, severe=False)
         return
     out = int(left["source"].eq(LEFT_OUT).sum())
-    pairs = ", since matched pairs stay together" if out > marked else ""
+    pairs = ", since pairs and quartets stay together" if out > marked else ""
     st.markdown(
         f"Prompts of this run that are marked: {marked}. Left out{pairs}: {out}.",
-        help="A single twin would tilt the forms and topics of the two labels, which matched pairs hold equal. Prompts "
-        f"that are left out are scored in the new run as a transfer set called {LEFT_OUT}, and never fitted on. "
+        help="A single twin would tilt the forms and topics of the two labels, which pairs and quartets hold equal. "
+        f"Prompts that are left out are scored in the new run as a transfer set called {LEFT_OUT}, never fitted on. "
         "Behaviour and interventions do not carry over: measure them again.",
     )
     if (cache_folder() / run_id).is_dir():

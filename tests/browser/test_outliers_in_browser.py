@@ -243,7 +243,9 @@ def test_a_refit_without_the_marked_is_made_and_compared(open_page, unmarked, ke
     page = open_page("Outliers", run=kept_run.run_id, site="2", prompt=gone)
     shows(page, kept_run.prompts["text"][0])
     page.get_by_role("button", name="mislabelled").click()
-    expect(page.get_by_text("marked: 1. Left out, since matched pairs stay together: 2.")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("marked: 1. Left out, since pairs and quartets stay together: 2.")).to_be_visible(
+        timeout=20_000
+    )
     page.get_by_role("button", name="Refit without them").click()
     opened = page.get_by_role("button", name="Open that run")
     expect(opened).to_be_visible(timeout=180_000)

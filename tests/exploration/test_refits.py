@@ -164,7 +164,17 @@ def test_pairs_go_whole_and_pairs_of_two_sets_are_not_confused(parent):
     assert sorted(gone.index) == [0, 1]
     assert left.index[-2:].tolist() == sorted(gone.index)
     both = leave_out(table, table["prompt_id"][[0, probe]])
-    assert both.loc[both["source"].eq(LEFT_OUT), "pair_id"].value_counts().tolist() == [2, 2]
+    gone = both[both["source"].eq(LEFT_OUT)]
+    # Of the quartet, one pair has a name of the contrast set by now, so that it is none any more.
+    assert gone["pair_id"].value_counts().tolist() == [2, 2]
+
+
+def test_a_quartet_goes_whole(parent):
+    alarming = parent.prompts[parent.prompts["pair_id"].str.endswith("-alarming", na=False)].iloc[0]
+    left = leave_out(parent.prompts, [alarming["prompt_id"]])
+    gone = left[left["source"].eq(LEFT_OUT)]
+    quartet = f"quartets {alarming['pair_id'].removesuffix('-alarming')}"
+    assert sorted(gone["pair_id"]) == [f"{quartet}-alarming"] * 2 + [f"{quartet}-calm"] * 2
 
 
 def test_what_cannot_be_left_out_is_one_sentence(parent):

@@ -209,7 +209,7 @@ def test_a_refit_is_offered_started_and_shown(own_cache, tiny_folder, monkeypatc
     begun = []
     monkeypatch.setattr(jobs, "start", begun.append)
     app.toggle(key="refit_ambiguous").set_value(True).run()
-    said = "Prompts of this run that are marked: 1. Left out, since matched pairs stay together: 2."
+    said = "Prompts of this run that are marked: 1. Left out, since pairs and quartets stay together: 2."
     assert any(said in each.value for each in app.markdown)
     press(app, "Refit without them")
     assert (begun[0].verb, *begun[0].arguments) == ("refit", "--marked=mislabelled,ambiguous", "--", made.run_id)
