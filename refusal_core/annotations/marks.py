@@ -1,15 +1,16 @@
 """Marks that people give to single prompts, *mislabelled*, *ambiguous* or *fine*, with a note; outside any run.
 
-Marks belong to prompts, so every run on the same prompts shows them. All are lines of one file that only ever grows,
-and a prompt's last line counts: two people who mark at the same time lose none of their marks, and a line that was
-being written when a process was killed counts as never written.
+Marks belong to prompts, so every run on the same prompts shows them. A mark has an author, who may be nobody, and two
+people's marks on one prompt both stay. All are lines of one file that only ever grows, and the last line of a prompt
+and author counts: two people who mark at the same time lose none of their marks, and a line that was being written when
+a process was killed counts as never written.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,24 +31,33 @@ KINDS = {
     "fine": "its label is right, it only looks odd here",
 }
 """The kinds of marks, and what they mean."""
-COLUMNS = ("prompt_id", "text", "mark", "note", "marked_at")
+COLUMNS = ("prompt_id", "text", "mark", "note", "marked_at", "author")
 LONGEST_NOTE = 500
+LONGEST_AUTHOR = 60
+NOBODY = ""
+"""The author of marks without one, as all were in earlier versions."""
 _FOLDER, _FILE = ".marks", "marks.jsonl"
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A mark on one prompt. ``mark`` is one of :data:`KINDS`, or empty where a mark was removed."""
+    """One person's mark on one prompt. ``mark`` is one of :data:`KINDS`, or empty where a mark was removed."""
 
     prompt_id: str
     text: str
     mark: str
     note: str = ""
     marked_at: str = ""
+    author: str = NOBODY
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What a later mark has in common with the one that it replaces."""
+        return self.prompt_id, self.author
 
 
 def save_marks(marks: Iterable[Mark], cache: str | Path | None = None) -> None:
-    """Save marks, replacing their prompts' earlier ones; they are on disk when this returns.
+    """Save marks, replacing their authors' earlier ones of the same prompts; they are on disk when this returns.
 
     Raises:
         RefusalError: when a mark or note is not valid, or they cannot be saved.
@@ -59,6 +69,7 @@ def save_marks(marks: Iterable[Mark], cache: str | Path | None = None) -> None:
             raise MarkError(f"expected one of {', '.join(KINDS)} as mark, found {mark.mark!r:.60}")
         if len(mark.note) > LONGEST_NOTE:
             raise MarkError(f"expected a note of at most {LONGEST_NOTE} characters, found {len(mark.note)}; shorten it")
+        _check_author(mark.author)
         record = dict(zip(COLUMNS, astuple(mark), strict=True)) | {"marked_at": mark.marked_at or now}
         # ASCII, so that neither a line separator nor half a surrogate in a prompt can break a line.
         lines.append(json.dumps(record).encode() + b"\n")
@@ -77,7 +88,7 @@ def save_marks(marks: Iterable[Mark], cache: str | Path | None = None) -> None:
 
 
 def load_marks(cache: str | Path | None = None) -> pd.DataFrame:
-    """Return the marks in force: one row per marked prompt with :data:`COLUMNS`, indexed by ``prompt_id``.
+    """Return the marks in force: one row per marked prompt and author with :data:`COLUMNS`, indexed by ``prompt_id``.
 
     The mark that was given first comes first.
 
@@ -85,12 +96,12 @@ def load_marks(cache: str | Path | None = None) -> pd.DataFrame:
         MarkError: when they cannot be read.
     """
     path = marks_path(cache_folder(cache))
-    latest: dict[str, Mark] = {}
+    latest: dict[tuple[str, str], Mark] = {}
     try:
         for mark in _read_lines(path):
-            latest.pop(mark.prompt_id, None)
+            latest.pop(mark.key, None)
             if mark.mark:
-                latest[mark.prompt_id] = mark
+                latest[mark.key] = mark
     except OSError as error:
         raise MarkError(f"the marks in {path.parent} cannot be read ({error.strerror}); mend or remove them") from error
     return marks_table(latest.values())
@@ -111,7 +122,7 @@ def marks_path(folder: Path) -> Path:
 def read_marks(source: str | Path | BinaryIO, default: str | None = None) -> list[Mark]:
     """Read a csv of marks, as :func:`to_csv` writes it: a ``mark`` column and a ``prompt_id`` or text column.
 
-    A row without a mark is left out; of several marks of a prompt the last counts.
+    A row without a mark is left out; of several marks of a prompt by one author the last counts.
 
     Args:
         source: a file's path or an open file.
@@ -122,10 +133,10 @@ def read_marks(source: str | Path | BinaryIO, default: str | None = None) -> lis
     """
     file = read_annotation_file(source)
     rows = file.rows()
-    mark_column, note_column = file.column("mark"), file.column("note")
+    mark_column, note_column, author_column = (file.column(name) for name in ("mark", "note", "author"))
     if mark_column is None and default is None:
         raise MarkError(f"{file.name}: expected a column called mark, found {listed(file.columns)}")
-    marks: dict[str, Mark] = {}
+    marks: dict[tuple[str, str], Mark] = {}
     for row in rows:
         mark = row.cells[mark_column].strip().lower() if mark_column else str(default)
         if not mark:
@@ -135,7 +146,13 @@ def read_marks(source: str | Path | BinaryIO, default: str | None = None) -> lis
         note = row.cells[note_column] if note_column else ""
         if len(note) > LONGEST_NOTE:
             raise MarkError(f"{row.where}: expected a note of at most {LONGEST_NOTE} characters, found {len(note)}")
-        marks[row.prompt_id] = Mark(row.prompt_id, row.text, mark, note)
+        author = row.cells[author_column].strip() if author_column else NOBODY
+        try:
+            _check_author(author)
+        except MarkError as error:
+            raise MarkError(f"{row.where}: {error}") from error
+        read = Mark(row.prompt_id, row.text, mark, note, author=author)
+        marks[read.key] = read
     return list(marks.values())
 
 
@@ -145,13 +162,41 @@ def to_csv(marks: pd.DataFrame) -> bytes:
 
 
 def marks_table(marks: Iterable[Mark]) -> pd.DataFrame:
-    """Return marks, at most one per prompt, as :func:`load_marks` does."""
+    """Return marks, at most one per prompt and author, as :func:`load_marks` does."""
     table = pd.DataFrame([astuple(mark) for mark in marks], columns=list(COLUMNS), dtype=object)
     return table.set_index("prompt_id", drop=False).rename_axis(None)
 
 
+def marks_by(marks: pd.DataFrame, author: str) -> pd.DataFrame:
+    """Return one author's marks, of which there is at most one per prompt."""
+    return marks[marks["author"].eq(author)]
+
+
+def kinds_by_prompt(marks: pd.DataFrame) -> pd.DataFrame:
+    """Return what was said of each prompt: its kinds in ``mark``, with commas, and ``note``, by ``prompt_id``.
+
+    Where several people marked a prompt, or one who said their name, notes say whose they are.
+    """
+    said: dict[str, list[Mark]] = {}
+    for row in marks[list(COLUMNS)].itertuples(index=False, name=None):
+        said.setdefault(row[0], []).append(Mark(*row))
+    rows = [
+        (", ".join(kind for kind in KINDS if any(mark.mark == kind for mark in given)), _notes(given))
+        for given in said.values()
+    ]
+    return pd.DataFrame(rows, index=pd.Index(list(said), dtype=object), columns=["mark", "note"], dtype=object)
+
+
+def _notes(given: Sequence[Mark]) -> str:
+    if len(given) == 1 and given[0].author == NOBODY:
+        return given[0].note
+    return "; ".join(
+        f"{mark.author or 'somebody'}: {mark.mark}{f', {mark.note}' if mark.note else ''}" for mark in given
+    )
+
+
 def marked_prompt_ids(marks: pd.DataFrame, kinds: Collection[str]) -> list[str]:
-    """Return the prompt_ids whose mark is of one of these kinds.
+    """Return the prompt_ids that anyone marked as one of these kinds, each once.
 
     Raises:
         MarkError: for an unknown kind.
@@ -159,7 +204,7 @@ def marked_prompt_ids(marks: pd.DataFrame, kinds: Collection[str]) -> list[str]:
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise MarkError(f"expected marks among {', '.join(KINDS)}, found {unknown[0]!r:.60}")
-    return list(marks.loc[marks["mark"].isin(list(kinds)), "prompt_id"].tolist())
+    return list(dict.fromkeys(marks.loc[marks["mark"].isin(list(kinds)), "prompt_id"].tolist()))
 
 
 def _read_lines(path: Path) -> Iterator[Mark]:
@@ -169,13 +214,18 @@ def _read_lines(path: Path) -> Iterator[Mark]:
     with path.open("rb") as file:
         for line in file:
             try:
-                record = json.loads(line)
+                record = {"author": NOBODY} | json.loads(line)
                 mark = Mark(*(record[name] for name in COLUMNS))
             except (ValueError, KeyError, TypeError):
                 continue
             is_text = all(isinstance(value, str) for value in astuple(mark))
             if is_text and PROMPT_ID.fullmatch(mark.prompt_id) and mark.mark in ("", *KINDS):
                 yield mark
+
+
+def _check_author(author: str) -> None:
+    if len(author) > LONGEST_AUTHOR or not author.isprintable():
+        raise MarkError(f"expected an author of at most {LONGEST_AUTHOR} printable characters, found {author!r:.90}")
 
 
 def _last_byte(file: BinaryIO) -> bytes:

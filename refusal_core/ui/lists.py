@@ -28,11 +28,14 @@ from refusal_core.ui.scores import score_table
 
 MOST_PROMPTS = 1000
 MOST_MEGABYTES = 5
+MOST_AT_ONCE = 12
+"""The most lists of all visitors that are scored at the same time; a tab has one."""
 SLICE_TOKENS = 128
 """The most tokens of a list that are run in one turn, for which a visitor who types has to wait."""
 _ENCODED_PER_TURN = 32
 
 _LISTS = "live_lists"
+_THREAD = "list of prompts"
 _UPLOAD, _FILE = "live_list_file", "live_list_kept_file"
 _LOG = logging.getLogger(__name__)
 
@@ -71,7 +74,7 @@ class ListScoring:
         self._asked = self._begun = time.monotonic()
         self._model, self._run, self._source = model, run, source
         self._stop = threading.Event()
-        threading.Thread(target=self._work, daemon=True, name="list").start()
+        threading.Thread(target=self._work, daemon=True, name=_THREAD).start()
 
     @property
     def running(self) -> bool:
@@ -205,10 +208,14 @@ def list_form(run: Run, source: str | None) -> None:
         if read is not None:
             prompts, n_prompts = read
         else:
+            if len(pasted) > MOST_MEGABYTES * 1_000_000:
+                raise PromptError(f"expected at most {MOST_MEGABYTES} MB of prompts, got more; give a part of them")
             prompts = pd.DataFrame({"text": [line for line in pasted.split("\n") if line.strip()]})
             n_prompts = len(prompts)
         if not 0 < n_prompts <= MOST_PROMPTS:
             raise PromptError(f"expected 1 to {MOST_PROMPTS} prompts, got {n_prompts}")
+        if sum(thread.name == _THREAD for thread in threading.enumerate()) >= MOST_AT_ONCE:
+            raise PromptError(f"{MOST_AT_ONCE} lists are being scored here already; try again when one has ended")
     except RefusalError as error:
         show_error("This list was not scored.", error, severe=False)
         return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import streamlit as st
 
-from refusal_core.annotations import marks
+from refusal_core.annotations import marks, raters
 from refusal_core.annotations.marks import KINDS, Mark
 from refusal_core.errors import RefusalError
 from refusal_core.runs.run import Run
@@ -17,7 +19,8 @@ from refusal_core.ui.server import may_change, require_owner
 from refusal_core.ui.uploads import annotation_file, read_sent
 
 _KEYS = {"mislabelled": "M", "ambiguous": "A", "fine": "F"}
-_UNDO, _FAILED = "marks_undo", "marks_failed"
+_UNDO, _FAILED, _AUTHOR = "marks_undo", "marks_failed", "marks_author"
+_NOTE = "marks_note_"
 
 
 def current_marks() -> pd.DataFrame:
@@ -33,7 +36,7 @@ def current_marks() -> pd.DataFrame:
 
 def with_marks(prompts: pd.DataFrame, current: pd.DataFrame) -> pd.DataFrame:
     """Return a table of prompts with ``mark`` and ``marked_note``, empty where there is none."""
-    joined = current.reindex(prompts["prompt_id"])
+    joined = marks.kinds_by_prompt(current).reindex(prompts["prompt_id"])
     return prompts.assign(mark=joined["mark"].fillna("").to_numpy(), marked_note=joined["note"].fillna("").to_numpy())
 
 
@@ -47,6 +50,7 @@ def judge(run: Run, listed: pd.DataFrame, chosen: list[str], row: int | None, cu
         row: the prompt that is read.
         current: all marks.
     """
+    own = marks.marks_by(current, _author())
     if failed := st.session_state.pop(_FAILED, None):
         show_error("This mark was not saved.", failed)
     if not may_change():
@@ -56,9 +60,9 @@ def judge(run: Run, listed: pd.DataFrame, chosen: list[str], row: int | None, cu
         together = chosen if len(chosen) > 1 else [reading]
         texts = dict(zip(run.prompts["prompt_id"], run.prompts["text"], strict=True))
         marked = {prompt_id: texts[prompt_id] for prompt_id in together}
-        notes = current["note"].reindex(together).fillna("").to_dict()
-        mark = current.loc[reading] if reading in current.index else None
-        note_key = f"marks_note_{reading}"
+        notes = own["note"].reindex(together).fillna("").to_dict()
+        mark = own.loc[reading] if reading in own.index else None
+        note_key = f"{_NOTE}{reading}"
         st.session_state.setdefault(note_key, "" if mark is None else mark["note"])
         if len(together) > 1:
             st.markdown(f"**{len(together)} prompts chosen: a mark is for all of them.**")
@@ -84,6 +88,16 @@ def judge(run: Run, listed: pd.DataFrame, chosen: list[str], row: int | None, cu
             persist_state="session",
             help="Saved with the mark of the prompt that is read. It can be typed before or after marking.",
         )
+        _others(current[current["prompt_id"].eq(reading) & current["author"].ne(_author())])
+        st.text_input(
+            "Your name, or a code",
+            key=_AUTHOR,
+            max_chars=marks.LONGEST_AUTHOR,
+            placeholder="nobody's (optional)",
+            on_change=_change_author,
+            persist_state="session",
+            help="Marks are saved under it, so that several people's marks on a prompt all stay.",
+        )
         ids = listed["prompt_id"].tolist()
         st.caption(f"{ids.index(reading) + 1} of {len(ids)} in the list" if reading in ids else "not in the list")
     with st.container(horizontal=True, gap="small"):
@@ -100,7 +114,7 @@ def judge(run: Run, listed: pd.DataFrame, chosen: list[str], row: int | None, cu
                 key=f"marks_none_{reading}",
                 shortcut="X",
                 help="Removes the mark and its note.",
-                disabled=not any(prompt_id in current.index for prompt_id in marked),
+                disabled=not any(prompt_id in own.index for prompt_id in marked),
                 on_click=_mark,
                 args=(reading, marked, "", note_key, {}),
             )
@@ -147,7 +161,10 @@ def files(current: pd.DataFrame) -> None:
         except RefusalError as error:
             show_error("These marks cannot be used.", error)
             return
-        replaced = sum(mark.prompt_id in current.index for mark in added)
+        # Whoever sends marks without authors answers for them.
+        added = [mark if mark.author else replace(mark, author=_author()) for mark in added]
+        here = set(zip(current["prompt_id"], current["author"], strict=True))
+        replaced = sum(mark.key in here for mark in added)
         st.button(
             f"Add {len(added)} marks",
             icon=":material/upload:",
@@ -161,6 +178,27 @@ def files(current: pd.DataFrame) -> None:
 @st.cache_data(max_entries=4, show_spinner=False)
 def _read(path: str, state: tuple[int, int] | None) -> pd.DataFrame:
     return marks.load_marks()
+
+
+def _author() -> str:
+    """Return who marks in this tab; nobody where they did not say, or said what cannot be a name."""
+    try:
+        return raters.normalise_name(st.session_state.get(_AUTHOR) or "")
+    except RefusalError:
+        return marks.NOBODY
+
+
+def _change_author() -> None:
+    """Forget the notes on screen, which are somebody else's from now on."""
+    for key in [key for key in st.session_state if str(key).startswith(_NOTE)]:
+        del st.session_state[key]
+
+
+def _others(given: pd.DataFrame) -> None:
+    """Show what others marked the prompt as."""
+    for mark in given.itertuples():
+        note = f": {mark.note}" if mark.note else ""
+        st.text(f"{mark.mark}, by {mark.author or 'somebody who gave no name'}{note}")
 
 
 def _mark(reading: str, prompts: dict[str, str], kind: str, note_key: str, notes: dict[str, str]) -> None:
@@ -178,7 +216,8 @@ def _mark(reading: str, prompts: dict[str, str], kind: str, note_key: str, notes
         return
     typed = st.session_state.get(note_key, "") if kind else ""
     notes = {prompt_id: typed if prompt_id == reading else notes.get(prompt_id) or typed for prompt_id in prompts}
-    if _save([Mark(prompt_id, text, kind, notes[prompt_id]) for prompt_id, text in prompts.items()]) and kind:
+    given = [Mark(prompt_id, text, kind, notes[prompt_id], author=_author()) for prompt_id, text in prompts.items()]
+    if _save(given) and kind:
         if st.session_state.get("marks_go_on", True):
             step(1)
     elif not kind:
@@ -188,7 +227,7 @@ def _mark(reading: str, prompts: dict[str, str], kind: str, note_key: str, notes
 def _note(reading: str, text: str, mark: str | None, note_key: str) -> None:
     """Save a note with the prompt's mark; without a mark it waits for one."""
     if mark is not None:
-        _save([Mark(reading, text, mark, st.session_state[note_key])])
+        _save([Mark(reading, text, mark, st.session_state[note_key], author=_author())])
 
 
 def _add(new: list[Mark]) -> None:
@@ -199,13 +238,9 @@ def _save(new: list[Mark]) -> bool:
     """Save marks and remember the state before; return whether that worked."""
     try:
         require_owner()
-        before = marks.load_marks()
-        earlier = [
-            Mark(*before.loc[mark.prompt_id, list(marks.COLUMNS)])
-            if mark.prompt_id in before.index
-            else Mark(mark.prompt_id, mark.text, "")
-            for mark in new
-        ]
+        rows = marks.load_marks()[list(marks.COLUMNS)].itertuples(index=False, name=None)
+        before = {mark.key: mark for mark in (Mark(*row) for row in rows)}
+        earlier = [before.get(mark.key, Mark(mark.prompt_id, mark.text, "", author=mark.author)) for mark in new]
         marks.save_marks(new)
     except RefusalError as error:
         st.session_state[_FAILED] = str(error)
@@ -223,7 +258,8 @@ def _undo() -> None:
         st.session_state[_FAILED] = str(error)
         return
     for mark in earlier:
-        st.session_state[f"marks_note_{mark.prompt_id}"] = mark.note
+        if mark.author == _author():
+            st.session_state[f"{_NOTE}{mark.prompt_id}"] = mark.note
     # Of many, which a file brought, none is the one to look at.
     if len(earlier) == 1:
         read(earlier[0].prompt_id)

@@ -162,7 +162,8 @@ def filtered(found: pd.DataFrame, run: Run) -> pd.DataFrame:
     if len(replies) == 1:
         keep &= refuses[found.index].eq(replies[0] == _REFUSED)
     if marked:
-        keep &= found["mark"].replace("", _UNMARKED).isin(marked)
+        # Several people may have marked a prompt differently.
+        keep &= found["mark"].map(lambda kinds: not {*(kinds or _UNMARKED).split(", ")}.isdisjoint(marked))
     for name, values in of_columns.items():
         if values:
             keep &= run.extra[name][found.index].isin(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from synthetic import HOSTILE
 
 from refusal_core.annotations import marks
 from refusal_core.annotations.marks import Mark
-from refusal_core.errors import RefusalError
+from refusal_core.errors import MarkError, RefusalError
 from refusal_core.prompts.sets import prompt_id
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,3 +157,50 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / ".marks").write_text("a file")
     with pytest.raises(RefusalError, match="cannot be saved"):
         marks.save_marks([of("a")], tmp_path)
+
+
+def test_two_people_who_mark_one_prompt_both_stay(tmp_path):
+    one, other = prompt_id("a"), prompt_id("b")
+    given = [
+        Mark(one, "a", "mislabelled", "wrong", author="Ana"),
+        Mark(one, "a", "fine", author="Ben"),
+        Mark(other, "b", "ambiguous", "hm"),
+    ]
+    for mark in given:
+        marks.save_marks([mark], tmp_path)
+    found = marks.load_marks(tmp_path)
+    assert list(zip(found["prompt_id"], found["author"], found["mark"], strict=True)) == [
+        (one, "Ana", "mislabelled"),
+        (one, "Ben", "fine"),
+        (other, "", "ambiguous"),
+    ]
+    assert marks.marks_by(found, "Ben")["mark"].to_dict() == {one: "fine"}
+    assert marks.marked_prompt_ids(found, ["mislabelled", "fine"]) == [one]
+    assert marks.kinds_by_prompt(found).to_dict("index") == {
+        one: {"mark": "mislabelled, fine", "note": "Ana: mislabelled, wrong; Ben: fine"},
+        other: {"mark": "ambiguous", "note": "hm"},
+    }
+    assert marks.kinds_by_prompt(marks.marks_table([])).empty
+    # One who changes their mind changes no one else's.
+    marks.save_marks([Mark(one, "a", "", author="Ana")], tmp_path)
+    assert marks.load_marks(tmp_path)["author"].tolist() == ["Ben", ""]
+    back = marks.read_marks(io.BytesIO(marks.to_csv(found)))
+    assert [(mark.key, mark.mark) for mark in back] == [(mark.key, mark.mark) for mark in given]
+
+
+def test_marks_of_before_there_were_authors_are_nobodys(tmp_path):
+    path = marks.marks_path(tmp_path)
+    path.parent.mkdir()
+    line = {"prompt_id": prompt_id("a"), "text": "a", "mark": "fine", "note": "n", "marked_at": "2026-01-01"}
+    path.write_text(json.dumps(line) + "\n")
+    assert marks.load_marks(tmp_path)[["mark", "author"]].to_numpy().tolist() == [["fine", ""]]
+    marks.save_marks([of("a", "ambiguous")], tmp_path)
+    assert marks.load_marks(tmp_path)["mark"].tolist() == ["ambiguous"]
+
+
+@pytest.mark.parametrize("author", ["x" * 61, "a\nb", "\u202e"])
+def test_an_author_is_a_name(tmp_path, author):
+    with pytest.raises(MarkError, match="expected an author of at most 60 printable characters"):
+        marks.save_marks([Mark(prompt_id("a"), "a", "fine", author=author)], tmp_path)
+    with pytest.raises(MarkError, match=r"row 1: expected an author"):
+        marks.read_marks(io.BytesIO(f'text,mark,author\na,fine,"{author}"\n'.encode()))

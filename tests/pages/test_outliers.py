@@ -167,6 +167,33 @@ def test_a_mark_is_changed_taken_back_and_put_back():
     assert marks.load_marks().empty
 
 
+def test_two_visitors_mark_one_prompt_and_both_marks_stay():
+    ids = listed()
+    marked = {}
+    for name, kind, note in (("Ana", "mislabelled", "wrong"), ("", "fine", ""), ("  Ben ", "ambiguous", "hm")):
+        app = visit(prompt=ids[0])
+        app.toggle(key="marks_go_on").set_value(False).run()
+        app.text_input(key="marks_author").set_value(name).run()
+        assert app.text_input(key=f"marks_note_{ids[0]}").value == ""
+        app.text_input(key=f"marks_note_{ids[0]}").set_value(note).run()
+        press(app, kind)
+        marked[name.strip()] = kind
+        kept = marks.load_marks()
+        assert dict(zip(kept["author"], kept["mark"], strict=True)) == marked
+    told = [each.value for each in app.text]
+    assert "mislabelled, by Ana: wrong" in told
+    assert "fine, by somebody who gave no name" in told
+    # Another name has other notes, and taking back is of one's own.
+    app.text_input(key="marks_author").set_value("Ana").run()
+    assert app.text_input(key=f"marks_note_{ids[0]}").value == "wrong"
+    press(app, "Remove mark")
+    assert set(marks.load_marks()["author"]) == {"", "Ben"}
+    press(app, "Undo")
+    assert set(marks.load_marks()["author"]) == {"", "Ana", "Ben"}
+    app.multiselect(key=f"outliers_marked_{RUN}").set_value(["ambiguous"]).run()
+    assert shown_list(app) == [ids[0]]
+
+
 def test_the_address_holds_search_and_filters_and_they_can_be_cleared():
     run = open_run(RUN)
     marks.save_marks([marks.Mark(run.prompts["prompt_id"][11], run.prompts["text"][11], "fine")])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -1133,6 +1134,28 @@ def test_a_file_is_a_list_or_is_refused_in_a_sentence():
         else:
             assert app.warning[0].value == "This list was not scored."
             assert says in app.text[0].value
+
+
+@pytest.mark.usefixtures("with_model")
+def test_lists_that_are_too_long_or_too_many_are_refused_in_a_sentence(monkeypatch):
+    app = list_tab(visit("4_Live_score", run=RUN))
+    app.text_area(key="live_list_text").set_value("x" * 5_000_001)
+    press(app, "Score the list")
+    assert "expected at most 5 MB of prompts" in app.text[0].value
+    app.text_area(key="live_list_text").set_value("x")
+    monkeypatch.setattr(lists, "MOST_AT_ONCE", 2)
+    ended = threading.Event()
+    others = [threading.Thread(target=ended.wait, name=lists._THREAD) for _ in range(2)]
+    for thread in others:
+        thread.start()
+    press(app, "Score the list")
+    assert "2 lists are being scored here already" in app.text[0].value
+    ended.set()
+    for thread in others:
+        thread.join()
+    press(app, "Score the list")
+    until_listed(app)
+    assert "1 of 1 prompts scored." in [each.value for each in app.success]
 
 
 @pytest.mark.usefixtures("with_model")
