@@ -148,7 +148,7 @@ def show_behaviour(run: Run, verdicts_file: str | None, as_json: bool) -> None:
     Raises:
         RefusalError: when that was not measured, or is damaged, or the verdicts cannot be read.
     """
-    from refusal_core.behaviour import measurement, verdicts
+    from refusal_core.behaviour import first_tokens, measurement, verdicts
 
     stored = _measured(measurement.load_behaviour(run), run, "behaviour was not measured on the run")
     table, _ = stored
@@ -161,6 +161,7 @@ def show_behaviour(run: Run, verdicts_file: str | None, as_json: bool) -> None:
     print(measurement.describe_behaviour(run, table, numbers, run.best_site()), end="\n\n")
     print(pd.crosstab(run.prompts["label"], table["opening_label"]).to_string(), end="\n\n")
     print_table(measurement.measure_agreement(run, table))
+    print(f"\n{first_tokens.describe_first_tokens(run, table)}")
     if elsewhere is not None:
         print(f"\n{verdicts.describe_verdicts(run, table, elsewhere)}")
         print_table(verdicts.agreement(run, table, elsewhere))

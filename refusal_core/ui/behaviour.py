@@ -11,6 +11,7 @@ import streamlit as st
 
 from refusal_core.analysis.groups import MOST_REDRAWN
 from refusal_core.behaviour import measurement, verdicts
+from refusal_core.behaviour.first_tokens import describe_first_tokens
 from refusal_core.behaviour.openings import OPENING_LABELS, OPENING_TOKENS, OpeningRules, read_rules
 from refusal_core.errors import RefusalError
 from refusal_core.exploration.outliers import row_of
@@ -163,6 +164,7 @@ def measures(run: Run, table: pd.DataFrame, key: Key) -> None:
         hide_index=True,
         width="stretch",
     )
+    st.text(describe_first_tokens(run, table))  # tokens are the model's: untrusted
     rules = _bundled_rules()
     with st.expander("The rules that name openings", icon=":material/rule:"):
         st.caption(
