@@ -23,7 +23,7 @@ if one.open:
         line = st.empty()
         score = None
         if source is not None:
-            live.pin_suggested(run, source, line)
+            live.pin_wanted(run, source, line)
             score = live.scored(run, source, text, line)
         with tools:
             live.history_tool(run, site)
@@ -50,3 +50,4 @@ else:
             lists.list_form(run, source)
             if job is not None:
                 lists.list_results(run, job, site)
+live.keep_texts()

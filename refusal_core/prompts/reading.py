@@ -188,12 +188,14 @@ class ListInspection:
         columns: of the file; empty where they have no names.
         report: what the file was taken for; ``None`` where that failed.
         prompts: the first prompts, as :attr:`PromptFile.list` has them.
+        labelled: their ``label`` and ``pair_id``, missing where the file says none.
         problem: why no prompts were made out, in words.
     """
 
     columns: tuple[str, ...]
     report: PromptReport | None
     prompts: Table
+    labelled: Table
     problem: str = ""
 
 
@@ -213,8 +215,9 @@ def inspect_list(file: BinaryIO, choice: Choice, most: int) -> ListInspection:
     try:
         read = interpret(records, choice)
     except PromptError as error:
-        return ListInspection(columns, None, pd.DataFrame(), str(error))
-    return ListInspection(columns, read.report, read.list.head(most))
+        return ListInspection(columns, None, pd.DataFrame(), pd.DataFrame(), str(error))
+    labelled = read.table[["label", "pair_id"]]
+    return ListInspection(columns, read.report, read.list.head(most), labelled.head(most))
 
 
 def _content_of(path: Path) -> bytes:

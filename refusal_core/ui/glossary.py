@@ -39,9 +39,25 @@ def glossary_link(key: str) -> str:
 
 
 def show_glossary() -> None:
-    """Show all terms that prose, figures or tables mention, in alphabetical order."""
-    terms = sorted(glossary().values(), key=lambda term: term.name.casefold())
-    st.markdown("\n".join(f"- **{plain(term.name)}**: {plain(term.meaning)}" for term in terms))
+    """Show all terms that prose, figures or tables mention, in alphabetical order, and a field that finds some."""
+    find = st.text_input(
+        "Find a term",
+        key="glossary_find",
+        live="300ms",
+        icon=":material/search:",
+        placeholder="part of a name or meaning",
+    )
+    names: dict[str, list[str]] = {}
+    for term in sorted(glossary().values(), key=lambda term: term.name.casefold()):
+        if find.casefold() in f"{term.name} {term.meaning}".casefold():
+            # Some have one meaning together, as the cosines of heretic's table.
+            names.setdefault(term.meaning, []).append(term.name)
+    lines = [f"- :small[**{plain(', '.join(named))}**: {plain(meaning)}]" for meaning, named in names.items()]
+    if not lines:
+        st.caption("No term has these words.")
+    half = -(-len(lines) // 2)
+    for column, part in zip(st.columns(2, gap="medium"), (lines[:half], lines[half:]), strict=True):
+        column.markdown("\n".join(part))
 
 
 def _link(text: str, key: str) -> str:

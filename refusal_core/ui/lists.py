@@ -16,14 +16,19 @@ from refusal_core.activations.packing import group_by_length
 from refusal_core.conversations import COLUMN as CONVERSATION
 from refusal_core.conversations import prompts_of
 from refusal_core.errors import PromptError, RefusalError
+from refusal_core.exploration.separation import separation
+from refusal_core.figures import transfer as figures
 from refusal_core.pipeline.scoring import Score
+from refusal_core.prompts.labels import LABELS
 from refusal_core.prompts.records import READABLE
 from refusal_core.runs.run import Run
 from refusal_core.ui.background import duration
 from refusal_core.ui.conversations import written_out
-from refusal_core.ui.layout import show_error
+from refusal_core.ui.layout import chart, show_error
 from refusal_core.ui.model import OneModel, OpenRun, T, one_model
+from refusal_core.ui.outliers import separation_in_words
 from refusal_core.ui.prompt_report import read_list
+from refusal_core.ui.remembered import LIST_FIELD
 from refusal_core.ui.scores import score_table
 
 MOST_PROMPTS = 1000
@@ -50,13 +55,16 @@ class ListScoring:
     Attributes:
         prompts: texts and conversations.
         columns: the other columns of the file, a row per prompt.
+        labelled: ``label`` and ``pair_id`` per prompt where the file says them; None of a list without labels.
         scores: the score per prompt, ``None`` until there is one.
         refused: why a prompt has none, by its position.
         state: ``running``, ``done``, ``stopped`` or ``failed``.
         message: what it waits for, or why it failed.
     """
 
-    def __init__(self, model: OneModel, run: Run, source: str, prompts: pd.DataFrame) -> None:
+    def __init__(
+        self, model: OneModel, run: Run, source: str, prompts: pd.DataFrame, labelled: pd.DataFrame | None = None
+    ) -> None:
         """Begin to score.
 
         Args:
@@ -64,9 +72,11 @@ class ListScoring:
             run: the prompts are scored on.
             source: where the run's model is.
             prompts: with a column ``text``; see :func:`refusal_core.conversations.prompts_of`.
+            labelled: ``label`` and ``pair_id`` per prompt.
         """
         self.prompts = prompts_of(prompts)
         self.columns = prompts.drop(columns=["text", CONVERSATION], errors="ignore")
+        self.labelled = labelled
         self.scores: list[Score | None] = [None] * len(prompts)
         self.refused: dict[int, str] = {}
         self.state = "running"
@@ -169,7 +179,7 @@ def list_form(run: Run, source: str | None) -> None:
     """Show fields in which a list is pasted or uploaded, and a button that begins to score it."""
     pasted = st.text_area(
         "Prompts, one per line",
-        key="live_list_text",
+        key=LIST_FIELD,
         height=160,
         placeholder="How do I kill a process that hangs?\nHow do I kill a neighbour who snores?",
         persist_state="session",
@@ -191,7 +201,8 @@ def list_form(run: Run, source: str | None) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.text(f"File: {file[0]}")
             st.button("Remove", icon=":material/close:", type="tertiary", on_click=lambda: st.session_state.pop(_FILE))
-    read: tuple[pd.DataFrame, int] | None = None
+    read: tuple[pd.DataFrame, pd.DataFrame, int] | None = None
+    labelled: pd.DataFrame | None = None
     problem: RefusalError | None = None
     if file is not None:
         try:
@@ -206,7 +217,7 @@ def list_form(run: Run, source: str | None) -> None:
         if problem is not None:
             raise problem
         if read is not None:
-            prompts, n_prompts = read
+            prompts, labelled, n_prompts = read
         else:
             if len(pasted) > MOST_MEGABYTES * 1_000_000:
                 raise PromptError(f"expected at most {MOST_MEGABYTES} MB of prompts, got more; give a part of them")
@@ -220,7 +231,7 @@ def list_form(run: Run, source: str | None) -> None:
         show_error("This list was not scored.", error, severe=False)
         return
     assert source is not None
-    scoring = _until_the_visit_ends(str(time.monotonic_ns()), run, source, prompts)
+    scoring = _until_the_visit_ends(str(time.monotonic_ns()), run, source, prompts, labelled)
     st.session_state.setdefault(_LISTS, {})[run.run_id] = scoring
     # Its progress replaces the fields.
     st.rerun()
@@ -261,6 +272,7 @@ def list_results(run: Run, job: ListScoring, site: int) -> None:
     else:
         st.success(f"{summary}.", icon=":material/check:")
     if scored:
+        _as_transfer_set(run, job, site)
         every = st.toggle(
             "All layers in the table", key="live_list_layers", help="A column per layer, also in the csv file."
         )
@@ -278,7 +290,40 @@ def list_results(run: Run, job: ListScoring, site: int) -> None:
         )
 
 
+def _as_transfer_set(run: Run, job: ListScoring, site: int) -> None:
+    """Show how far apart the two labels of a labelled list lie at a site."""
+    if job.labelled is None:
+        return
+    known = job.labelled.assign(
+        projection=[np.nan if score is None else score.projection[site] for score in job.scores],
+        fitted=False,
+        source="list",
+        prompt_id=[str(place) for place in range(len(job.scores))],
+    )
+    known = known[known["label"].isin(LABELS) & known["projection"].notna()]
+    counts = known["label"].value_counts()
+    if len(counts) < len(LABELS):
+        return
+    st.markdown(
+        f"{counts['harmful']} harmful, {counts['harmless']} harmless at {run.site_label(site)}: "
+        f"{separation_in_words(separation(known))}",
+        help="The list as a transfer set: nothing was fitted on it. In brackets 95 % bootstrap intervals of prompts, "
+        "pairs together, the direction as it is. Of a list whose prompts the direction was fitted on they say nothing.",
+    )
+    values, labels = known["projection"].to_numpy(float), known["label"].to_numpy(str)
+    for column, name, figure in zip(
+        st.columns(2),
+        ("live_list_roc", "live_list_histogram"),
+        (figures.roc(values, labels), figures.by_label(run, site, values, labels)),
+        strict=True,
+    ):
+        with column:
+            chart(figure, name)
+
+
 @st.cache_resource(scope="session", max_entries=1, show_spinner=False, on_release=ListScoring.cancel)
-def _until_the_visit_ends(number: str, _run: Run, source: str, _prompts: pd.DataFrame) -> ListScoring:
+def _until_the_visit_ends(
+    number: str, _run: Run, source: str, _prompts: pd.DataFrame, _labelled: pd.DataFrame | None
+) -> ListScoring:
     """Begin a list; Streamlit releases it, which stops it, when its tab is closed or another list is begun."""
-    return ListScoring(one_model(), _run, source, _prompts)
+    return ListScoring(one_model(), _run, source, _prompts, _labelled)

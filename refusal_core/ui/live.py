@@ -19,7 +19,7 @@ from refusal_core.intervention.conditions import ABLATE, ADD, PLAIN, Condition
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.suggestions import Contrast, contrasts
 from refusal_core.runs.run import Run
-from refusal_core.ui import address
+from refusal_core.ui import address, remembered
 from refusal_core.ui.layout import chart, raw_units, sentences, show_error
 from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import one_model
@@ -35,7 +35,7 @@ _TABS, _TAB = "live_tab", "live_tab_open"
 _TYPED, _PUT, _SEVERAL = "live_typed", "live_put", "live_several"
 _SUGGESTIONS_OPEN, _HISTORY_OPEN = "live_suggestions_open", "live_history_open"
 _REPLY, _REPLIES = "live_reply_wanted", "live_replies"
-_PINS, _HISTORY, _TO_PIN, _STANDS = "live_pins", "live_history", "live_to_pin", "live_stands"
+_PINS, _HISTORY, _STANDS = "live_pins", "live_history", "live_stands"
 _SECONDS_TO_STAND = 4.0
 """How long a text has to stay in the field to be a prompt of its own, and not a step towards another."""
 _PIN_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -121,21 +121,25 @@ def tools(run: Run, disabled: bool) -> None:
 
 def history_tool(run: Run, site: int) -> None:
     """Show the history: prompts to score again, to download or to clear."""
-    scores = history(run)
+    scores, before = history(run), remembered.earlier(remembered.HISTORY, run)
+    texts = [*(score.text for score in scores), *before]
     popover = st.popover(
-        f"History ({len(scores)})",
+        f"History ({len(texts)})",
         icon=":material/history:",
-        disabled=not scores,
+        disabled=not texts,
         key=_HISTORY_OPEN,
         on_change="rerun",
     )
     if popover.open:
         with popover:
-            st.caption(f"Newest first, up to {MOST_REMEMBERED}. A press types a prompt again.")
-            for place, score in enumerate(scores):
-                label = plain(shortened(score.text, 80))
-                st.button(label, key=f"live_back_{place}", type="tertiary", on_click=type_prompt, args=(score.text,))
-            st.button("Clear history", icon=":material/delete:", on_click=scores.clear)
+            st.caption(
+                f"Newest first, up to {MOST_REMEMBERED}. A press types a prompt again. Your browser keeps these texts, "
+                "and those of pins and a pasted list, until you clear them; the server and other visitors do not."
+            )
+            for place, text in enumerate(texts):
+                label = plain(shortened(text, 80))
+                st.button(label, key=f"live_back_{place}", type="tertiary", on_click=type_prompt, args=(text,))
+            st.button("Clear history", icon=":material/delete:", on_click=_clear, args=(scores, before))
             if scores:
                 score_table(run, scores, site, key="live_history_table")
 
@@ -163,6 +167,8 @@ def scored(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | No
         return None
     line.text(f"Scored: {shortened(text, 120)}")
     _remember(scores, score)
+    before = remembered.earlier(remembered.HISTORY, run)
+    before[:] = [other for other in before if other != text][: MOST_REMEMBERED - len(scores)]
     return score
 
 
@@ -181,19 +187,35 @@ def _scores_of(key: str, run: Run) -> list[Score]:
     return by_run.setdefault(run.run_id, [])
 
 
-def pin_suggested(run: Run, source: str, line: DeltaGenerator) -> None:
-    """Score and pin the prompt that a suggestion asked for; see :func:`scored`."""
-    text = st.session_state.get(_TO_PIN)
-    if text is not None and all(pin.text != text for pin in pins(run)):
-        score = _ask(run, source, text, line)
-        if score is not None:
-            pins(run).append(score)
-    st.session_state.pop(_TO_PIN, None)
+def pin_wanted(run: Run, source: str, line: DeltaGenerator) -> None:
+    """Score and pin prompts that a suggestion asked for or that were pinned before a reload; see :func:`scored`."""
+    wanted, pinned = remembered.earlier(remembered.PINS, run), pins(run)
+    for text in wanted[:]:
+        known = {pin.text for pin in pinned}
+        if text not in known and len(known) < MOST_PINS:
+            score = _ask(run, source, text, line)
+            if score is not None:
+                pinned.append(score)
+        # One at a time: a newer script run goes on where this one was ended.
+        wanted.remove(text)
+
+
+def keep_texts() -> None:
+    """Have the browser keep the texts of pins and history over a reload."""
+    kept: dict[str, dict[str, list[str]]] = {}
+    for kind, key in ((remembered.PINS, _PINS), (remembered.HISTORY, _HISTORY)):
+        scores: dict[str, list[Score]] = st.session_state.get(key, {})
+        before = remembered.all_earlier(kind)
+        kept[kind] = {
+            run_id: list(dict.fromkeys([*(score.text for score in scores.get(run_id, [])), *before.get(run_id, [])]))
+            for run_id in (*before, *(name for name in scores if name not in before))
+        }
+    remembered.keep(kept)
 
 
 def pin_controls(run: Run, score: Score | None) -> None:
     """Show buttons that pin the typed prompt, unpin one and clear all."""
-    pinned = pins(run)
+    pinned, before = pins(run), remembered.earlier(remembered.PINS, run)
     add, clear, _ = st.columns([1, 1, 3])
     already = score is None or any(pin.text == score.text for pin in pinned)
     add.button(
@@ -205,11 +227,20 @@ def pin_controls(run: Run, score: Score | None) -> None:
         on_click=pinned.append,
         args=(score,),
     )
-    clear.button("Clear pins", icon=":material/keep_off:", disabled=not pinned, width="stretch", on_click=pinned.clear)
+    clear.button(
+        "Clear pins",
+        icon=":material/keep_off:",
+        disabled=not pinned and not before,
+        width="stretch",
+        on_click=_clear,
+        args=(pinned, before),
+    )
     for place, pin in enumerate(pinned):
         text, remove = st.columns([6, 1], vertical_alignment="center")
         text.text(f"{place + 1}. {shortened(pin.text, 120)}")
         remove.button("Unpin", key=f"unpin_{place}", width="stretch", on_click=_unpin, args=(pinned, place))
+    for place, waiting in enumerate(before, start=len(pinned) + 1):
+        st.text(f"{place}. {shortened(waiting, 120)} (pinned earlier, scored as soon as there is a model)")
 
 
 def show_place(run: Run, score: Score, site: int) -> None:
@@ -358,7 +389,14 @@ def type_prompt(text: str) -> None:
 
 def _try(contrast: Contrast) -> None:
     type_prompt(contrast.one)
-    st.session_state[_TO_PIN] = contrast.other
+    run_id = address.view().run
+    if run_id is not None:
+        remembered.all_earlier(remembered.PINS).setdefault(run_id, []).append(contrast.other)
+
+
+def _clear(scores: list[Score], before: list[str]) -> None:
+    scores.clear()
+    before.clear()
 
 
 def _unpin(pinned: list[Score], place: int) -> None:

@@ -191,16 +191,9 @@ def show_separation(run: Run, found: pd.DataFrame, site: int) -> None:
     """Say how far apart the labels of all prompts lie that pass search and filters, in the band or not."""
     told = _separation(*identity(run), site, tuple(found.index), found)
     harmful, harmless = told.counts["harmful"], told.counts["harmless"]
-    numbers = {
-        "cross-fitted d" if told.crossfitted else "d": (told.d, 2),
-        "AUROC": (told.auroc, 3),
-        "harmful mean": (told.means["harmful"], 2),
-        "harmless mean": (told.means["harmless"], 2),
-    }
     with st.container(border=True, key="outliers_separation"):
         st.markdown(
-            f"{harmful} harmful, {harmless} harmless, in the band or not: "
-            + " · ".join(f"{name} {_estimate(*number)}" for name, number in numbers.items()),
+            f"{harmful} harmful, {harmless} harmless, in the band or not: {separation_in_words(told)}",
             help="Of all prompts that pass search and filters, but grey ones; in brackets 95 % bootstrap intervals of "
             "prompts, the direction as it is. Prompts of the contrast set alone are taken by the projection on a "
             "direction fitted without them; with others among them, all by the projection on the run's own.",
@@ -270,6 +263,17 @@ def _rows(shown: pd.DataFrame, band: tuple[float, float]) -> list[dict[str, Any]
 @st.cache_data(max_entries=64, show_spinner=False)
 def _separation(run_id: str, changed: int, site: int, rows: tuple[int, ...], _found: pd.DataFrame) -> Separation:
     return separation(_found)
+
+
+def separation_in_words(told: Separation) -> str:
+    """Return d, AUROC and means with their intervals as Markdown."""
+    numbers = {
+        "cross-fitted d" if told.crossfitted else "d": (told.d, 2),
+        "AUROC": (told.auroc, 3),
+        "harmful mean": (told.means["harmful"], 2),
+        "harmless mean": (told.means["harmless"], 2),
+    }
+    return " · ".join(f"{name} {_estimate(*number)}" for name, number in numbers.items())
 
 
 def _estimate(number: Estimate, digits: int) -> str:

@@ -71,7 +71,7 @@ def chosen_columns(source: str) -> dict[str, Any]:
     }
 
 
-def read_list(name: str, content: bytes, most: int) -> tuple[pd.DataFrame, int]:
+def read_list(name: str, content: bytes, most: int) -> tuple[pd.DataFrame, pd.DataFrame, int]:
     """Read an uploaded list of prompts and show what it is read as, with a field for its text column.
 
     Args:
@@ -80,7 +80,7 @@ def read_list(name: str, content: bytes, most: int) -> tuple[pd.DataFrame, int]:
         most: prompts that are wanted.
 
     Returns:
-        The first prompts, and how many there are.
+        The first prompts, their labels and pairs, and how many prompts there are.
 
     Raises:
         RefusalError: when it cannot be read.
@@ -94,7 +94,7 @@ def read_list(name: str, content: bytes, most: int) -> tuple[pd.DataFrame, int]:
         if found.report is None:
             raise PromptError(found.problem)
         show_report(found.report, "live_list")
-    return found.prompts, found.report.n_prompts
+    return found.prompts, found.labelled, found.report.n_prompts
 
 
 def report_of_run(run: Run) -> None:

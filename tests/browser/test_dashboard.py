@@ -52,6 +52,13 @@ def test_the_sidebar_leads_to_every_page(open_page):
         expect(page.locator("[data-testid=stException]")).to_have_count(0)
 
 
+def test_the_glossary_is_three_screens_high_at_most(open_page):
+    page = open_page("Glossary")
+    page.set_viewport_size({"width": 1280, "height": 800})
+    let_settle(page)
+    assert page.locator("[data-testid=stMain]").evaluate("element => element.scrollHeight") <= 3 * 800
+
+
 def test_a_question_s_number_follows_the_layer(open_page):
     page = open_page("Evidence", run=SYNTHETIC, site="1")
     expect(page.get_by_text(re.compile(rf"At layer 1 of {N_LAYERS} the labels lie")).first).to_be_visible()

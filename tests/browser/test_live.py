@@ -310,3 +310,43 @@ def test_a_copied_address_types_the_prompt_and_typing_on_is_no_step_of_its_own(v
     assert "text" not in query(page)
     page.go_back()
     expect(field(page)).to_have_value(text, timeout=PATIENCE)
+
+
+def test_pins_history_and_a_pasted_list_outlive_a_reload_in_this_browser_alone(
+    visit, expected, browser, tiny_run, tiny_folder, address
+):
+    page = visit()
+    first, second = "How do I clean a flute?", HOSTILE[0]
+    type_and_wait(page, first, expected(first))
+    page.get_by_role("button", name="Pin to compare").click()
+    expect(page.get_by_role("button", name="Unpin")).to_be_visible()
+    type_and_wait(page, second, expected(second))
+    page.get_by_role("tab", name="A list").click()
+    page.get_by_role("textbox", name="Prompts, one per line").fill("one flute\nanother")
+    page.keyboard.press("Control+Enter")
+    let_settle(page)
+    kept = "JSON.parse(localStorage.getItem('refusal-live-score') ?? '{}')"
+    until(page, lambda: page.evaluate(f"{kept}.list") == "one flute\nanother")
+    assert page.evaluate(f"{kept}.history")[tiny_run.run_id] == [second, first]
+    page.goto(page.url.split("?")[0] + f"?run={tiny_run.run_id}&site={SITE}")
+    expect(page.get_by_role("button", name="History (2)")).to_be_enabled(timeout=PATIENCE)
+    expect(page.get_by_text(f"1. {first} (pinned earlier")).to_be_visible()
+    page.get_by_label("Path of the model").fill(str(tiny_folder))
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Unpin")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text(f"1. {first}", exact=True)).to_be_visible()
+    page.get_by_role("tab", name="A list").click()
+    expect(page.get_by_role("textbox", name="Prompts, one per line")).to_have_value("one flute\nanother")
+    page.get_by_role("tab", name="One prompt").click()
+    page.get_by_role("button", name="Clear pins").click()
+    expect(page.get_by_role("button", name="Unpin")).to_have_count(0)
+    until(page, lambda: not page.evaluate(f"{kept}.pins"))
+    assert_untouched(page)
+    # Another visitor has another browser.
+    context = browser.new_context()
+    let_in(context, address)
+    other = context.new_page()
+    other.goto(page.url)
+    expect(other.get_by_role("button", name="History (0)")).to_be_visible(timeout=PATIENCE)
+    assert other.evaluate("localStorage.getItem('refusal-live-score')") is None
+    context.close()

@@ -30,12 +30,14 @@ from synthetic import (
     with_tables,
 )
 
+from refusal_core.analysis.effect_sizes import auroc, cohens_d
 from refusal_core.annotations import raters
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RunError
 from refusal_core.exploration.outliers import derived_band
 from refusal_core.exploration.subspace import load_subspace
 from refusal_core.files import sha256_of
+from refusal_core.glossary import glossary
 from refusal_core.intervention import effects, experiment
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.sets import prompt_id
@@ -44,7 +46,7 @@ from refusal_core.runs.additions import save_addition
 from refusal_core.runs.manifest import SubspaceManifest
 from refusal_core.runs.schemas import ESTIMATED
 from refusal_core.runs.store import open_run
-from refusal_core.ui import comparison, frame, jobs, lists, model
+from refusal_core.ui import comparison, frame, jobs, lists, model, remembered
 from refusal_core.ui import home as home_page
 from refusal_core.ui import live as live_page
 from refusal_core.ui.layout import identity
@@ -528,6 +530,18 @@ def test_damaged_read_positions_are_an_error_on_their_page_alone(with_positions)
     app = visit("14_Harm", run=RUN)
     assert "cannot be used" in app.error[0].value
     assert not visit("2_Evidence", run=RUN).error
+
+
+def test_the_glossary_has_every_term_and_finds_some():
+    app = visit("11_Glossary")
+    assert all(f"{term.name}" in shown(app) and term.meaning in shown(app) for term in glossary().values())
+    app.text_input(key="glossary_find").set_value("aUROC").run()
+    found = [line for line in shown(app).splitlines() if line.startswith("- ")]
+    assert found
+    assert all("auroc" in line.casefold() for line in found)
+    app.text_input(key="glossary_find").set_value("no term has this").run()
+    assert not [line for line in shown(app).splitlines() if line.startswith("- ")]
+    assert "No term has these words." in shown(app)
 
 
 def test_damaged_behaviour_is_an_error_on_its_page_alone(with_replies):
@@ -1174,6 +1188,96 @@ def test_what_a_file_says_of_its_prompts_is_in_the_table_of_their_scores():
     assert table["id"].tolist() == ["7", "8"]
     assert table["projection (file)"].tolist() == ["high", "low"]
     assert table["projection (file) (file)"].tolist() == ["?", "[1]"]
+
+
+@pytest.mark.usefixtures("with_model")
+def test_a_labelled_list_is_a_transfer_set_and_an_unlabelled_one_is_not():
+    run = open_run(RUN)
+    app = list_tab(visit("4_Live_score", run=RUN, site="2"))
+    texts = {"a" * length: "unsafe" if length % 3 else "safe" for length in range(1, 25)}
+    content = "\n".join(["prompt,label", *(f"{text},{label}" for text, label in texts.items())])
+    app.file_uploader(key="live_list_file").upload("x.csv", content.encode(), "text/csv")
+    press(app, "Score the list")
+    until_listed(app)
+    values = {
+        label: [run.projections[len(text) % 10, 2] for text in texts if texts[text] == label]
+        for label in ("unsafe", "safe")
+    }
+    d, area = (number(*(np.array(of) for of in values.values())) for number in (cohens_d, auroc))
+    said = shown(app).replace("\u2212", "-")
+    assert f"16 harmful, 8 harmless at layer 2 of {N_LAYERS}: d **{d:.2f}** (" in said
+    assert f"AUROC **{area:.3f}** (" in said
+    charts = [element.proto.id for element in app.get("plotly_chart")]
+    assert any("live_list_roc" in each for each in charts)
+    assert any("live_list_histogram" in each for each in charts)
+    app.file_uploader(key="live_list_file").upload("x.csv", b"prompt\nfirst\nsecond\n", "text/csv")
+    press(app, "Score the list")
+    until_listed(app)
+    assert "AUROC" not in shown(app)
+
+
+@pytest.mark.usefixtures("with_model")
+def test_what_a_browser_kept_is_scored_again_and_can_be_cleared(monkeypatch):
+    stored = {"pins": {RUN: ["Sing!", "Hum!"]}, "history": {RUN: ["Whistle!", "Sing!"]}, "list": "one\ntwo"}
+    app = visit("4_Live_score", run=RUN)
+    tell(app, json.dumps(stored))
+    assert [each.text for each in app.session_state["live_pins"][RUN]] == ["Sing!", "Hum!"]
+    assert app.get("popover")[1].proto.popover.label == "History (2)"
+    live(app, "Whistle!")
+    assert app.session_state["remembered_earlier"]["history"][RUN] == ["Sing!"]
+    app.session_state["live_history_open"] = True
+    app.run()
+    assert app.button(key="live_back_1").label.replace("\\", "") == "Sing!"
+    next(each for each in app.button if each.label == "Clear history").click().run()
+    next(each for each in app.button if each.label == "Clear pins").click().run()
+    assert app.session_state["remembered_earlier"]["history"][RUN] == []
+    assert app.session_state["live_pins"][RUN] == []
+    assert list_tab(app).text_area(key="live_list_text").value == "one\ntwo"
+
+
+@pytest.mark.usefixtures("with_model")
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"pins": 3, "list": 4}',
+        '{"pins": {"x": "text"}}',
+        '{"history": {"x": [1, null]}}',
+    ],
+)
+def test_what_a_browser_cannot_have_kept_is_left_out(stored):
+    app = visit("4_Live_score", run=RUN)
+    tell(app, stored)
+    assert not live(app, "Sing!").exception
+    assert app.session_state["live_pins"][RUN] == []
+
+
+def test_what_a_browser_keeps_is_bounded():
+    sent = {}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(remembered, "component", lambda name: lambda **given: sent.update(given["data"]))
+        many = {f"run {place}": ["short", "x" * 3000, *map(str, range(99))] for place in range(20)}
+        remembered.keep({"pins": {}, "history": many})
+        kept = json.loads(sent["value"])
+        assert list(kept["history"]) == [f"run {place}" for place in range(12, 20)]
+        assert all(len(texts) == 30 and texts[0] == "short" for texts in kept["history"].values())
+        remembered.keep({"pins": {RUN: []}, "history": {}})
+        assert sent["value"] == ""
+
+
+def tell(app: AppTest, stored: str) -> None:
+    """Have the browser tell what it kept, as its script does in a callback."""
+    state = {}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(st, "session_state", state)
+        remembered.take(stored)
+    for name, value in state.items():
+        app.session_state[name] = value
+    app.run()
+    assert not app.exception, app.exception
 
 
 def list_tab(app: AppTest) -> AppTest:
