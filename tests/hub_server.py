@@ -8,10 +8,12 @@ with server.running():            # the hub; afterwards a machine without a conn
 
 `hub_here` lets the libraries of this process use it, `server.environment(folder)` those of another. Small files are
 served as the hub serves them, behind a relative redirect; large and binary ones behind a redirect to a store of blobs.
+Whoever has `token` makes repositories and adds commits, whose large files come as Git LFS has them.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.server
 import json
@@ -26,7 +28,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 Kind = Literal["model", "dataset"]
-_IN_BLOB_STORE = (".safetensors", ".gguf", ".bin", ".parquet", ".arrow", ".model")
+_IN_BLOB_STORE = (".safetensors", ".gguf", ".bin", ".parquet", ".arrow", ".model", ".zip")
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Repository:
     branches: dict[str, str] = field(default_factory=dict)
     refusal: str | None = None
     tags: tuple[str, ...] = ()
+    visibility: str = "public"
 
 
 class HubServer:
@@ -54,6 +57,7 @@ class HubServer:
         ranges: the Range header of each request for a blob, or None.
         blobs: what the store of blobs gives for a SHA-256.
         breaks_off_after: None, or after how many bytes the next answer with a blob ends.
+        token: of the one who may write; None lets nobody.
     """
 
     def __init__(self) -> None:
@@ -61,6 +65,7 @@ class HubServer:
         self.ranges: list[str | None] = []
         self.blobs: dict[str, bytes] = {}
         self.breaks_off_after: int | None = None
+        self.token: str | None = None
         self._repositories: dict[tuple[Kind, str], Repository] = {}
         self._server: http.server.ThreadingHTTPServer | None = None
         self._port = 0
@@ -114,6 +119,9 @@ class HubServer:
             def do_POST(self) -> None:
                 hub._answer(self)
 
+            def do_PUT(self) -> None:
+                hub._answer(self)
+
             def log_message(self, *_: Any) -> None:
                 pass
 
@@ -148,7 +156,14 @@ class HubServer:
         path = urlsplit(request.path).path
         self.requests.append(f"{request.command} {unquote(path)}")
         parts = [unquote(part) for part in path.strip("/").split("/")]  # a revision may have a slash
-        if parts[0] == "blobs" and parts[1] in self.blobs:
+        if self._writes(request, parts):
+            allowed = self.token is not None and request.headers.get("Authorization") == f"Bearer {self.token}"
+            # The store of blobs has addresses of its own that are signed.
+            if allowed or parts[0] == "put":
+                self._take(request, parts)
+            else:
+                self._refuse(request, 401, "Unauthorized")
+        elif parts[0] == "blobs" and parts[1] in self.blobs:
             self.ranges.append(request.headers.get("Range"))
             ends, self.breaks_off_after = self.breaks_off_after, None
             self._send(request, self.blobs[parts[1]], {"ETag": f'"{parts[1]}"'}, ends=ends)
@@ -167,6 +182,59 @@ class HubServer:
                 self._answer_file(request, kind, "/".join(parts[:2]), parts[3], "/".join(parts[4:]))
             else:
                 self._refuse(request, 404, "RepoNotFound")
+
+    @staticmethod
+    def _writes(request: http.server.BaseHTTPRequestHandler, parts: list[str]) -> bool:
+        asked = {"repos", "validate-yaml"} & set(parts[1:2]) or {"preupload", "commit"} & set(parts[4:5])
+        return request.command == "PUT" or (request.command == "POST" and bool(asked or parts[-1] == "batch"))
+
+    def _take(self, request: http.server.BaseHTTPRequestHandler, parts: list[str]) -> None:
+        """Answer one of the steps in which a repository is made and a commit is added to it."""
+        body = _body(request)
+        if request.command == "PUT":
+            assert hashlib.sha256(body).hexdigest() == parts[1]
+            self.blobs[parts[1]] = body
+            self._send(request, b"", {})
+        elif parts[1] == "validate-yaml":
+            self._send_json(request, {"errors": [], "warnings": []})
+        elif parts[1] == "repos":
+            wanted = json.loads(body)
+            name = f"{wanted['organization']}/{wanted['name']}"
+            known = (wanted["type"], name) in self._repositories
+            if not known:
+                self.repository(name, wanted["type"]).visibility = wanted.get("visibility", "public")
+            about = {"url": f"{self.url}/{wanted['type']}s/{name}"}
+            self._send(request, json.dumps(about).encode(), {}, 409 if known else 200)
+        elif parts[-1] == "batch":
+            answers = []
+            for file in json.loads(body)["objects"]:
+                upload = {"upload": {"href": f"{self.url}/put/{file['oid']}"}}
+                answers.append(file | ({} if file["oid"] in self.blobs else {"actions": upload}))
+            self._send_json(request, {"transfer": "basic", "objects": answers})
+        elif parts[4] == "preupload":
+            modes = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(_IN_BLOB_STORE) else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in json.loads(body)["files"]
+            ]
+            self._send_json(request, {"files": modes})
+        else:
+            kind: Kind = "dataset" if parts[1] == "datasets" else "model"
+            name = "/".join(parts[2:4])
+            repository = self.repository(name, kind)
+            files = dict(repository.commits.get(repository.branches.get(parts[5], ""), {}))
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    files[value["path"]] = self.blobs[value["oid"]]
+            commit = self.add(name, files, kind, (parts[5],))
+            address = f"{self.url}/{kind}s/{name}/commit/{commit}"
+            self._send_json(request, {"success": True, "commitOid": commit, "commitUrl": address, "hookOutput": ""})
 
     def _answer_about(self, request: http.server.BaseHTTPRequestHandler, kind: Kind, parts: list[str]) -> None:
         """Answer a question about a repository: what it holds at a revision, or its files one by one."""
@@ -268,6 +336,17 @@ class HubServer:
         request.end_headers()
         if request.command != "HEAD":
             request.wfile.write(content[:ends])
+
+
+def _body(request: http.server.BaseHTTPRequestHandler) -> bytes:
+    """Return what a request brings, whether its length is said or it comes in chunks."""
+    if request.headers.get("Transfer-Encoding") != "chunked":
+        return request.rfile.read(int(request.headers.get("Content-Length", 0)))
+    body = b""
+    while length := int(request.rfile.readline(), 16):
+        body += request.rfile.read(length)
+        request.rfile.readline()
+    return body
 
 
 def _git_sha1(content: bytes) -> str:

@@ -57,6 +57,8 @@ _VERBS = {
     "restore": ("runs:restore", "Put a deleted run back into the cache."),
     "pack": ("sharing:pack", "Write a run to one zip file, to send to others."),
     "unpack": ("sharing:unpack", "Check a packed run that someone sent and put it into the cache."),
+    "push": ("sharing:push", "Put a run on the Hugging Face hub, as a private data set; prints its address."),
+    "pull": ("sharing:pull", "Check a run of the Hugging Face hub and put it into the cache; prints its name."),
     "report": ("sharing:report", "Write a run's report: tables, figures and one page."),
     "dashboard": (
         "serving:dashboard",

@@ -197,7 +197,7 @@ VERBS = {
         "rename",
         "delete",
     ),
-    *("restore", "pack", "unpack", "report", "measure", "dashboard"),
+    *("restore", "pack", "unpack", "push", "pull", "report", "measure", "dashboard"),
 }
 
 
