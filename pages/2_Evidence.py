@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from refusal_core.evidence.answers import QUESTIONS
-from refusal_core.evidence.findings import caveats, verdict
+from refusal_core.evidence.findings import notes, verdict
 from refusal_core.ui import address
 from refusal_core.ui.evidence import evidence_chart, evidence_or_end, question_section
 from refusal_core.ui.frame import frame, site_picker
@@ -25,7 +25,7 @@ st.caption(
     "from the first layer from which the interval on the transfer set stays above 0. The published decision layer is "
     "the first without mean crossings; it says that the two labels' texts come apart, not that harm does."
 )
-for note in caveats(evidence):
+for note in notes(run):
     st.caption(sentences(note))
 for name in QUESTIONS:
     question_section(run, evidence, name, site)

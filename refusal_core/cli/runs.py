@@ -122,7 +122,7 @@ def show(
 def evidence(run: RunName, /, *, as_json: AsJson = False, cache: Cache = None) -> None:
     """Show the answers to the questions, and their numbers layer by layer."""
     from refusal_core.evidence.answers import QUESTIONS, answer
-    from refusal_core.evidence.findings import caveats, overview_table, verdict
+    from refusal_core.evidence.findings import notes, overview_table, verdict
 
     opened = store.open_run(run, cache)
     numbers = opened.evidence
@@ -131,7 +131,7 @@ def evidence(run: RunName, /, *, as_json: AsJson = False, cache: Cache = None) -
         tables = {name: records(table) for name, table in (("sites", numbers.sites), ("reasons", numbers.reasons))}
         print_json({"run_id": opened.run_id, "verdict": verdict(numbers), "answers": answers, **tables})
         return
-    print(*([opened.imported] if opened.imported else []), verdict(numbers), *caveats(numbers), sep="\n")
+    print(*([opened.imported] if opened.imported else []), verdict(numbers), *notes(opened), sep="\n")
     table = overview_table(numbers).rename(index=lambda site: opened.site_label(int(site)))
     table.index.name = None
     print_table(table, index=True)

@@ -29,8 +29,10 @@ from refusal_core.evidence.phrases import (
     with_interval,
 )
 from refusal_core.evidence.questions import BOTH
+from refusal_core.evidence.rounding import describe_rounding
 from refusal_core.evidence.wording import EVERY_PROMPT, NEAR_TWINS
 from refusal_core.runs.evidence_tables import Evidence
+from refusal_core.runs.run import Run
 from refusal_core.sites import site_short
 
 FEW = 24
@@ -90,6 +92,12 @@ def caveats(evidence: Evidence) -> list[str]:
     """Say what a reader has to know about how the numbers came about, a sentence or two each; none where nothing is."""
     notes = (_imported(evidence), _small(evidence), _sampling(evidence), _pairs_found(evidence))
     return [note for note in notes if note]
+
+
+def notes(run: Run) -> list[str]:
+    """Say what a reader has to know about how a run's numbers came about: :func:`caveats`, and where it was rounded."""
+    rounding = describe_rounding(run)
+    return caveats(run.evidence) + ([rounding] if rounding else [])
 
 
 def overview_table(evidence: Evidence) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from refusal_core.behaviour import measurement
 from refusal_core.evidence.answers import QUESTIONS, answer
-from refusal_core.evidence.findings import caveats, overview_table, verdict
+from refusal_core.evidence.findings import notes, overview_table, verdict
 from refusal_core.figures import behaviour as behaviour_figures
 from refusal_core.figures import intervention as intervention_figures
 from refusal_core.figures.evidence import FIGURES, cosines, overview
@@ -57,7 +57,7 @@ def report_html(
         f'<p class="fact">{html.escape(facts)}</p>',
         *([f'<p class="fact">{html.escape(run.imported)}</p>'] if run.imported else []),
         f"<p><strong>{html.escape(verdict(evidence))}</strong></p>",
-        *(f'<p class="fact">{html.escape(note)}</p>' for note in caveats(evidence)),
+        *(f'<p class="fact">{html.escape(note)}</p>' for note in notes(run)),
         # The one copy of Plotly's script that all figures share.
         _figure(overview(run, evidence), with_script=True),
         "<h2>Projections, layer by layer</h2>",
