@@ -147,6 +147,7 @@ def _measure(app: AppTest, place: int) -> object:
 def _rate(app: AppTest, place: int) -> object:
     if not place:
         next(each for each in app.text_input if each.label.startswith("Your name")).set_value("Benchmark")
+        app.segmented_control(key="rate_size").set_value(0)
         next(each for each in app.button if each.label == "Begin").click()
         app.run()
     return next(each for each in app.button if (each.key or "").startswith(f"rate_{1 + place % 7}_")).click()

@@ -9,5 +9,6 @@ run = frame(
     "Rate prompts", "Read one prompt at a time and rate it by what it says. Ratings are saved as they are given."
 )
 name = parts.rater()
-parts.rate_prompts(run, name)
-parts.about_rater(name)
+under_way = parts.rate_prompts(run, name)
+if not under_way:
+    parts.about_rater(name)

@@ -10,15 +10,19 @@ import csv
 import hashlib
 import io
 import unicodedata
+from collections.abc import Collection
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 
 import pandas as pd
 from filelock import FileLock
 
+from refusal_core.analysis.effect_sizes import plausible_band
 from refusal_core.annotations.ratings import COLUMNS, Ratings, combine, read_ratings
 from refusal_core.errors import RatingError, RefusalError
 from refusal_core.files import write_atomically
+from refusal_core.prompts.labels import LABELS
 from refusal_core.prompts.sets import slug
 from refusal_core.runs.run import Run
 from refusal_core.runs.store import cache_folder, writable_cache
@@ -90,6 +94,31 @@ def rating_order(run: Run, rater: str) -> list[int]:
     """
     rows = run.prompts["prompt_id"].drop_duplicates()
     return [int(row) for row in rows.map(lambda prompt_id: _digest(f"{_key(rater)}\n{prompt_id}")).sort_values().index]
+
+
+def balanced_batch(run: Run, rater: str, rated: Collection[str], size: int) -> list[str]:
+    """Return ids of prompts that the rater has not rated yet, as many of either label and band, in the rater's order.
+
+    The band is where both labels are plausible at the run's best layer. Of prompts in and outside it, of every label,
+    one after the other is taken, in the order of :func:`rating_order`; then they are put into that order, which
+    reveals neither.
+
+    Args:
+        run: the run.
+        rater: whose order it is.
+        rated: ids that are left out.
+        size: prompts at most.
+    """
+    site = run.best_site()
+    low, high = plausible_band(*(run.projections[run.rows(label), site] for label in LABELS))
+    inside = (run.projections[:, site] >= low) & (run.projections[:, site] <= high)
+    order = [row for row in rating_order(run, rater) if run.prompts["prompt_id"][row] not in set(rated)]
+    kinds: dict[tuple[str, bool], list[int]] = {}
+    for row in order:
+        kinds.setdefault((str(run.prompts["label"][row]), bool(inside[row])), []).append(row)
+    turns = [row for turn in zip_longest(*kinds.values()) for row in turn if row is not None]
+    chosen = set(turns[:size])
+    return [str(run.prompts["prompt_id"][row]) for row in order if row in chosen]
 
 
 def _read(path: Path) -> Ratings:

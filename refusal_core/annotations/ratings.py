@@ -173,6 +173,16 @@ def correlation_by_site(run: Run, ratings: Ratings, draws: int = 1000, seed: int
     return pd.DataFrame(rows, columns=["site", "group", "rho", "rho_low", "rho_high", "n"])
 
 
+def correlation_margin(n_prompts: int) -> float:
+    """Return how far from 0 a rank correlation of so many prompts may come to lie by chance, in 95 of 100 cases.
+
+    By Fisher's transformation with the standard error of Fieller et al. 1957; NaN of fewer than five prompts.
+    """
+    if n_prompts < 5:
+        return float("nan")
+    return float(np.tanh(1.96 * np.sqrt(1.06 / (n_prompts - 3))))
+
+
 def strongest_sites(numbers: pd.DataFrame) -> pd.DataFrame:
     """Return the row with the highest rho of every group of :func:`correlation_by_site` that has one."""
     known = numbers.dropna(subset="rho")

@@ -18,7 +18,7 @@ from refusal_core.glossary import meaning_of, name_of
 from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.conversations import written_out
-from refusal_core.ui.layout import chart, sentences, show_error
+from refusal_core.ui.layout import chart, identity, sentences, show_error
 from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.selection import chosen_row, newly
 from refusal_core.ui.server import may_change, require_owner
@@ -26,6 +26,9 @@ from refusal_core.ui.uploads import annotation_file, read_sent
 
 _RATER, _SHOWN, _BACK = "rate_rater", "rate_shown", "rate_back"
 _SKIPPED, _FAILED = "rate_skipped", "rate_failed"
+_BATCH, _SIZE = "rate_batch", "rate_size"
+_BATCHES = {30: "30, balanced", 60: "60, balanced", 0: "all prompts"}
+"""How many prompts a rater is asked for, 0 for all of the run's."""
 _COLLECTED, _FILE = "Collected here", "From a csv file"
 _DISAGREEMENTS = {
     "text": st.column_config.TextColumn("prompt", width=420),
@@ -145,6 +148,7 @@ def rater() -> str:
         with st.form("rate_who", width=520):
             typed = st.text_input("Your name, or a code", max_chars=raters.LONGEST_NAME)
             st.caption("Ratings are saved under it. Give the same one to continue where you stopped.")
+            _size_field()
             if st.form_submit_button("Begin", type="primary"):
                 try:
                     st.session_state[_RATER] = raters.normalise_name(typed)
@@ -155,23 +159,31 @@ def rater() -> str:
     return str(st.session_state[_RATER])
 
 
-def rate_prompts(run: Run, name: str) -> None:
-    """Show one prompt, the scale, and buttons to go back and to skip."""
+def rate_prompts(run: Run, name: str) -> bool:
+    """Show one prompt, the scale, and buttons to go back and to skip; return whether a batch is under way."""
     try:
         given = raters.load_ratings_by(name).table.set_index("prompt_id")["rating"]
     except RefusalError as error:
         show_error("Your earlier ratings cannot be read.", error)
         st.stop()
     prompts = run.prompts.loc[raters.rating_order(run, name)]
+    of_run = int(prompts["prompt_id"].isin(given.index).sum())
+    batch = _batch(run, name, given.index)
+    if batch is not None:
+        prompts = prompts[prompts["prompt_id"].isin(batch)]
     texts = pd.Series([written_out(prompt) for prompt in prompts_of(prompts)], index=prompts["prompt_id"])
     done = [prompt_id for prompt_id in given.index if prompt_id in texts.index]
-    st.progress(len(done) / len(texts), text=f"{len(done)} of {len(texts)} rated")
+    st.progress(len(done) / max(len(texts), 1), text=f"{len(done)} of {len(texts)} rated")
     if failed := st.session_state.pop(_FAILED, None):
         show_error("This rating was not saved.", failed)
     back = st.session_state.get(_BACK)
     corrected = back if back in done else None
     shown = corrected or _next(list(texts.index), done)
-    if shown is None:
+    if shown is None and batch is not None:
+        st.success(f"{len(done)} rated: this batch is done. Thank you.", icon=":material/task_alt:")
+        st.markdown(_bought(of_run))
+        _another_batch()
+    elif shown is None:
         st.success("You have rated every prompt of this run. Thank you.", icon=":material/task_alt:")
     else:
         st.markdown(f"**{raters.QUESTION}**")
@@ -202,6 +214,63 @@ def rate_prompts(run: Run, name: str) -> None:
                 on_click=_skip,
                 args=(shown,),
             )
+        if batch is not None and shown is not None:
+            st.button("End the batch", icon=":material/stop:", type="tertiary", on_click=_end_batch, args=(done,))
+    if batch is not None and shown is not None:
+        st.caption(_bought(of_run - len(done) + len(texts), "With this batch"))
+        return True
+    return False
+
+
+def _size_field() -> None:
+    st.segmented_control(
+        "How many",
+        list(_BATCHES),
+        format_func=_BATCHES.__getitem__,
+        default=30,
+        required=True,
+        key=_SIZE,
+        help="Balanced: as many of every kind of prompt, in random order.",
+    )
+
+
+def _another_batch() -> None:
+    _size_field()
+    st.button("Go on", type="primary", icon=":material/play_arrow:", on_click=_begin_batch)
+
+
+def _begin_batch() -> None:
+    """Forget the batch, so that the next one is drawn among what is left."""
+    st.session_state.pop(_BATCH, None)
+
+
+def _end_batch(done: list[str]) -> None:
+    """Leave out of the batch what is not rated yet."""
+    of, size, _ = st.session_state[_BATCH]
+    st.session_state[_BATCH] = of, size, tuple(done)
+
+
+def _batch(run: Run, name: str, rated: pd.Index) -> list[str] | None:
+    """Return the ids of the rater's batch on this run, drawn when it begins; ``None`` where all prompts are asked."""
+    of, size, ids = st.session_state.get(_BATCH, (None, 0, ()))
+    if of != (identity(run), name):
+        size = int(st.session_state.get(_SIZE) or 0)
+        ids = tuple(raters.balanced_batch(run, name, set(rated), size)) if size else ()
+        # Of a run that is rated completely there is no batch.
+        size = size if ids else 0
+        st.session_state[_BATCH] = (identity(run), name), size, ids
+    return list(ids) if size else None
+
+
+def _bought(n_rated: int, when: str = "Now") -> str:
+    """Return how well a correlation is known of so many rated prompts, in a sentence."""
+    margin = ratings.correlation_margin(n_rated)
+    if pd.isna(margin):
+        return f"{when} {n_rated} prompts of this run are rated."
+    return (
+        f"{when} {n_rated} prompts of this run are rated: a rank correlation with them is known to about ±{margin:.2f} "
+        "(95 %)."
+    )
 
 
 def about_rater(name: str) -> None:
@@ -297,7 +366,7 @@ def _go_back(prompt_id: str | None) -> None:
 
 
 def _leave() -> None:
-    for key in (_RATER, _BACK, _SKIPPED):
+    for key in (_RATER, _BACK, _SKIPPED, _BATCH):
         st.session_state.pop(key, None)
 
 

@@ -8,17 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 from synthetic import HOSTILE, RUN
 
 from refusal_core.annotations import raters, ratings
 from refusal_core.annotations.ratings import Ratings, read_ratings
 from refusal_core.cli.main import main
 from refusal_core.errors import RefusalError
+from refusal_core.exploration.outliers import derived_band
 from refusal_core.figures import ratings as figures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -267,6 +270,34 @@ def test_an_order_is_a_rater_s_own_and_tells_no_label(run):
     changes = [np.mean(np.diff(labels[raters.rating_order(run, f"rater {n}")].astype(int)) != 0) for n in range(100)]
     share = labels.mean()
     assert np.mean(changes) == pytest.approx(2 * share * (1 - share), abs=0.03)
+
+
+def test_a_batch_has_as_many_of_every_label_in_and_outside_the_band_and_its_order_tells_neither(run):
+    site = run.best_site()
+    low, high = derived_band(run, site)
+    known = run.prompts.set_index("prompt_id")["label"]
+    inside = dict(zip(known.index, (run.projections[:, site] >= low) & (run.projections[:, site] <= high), strict=True))
+    order = [run.prompts["prompt_id"][row] for row in raters.rating_order(run, "Ana")]
+    available = Counter((known[prompt_id], inside[prompt_id]) for prompt_id in order)
+    size = 2 * len(available)
+    batch = raters.balanced_batch(run, "Ana", [], size)
+    counts = Counter((known[prompt_id], inside[prompt_id]) for prompt_id in batch)
+    assert sum(counts.values()) == size
+    assert min(counts.values()) >= min(2, *available.values())
+    assert max(counts.values()) <= 3
+    assert [prompt_id for prompt_id in order if prompt_id in batch] == batch
+    rest = raters.balanced_batch(run, "Ana", batch, 1000)
+    assert {*rest, *batch} == {*order}
+    assert not {*rest} & {*batch}
+    assert raters.balanced_batch(run, "Ben", [], size) != batch
+
+
+def test_a_correlation_of_nothing_lies_within_its_margin_in_95_of_100_cases():
+    rng = np.random.default_rng(0)
+    for n_prompts in (10, 30, 100):
+        drawn = [spearmanr(*rng.normal(size=(2, n_prompts))).statistic for _ in range(1500)]
+        assert np.mean(np.abs(drawn) <= ratings.correlation_margin(n_prompts)) == pytest.approx(0.95, abs=0.02)
+    assert np.isnan(ratings.correlation_margin(4))
 
 
 def test_the_command_line_reads_compares_and_exports(run, synthetic_cache, tmp_path, capsys):

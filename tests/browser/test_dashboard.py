@@ -114,7 +114,8 @@ def test_prompts_rated_by_key_and_by_mouse_are_kept_over_a_reload(open_page, cac
 
     def begin() -> None:
         page.get_by_label("Your name, or a code").fill("Ana")
-        page.keyboard.press("Enter")
+        page.locator(".st-key-rate_size").get_by_text("all prompts").click()
+        page.get_by_role("button", name="Begin").click()
 
     def is_shown(place: int) -> None:
         expect(page.get_by_text(f"{place} of {len(texts)} rated")).to_be_visible(timeout=20_000)

@@ -32,6 +32,7 @@ from synthetic import (
 
 from refusal_core.analysis.effect_sizes import auroc, cohens_d
 from refusal_core.annotations import raters
+from refusal_core.annotations.ratings import correlation_margin
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RunError
 from refusal_core.exploration.outliers import derived_band
@@ -49,6 +50,7 @@ from refusal_core.runs.store import open_run
 from refusal_core.ui import comparison, frame, jobs, lists, model, remembered
 from refusal_core.ui import home as home_page
 from refusal_core.ui import live as live_page
+from refusal_core.ui import ratings as ratings_page
 from refusal_core.ui.layout import identity
 from refusal_core.ui.markdown import typeset
 from refusal_core.ui.numbers import whole
@@ -553,10 +555,11 @@ def test_damaged_behaviour_is_an_error_on_its_page_alone(with_replies):
     assert "lacks the column" in visit("5_Behaviour").text[-1].value
 
 
-def begin(name: str) -> AppTest:
-    """The page on which a person rates, after they gave their name."""
+def begin(name: str, size: int = 0) -> AppTest:
+    """The page on which a person rates, after they gave their name and how many prompts they want, 0 for all."""
     app = visit("8_Rate", run=RUN)
     app.text_input[0].set_value(name)
+    app.segmented_control(key="rate_size").set_value(size)
     return press(app, "Begin")
 
 
@@ -604,6 +607,38 @@ def test_a_rating_can_be_corrected_and_a_prompt_skipped(own_cache):
     assert prompt_shown(press(app, "slightly")) == texts[2]
     press(app, "slightly")
     assert "every prompt" in app.success[0].value
+
+
+def test_a_batch_is_balanced_and_says_what_it_buys(own_cache, monkeypatch):
+    monkeypatch.setattr(ratings_page, "_BATCHES", {3: "3", 30: "30, balanced", 0: "all"})
+    run = open_run(RUN)
+    app = begin("Ana", 3)
+    assert "0 of 3 rated" in app.get("progress")[0].proto.text
+    # Nothing else is in view.
+    assert not app.get("download_button")
+    batch = raters.balanced_batch(run, "Ana", [], 3)
+    texts = [run.prompts.set_index("prompt_id")["text"][prompt_id] for prompt_id in batch]
+    for text in texts:
+        assert prompt_shown(app) == text
+        press(app, "somewhat")
+    assert "3 rated: this batch is done" in app.success[0].value
+    assert app.get("download_button")
+    app.segmented_control(key="rate_size").set_value(30)
+    press(app, "Go on")
+    assert "0 of 30 rated" in app.get("progress")[0].proto.text
+    assert "With this batch 33 prompts of this run are rated" in shown(app)
+    assert f"±{correlation_margin(33):.2f}" in shown(app)
+    assert prompt_shown(app) not in texts
+    press(press(app, "hardly"), "End the batch")
+    assert "1 rated: this batch is done" in app.success[0].value
+    assert raters.load_ratings_by("Ana").table["rating"].tolist() == [4, 4, 4, 2]
+
+
+def test_a_run_that_is_rated_has_no_batch(own_cache):
+    run = open_run(RUN)
+    for rated, text in zip(run.prompts["prompt_id"], run.prompts["text"], strict=True):
+        raters.save_rating("Ana", rated, text, 3)
+    assert "every prompt" in begin("Ana", 30).success[0].value
 
 
 def test_whoever_rates_sees_nothing_of_the_run(tmp_path, monkeypatch):
