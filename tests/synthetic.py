@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from refusal_core.evidence.apart import COLUMNS, apart_table
 from refusal_core.evidence.positions import position_table
 from refusal_core.intervention import experiment
 from refusal_core.models.opening import load_model
@@ -29,6 +30,7 @@ from refusal_core.runs.manifest import (
     Manifest,
     ModelRecord,
     PositionsManifest,
+    RepliesRecord,
     RulesRecord,
     SubspaceManifest,
     TemplateRecord,
@@ -144,12 +146,18 @@ def save_subspace(run: Run) -> None:
     save_addition(run, table, SubspaceManifest(created="", activations="stored", seed=0, draws=99, categories=names))
 
 
-def save_positions(run: Run, activations: bool = False) -> None:
-    """Store read positions beside a run: harm is read at the first alone, at the last site."""
+def save_positions(run: Run, activations: bool = False, refused: np.ndarray | None = None) -> None:
+    """Store read positions beside a run: harm is read at the first alone, refusing at the last, at the last site.
+
+    Args:
+        run: the run.
+        activations: whether they are kept.
+        refused: ``(prompt,)`` bool, by which harm and refusal are compared.
+    """
     shape = (3, len(run.prompts), *run.directions.unit_direction.shape)
     at_end = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     at_end[0, run.prompts["label"].eq("harmful").to_numpy(), -1, 0] += 6
-    table = position_table(at_end, run.prompts, 0, no_progress, draws=99)
+    ends, table = at_end[::2].transpose(1, 0, 2, 3), position_table(at_end, run.prompts, 0, no_progress, draws=99)
     manifest = PositionsManifest(
         created="",
         compute=BehaviourCompute(device="cpu", dtype="float32"),
@@ -157,7 +165,14 @@ def save_positions(run: Run, activations: bool = False) -> None:
         draws=99,
         closing_tokens=("<|im_end|>", "\n"),
     )
-    save_addition(run, table, manifest, at_end[::2].transpose(1, 0, 2, 3) if activations else None)
+    table = table.reindex(columns=list(COLUMNS))
+    if refused is not None:
+        at_end[-1, refused, -1, 1] += 6
+        compared, replies = apart_table(ends, (-3, -1), run.prompts, refused, 0, no_progress, draws=99)
+        table = pd.concat([table.astype(compared.dtypes), compared], ignore_index=True)
+        record = RepliesRecord(sha256="0" * 64, counts=replies.counts, reason=replies.why_none)
+        manifest = manifest.model_copy(update={"replies": record})
+    save_addition(run, table, manifest, ends if activations else None)
 
 
 def save_second_run(cache: Path) -> str:

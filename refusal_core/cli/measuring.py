@@ -124,20 +124,22 @@ def positions(
     reporter: ReporterArgument,
 ) -> None:
     """Read a run's prompts where their instruction ends and at the closing tokens behind it, and test the direction."""
-    from refusal_core.behaviour.positions import record
+    from refusal_core.behaviour.positions import compare_with_new_replies, has_new_replies, record
     from refusal_core.exploration.positions import load_positions, positions_of
 
     opened = store.open_run(run, cache)
     stored = None if again else load_positions(opened)
-    if stored is not None:
+    if stored is not None and not has_new_replies(opened, stored[1]):
         print(
             f"the run has its {len(positions_of(stored[1]))} read positions: nothing was computed "
             "(--again measures anew)"
         )
         return
     with reporter.progress() as progress:
-        model = load_model_of(opened, where or ModelOptions())
-        table = record(opened, model, options or PositionOptions(), progress)
+        table = None if again else compare_with_new_replies(opened, progress)
+        if table is None:
+            model = load_model_of(opened, where or ModelOptions())
+            table = record(opened, model, options or PositionOptions(), progress)
     n_positions = table["position"].nunique()
     print(f"measured at {n_positions} read positions; `refusal show {opened.run_id} --positions` shows the result")
 
@@ -235,6 +237,10 @@ def show_positions(run: Run, as_json: bool) -> None:
         print_json({"run_id": run.run_id, "closing_tokens": manifest.closing_tokens, "numbers": records(table)})
         return
     site = run.best_site()
+    print(measured_positions.verdict(run, stored, site))
+    for said in (measured_positions.what_follows, measured_positions.how_alike):
+        if sentence := said(stored, site):
+            print(sentence)
     print(measured_positions.where_read(run, stored, site), end="\n\n")
     print_table(measured_positions.numbers_table(stored, site), index=True)
 

@@ -23,12 +23,12 @@ from refusal_core.evidence.site_answers import answer_site
 from refusal_core.evidence.wording import Compared, compared_prompts
 from refusal_core.options import FOLDS, REPEATS
 from refusal_core.progress import Progress
-from refusal_core.runs.schemas import READ_AT_POSITIONS
+from refusal_core.runs.schemas import HARM, READ_AT_POSITIONS
 
 TESTING = "testing (sites)"
 DRAWS = 1000
 """Of the bootstrap, as in a run, whose numbers are those of the last position."""
-COLUMNS = ("position", "site", "measure", "number", "number_low", "number_high")
+COLUMNS = ("position", "site", "subject", "measure", "number", "number_low", "number_high")
 
 
 def position_table(
@@ -44,9 +44,10 @@ def position_table(
         draws: of the bootstrap.
 
     Returns:
-        One row per position, site and measure, ``position, site, measure, number, number_low, number_high``: the
-        in-sample and cross-fitted d and the cross-fitted AUROC of the contrast set, the effects of intent and cue on
-        quartets where the run has them, and the rank correlation with the refusal log-odds within the labels.
+        One row per position, site and measure, ``position, site, subject, measure, number, number_low, number_high``,
+        of the direction of harm: the in-sample and cross-fitted d and the cross-fitted AUROC of the contrast set, the
+        effects of intent and cue on quartets where the run has them, and the rank correlation with the refusal log-odds
+        within the labels.
     """
     n_positions, n_prompts, n_sites, d_model = at_end.shape
     design = plan_design(
@@ -85,4 +86,4 @@ def _numbers(hidden_site: np.ndarray, design: Design, compared: Sequence[Compare
     for measure in READ_AT_POSITIONS:
         if measure in numbers:
             ends = {f"number{end}": numbers.get(f"{measure}{end}", np.nan) for end in ("", "_low", "_high")}
-            yield {"measure": measure, **ends}
+            yield {"subject": HARM, "measure": measure, **ends}

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pandas as pd
 
 from refusal_core.errors import RunError
 from refusal_core.runs.additions import read_addition
 from refusal_core.runs.manifest import PositionsManifest
 from refusal_core.runs.run import Run
-from refusal_core.runs.schemas import FITS, FOLLOWS_INTENT, GOES_WITH_REFUSING, HOLDS, READ_AT_POSITIONS
+from refusal_core.runs.schemas import (
+    ACROSS,
+    ASKED,
+    BOTH_DIRECTIONS,
+    CELLS,
+    CORRECTED,
+    COSINE,
+    DONE,
+    FITS,
+    FOLLOWS_INTENT,
+    GOES_WITH_REFUSING,
+    HARM,
+    HOLDS,
+    QUARTET_CELLS,
+    READ_AT_POSITIONS,
+    REFUSAL,
+)
 
 T_INST, T_POST = "t_inst", "t_post"
 OF_QUARTETS = frozenset({"intent", "cue", FOLLOWS_INTENT})
@@ -26,6 +44,9 @@ QUESTIONS = {
 }
 """The measures that are put as questions: a word for each, and the question with its number."""
 
+CLAIMED = 0.025
+"""Highest p of permuted replies at which refusing is said to have a direction."""
+
 Measured = tuple[pd.DataFrame, PositionsManifest]
 
 
@@ -39,16 +60,37 @@ def load_positions(run: Run) -> Measured | None:
     if stored is None:
         return None
     table, manifest = stored
-    measures = (
-        set(READ_AT_POSITIONS) if table["measure"].isin(OF_QUARTETS).any() else {*READ_AT_POSITIONS} - OF_QUARTETS
-    )
-    wanted = pd.MultiIndex.from_product([positions_of(manifest), range(run.n_sites), sorted(measures)])
-    given = pd.MultiIndex.from_frame(table[["position", "site", "measure"]])
-    if len(given) != len(wanted) or not wanted.isin(given).all():
+    read = of_positions(table)
+    quartets = bool(read["measure"].isin(OF_QUARTETS).any())
+    measures = READ_AT_POSITIONS if quartets else [name for name in READ_AT_POSITIONS if name not in OF_QUARTETS]
+    wanted = [(position, HARM, measure) for position, measure in product(positions_of(manifest), measures)]
+    if manifest.replies is not None:
+        wanted += _compared(manifest, quartets)
+    rows = table.groupby("site")[["position", "subject", "measure"]]
+    if set(rows.groups) != set(range(run.n_sites)) or any(
+        sorted(of_site.itertuples(index=False, name=None)) != sorted(wanted) for _, of_site in rows
+    ):
         raise RunError(
             f"run {run.run_id!r}: positions.parquet lacks positions or sites, or has rows twice; measure it again"
         )
     return table, manifest
+
+
+def _compared(manifest: PositionsManifest, quartets: bool) -> list[tuple[int, str, str]]:
+    """Return position, subject and measure of every row that compares harm and refusal at a site."""
+    first, last, apart = positions_of(manifest)[0], -1, manifest.replies is not None and manifest.replies.reason is None
+    of_each = [*CELLS, ASKED, DONE, *(QUARTET_CELLS if quartets else ())]
+    measures = [(HARM, measure) for measure in of_each]
+    if apart:
+        measures += [(REFUSAL, measure) for measure in (*of_each, *(("intent", "cue") if quartets else ()))]
+        measures += [(BOTH_DIRECTIONS, COSINE), (BOTH_DIRECTIONS, CORRECTED)]
+    rows = [(position, *measure) for position, measure in product((first, last), measures)]
+    return [*rows, *((last, ACROSS, measure) for measure in (COSINE, CORRECTED) if apart)]
+
+
+def of_positions(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the direction of harm at every read position."""
+    return table[table["subject"].eq(HARM) & table["measure"].isin(READ_AT_POSITIONS)]
 
 
 def positions_of(manifest: PositionsManifest) -> range:
@@ -68,19 +110,19 @@ def position_label(position: int, manifest: PositionsManifest) -> str:
 
 def numbers_at(measured: Measured, measure: str) -> pd.DataFrame:
     """Return ``(position, site)`` of a measure, positions and sites as the index and columns."""
-    table = measured[0]
+    table = of_positions(measured[0])
     return table[table["measure"].eq(measure)].pivot(index="position", columns="site", values="number")
 
 
 def questions_of(measured: Measured) -> dict[str, str]:
     """Return the measures that are put as questions, by the word for each: without quartets one less."""
-    known = set(measured[0]["measure"])
+    known = set(of_positions(measured[0])["measure"])
     return {word: measure for measure, (word, _) in QUESTIONS.items() if measure in known}
 
 
 def numbers_table(measured: Measured, site: int) -> pd.DataFrame:
     """Return one row per position at a site, with every number and the ends of its interval as columns."""
-    table, manifest = measured
+    table, manifest = of_positions(measured[0]), measured[1]
     at_site = table[table["site"].eq(site)].set_index(["position", "measure"])
     columns: dict[str, pd.Series] = {}
     for measure in READ_AT_POSITIONS:
@@ -94,7 +136,7 @@ def numbers_table(measured: Measured, site: int) -> pd.DataFrame:
 
 def where_read(run: Run, measured: Measured, site: int) -> str:
     """Say how the directions read at ``t_inst`` and at ``t_post`` do at a site, on new prompts and on quartets."""
-    table, manifest = measured
+    table, manifest = of_positions(measured[0]), measured[1]
     at_site = table[table["site"].eq(site)].set_index(["position", "measure"])
     sentences = []
     for position in (positions_of(manifest)[0], -1):
@@ -115,3 +157,138 @@ def where_read(run: Run, measured: Measured, site: int) -> str:
 
 def _spelt(row: pd.Series) -> str:
     return f"{row['number']:.2f} ({row['number_low']:.2f} to {row['number_high']:.2f})"
+
+
+def is_compared(measured: Measured) -> bool:
+    """Return whether harm and refusal were compared, which takes the run's behaviour."""
+    return measured[1].replies is not None
+
+
+def ends_of(manifest: PositionsManifest) -> dict[str, int]:
+    """Return the two positions at which harm and refusal are compared, by name."""
+    return {T_INST: positions_of(manifest)[0], T_POST: -1}
+
+
+def apart_at(measured: Measured, site: int) -> pd.DataFrame:
+    """Return the rows that compare harm and refusal at a site, with position, subject and measure as the index."""
+    table = measured[0]
+    others = table[table["site"].eq(site)].drop(index=of_positions(table).index, errors="ignore")
+    return others.set_index(["position", "subject", "measure"]).sort_index()
+
+
+def cosines_over_layers(measured: Measured) -> dict[str, pd.DataFrame]:
+    """Return the corrected cosine per site, ``site, number, number_low, number_high``, at either end and across.
+
+    It is missing where refusing is not shown to have a direction.
+    """
+    table, manifest = measured
+    shown = table[table["subject"].eq(REFUSAL) & table["measure"].eq(DONE)].set_index(["position", "site"])["p"]
+    cosines = {}
+    for name, position, subject in (
+        *((name, position, BOTH_DIRECTIONS) for name, position in ends_of(manifest).items()),
+        (ACROSS, -1, ACROSS),
+    ):
+        rows = table[
+            table["position"].eq(position) & table["subject"].eq(subject) & table["measure"].eq(CORRECTED)
+        ].sort_values("site")
+        if len(rows):
+            exists = shown.loc[position].reindex(rows["site"]).le(CLAIMED).to_numpy()
+            numbers = ["number", "number_low", "number_high"]
+            cosines[name] = rows[["site", *numbers]].assign(
+                **{column: rows[column].where(exists) for column in numbers}
+            )
+    return cosines
+
+
+def verdict(run: Run, measured: Measured, site: int) -> str:
+    """Say at a site whether harm and refusal are two directions, at each end."""
+    replies = measured[1].replies
+    where = run.site_label(site)
+    if replies is None:
+        return "Whether harm and refusal are two directions takes the run's behaviour, which was not measured."
+    if replies.reason is not None:
+        return f"Whether harm and refusal are two directions cannot be said: {replies.reason}."
+    numbers = apart_at(measured, site)
+    said = {name: _alike(numbers, position) for name, position in ends_of(measured[1]).items()}
+    if said[T_INST] == said[T_POST]:
+        return f"At {where}, at {T_INST} and at {T_POST}, {said[T_INST]}."
+    return f"At {where} {said[T_INST]} at {T_INST}; at {T_POST} {said[T_POST]}."
+
+
+def _alike(numbers: pd.DataFrame, position: int) -> str:
+    """Return the claim on the two directions at a position: of replies that follow the label alone, none."""
+    if not numbers.loc[(position, REFUSAL, DONE), "p"] <= CLAIMED:
+        return "no direction of refusing is found"
+    if not numbers.loc[(position, HARM, ASKED), "number_low"] > 0 and not (
+        numbers.loc[(position, HARM, DONE), "number_low"] > 0
+    ):
+        return "no direction of harm is found"
+    return (
+        "harm and refusal are two directions"
+        if numbers.loc[(position, BOTH_DIRECTIONS, CORRECTED), "number_high"] < 1
+        else "harm and refusal are not told apart"
+    )
+
+
+def how_alike(measured: Measured, site: int) -> str:
+    """Say the cosines of harm and refusal at a site, as far as refusing has a direction there."""
+    if measured[1].replies is None or measured[1].replies.reason is not None:
+        return ""
+    numbers, sentences = apart_at(measured, site), []
+    ends = ends_of(measured[1])
+    for where, position, subject, has_refusal in (
+        (f"at {T_INST}", ends[T_INST], BOTH_DIRECTIONS, ends[T_INST]),
+        (f"at {T_POST}", ends[T_POST], BOTH_DIRECTIONS, ends[T_POST]),
+        (f"of harm at {T_INST} with refusal at {T_POST}", -1, ACROSS, ends[T_POST]),
+    ):
+        p = numbers.loc[(has_refusal, REFUSAL, DONE), "p"]
+        if not p <= CLAIMED:
+            sentences.append(f"{where} it says nothing, since refusing is not shown to have a direction (p = {p:.3f})")
+            continue
+        raw = numbers.loc[(position, subject, COSINE)]
+        said = f"{where} {_spelt(raw)}, of permuted replies {raw['chance_low']:.2f} to {raw['chance_high']:.2f}"
+        corrected = numbers.loc[(position, subject, CORRECTED)]
+        if pd.notna(corrected["number"]):
+            said += f", without noise {_spelt(corrected)}"
+        sentences.append(said)
+    return f"Cosine of harm and refusal: {'; '.join(sentences)}."
+
+
+def what_follows(measured: Measured, site: int) -> str:
+    """Say what each direction is shown to follow at a site, held out: what is asked, what the model does, or neither."""
+    if measured[1].replies is None:
+        return ""
+    numbers, sentences = apart_at(measured, site), []
+    subjects = [HARM, *([REFUSAL] if measured[1].replies.reason is None else [])]
+    for subject, (name, position) in product(subjects, ends_of(measured[1]).items()):
+        shown, missing = [], []
+        for measure, what in ((ASKED, "what is asked"), (DONE, "refusing")):
+            row = numbers.loc[(position, subject, measure)]
+            if row["number_low"] > 0:
+                shown.append(f"{what} by {_spelt(row)}")
+            elif pd.notna(row["number"]):
+                missing.append(what)
+        said = f"{subject.capitalize()} at {name} follows {' and '.join(shown)}" if shown else ""
+        if missing:
+            lacking = f"is not shown to follow {' or '.join(missing)}"
+            said = f"{said}, and {lacking}" if said else f"{subject.capitalize()} at {name} {lacking}"
+        if said:
+            sentences.append(f"{said}.")
+    return " ".join(sentences)
+
+
+def apart_table(measured: Measured, site: int) -> pd.DataFrame:
+    """Return one row per number that compares harm and refusal at a site, position and direction in words."""
+    names = {position: name for name, position in ends_of(measured[1]).items()}
+    table = apart_at(measured, site).reset_index()
+    return pd.DataFrame(
+        {
+            "read_at": table["position"].map(names),
+            "direction_of": table["subject"],
+            "of": table["measure"].str.replace("_", ", "),
+            **{column: table[column] for column in ("number", "number_low", "number_high")},
+            "permuted_low": table["chance_low"],
+            "permuted_high": table["chance_high"],
+            "p_permuted": table["p"],
+        }
+    )

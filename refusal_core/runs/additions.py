@@ -71,6 +71,11 @@ def _replace_activations(path: Path, activations: np.ndarray | None) -> dict[str
     return {"activations_sha256": sha256_of(path)}
 
 
+def keeps_position_activations(run: Run, manifest: PositionsManifest) -> bool:
+    """Return whether the activations at the first and the last read position are beside the run."""
+    return manifest.activations_sha256 is not None and (run.path / POSITION_ACTIVATIONS).exists()
+
+
 def load_position_activations(run: Run, manifest: PositionsManifest) -> np.ndarray | None:
     """Return ``(prompt, 2, site, d_model)`` float32 at the first and the last read position, or None where not kept.
 
@@ -80,7 +85,7 @@ def load_position_activations(run: Run, manifest: PositionsManifest) -> np.ndarr
         RunError: when they are not what the manifest describes.
     """
     path = run.path / POSITION_ACTIVATIONS
-    if manifest.activations_sha256 is None or not path.exists():
+    if not keeps_position_activations(run, manifest):
         return None
     n_sites, d_model = run.directions.unit_direction.shape
     try:

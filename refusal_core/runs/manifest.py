@@ -333,15 +333,30 @@ class SubspaceManifest(AdditionManifest):
     reason: str | None = None
 
 
+class RepliesRecord(_Record):
+    """The replies that harm and refusal were told apart by.
+
+    Attributes:
+        sha256: of the run's behaviour.
+        counts: prompts per label and reply, of those that draws are taken of.
+        reason: why refusing has no direction of its own, or None.
+    """
+
+    sha256: str
+    counts: dict[str, NonNegativeInt]
+    reason: str | None = None
+
+
 class PositionsManifest(AdditionManifest):
     """How a run's prompts were read at other positions: ``positions.json``.
 
     Attributes:
         compute: what the prompts were read on.
-        seed, draws: of the bootstrap.
+        seed, draws: of bootstrap and permutations.
         closing_tokens: the template's closing tokens, as text; the last read position is the last of them, and the
             first one lies before them all.
         activations_sha256: of the file of activations, or None where they were not kept.
+        replies: that harm and refusal were told apart by, or None where the run had none.
     """
 
     kind = "positions"
@@ -351,6 +366,7 @@ class PositionsManifest(AdditionManifest):
     draws: PositiveInt
     closing_tokens: Annotated[tuple[str, ...], Field(min_length=1)]
     activations_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    replies: RepliesRecord | None = None
 
 
 KINDS: tuple[type[AdditionManifest], ...] = (

@@ -25,7 +25,12 @@ ESTIMATED = (
 """What the rows of a run's subspace are: see :func:`refusal_core.pipeline.subspace.record`."""
 FITS, HOLDS, FOLLOWS_INTENT, GOES_WITH_REFUSING = "in_sample_d", "crossfit_d", "intent_lead", "rho"
 READ_AT_POSITIONS = (FITS, HOLDS, "crossfit_auroc", "intent", "cue", FOLLOWS_INTENT, GOES_WITH_REFUSING)
-"""What the rows of a run's read positions are: see :func:`refusal_core.evidence.positions.position_table`."""
+"""What is measured at every read position: see :func:`refusal_core.evidence.positions.position_table`."""
+HARM, REFUSAL, BOTH_DIRECTIONS, ACROSS = "harm", "refusal", "both", "across"
+CELLS = ("harmful_refused", "harmful_answered", "harmless_refused", "harmless_answered")
+QUARTET_CELLS = ("alarming_harmful", "alarming_harmless", "calm_harmful", "calm_harmless")
+ASKED, DONE, CORRECTED = "asked", "done", "corrected_cosine"
+"""What is compared at the first and the last of them: see :func:`refusal_core.evidence.apart.apart_table`."""
 _ROUNDING = 1e-6
 """How far a number may lie outside of its range for the rounding of float32."""
 
@@ -262,8 +267,12 @@ ADDITIONS: Mapping[str, Schema] = {
     "positions": {
         "position": Column("integer", high=-1),
         "site": _SITE,
-        "measure": Column("text", among=READ_AT_POSITIONS),
+        "subject": Column("text", among=(HARM, REFUSAL, BOTH_DIRECTIONS, ACROSS)),
+        "measure": Column("text", among=(*READ_AT_POSITIONS, *CELLS, *QUARTET_CELLS, ASKED, DONE, COSINE, CORRECTED)),
         **_with_interval(_MEASURED, "number"),
+        "chance_low": _MEASURED,
+        "chance_high": _MEASURED,
+        "p": _SHARE,
     },
 }
 _COLUMN_NAME = re.compile(r"[\w|*(), -]{1,80}")

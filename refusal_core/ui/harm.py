@@ -6,14 +6,26 @@ from functools import partial
 
 import streamlit as st
 
+from refusal_core.behaviour.positions import has_new_replies
 from refusal_core.errors import RefusalError
 from refusal_core.exploration import positions
 from refusal_core.exploration.positions import Measured
-from refusal_core.figures.positions import over_positions
+from refusal_core.figures import positions as figures
+from refusal_core.runs.additions import keeps_position_activations
 from refusal_core.runs.manifest import PositionsManifest
 from refusal_core.runs.run import Run
 from refusal_core.ui.frame import site_picker
-from refusal_core.ui.layout import chart, csv_button, marked, part_picker, sentences, show_error
+from refusal_core.ui.layout import (
+    chart,
+    csv_button,
+    heading,
+    identity,
+    marked,
+    part_picker,
+    sentences,
+    shared_figure,
+    show_error,
+)
 from refusal_core.ui.model import measure_here
 from refusal_core.ui.numbers import numbers_table
 
@@ -41,27 +53,58 @@ def measured_or_end(run: Run) -> Measured:
 
 
 def choose_site(run: Run, measured: Measured) -> int:
-    """Show a field for the site, and beside it what is read there at either end; return the site."""
+    """Show a field for the site, and beside it whether harm and refusal are two directions there; return the site."""
     place, says = st.columns([1, 3], gap="medium", vertical_alignment="bottom")
     site = site_picker(run, place)
-    says.markdown(sentences(positions.where_read(run, measured, site)))
+    with says:
+        heading(positions.verdict(run, measured, site))
     return site
 
 
+def apart(run: Run, measured: Measured, site: int) -> None:
+    """Show what the directions of harm and refusal make of each kind of prompt, at either end, and their cosines."""
+    if has_new_replies(run, measured[1]):
+        known = positions.is_compared(measured)
+        st.info(
+            f"The model's replies were measured {'again ' if known else ''}after its prompts were read. Measured once "
+            "more, harm and refusal are compared by them.",
+            icon=":material/call_split:",
+        )
+        measure_here(run, KIND, with_model=not keeps_position_activations(run, measured[1]))
+    elif not positions.is_compared(measured):
+        st.page_link("pages/5_Behaviour.py", label="Measure the behaviour", icon=":material/forum:")
+    if not positions.is_compared(measured):
+        return
+    key = (*identity(run), KIND, measured[1].sha256)
+    chart(shared_figure((*key, "cells", site), lambda: figures.cells(run, measured, site)), "positions_cells")
+    st.caption(sentences(f"{positions.what_follows(measured, site)} The other is held equal."))
+
+
 def over_layers(run: Run, measured: Measured, site: int) -> None:
-    """Show a question's number at every layer and read position."""
+    """Show a question's number at every layer and read position, and beside it the cosine of harm and refusal."""
     questions = positions.questions_of(measured)
     measure = questions[part_picker(list(questions))]
-    key = (KIND, measured[1].sha256, measure)
-    chart(marked(run, key, site, partial(over_positions, run, measured, measure)), f"positions_{measure}")
-    st.caption(
-        "The direction is fitted anew at each position and layer. t_inst is the last token of the instruction, t_post "
-        "the last of the template, where the run reads its prompts; between them lie the template's closing tokens."
-    )
+    key = (KIND, measured[1].sha256)
+    left, right = st.columns(2, gap="medium") if positions.cosines_over_layers(measured) else (st.container(), None)
+    with left:
+        draw = partial(figures.over_positions, run, measured, measure)
+        chart(marked(run, (*key, measure), site, draw), f"positions_{measure}")
+        st.caption(sentences(positions.where_read(run, measured, site)))
+    if right is None:
+        return
+    with right:
+        chart(marked(run, (*key, "cosines"), site, partial(figures.cosines, run, measured)), "positions_cosines")
+        st.caption(sentences(positions.how_alike(measured, site)))
 
 
 def numbers(run: Run, measured: Measured, site: int) -> None:
     """Show all numbers at a site, and offer those of all sites."""
     with st.expander("The numbers", icon=":material/table_rows:"):
+        st.caption(
+            "The direction is fitted anew at each position and layer. t_inst is the last token of the instruction, "
+            "t_post the last of the template, where the run reads its prompts; between them lie closing tokens."
+        )
         numbers_table(positions.numbers_table(measured, site).reset_index())
+        if positions.is_compared(measured):
+            numbers_table(positions.apart_table(measured, site))
         csv_button(lambda: measured[0], f"{run.run_id}--{KIND}")

@@ -6,11 +6,13 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
+from synthetic import RUN, behaviour_manifest, save_positions
 from tiny import tiny_model
 
 from refusal_core.activations.extraction import extract
-from refusal_core.behaviour.positions import record
+from refusal_core.behaviour.positions import compare_with_new_replies, has_new_replies, record
 from refusal_core.errors import ModelError, RunError
 from refusal_core.exploration import positions as described
 from refusal_core.options import PositionOptions
@@ -117,14 +119,53 @@ def test_a_table_that_lacks_or_repeats_rows_or_has_other_values_is_refused(measu
         with pytest.raises(RunError, match=message):
             described.load_positions(measured)
     of_quartets = table["measure"].isin(described.OF_QUARTETS)
+    assert not described.is_compared((table, manifest))
     save_addition(measured, table[~of_quartets], manifest)
     without = described.load_positions(measured)
     assert described.questions_of(without).keys() == {"fits", "holds", "refusing"}
     assert "quartets" not in described.where_read(measured, without, 1)
+    save_addition(measured, table.assign(subject="refusal"), manifest)
+    with pytest.raises(RunError, match="lacks positions or sites"):
+        described.load_positions(measured)
+    save_addition(measured, table, manifest)
     described_in = json.loads((measured.path / "positions.json").read_text())
     (measured.path / "positions.json").write_text(json.dumps(described_in | {"closing_tokens": []}))
     with pytest.raises(RunError, match="closing_tokens"):
         described.load_positions(measured)
+
+
+def test_replies_that_are_measured_later_are_compared_by_without_the_model(measured):
+    assert not has_new_replies(measured, described.load_positions(measured)[1])
+    assert "takes the run's behaviour" in described.verdict(measured, described.load_positions(measured), 1)
+    assert described.what_follows(described.load_positions(measured), 1) == ""
+    for refuses in (np.arange(len(measured.prompts)) // 2 % 2 == 0, np.zeros(len(measured.prompts), dtype=bool)):
+        replies = measured.prompts[["prompt_id"]].assign(
+            phrase_log_odds=0.5, opening="Sure", opening_label=np.where(refuses, "refuses", "answers")
+        )
+        save_addition(measured, replies, behaviour_manifest("Sorry"))
+        before, manifest = described.load_positions(measured)
+        assert has_new_replies(measured, manifest)
+        compare_with_new_replies(measured)
+        table, manifest = described.load_positions(measured)
+        assert not has_new_replies(measured, manifest)
+        pd.testing.assert_frame_equal(described.of_positions(table), described.of_positions(before))
+        assert POSITION_ACTIVATIONS in verify_run(measured.run_id, measured.path.parent)
+        few = manifest.replies.reason
+        said = described.verdict(measured, (table, manifest), 1)
+        assert few.startswith(f"the model refuses {6 * refuses.any()} of 12 harmful")
+        assert said.endswith(f"cannot be said: {few}.")
+
+
+def test_a_comparison_that_lacks_a_row_is_refused(synthetic_cache, tmp_path):
+    shutil.copytree(synthetic_cache / RUN, tmp_path / RUN)
+    run = open_run(RUN, tmp_path)
+    save_positions(run, refused=np.arange(len(run.prompts)) // 2 % 2 == 0)
+    table, manifest = described.load_positions(run)
+    assert manifest.replies.reason is None
+    for number in np.flatnonzero(table["site"].eq(1))[::5]:
+        save_addition(run, table.drop(index=table.index[number]), manifest)
+        with pytest.raises(RunError, match="lacks positions"):
+            described.load_positions(run)
 
 
 def test_another_model_is_refused_and_so_is_a_run_without_closing_tokens(measured, tiny_chat_model):

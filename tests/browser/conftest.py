@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from driving import ROOT, TITLES, let_in, served
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect, sync_playwright
@@ -64,7 +65,7 @@ def cache(
     shutil.copytree(planted_run.path, folder / planted_run.run_id)
     shutil.copytree(tiny_run.path, folder / tiny_run.run_id)
     save_subspace(open_run(RUN, folder))
-    save_positions(open_run(RUN, folder))
+    save_positions(open_run(RUN, folder), refused=np.arange(len(open_run(RUN, folder).prompts)) // 2 % 2 == 0)
     made = open_run(tiny_run.run_id, folder)
     measurement.record(made, load_model(tiny_folder, dtype="float32", device="cpu"))
     return folder

@@ -508,10 +508,33 @@ def test_read_positions_that_were_not_measured_say_what_they_would_show_and_how_
 
 @pytest.fixture
 def with_positions(own_cache):
-    """The synthetic run with read positions, of which the first alone has harm, at the last site."""
+    """The synthetic run with read positions: at the last site the first alone has harm, the last alone refusing."""
+    run = open_run(RUN)
+    save_positions(run, refused=np.arange(len(run.prompts)) // 2 % 2 == 0)
+    return run
+
+
+def test_harm_and_refusal_are_said_to_be_two_directions_where_they_are_read_apart(with_positions):
+    app = visit("14_Harm", run=RUN, site="0")
+    assert "no direction of refusing is found" in app.markdown[0].value
+    app.number_input(key="site_field").set_value(N_LAYERS).run()
+    assert not app.exception
+    assert "At final norm no direction of refusing is found at t_inst; at t_post" in shown(app)
+    assert "Harm at t_inst follows what is asked by" in shown(app)
+    numbers = app.dataframe[1].value.set_index(["read_at", "direction_of", "of"])
+    assert numbers.loc[("t_inst", "harm", "asked"), "number_low"] > 2
+    assert numbers.loc[("t_post", "refusal", "done"), "p_permuted"] == 0.01
+
+
+def test_read_positions_of_a_run_whose_replies_were_measured_later_offer_to_compare_by_them(own_cache):
     run = open_run(RUN)
     save_positions(run)
-    return run
+    app = visit("14_Harm", run=RUN, site="0")
+    assert "takes the run's behaviour" in app.markdown[0].value
+    replies = run.prompts[["prompt_id"]].assign(phrase_log_odds=0.5, opening="Sure", opening_label="answers")
+    save_addition(run, replies, behaviour_manifest("Sorry"))
+    app = visit("14_Harm", run=RUN, site="0")
+    assert "measured after its prompts were read" in app.info[0].value
 
 
 def test_the_read_positions_say_what_is_read_at_either_end_and_follow_the_layer(with_positions):
