@@ -32,11 +32,11 @@ from threadpoolctl import threadpool_limits
 from refusal_core.analysis.gram import gram_matrices
 from refusal_core.analysis.inference import LEVEL, interval, permutation_p
 from refusal_core.analysis.projections import contrast_weights, crossfit_draws, project_draws
-from refusal_core.evidence.design import Contrast, Design, TransferSet, plan_design, random_stream
+from refusal_core.evidence.design import Contrast, Design, TransferSet, random_stream
+from refusal_core.evidence.positions import plan_positions
 from refusal_core.evidence.quartets import FEWEST_QUARTETS, standardised
 from refusal_core.evidence.questions import FEWEST_BEHAVIOURS as FEWEST
 from refusal_core.evidence.questions import quantiles
-from refusal_core.options import FOLDS, REPEATS
 from refusal_core.progress import Progress
 from refusal_core.runs.schemas import (
     ACROSS,
@@ -208,17 +208,7 @@ def apart_table(
         cosines are those of harm and refusal at a position, and ``across`` that of harm at the first with refusal at
         the second, with the 95 % of permuted replies. And what the model did with how many prompts.
     """
-    design = plan_design(
-        prompts,
-        seed=seed,
-        folds=FOLDS,
-        repeats=REPEATS,
-        permutations=1,
-        draws=draws,
-        random_directions=1,
-        learning_draws=1,
-    )
-    drawn = _plan(design, refused, draws)
+    drawn = _plan(plan_positions(prompts, seed, draws), refused, draws)
     rows: list[dict[str, Any]] = []
     n_sites = ends.shape[2]
     with threadpool_limits(1, user_api="blas"):

@@ -31,6 +31,20 @@ DRAWS = 1000
 COLUMNS = ("position", "site", "subject", "measure", "number", "number_low", "number_high")
 
 
+def plan_positions(prompts: pd.DataFrame, seed: int, draws: int) -> Design:
+    """Deal folds and draws as a run does, without what its read positions are not asked."""
+    return plan_design(
+        prompts,
+        seed=seed,
+        folds=FOLDS,
+        repeats=REPEATS,
+        permutations=1,
+        draws=draws,
+        random_directions=1,
+        learning_draws=1,
+    )
+
+
 def position_table(
     at_end: np.ndarray, prompts: pd.DataFrame, seed: int, progress: Progress, draws: int = DRAWS
 ) -> pd.DataFrame:
@@ -50,16 +64,7 @@ def position_table(
         within the labels.
     """
     n_positions, n_prompts, n_sites, d_model = at_end.shape
-    design = plan_design(
-        prompts,
-        seed=seed,
-        folds=FOLDS,
-        repeats=REPEATS,
-        permutations=1,
-        draws=draws,
-        random_directions=1,
-        learning_draws=1,
-    )
+    design = plan_positions(prompts, seed, draws)
     compared = compared_prompts(design)
     places = [(token, site) for token in range(n_positions) for site in range(n_sites)]
     drawn = len(design.contrast.sampled.is_harmful) * draws

@@ -255,7 +255,7 @@ def how_alike(measured: Measured, site: int) -> str:
 
 
 def what_follows(measured: Measured, site: int) -> str:
-    """Say what each direction is shown to follow at a site, held out: what is asked, what the model does, or neither."""
+    """Say what each direction is shown to follow at a site, held out: what is asked, what the model does, neither."""
     if measured[1].replies is None:
         return ""
     numbers, sentences = apart_at(measured, site), []
