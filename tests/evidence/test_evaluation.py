@@ -98,6 +98,8 @@ def test_planted_harm_is_found_where_it_is(planted):
     assert NO_DIFFERENCE in answer(planted, "harm", 1)
     assert NO_DIFFERENCE in answer(planted, "hold", 1)
     assert NO_DIFFERENCE in answer(planted, "chance", 1)
+    for site in (1, 4):
+        assert f"in-sample d = {sites.loc[site, 'in_sample_d']:.2f}" in answer(planted, "chance", site)
     rho = planted.refusal.set_index(["site", "source", "label"])
     for label in ("harmful", "harmless", BOTH):
         assert rho.loc[(4, CONTRAST, label), "rho_low"] > 0.5
@@ -110,6 +112,17 @@ def test_planted_harm_is_found_where_it_is(planted):
     assert full["d"] == pytest.approx(sites.loc[4, "crossfit_d"], rel=0.05)
     assert planted.cosines["cosine"].between(-1 - 1e-6, 1 + 1e-6).all()
     assert set(planted.reasons["number"]) == {EMBEDDINGS, "category_d", "category_auroc"}
+
+
+def test_every_site_draws_random_directions_of_its_own():
+    hidden, prompts = planted_run(0, [4, 4])
+    hidden[:, 1] = hidden[:, 0]
+    evidence = evaluate_run(hidden, prompts)
+    assert evidence.sites["in_sample_d"].nunique() == 1
+    drawn = evidence.random_directions[evidence.random_directions["kind"].isin(["isotropic", "covariance"])]
+    first, second = (rows["d_max"].to_numpy() for _, rows in drawn.groupby("site"))
+    assert len(first) == 2
+    assert (first != second).all()
 
 
 def test_intervals_hold_their_estimates_and_the_same_seed_gives_the_same(planted):
@@ -271,11 +284,13 @@ def noiseless(hidden, prompts):
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_what_does_not_exist_is_missing_and_says_why(change, table, number, says):
+def test_what_does_not_exist_is_missing_and_says_why(change, table, number, says, planted):
     evidence = degenerate(change)
     if says is None:
         assert np.isfinite(evidence.sites["crossfit_d"]).all()
         return
+    # What is missing has the names of what is not, and nothing else.
+    assert set(evidence.transfer.columns) <= set(planted.transfer.columns)
     rows = evidence.reasons[evidence.reasons["table"].eq(table) & evidence.reasons["number"].eq(number)]
     assert rows["reason"].str.contains(says).any()
 
