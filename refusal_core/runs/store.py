@@ -55,10 +55,10 @@ DAYS_IN_BIN = 7
 _HOURS_KEPT = {PARTIAL: 24, _UNFINISHED: 30 * 24, _DELETED: DAYS_IN_BIN * 24}
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,180}")
 _FILE_NAME = re.compile(r"[a-z0-9_]+\.(parquet|safetensors)")
-_TITLES = ".titles.json"
+_TITLES, _NOTES = ".titles.json", ".notes.json"
 _SOUND_RUNS = ".sound.json"
 _MOST_BYTES_OF_SOUND = 1_000_000
-LONGEST_TITLE = 80
+LONGEST_TITLE, LONGEST_NOTE = 80, 300
 _MEND = "delete the run and make it again"
 _SOUND: set[str] = set()
 """Digests of the manifests whose tables were held to their schemas, so that a list reads them once."""
@@ -70,11 +70,15 @@ class RunSummary:
 
     Attributes:
         title: empty where it was given none.
+        note: empty where it was given none.
+        origin: what it was made from besides prompts, in words: another run, or vectors of someone else's.
         measured: the kinds of later measurements it has, see :data:`.manifest.KINDS`.
     """
 
     run_id: str
     title: str
+    note: str
+    origin: str
     model: str
     n_layers: int
     contrast_set: str
@@ -252,7 +256,7 @@ def _opened(path: Path, manifest: Manifest, version: int, everything: bool = Fal
 def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[BrokenRun]]:
     """Return all runs of the cache by name, and the folders that are not complete runs, each with the reason."""
     folder = cache_folder(cache)
-    titles, known = run_titles(cache), _sound_runs(folder)
+    titles, notes, known = run_titles(cache), run_notes(cache), _sound_runs(folder)
     _SOUND.update(known)
     listed: set[str] = set()
     runs: list[RunSummary] = []
@@ -270,6 +274,8 @@ def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[B
                 RunSummary(
                     run_id=path.name,
                     title=titles.get(path.name, ""),
+                    note=notes.get(path.name, ""),
+                    origin=_origin(manifest),
                     model=manifest.model.name,
                     n_layers=manifest.model.n_layers,
                     contrast_set=manifest.prompts.name,
@@ -305,11 +311,12 @@ def _sound_runs(folder: Path) -> set[str]:
 
 def run_titles(cache: str | Path | None = None) -> dict[str, str]:
     """Return the titles that runs were given, by run; they are kept beside the runs, which are never changed."""
-    try:
-        kept = json.loads((cache_folder(cache) / _TITLES).read_text(encoding="utf-8"))
-        return {str(run_id): _title(title) for run_id, title in kept.items()}
-    except (OSError, ValueError, AttributeError, RunError):
-        return {}
+    return _texts(cache, _TITLES, LONGEST_TITLE)
+
+
+def run_notes(cache: str | Path | None = None) -> dict[str, str]:
+    """Return the notes that runs were given, by run, kept as titles are."""
+    return _texts(cache, _NOTES, LONGEST_NOTE)
 
 
 def rename_run(run_id: str, title: str, cache: str | Path | None = None) -> None:
@@ -318,15 +325,37 @@ def rename_run(run_id: str, title: str, cache: str | Path | None = None) -> None
     Raises:
         RunError: when there is no such run, or the title is too long or not printable.
     """
+    _keep_text(run_id, title, cache, _TITLES, LONGEST_TITLE)
+
+
+def note_run(run_id: str, note: str, cache: str | Path | None = None) -> None:
+    """Keep a note of one line beside a run; an empty one removes it.
+
+    Raises:
+        RunError: when there is no such run, or the note is too long or not printable.
+    """
+    _keep_text(run_id, note, cache, _NOTES, LONGEST_NOTE)
+
+
+def _texts(cache: str | Path | None, name: str, longest: int) -> dict[str, str]:
+    """Return the texts that a file of the cache has, by run; none from an unreadable one."""
+    try:
+        kept = json.loads((cache_folder(cache) / name).read_text(encoding="utf-8"))
+        return {str(run_id): _text(text, longest) for run_id, text in kept.items()}
+    except (OSError, ValueError, AttributeError, RunError):
+        return {}
+
+
+def _keep_text(run_id: str, text: str, cache: str | Path | None, name: str, longest: int) -> None:
     path = _run_folder(run_id, writable_cache(cache))
     if not path.is_dir():
-        raise RunError(f"no run called {run_id!r} in {path.parent}; nothing was renamed")
-    title = _title(title)
-    kept = path.with_name(_TITLES)
+        raise RunError(f"no run called {run_id!r} in {path.parent}; nothing was changed")
+    text = _text(text, longest)
+    kept = path.with_name(name)
     with FileLock(kept.with_suffix(".lock")):
-        titles = {name: other for name, other in run_titles(cache).items() if name != run_id}
-        text = json.dumps(titles | ({run_id: title} if title else {}), indent=2, ensure_ascii=False)
-        write_atomically(kept, text + "\n")
+        texts = {other: of for other, of in _texts(cache, name, longest).items() if other != run_id}
+        written = json.dumps(texts | ({run_id: text} if text else {}), indent=2, ensure_ascii=False)
+        write_atomically(kept, written + "\n")
 
 
 def verify_run(run_id: str, cache: str | Path | None = None) -> list[str]:
@@ -414,11 +443,18 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _title(typed: object) -> str:
-    title = " ".join(unicodedata.normalize("NFC", str(typed)).split())
-    if len(title) > LONGEST_TITLE or not title.isprintable():
-        raise RunError(f"expected a title of at most {LONGEST_TITLE} printable characters, got {title!r:.120}")
-    return title
+def _text(typed: object, longest: int) -> str:
+    text = " ".join(unicodedata.normalize("NFC", str(typed)).split())
+    if len(text) > longest or not text.isprintable():
+        raise RunError(f"expected at most {longest} printable characters, got {text!r:.120}")
+    return text
+
+
+def _origin(manifest: Manifest) -> str:
+    """Return what a run was made from besides prompts, in words; empty for a run of its own."""
+    if manifest.refit is not None:
+        return f"refit of {manifest.refit.parent}"
+    return "" if manifest.direction is None else f"vectors in {manifest.direction.file} on {manifest.direction.parent}"
 
 
 def _run_folder(run_id: str, folder: Path) -> Path:

@@ -11,14 +11,17 @@ from streamlit.delta_generator import DeltaGenerator
 from refusal_core.errors import RunError
 from refusal_core.runs.manifest import MANIFEST
 from refusal_core.runs.run import Run
-from refusal_core.runs.store import BrokenRun, RunSummary, cache_folder, list_runs, open_run, run_titles
-from refusal_core.ui import address
+from refusal_core.runs.store import BrokenRun, RunSummary, cache_folder, list_runs, open_run, run_notes, run_titles
+from refusal_core.ui import address, jobs
 from refusal_core.ui.accessibility import make_accessible
 from refusal_core.ui.layout import show_error
+from refusal_core.ui.markdown import plain
 from refusal_core.ui.server import stop_unguarded
 
 _ICON = Path(__file__).with_name("icon.png")
 _SIDEBAR_PIXELS = 232
+_WATCHED = "frame_watched_jobs"
+_ENDED = {"done": ":material/check:", "failed": ":material/error:", "cancelled": ":material/pause:"}
 _HOME = ("app.py", "Home", "home")
 _NAVIGATION = {
     "Look": (
@@ -70,11 +73,37 @@ def head(title: str, line: str) -> DeltaGenerator:
                 _page_link(*page)
         st.space("small")
         _page_link(*_GLOSSARY)
+        _job_indicator()
     make_accessible()
     left, right = st.columns([3, 2], gap="medium", vertical_alignment="center")
     left.title(title, anchor=False)
     left.caption(line)
     return right
+
+
+def _job_indicator() -> None:
+    """Show what runs in the background, and say once when it has ended, on whichever page the visitor is."""
+    running = {job.name for job in jobs.all_jobs() if job.state == "running"}
+    for name in sorted(set(st.session_state.get(_WATCHED, ())) - running):
+        ended = jobs.status(name)
+        if ended is not None:
+            st.toast(f"{plain(ended.command.title)}: {ended.state}", icon=_ENDED.get(ended.state))
+    st.session_state[_WATCHED] = running
+    if running:
+        _running_jobs()
+
+
+@st.fragment(run_every=2.0)
+def _running_jobs() -> None:
+    known = [job for job in map(jobs.status, sorted(st.session_state.get(_WATCHED, ()))) if job is not None]
+    running = [job for job in known if job.state == "running"]
+    if len(running) < len(known):
+        # The whole page, which may show what a job has made.
+        st.rerun()
+    with st.container(key="job_indicator"):
+        for job in running:
+            share = f", {100 * min(job.done / job.total, 1.0):.0f} % of this stage" if job.total else ""
+            st.caption(f":material/progress_activity: {plain(job.command.title)}{share}")
 
 
 def _page_link(page: str, label: str, icon: str) -> None:
@@ -152,6 +181,7 @@ def _cache_state() -> tuple[object, ...]:
     return (
         str(folder),
         tuple(run_titles().items()),
+        tuple(run_notes().items()),
         *(
             (path.name, *((file.name, _modified(file)) for file in sorted(path.glob("*.json"))))
             for path in sorted(folder.glob("[!.]*"))

@@ -15,8 +15,11 @@ from refusal_core.behaviour.measurement import BEHAVIOUR
 from refusal_core.errors import RefusalError
 from refusal_core.intervention.experiment import INTERVENTION
 from refusal_core.runs import store
+from refusal_core.runs.manifest import LAYER_STATS
+from refusal_core.runs.run_files import read_table
 from refusal_core.runs.store import BrokenRun, RunSummary
 from refusal_core.sharing.archives import pack_run
+from refusal_core.sites import best_layer
 from refusal_core.ui import address, jobs
 from refusal_core.ui.background import duration, how_it_ended, offer, start_button, watch
 from refusal_core.ui.frame import default_run, described, listed, shared_run
@@ -31,6 +34,8 @@ from refusal_core.ui.uploads import import_sent
 from refusal_core.ui.vectors import command_for_vectors
 
 _FIELD, _BROKEN, _NOTICE, _IMPORTED = "runs_chosen", "runs_broken", "runs_notice", "runs_imported"
+_SELDOM = ("broken", "note", "origin")
+"""Columns that are there where some run has something in them."""
 _MOST_MEGABYTES = 1000
 """The most of a packed run that can be uploaded here: the browser holds it in memory. The command line takes more."""
 _COLUMNS = {
@@ -40,10 +45,17 @@ _COLUMNS = {
     "model": st.column_config.TextColumn("model", width=172, help="The model whose activations were read."),
     "set": st.column_config.TextColumn("set", width=68, help="The prompts the direction was fitted on."),
     "prompts": st.column_config.TextColumn("prompts", help="Harmful + harmless prompts of the contrast set."),
+    "d": st.column_config.NumberColumn(
+        "d", format="%.2f", help="The highest cross-fitted d of its layers; of imported vectors their own d."
+    ),
     "layers": st.column_config.NumberColumn("layers", help="Blocks of the model; the final norm is one site more."),
     "dtype": st.column_config.TextColumn("dtype", help="The number format that the model was computed in."),
     "made": st.column_config.TextColumn("made", help="The day on which the run was made, in UTC."),
     "size": st.column_config.NumberColumn("MB", format="%.1f", help="What the run's folder takes on disk."),
+    "note": st.column_config.TextColumn("note", width=160, help="Its note, with tags as #words."),
+    "origin": st.column_config.TextColumn(
+        "made from", width=160, help="The run that it is a refit of, or the vectors."
+    ),
     "broken": st.column_config.TextColumn("broken", width=300, help="Why a folder of the cache cannot be opened."),
 }
 
@@ -100,10 +112,24 @@ def run_table() -> RunSummary | BrokenRun | None:
         )
         return None
     table = pd.DataFrame([_row(entry) for entry in entries.values()], index=list(entries), columns=list(_COLUMNS))
-    columns = {name: column for name, column in _COLUMNS.items() if name != "broken" or broken}
+    seldom = {name: table[name].astype(object).where(table[name].notna(), "") for name in _SELDOM}
+    table = table.assign(**seldom)
+    columns = {name: column for name, column in _COLUMNS.items() if name not in _SELDOM or seldom[name].ne("").any()}
+    find = st.text_input(
+        "Find runs",
+        key="runs_find",
+        live="300ms",
+        icon=":material/search:",
+        placeholder="part of a name, model, set, note or #tag",
+    )
+    words = find.casefold().split()
+    said = [" ".join(map(str, (name, *row))).casefold() for name, row in zip(entries, table.to_numpy(), strict=True)]
+    table = table[[all(word in text for word in words) for text in said]]
+    if table.empty:
+        st.caption("No run has these words.")
     if summaries and address.view().run is None:
         address.change(run=default_run(summaries))
-    height: Literal["content"] | int = "content" if len(entries) < 12 else 440
+    height: Literal["content"] | int = "content" if len(table) < 12 else 440
     clicked = chosen_row(table, columns, "runs_table", _chosen(summaries, broken), height)
     if clicked is not None:
         _choose(clicked, broken)
@@ -151,11 +177,12 @@ def chosen_run(entry: RunSummary | BrokenRun) -> None:
             _delete(entry.name, entry.name)
         return
     st.subheader(plain(_title(entry)), anchor=False)
-    st.text(entry.run_id)
+    st.text(" · ".join(filter(None, (entry.run_id, entry.origin, entry.note))))
     with st.container(horizontal=True):
         _open_button(entry.run_id, "open_chosen")
         if may_change():
             _rename(entry)
+            _note(entry)
         st.download_button(
             "Pack and download",
             data=lambda: _packed(entry.run_id),
@@ -252,11 +279,25 @@ def _row(entry: RunSummary | BrokenRun) -> dict[str, object]:
         "model": entry.model,
         "set": entry.contrast_set,
         "prompts": " + ".join(str(count) for count in entry.counts.values()),
+        "d": _highest_d(entry.run_id, entry.created),
         "layers": entry.n_layers,
         "dtype": entry.dtype,
         "made": entry.created[:10],
         "size": entry.size_bytes / 1e6,
+        "note": entry.note,
+        "origin": entry.origin,
     }
+
+
+@st.cache_data(max_entries=512, show_spinner=False)
+def _highest_d(run_id: str, created: str) -> float:
+    """Return the highest cross-fitted d of a run's layers; NaN where it has none or cannot be read."""
+    del created  # a run that is made again under its name is read again
+    try:
+        d = read_table(store.cache_folder() / run_id / LAYER_STATS)["crossfit_d"].to_numpy(float)
+    except Exception:  # a malformed file, whatever its reader calls it: it is said where the run is opened
+        return float("nan")
+    return float(d[best_layer(d)])
 
 
 def _title(entry: RunSummary | BrokenRun) -> str:
@@ -280,6 +321,20 @@ def _rename(entry: RunSummary) -> None:
         )
         if st.button("Save title", key=f"rename_{entry.run_id}"):
             _done(lambda: store.rename_run(entry.run_id, title), f"Renamed to {title}." if title else "Title removed.")
+
+
+def _note(entry: RunSummary) -> None:
+    with st.popover("Note", icon=":material/sell:"):
+        note = st.text_input(
+            "Note and tags",
+            value=entry.note,
+            max_chars=store.LONGEST_NOTE,
+            key=f"note_{entry.run_id}",
+            placeholder="#paper the run of figure 2",
+            help="One line, kept beside the run, which is not changed. Words with # are tags: all are found above.",
+        )
+        if st.button("Save note", key=f"save_note_{entry.run_id}"):
+            _done(lambda: store.note_run(entry.run_id, note), "Note saved." if note else "Note removed.")
 
 
 def _delete(name: str, title: str) -> None:

@@ -8,6 +8,7 @@ import itertools
 import shutil
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,11 @@ from refusal_core.options import DTYPES, MINIMUM_PER_LABEL, TOKEN_LIMIT, RunOpti
 from refusal_core.pipeline import plan, request
 from refusal_core.pipeline.plan import check
 from refusal_core.runs import store
+from refusal_core.runs.manifest import RefitRecord
 from refusal_core.sharing.archives import pack_run
 from refusal_core.ui import background, jobs, uploads
 from refusal_core.ui import start as form
+from refusal_core.ui.markdown import plain
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE_TITLE = "<b>x</b> **y** [z](https://example.com) $a$"
@@ -362,3 +365,55 @@ def test_uploads_are_kept_once_under_a_name_of_ours(cache, monkeypatch):
         time.sleep(0.01)
     assert last.exists()
     assert len(list((cache / ".uploads").glob("*/*"))) == 2
+
+
+def test_runs_are_found_by_their_notes_and_numbers(cache):
+    app = visit()
+    run = store.open_run(RUN)
+    assert table(app)["d"].tolist() == [run.layer_stats["crossfit_d"][:-1].max()]
+    # What no run has takes no room.
+    assert "note" not in app.dataframe[0].proto.column_order
+    app.text_input(key=f"note_{RUN}").set_value(f"#paper {HOSTILE_TITLE}"[: store.LONGEST_NOTE])
+    press(app, "Save note")
+    assert store.run_notes() == {RUN: f"#paper {HOSTILE_TITLE}"}
+    assert "Note saved." in said(app)
+    assert "note" in app.dataframe[0].proto.column_order
+    app.text_input(key="runs_find").set_value("#PAPER tiny").run()
+    assert len(table(app)) == 1
+    app.text_input(key="runs_find").set_value("#talk").run()
+    assert len(table(app)) == 0
+    assert "No run has these words." in said(app)
+    app.text_input(key="runs_find").set_value("").run()
+    app.text_input(key=f"note_{RUN}").set_value("")
+    press(app, "Save note")
+    assert store.run_notes() == {}
+
+
+def test_a_run_says_what_it_was_made_from(cache):
+    run = store.open_run(RUN)
+    refitted = RefitRecord(parent="another--run", left_out=3, sha256="0" * 64, activations="stored")
+    (cache / RUN / "manifest.json").write_text(run.manifest.model_copy(update={"refit": refitted}).to_json())
+    app = visit()
+    assert table(app)["origin"].tolist() == ["refit of another--run"]
+    assert "refit of another--run" in said(app)
+
+
+def test_a_running_job_is_seen_on_every_page_and_its_end_is_said_once(monkeypatch):
+    command = jobs.Command(f"Measuring {HOSTILE_TITLE}", "run", ("x",))
+    job = jobs.Job(command, "running", "reading (prompts)", 3, 12, "", time.time(), 1.0, None)
+    ended = replace(job, state="failed")
+    monkeypatch.setattr(jobs, "all_jobs", lambda: [job])
+    monkeypatch.setattr(jobs, "status", lambda name: job)
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120).run()
+    for page in ("11_Glossary", "1_Layers"):
+        app.switch_page(f"pages/{page}.py").run()
+        assert [caption.value for caption in app.sidebar.caption if "25 % of this stage" in caption.value]
+        assert not app.toast
+    monkeypatch.setattr(jobs, "all_jobs", lambda: [ended])
+    monkeypatch.setattr(jobs, "status", lambda name: ended)
+    app.run()
+    (notice,) = app.toast
+    assert notice.value == f"{plain(command.title)}: failed"
+    assert not [caption.value for caption in app.sidebar.caption if "stage" in caption.value]
+    assert not app.run().toast
+    assert not app.exception

@@ -344,12 +344,25 @@ def test_a_title_is_shown_and_the_run_stays_as_it_is(tmp_path):
     assert store.run_titles(tmp_path) == {}
 
 
+def test_a_note_is_kept_beside_the_run_and_not_in_the_place_of_its_title(tmp_path):
+    save(tmp_path)
+    store.rename_run(RUN_ID, "My run", tmp_path)
+    store.note_run(RUN_ID, " #paper\nfigure 2 ", tmp_path)
+    (summary,), _ = store.list_runs(tmp_path)
+    assert (summary.title, summary.note, summary.origin) == ("My run", "#paper figure 2", "")
+    with pytest.raises(RunError, match="at most 300 printable"):
+        store.note_run(RUN_ID, "x" * 301, tmp_path)
+    store.note_run(RUN_ID, "", tmp_path)
+    assert store.run_notes(tmp_path) == {}
+    assert store.run_titles(tmp_path) == {RUN_ID: "My run"}
+
+
 @pytest.mark.parametrize("title", ["x" * 81, "a\x1b[31m", "a\u202eb"])
 def test_a_title_that_cannot_be_shown_is_refused(tmp_path, title):
     save(tmp_path)
     with pytest.raises(RunError, match="printable"):
         store.rename_run(RUN_ID, title, tmp_path)
-    with pytest.raises(RunError, match="nothing was renamed"):
+    with pytest.raises(RunError, match="nothing was changed"):
         store.rename_run("another--run", "x", tmp_path)
 
 
