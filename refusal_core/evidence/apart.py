@@ -203,10 +203,11 @@ def apart_table(
     Returns:
         One row per number: ``position, site, subject, measure, number, number_low, number_high, chance_low,
         chance_high, p``; ``subject`` is the direction. Its held-out projections have a mean for every cell of label and
-        reply and for every cell of quartets, and the effects ``asked`` and ``done``, all in standard deviations within
-        a cell of label and reply; ``p`` of ``done`` on refusal is the share of permuted replies that reach it. The
-        cosines are those of harm and refusal at a position, and ``across`` that of harm at the first with refusal at
-        the second, with the 95 % of permuted replies. And what the model did with how many prompts.
+        reply, without an interval where that has fewer than :data:`FEWEST` prompts, and for every cell of quartets, and
+        the effects ``asked`` and ``done``, all in standard deviations within a cell of label and reply; ``p`` of
+        ``done`` on refusal is the share of permuted replies that reach it. The cosines are those of harm and refusal at
+        a position, and ``across`` that of harm at the first with refusal at the second, with the 95 % of permuted
+        replies. And what the model did with how many prompts.
     """
     drawn = _plan(plan_positions(prompts, seed, draws), refused, draws)
     rows: list[dict[str, Any]] = []
@@ -257,7 +258,8 @@ def _at_position(hidden_site: np.ndarray, drawn: _Drawn) -> Iterator[dict[str, A
             of_cell = drawn.counts * cell
             with np.errstate(invalid="ignore"):
                 mean = (held_out * of_cell).sum(axis=1) / of_cell.sum(axis=1)
-            yield _number(subject, name, mean / spread)
+            few = {} if replies.counts[name] >= FEWEST else {"number_low": np.nan, "number_high": np.nan}
+            yield _number(subject, name, mean / spread) | few
         asked = (held_out * weights_within(drawn.counts, contrast.is_harmful, replies.behaviours)).sum(axis=1) / spread
         yield _number(subject, ASKED, asked)
         done = _done(held_out, drawn.counts, replies.refused, replies.labels, spread)

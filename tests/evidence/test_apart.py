@@ -128,6 +128,9 @@ def test_too_few_refusals_leave_refusing_without_a_direction_and_say_how_many():
     assert table.loc[(FIRST, ASKED), "number_low"] > 2
     assert np.isnan(table.loc[(FIRST, DONE), "number"])
     assert np.isnan(table.loc[(FIRST, "harmless_refused"), "number"])
+    few = table.loc[(FIRST, "harmful_refused")]
+    assert np.isfinite(few["number"])
+    assert np.isnan(few["number_low"])
     assert np.isfinite(table.loc[(FIRST, "harmless_answered"), "number"])
 
 
