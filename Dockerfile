@@ -6,11 +6,12 @@ FROM python:3.11-slim-bookworm AS build
 ARG TORCH_INDEX=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
-COPY pyproject.toml requirements.lock README.md LICENSE CHANGELOG.md CITATION.cff app.py ./
+COPY pyproject.toml requirements.lock requirements.hashes README.md LICENSE CHANGELOG.md CITATION.cff app.py ./
 COPY .streamlit .streamlit
 COPY pages pages
 COPY refusal_core refusal_core
 RUN python -m venv /opt/refusal \
+    && /opt/refusal/bin/pip install --require-hashes --no-deps -r requirements.hashes \
     && /opt/refusal/bin/pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c requirements.lock ".[dashboard]"
 
 FROM python:3.11-slim-bookworm

@@ -6,10 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = [ROOT / "Dockerfile", ROOT / "deploy" / "space" / "Dockerfile"]
@@ -35,6 +38,31 @@ def test_an_image_runs_as_an_ordinary_user_and_says_whether_it_is_well(path):
     assert all("latest" not in value and ":" in value for name, value in found if name == "FROM" and "AS" not in value)
     installed = [value for name, value in found if name == "RUN" and "pip install" in value]
     assert all("-c requirements.lock" in value for value in installed)
+    # What has hashes is there before the package itself, of which a checkout can have none, looks for it.
+    assert all("--require-hashes --no-deps -r requirements.hashes" in value.split("&&")[1] for value in installed)
+
+
+OF_TORCH = re.compile(r"torch|triton|setuptools|nvidia-.*|cuda-.*")
+
+
+def test_all_that_the_dashboard_installs_has_hashes_and_the_version_of_the_lock():
+    """Left out is what torch's build for the machine brings, whose files differ from index to index."""
+    text = (ROOT / "requirements.hashes").read_text()
+    entries = re.findall(r"^([a-z0-9-]+)==(\S+)[^\n]*\n((?:    --hash=sha256:[0-9a-f]{64}.*\n)+)", text, re.M)
+    hashed = {name: version for name, version, _ in entries}
+    assert len(hashed) == len(re.findall("^[a-z]", text, re.M))
+    locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+)$", (ROOT / "requirements.lock").read_text(), re.M))
+    assert {name: locked.get(name) for name in hashed} == hashed
+    needed, seen = [("refusal-directions", "dashboard")], set()
+    while needed:
+        name, extra = needed.pop()
+        for required in map(Requirement, distribution(name).requires or ()):
+            wanted = required.marker is None or required.marker.evaluate({"extra": extra})
+            place = canonicalize_name(required.name)
+            if wanted and not OF_TORCH.fullmatch(place) and place not in seen:
+                seen.add(place)
+                needed += [(place, other) for other in ("", *required.extras)]
+    assert seen - hashed.keys() == set()
 
 
 def test_every_option_in_the_files_is_one_of_the_programs():
