@@ -323,7 +323,7 @@ def rename_run(run_id: str, title: str, cache: str | Path | None = None) -> None
     """Show a run under a title of one's own instead of its name, which stays; an empty one removes the title.
 
     Raises:
-        RunError: when there is no such run, or the title is too long or not printable.
+        RunError: when there is no such run, the title is too long or not printable, or it cannot be saved.
     """
     _keep_text(run_id, title, cache, _TITLES, LONGEST_TITLE)
 
@@ -352,10 +352,13 @@ def _keep_text(run_id: str, text: str, cache: str | Path | None, name: str, long
         raise RunError(f"no run called {run_id!r} in {path.parent}; nothing was changed")
     text = _text(text, longest)
     kept = path.with_name(name)
-    with FileLock(kept.with_suffix(".lock")):
-        texts = {other: of for other, of in _texts(cache, name, longest).items() if other != run_id}
-        written = json.dumps(texts | ({run_id: text} if text else {}), indent=2, ensure_ascii=False)
-        write_atomically(kept, written + "\n")
+    try:
+        with FileLock(kept.with_suffix(".lock")):
+            texts = {other: of for other, of in _texts(cache, name, longest).items() if other != run_id}
+            written = json.dumps(texts | ({run_id: text} if text else {}), indent=2, ensure_ascii=False)
+            write_atomically(kept, written + "\n")
+    except OSError as error:
+        raise RunError(f"this cannot be saved for {run_id!r} ({error.strerror}); nothing was changed") from error
 
 
 def verify_run(run_id: str, cache: str | Path | None = None) -> list[str]:

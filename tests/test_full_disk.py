@@ -1,0 +1,79 @@
+"""A disk that is full at any write is a sentence; what was there stays, nothing half-written does, and it works after.
+
+The system refuses to write a file beyond a size, as a full disk does: with another number and the same effect.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from synthetic import RUN
+
+from refusal_core.annotations import marks, raters
+from refusal_core.annotations.marks import Mark
+from refusal_core.errors import RefusalError
+from refusal_core.runs import store
+from refusal_core.sharing.archives import pack_run, unpack_run
+from refusal_core.ui import jobs, uploads
+
+resource = pytest.importorskip("resource", reason="Windows limits no file's size")
+ID = "0123456789ab"
+
+
+@contextmanager
+def full_after(n_bytes: int) -> Iterator[None]:
+    """Let no file become longer than so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def cache(synthetic_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    shutil.copytree(synthetic_cache, folder)
+    pack_run(RUN, tmp_path / "packed.zip", folder)
+    monkeypatch.setenv("REFUSAL_CACHE", str(folder))
+    return folder
+
+
+WRITES: dict[str, Callable[[Path], object]] = {
+    "mark": lambda cache: marks.save_marks([Mark(ID, "x" * 300, "fine")], cache),
+    "rating": lambda cache: raters.save_rating("Ana", ID, "x" * 300, 3, cache),
+    "rename": lambda cache: store.rename_run(RUN, "A title", cache),
+    "note": lambda cache: store.note_run(RUN, "A note", cache),
+    "upload": lambda cache: uploads.store_upload("a.csv", b"text\n" * 100, cache),
+    "pack": lambda cache: pack_run(RUN, cache.parent / "again.zip", cache),
+    "unpack": lambda cache: unpack_run(cache.parent / "packed.zip", cache.parent / "other"),
+    "job": lambda cache: jobs.start(jobs.Command("A job", "list", ())),
+}
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    """What is in a folder, but for locks, which stay, and marks, where a line that was begun counts as none."""
+    files = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "lock" and path.suffix not in (".lock", ".log")
+    }
+    return {name: content for name, content in files.items() if not name.endswith("marks.jsonl")}
+
+
+@pytest.mark.parametrize("n_bytes", [0, 8])
+@pytest.mark.parametrize("name", WRITES)
+def test_a_full_disk_is_a_sentence_and_leaves_what_was_there(cache: Path, name: str, n_bytes: int):
+    before = state(cache.parent)
+    with full_after(n_bytes), pytest.raises(RefusalError) as refused:
+        WRITES[name](cache)
+    assert "\n" not in str(refused.value)
+    assert state(cache.parent) == before
+    assert marks.load_marks(cache).empty
+    WRITES[name](cache)
+    assert state(cache.parent) != before or len(marks.load_marks(cache)) == 1
