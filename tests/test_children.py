@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import subprocess
 import sys
 import zipfile
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import openpyxl
@@ -30,6 +32,7 @@ from refusal_core.prompts.labels import NOTHING_CHOSEN, Choice
 from refusal_core.prompts.reading import inspect_list
 from refusal_core.prompts.sets import inspect_source
 
+CASES = Path(__file__).parent / "prompts" / "cases"
 GREEDY = """
 import os, time
 from typing import BinaryIO
@@ -199,3 +202,51 @@ print(peak() - before)
         assert sentence.startswith(name), sentence
         assert "not foreseen" not in sentence
     assert int(grown) < 30_000
+
+
+@pytest.fixture
+def same_process(monkeypatch):
+    """What a process is asked, answered in this one: what goes over to it and back is what is tested."""
+
+    def ask(request: bytes, seconds: int) -> dict:
+        head, _, content = request.partition(b"\n")
+        answer = children._answer(json.loads(head), io.BytesIO(content))
+        return json.loads(json.dumps(answer, ensure_ascii=False, default=str).encode("utf-8", "replace"))
+
+    monkeypatch.setattr(children, "_ask", ask)
+
+
+def outcome(read):
+    try:
+        return read()
+    except RefusalError as error:
+        return type(error), str(error).encode("utf-8", "replace")
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in sorted(CASES.iterdir()) if path.is_file()], ids=lambda path: path.name
+)
+def test_of_every_case_the_same_is_read(path, same_process):
+    here, there = (
+        outcome(lambda read=read: read(inspect_source, str(path), NOTHING_CHOSEN))
+        for read in (lambda function, *given: function(*given), in_child)
+    )
+    assert isinstance(here, tuple) == isinstance(there, tuple)
+    if isinstance(here, tuple):
+        assert here == there
+    else:
+        assert (here.outcome, here.problem) == (there.outcome, there.problem)
+        assert [report.facts() for report in here.reports] == [report.facts() for report in there.reports]
+    content = path.read_bytes()
+    here = outcome(lambda: inspect_list(children._SentFile(path.name, content), NOTHING_CHOSEN, 1000))
+    there = outcome(lambda: in_child(inspect_list, NOTHING_CHOSEN, 1000, sent=(path.name, content)))
+    assert isinstance(here, tuple) == isinstance(there, tuple)
+    if isinstance(here, tuple):
+        assert here == there
+        return
+    assert (here.columns, here.problem) == (there.columns, there.problem)
+    assert (here.report is None) == (there.report is None)
+    for name in ("prompts", "labelled") if here.report is not None else ():
+        pd.testing.assert_frame_equal(
+            getattr(here, name), getattr(there, name), check_dtype=False, check_index_type=False
+        )
