@@ -56,8 +56,9 @@ def show_glossary() -> None:
     if not lines:
         st.caption("No term has these words.")
     half = -(-len(lines) // 2)
-    for column, part in zip(st.columns(2, gap="medium"), (lines[:half], lines[half:]), strict=True):
-        column.markdown("\n".join(part))
+    with st.container(key="glossary"):
+        for column, part in zip(st.columns(2, gap="medium"), (lines[:half], lines[half:]), strict=True):
+            column.markdown("\n".join(part))
 
 
 def _link(text: str, key: str) -> str:
