@@ -89,15 +89,6 @@ def judge(run: Run, listed: pd.DataFrame, chosen: list[str], row: int | None, cu
             help="Saved with the mark of the prompt that is read. It can be typed before or after marking.",
         )
         _others(current[current["prompt_id"].eq(reading) & current["author"].ne(_author())])
-        st.text_input(
-            "Your name, or a code",
-            key=_AUTHOR,
-            max_chars=marks.LONGEST_AUTHOR,
-            placeholder="nobody's (optional)",
-            on_change=_change_author,
-            persist_state="session",
-            help="Marks are saved under it, so that several people's marks on a prompt all stay.",
-        )
         ids = listed["prompt_id"].tolist()
         st.caption(f"{ids.index(reading) + 1} of {len(ids)} in the list" if reading in ids else "not in the list")
     with st.container(horizontal=True, gap="small"):
@@ -132,6 +123,16 @@ def judge(run: Run, listed: pd.DataFrame, chosen: list[str], row: int | None, cu
         value=True,
         persist_state="session",
     )
+    if may_change():
+        st.text_input(
+            "Your name, or a code",
+            key=_AUTHOR,
+            max_chars=marks.LONGEST_AUTHOR,
+            placeholder="nobody's (optional)",
+            on_change=_change_author,
+            persist_state="session",
+            help="Marks are saved under it, so that several people's marks on a prompt all stay.",
+        )
 
 
 def files(current: pd.DataFrame) -> None:
