@@ -7,7 +7,6 @@ from functools import partial
 import streamlit as st
 
 from refusal_core.behaviour.positions import has_new_replies
-from refusal_core.errors import RefusalError
 from refusal_core.exploration import positions
 from refusal_core.exploration.positions import Measured
 from refusal_core.figures import positions as figures
@@ -24,9 +23,8 @@ from refusal_core.ui.layout import (
     part_picker,
     sentences,
     shared_figure,
-    show_error,
 )
-from refusal_core.ui.model import measure_here
+from refusal_core.ui.model import measure_here, recorded
 from refusal_core.ui.numbers import numbers_table
 
 KIND = PositionsManifest.kind
@@ -34,20 +32,16 @@ KIND = PositionsManifest.kind
 
 def measured_or_end(run: Run) -> Measured:
     """Return what was measured at the run's read positions; without any the page ends with how to measure it."""
-    try:
-        measured = positions.load_positions(run)
-    except RefusalError as error:
-        show_error("The read positions measured on this run cannot be used.", error)
-        st.stop()
+    measured = recorded(
+        run,
+        positions.load_positions,
+        KIND,
+        "read positions",
+        "Whether the model knows harm where the instruction ends, before it turns to refusing, has not been measured "
+        "yet: this run's prompts were read where the reply begins alone. It needs the run's model.",
+        ":material/call_split:",
+    )
     if measured is None:
-        st.info(
-            "Whether the model knows harm where the instruction ends, before it turns to refusing, has not been "
-            "measured yet: this run's prompts were read where the reply begins alone. It needs the run's model.",
-            icon=":material/call_split:",
-        )
-        measure_here(run, KIND)
-        with st.expander("On the command line", icon=":material/terminal:"):
-            st.code(f"refusal measure {KIND} {run.run_id}", language=None)
         st.stop()
     return measured
 

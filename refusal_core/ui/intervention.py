@@ -22,7 +22,7 @@ from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.layout import chart, marked, sentences, show_error
 from refusal_core.ui.markdown import plain
-from refusal_core.ui.model import OpenRun, measure_here, model_source, one_model
+from refusal_core.ui.model import OpenRun, model_source, one_model, recorded
 from refusal_core.ui.numbers import numbers_table
 
 
@@ -53,22 +53,15 @@ class Summary:
 
 def recorded_interventions(run: Run) -> tuple[pd.DataFrame, InterventionManifest] | None:
     """Return the run's recorded interventions and their manifest; ``None`` after showing how to measure them."""
-    try:
-        recorded = experiment.load_interventions(run)
-    except RefusalError as error:
-        show_error("The interventions measured on this run cannot be used.", error)
-        return None
-    if recorded is None:
-        st.info(
-            "What ablating the direction does to refusing has not been measured on this run yet. It needs the run's "
-            "model, and time.",
-            icon=":material/science:",
-        )
-        measure_here(run, INTERVENTION)
-        with st.expander("On the command line", icon=":material/terminal:"):
-            st.code(f"refusal measure intervention {run.run_id}", language=None)
-        return None
-    return recorded
+    return recorded(
+        run,
+        experiment.load_interventions,
+        INTERVENTION,
+        "interventions",
+        "What ablating the direction does to refusing has not been measured on this run yet. It needs the run's model, "
+        "and time.",
+        ":material/science:",
+    )
 
 
 def summary_of(run: Run, table: pd.DataFrame, manifest: InterventionManifest) -> Summary:

@@ -204,6 +204,33 @@ def measure_here(run: Run, measurement: str, with_model: bool = True) -> None:
     )
 
 
+def recorded(
+    run: Run, load: Callable[[Run], T | None], kind: str, what: str, missing: str, icon: str, with_model: bool = True
+) -> T | None:
+    """Return what was measured on a run, or ``None`` after showing how to measure it, or that it is damaged.
+
+    Args:
+        run: on which it was measured.
+        load: returns what was measured, ``None`` where it was not.
+        kind: of the measurement, as the command line calls it.
+        what: was measured, in words.
+        missing: one or two sentences on what is not known without it.
+        icon: of the page.
+        with_model: whether measuring needs the run's model.
+    """
+    try:
+        measured = load(run)
+    except RefusalError as error:
+        show_error(f"The {what} measured on this run cannot be used.", error)
+        return None
+    if measured is None:
+        st.info(missing, icon=icon)
+        measure_here(run, kind, with_model)
+        with st.expander("On the command line", icon=":material/terminal:"):
+            st.code(f"refusal measure {kind} {run.run_id}", language=None)
+    return measured
+
+
 def _path_of_local_model(run: Run) -> str | None:
     model = run.manifest.model
     st.info(

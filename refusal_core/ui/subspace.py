@@ -7,15 +7,14 @@ from collections.abc import Callable
 import plotly.graph_objects as go
 import streamlit as st
 
-from refusal_core.errors import RefusalError
 from refusal_core.exploration import subspace
 from refusal_core.exploration.subspace import Measured
 from refusal_core.figures import subspace as figures
 from refusal_core.runs.manifest import SubspaceManifest
 from refusal_core.runs.run import Run
 from refusal_core.ui.frame import site_picker
-from refusal_core.ui.layout import chart, csv_button, heading, identity, marked, sentences, shared_figure, show_error
-from refusal_core.ui.model import measure_here
+from refusal_core.ui.layout import chart, csv_button, heading, identity, marked, sentences, shared_figure
+from refusal_core.ui.model import recorded
 from refusal_core.ui.numbers import numbers_table
 
 KIND = SubspaceManifest.kind
@@ -23,20 +22,17 @@ KIND = SubspaceManifest.kind
 
 def measured_or_end(run: Run) -> Measured:
     """Return what was measured of the run's directions; without any the page ends with how to measure it."""
-    try:
-        measured = subspace.load_subspace(run)
-    except RefusalError as error:
-        show_error("The directions measured on this run cannot be used.", error)
-        st.stop()
+    needed = "" if run.keeps_activations else " It needs the run's model, since the run has no activations stored."
+    measured = recorded(
+        run,
+        subspace.load_subspace,
+        KIND,
+        "directions",
+        f"How many directions this run has, and which categories share one, has not been measured yet.{needed}",
+        ":material/account_tree:",
+        with_model=not run.keeps_activations,
+    )
     if measured is None:
-        needed = "" if run.keeps_activations else " It needs the run's model, since the run has no activations stored."
-        st.info(
-            f"How many directions this run has, and which categories share one, has not been measured yet.{needed}",
-            icon=":material/account_tree:",
-        )
-        measure_here(run, KIND, with_model=not run.keeps_activations)
-        with st.expander("On the command line", icon=":material/terminal:"):
-            st.code(f"refusal measure {KIND} {run.run_id}", language=None)
         st.stop()
     return measured
 
