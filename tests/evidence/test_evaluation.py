@@ -105,6 +105,8 @@ def test_planted_harm_is_found_where_it_is(planted):
         assert rho.loc[(4, CONTRAST, label), "rho_low"] > 0.5
     assert abs(rho.loc[(4, CONTRAST, BOTH), "rho"]) > abs(rho.loc[(1, CONTRAST, BOTH), "rho"])
     assert sites.loc[4, "behaviour_cosine_low"] > 0.9
+    assert planted.geometry.drop(columns="site").shape[1] > 5
+    assert np.isfinite(planted.geometry.to_numpy(float)).all()
     curve = planted.learning[planted.learning["site"].eq(4)]
     assert curve["size"].tolist()[:3] == [8, 16, 32]
     assert curve["cosine"].is_monotonic_increasing
