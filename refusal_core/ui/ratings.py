@@ -230,7 +230,8 @@ def _size_field() -> None:
         default=30,
         required=True,
         key=_SIZE,
-        help="Balanced: as many of every kind of prompt, in random order.",
+        help="Balanced: as many of every kind of prompt, in random order. Prompts of the band are a larger share of a "
+        "balanced batch than of the run, so that its correlation is lower than that of all prompts would be.",
     )
 
 
@@ -267,9 +268,11 @@ def _bought(n_rated: int, when: str = "Now") -> str:
     margin = ratings.correlation_margin(n_rated)
     if pd.isna(margin):
         return f"{when} {n_rated} prompts of this run are rated."
+    within = ratings.correlation_margin(n_rated // 2)
+    label = "not known" if pd.isna(within) else f"known to about ±{within:.2f}"
     return (
-        f"{when} {n_rated} prompts of this run are rated: a rank correlation with them is known to about ±{margin:.2f} "
-        "(95 %)."
+        f"{when} {n_rated} prompts of this run are rated: a rank correlation over both labels is known to about "
+        f"±{margin:.2f} (95 %), one within a label, of half of them, is {label}."
     )
 
 
