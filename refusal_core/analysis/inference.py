@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import beta
+from scipy.optimize import brentq
+from scipy.stats import beta, norm
 
 from refusal_core.analysis.weighted_statistics import weighted_correlation, weighted_ranks
 
 LEVEL = 0.95
 """Coverage of every interval."""
+
+NORMAL = float(norm.ppf((1 + LEVEL) / 2))
+"""How many standard errors such an interval reaches to either side."""
 
 
 def interval(draws: np.ndarray, point: float | np.ndarray, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
@@ -68,6 +72,31 @@ def share_interval(count: np.ndarray, n: int) -> np.ndarray:
     low = np.where(count > 0, beta.ppf(tail, np.maximum(count, 1), n - count + 1), 0.0)
     high = np.where(count < n, beta.ppf(1 - tail, count + 1, np.maximum(n - count, 1)), 1.0)
     return np.where(np.isfinite(count), np.stack([low, high]), np.nan)
+
+
+def auroc_interval(area: float, n_harmful: int, n_harmless: int) -> tuple[float, float]:
+    """Return the 95 % interval of an AUROC (Newcombe 2006, Statistics in Medicine 25:559, method 5).
+
+    Its ends are the areas from which the observed one is as far as chance reaches, by Hanley & McNeil's variance of the
+    end itself with ``(m + n) / 2 − 1`` in place of either count less 1. So an area of 1 has an interval, too, which a
+    bootstrap, all of whose draws are separated as well, does not give.
+
+    Args:
+        area: that was observed.
+        n_harmful: prompts of the label, or pairs.
+        n_harmless: the same of the other.
+    """
+    more = (n_harmful + n_harmless) / 2 - 1
+
+    def beyond(end: float, observed: float) -> float:
+        variance = end * (1 - end) * (1 + more * ((1 - end) / (2 - end) + end / (1 + end))) / (n_harmful * n_harmless)
+        return float((observed - end) ** 2 - NORMAL**2 * variance)
+
+    def lower(observed: float) -> float:
+        # At 1 the variance is 0, which is a root of its own.
+        return float(brentq(beyond, 0.0, min(observed, 1 - 1e-12), args=(observed,))) if observed > 0 else 0.0
+
+    return lower(area), 1 - lower(1 - area)
 
 
 def permutation_p(observed: np.ndarray, null: np.ndarray) -> np.ndarray:

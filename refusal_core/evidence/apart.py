@@ -1,4 +1,4 @@
-"""Harm and refusal as two directions of one residual stream: how far they are one, and what each of them follows.
+"""Harm and refusal, a direction of each in one residual stream: how alike they are, and what each of them follows.
 
 Zhao et al. 2025 ("LLMs encode harmfulness and refusal separately") read what is asked at the last token of the
 instruction and whether it is refused at the last of the template. Here both are fitted at both:
@@ -14,8 +14,11 @@ deviations within a cell (label and reply).
 
 Two directions of few prompts have a low cosine even where they are one. So noise is taken off the inner products
 (Spearman 1904): that of two means is ``Σ_g u_g' E_g w_g`` with ``E_g`` the inner products of what the prompts of a
-group differ from their cell's means by, groups being what is redrawn as one. The *corrected cosine* is 1 where the two
-are one, however few prompts there are.
+group differ from their cell's means by, groups being what is redrawn as one. The *corrected cosine* is 1 where refusing
+adds along harm, however few prompts there are. It is not 1 where replies are a noisy threshold of the projection on
+harm ``u`` and activations vary unevenly within a label: refused less other prompts then point along ``Σ u``. So a value
+below 1 does not show two directions. That *across* positions has no such bound at all: from one position to another the
+basis may turn.
 """
 
 from __future__ import annotations
@@ -26,11 +29,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
 from refusal_core.analysis.gram import gram_matrices
-from refusal_core.analysis.inference import LEVEL, interval, permutation_p
+from refusal_core.analysis.inference import NORMAL, interval, permutation_p
 from refusal_core.analysis.projections import contrast_weights, crossfit_draws, project_draws
 from refusal_core.evidence.design import Contrast, Design, TransferSet, random_stream
 from refusal_core.evidence.positions import plan_positions
@@ -56,7 +58,6 @@ COLUMNS = (
     *("position", "site", "subject", "measure"),
     *("number", "number_low", "number_high", "chance_low", "chance_high", "p"),
 )
-NORMAL = float(norm.ppf((1 + LEVEL) / 2))
 Weigh = Callable[[np.ndarray], np.ndarray]
 
 

@@ -21,7 +21,8 @@ def rounding_error(directions: Directions, dtype: str) -> np.ndarray:
 
     A number between two that the format can hold is off by up to half their distance, evenly, which has a standard
     deviation of that distance over √12; a projection adds up the coordinates' errors, as independent ones. The mean
-    activation stands for all.
+    activation stands for all, so the error is a lower bound where a coordinate's mean is small beside its spread: most
+    prompts' values are then larger than the mean, and coarser.
 
     Args:
         directions: of the run.

@@ -45,7 +45,9 @@ QUESTIONS = {
 """The measures that are put as questions: a word for each, and the question with its number."""
 
 CLAIMED = 0.025
-"""Highest p of permuted replies at which refusing is said to have a direction."""
+"""Highest p of permuted replies at which refusing is said to have a direction, at a layer chosen beforehand."""
+
+BELOW_1 = "A value below 1 does not show two directions: one direction read through a noisy threshold gives it too."
 
 Measured = tuple[pd.DataFrame, PositionsManifest]
 
@@ -177,19 +179,16 @@ def apart_at(measured: Measured, site: int) -> pd.DataFrame:
 
 
 def cosines_over_layers(measured: Measured) -> dict[str, pd.DataFrame]:
-    """Return the corrected cosine per site, ``site, number, number_low, number_high``, at either end and across.
+    """Return the corrected cosine per site, ``site, number, number_low, number_high``, at either end.
 
     It is missing where refusing is not shown to have a direction.
     """
     table, manifest = measured
     shown = table[table["subject"].eq(REFUSAL) & table["measure"].eq(DONE)].set_index(["position", "site"])["p"]
     cosines = {}
-    for name, position, subject in (
-        *((name, position, BOTH_DIRECTIONS) for name, position in ends_of(manifest).items()),
-        (ACROSS, -1, ACROSS),
-    ):
+    for name, position in ends_of(manifest).items():
         rows = table[
-            table["position"].eq(position) & table["subject"].eq(subject) & table["measure"].eq(CORRECTED)
+            table["position"].eq(position) & table["subject"].eq(BOTH_DIRECTIONS) & table["measure"].eq(CORRECTED)
         ].sort_values("site")
         if len(rows):
             exists = shown.loc[position].reindex(rows["site"]).le(CLAIMED).to_numpy()
@@ -201,33 +200,36 @@ def cosines_over_layers(measured: Measured) -> dict[str, pd.DataFrame]:
 
 
 def verdict(run: Run, measured: Measured, site: int) -> str:
-    """Say at a site whether harm and refusal are two directions, at each end."""
+    """Say at a site how alike harm and refusal are, at each end; that they are two directions, no number shows."""
     replies = measured[1].replies
     where = run.site_label(site)
     if replies is None:
-        return "Whether harm and refusal are two directions takes the run's behaviour, which was not measured."
+        return "How alike harm and refusal are takes the run's behaviour, which was not measured."
     if replies.reason is not None:
-        return f"Whether harm and refusal are two directions cannot be said: {replies.reason}."
+        return f"How alike harm and refusal are cannot be said: {replies.reason}."
     numbers = apart_at(measured, site)
     said = {name: _alike(numbers, position) for name, position in ends_of(measured[1]).items()}
     if said[T_INST] == said[T_POST]:
-        return f"At {where}, at {T_INST} and at {T_POST}, {said[T_INST]}."
-    return f"At {where} {said[T_INST]} at {T_INST}; at {T_POST} {said[T_POST]}."
+        sentence = f"At {where}, at {T_INST} and at {T_POST}, {said[T_INST]}."
+    else:
+        sentence = f"At {where} {said[T_INST]} at {T_INST}; at {T_POST} {said[T_POST]}."
+    return f"{sentence} {BELOW_1}" if "corrected cosine" in sentence else sentence
 
 
 def _alike(numbers: pd.DataFrame, position: int) -> str:
-    """Return the claim on the two directions at a position: of replies that follow the label alone, none."""
+    """Return what is said of harm and refusal at a position: of replies that follow the label alone, nothing."""
     if not numbers.loc[(position, REFUSAL, DONE), "p"] <= CLAIMED:
         return "no direction of refusing is found"
     if not numbers.loc[(position, HARM, ASKED), "number_low"] > 0 and not (
         numbers.loc[(position, HARM, DONE), "number_low"] > 0
     ):
         return "no direction of harm is found"
-    return (
-        "harm and refusal are two directions"
-        if numbers.loc[(position, BOTH_DIRECTIONS, CORRECTED), "number_high"] < 1
-        else "harm and refusal are not told apart"
-    )
+    corrected = numbers.loc[(position, BOTH_DIRECTIONS, CORRECTED)]
+    if pd.isna(corrected["number"]):
+        return "harm and refusal are not told apart"
+    if corrected["number_high"] < 1:
+        return f"the corrected cosine of harm and refusal is {_spelt(corrected)}"
+    return f"harm and refusal, with a corrected cosine of {_spelt(corrected)}, are not told apart"
 
 
 def how_alike(measured: Measured, site: int) -> str:
@@ -235,23 +237,23 @@ def how_alike(measured: Measured, site: int) -> str:
     if measured[1].replies is None or measured[1].replies.reason is not None:
         return ""
     numbers, sentences = apart_at(measured, site), []
-    ends = ends_of(measured[1])
-    for where, position, subject, has_refusal in (
-        (f"at {T_INST}", ends[T_INST], BOTH_DIRECTIONS, ends[T_INST]),
-        (f"at {T_POST}", ends[T_POST], BOTH_DIRECTIONS, ends[T_POST]),
-        (f"of harm at {T_INST} with refusal at {T_POST}", -1, ACROSS, ends[T_POST]),
-    ):
-        p = numbers.loc[(has_refusal, REFUSAL, DONE), "p"]
+    for name, position in ends_of(measured[1]).items():
+        p = numbers.loc[(position, REFUSAL, DONE), "p"]
         if not p <= CLAIMED:
-            sentences.append(f"{where} it says nothing, since refusing is not shown to have a direction (p = {p:.3f})")
+            sentences.append(
+                f"at {name} it says nothing, since refusing is not shown to have a direction (p = {p:.3f})"
+            )
             continue
-        raw = numbers.loc[(position, subject, COSINE)]
-        said = f"{where} {_spelt(raw)}, of permuted replies {raw['chance_low']:.2f} to {raw['chance_high']:.2f}"
-        corrected = numbers.loc[(position, subject, CORRECTED)]
+        raw = numbers.loc[(position, BOTH_DIRECTIONS, COSINE)]
+        said = f"at {name} {_spelt(raw)}, of permuted replies {raw['chance_low']:.2f} to {raw['chance_high']:.2f}"
+        corrected = numbers.loc[(position, BOTH_DIRECTIONS, CORRECTED)]
         if pd.notna(corrected["number"]):
             said += f", without noise {_spelt(corrected)}"
         sentences.append(said)
-    return f"Cosine of harm and refusal: {'; '.join(sentences)}."
+    return (
+        f"Cosine of harm and refusal: {'; '.join(sentences)}. Whether refusing has a direction is tested at a layer "
+        "chosen beforehand: p is not corrected over the layers."
+    )
 
 
 def what_follows(measured: Measured, site: int) -> str:
@@ -278,9 +280,12 @@ def what_follows(measured: Measured, site: int) -> str:
 
 
 def apart_table(measured: Measured, site: int) -> pd.DataFrame:
-    """Return one row per number that compares harm and refusal at a site, position and direction in words."""
+    """Return one row per number that compares harm and refusal at a site, position and direction in words.
+
+    The cosine across positions is left out: one direction read in two rotated bases gives a low one, too.
+    """
     names = {position: name for name, position in ends_of(measured[1]).items()}
-    table = apart_at(measured, site).reset_index()
+    table = apart_at(measured, site).drop(index=ACROSS, level="subject", errors="ignore").reset_index()
     return pd.DataFrame(
         {
             "read_at": table["position"].map(names),

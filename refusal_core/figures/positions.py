@@ -35,7 +35,7 @@ from refusal_core.runs.schemas import CELLS, HARM, QUARTET_CELLS, REFUSAL
 ROW = 26
 """Height of a position, in pixels."""
 _GAP = 0.03
-_DASHES = {"t_inst": (PROBE, "solid"), "t_post": (ACCENT, "solid"), "across": (GREY, "dash")}
+_COLOURS = {"t_inst": PROBE, "t_post": ACCENT}
 
 
 def cells(run: Run, measured: Measured, site: int) -> go.Figure:
@@ -105,11 +105,10 @@ def cells(run: Run, measured: Measured, site: int) -> go.Figure:
 
 
 def cosines(run: Run, measured: Measured, site: int | None = None) -> go.Figure:
-    """Return the corrected cosine of harm and refusal over the layers, at either end and across, where both exist."""
+    """Return the corrected cosine of harm and refusal over the layers, at either end, where both exist."""
     traces: list[dict[str, Any]] = []
     for name, table in cosines_over_layers(measured).items():
-        colour, dash = _DASHES[name]
-        traces += interval_line(run, table, "number", name, colour, dash)
+        traces += interval_line(run, table, "number", name, _COLOURS[name])
     return blank(
         90 + ROW * 7,
         traces,

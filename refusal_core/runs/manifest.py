@@ -334,7 +334,7 @@ class SubspaceManifest(AdditionManifest):
 
 
 class RepliesRecord(_Record):
-    """The replies that harm and refusal were told apart by.
+    """The replies that harm and refusal were compared by.
 
     Attributes:
         sha256: of the run's behaviour.
@@ -356,7 +356,7 @@ class PositionsManifest(AdditionManifest):
         closing_tokens: the template's closing tokens, as text; the last read position is the last of them, and the
             first one lies before them all.
         activations_sha256: of the file of activations, or None where they were not kept.
-        replies: that harm and refusal were told apart by, or None where the run had none.
+        replies: that harm and refusal were compared by, or None where the run had none.
     """
 
     kind = "positions"

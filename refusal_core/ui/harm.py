@@ -47,7 +47,7 @@ def measured_or_end(run: Run) -> Measured:
 
 
 def choose_site(run: Run, measured: Measured) -> int:
-    """Show a field for the site, and beside it whether harm and refusal are two directions there; return the site."""
+    """Show a field for the site, and beside it how alike harm and refusal are there; return the site."""
     place, says = st.columns([1, 3], gap="medium", vertical_alignment="bottom")
     site = site_picker(run, place)
     with says:

@@ -307,8 +307,9 @@ def _as_transfer_set(run: Run, job: ListScoring, site: int) -> None:
     st.markdown(
         f"{counts['harmful']} harmful, {counts['harmless']} harmless at {run.site_label(site)}: "
         f"{separation_in_words(separation(known))}",
-        help="The list as a transfer set: nothing was fitted on it. In brackets 95 % bootstrap intervals of prompts, "
-        "pairs together, the direction as it is. Of a list whose prompts the direction was fitted on they say nothing.",
+        help="The list as a transfer set: nothing was fitted on it. In brackets 95 % intervals, the AUROC's by "
+        "Newcombe's method, the others by bootstrap, pairs as one, the direction as it is. Of a list whose prompts the "
+        "direction was fitted on they say nothing.",
     )
     values, labels = known["projection"].to_numpy(float), known["label"].to_numpy(str)
     for column, name, figure in zip(

@@ -23,7 +23,7 @@ from refusal_core.exploration.outliers import (
     twin_of,
 )
 from refusal_core.exploration.published import PUBLISHED_BAND, PUBLISHED_BAND_LAYER
-from refusal_core.exploration.separation import Estimate, Separation, separation
+from refusal_core.exploration.separation import FEWEST_FOR_INTERVAL, Estimate, Separation, separation
 from refusal_core.figures import outliers as figures
 from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.style import LABEL_COLOUR
@@ -194,9 +194,10 @@ def show_separation(run: Run, found: pd.DataFrame, site: int) -> None:
     with st.container(border=True, key="outliers_separation"):
         st.markdown(
             f"{harmful} harmful, {harmless} harmless, in the band or not: {separation_in_words(told)}",
-            help="Of all prompts that pass search and filters, but grey ones; in brackets 95 % bootstrap intervals of "
-            "prompts, the direction as it is. Prompts of the contrast set alone are taken by the projection on a "
-            "direction fitted without them; with others among them, all by the projection on the run's own.",
+            help="Of all prompts that pass search and filters, but grey ones; in brackets 95 % intervals, the "
+            "AUROC's by Newcombe's method, the others by bootstrap, pairs as one, the direction as it is. Prompts of "
+            "the contrast set alone are taken by the projection on a direction fitted without them; with others among "
+            "them, all by the projection on the run's own.",
         )
 
 
@@ -266,14 +267,15 @@ def _separation(run_id: str, changed: int, site: int, rows: tuple[int, ...], _fo
 
 
 def separation_in_words(told: Separation) -> str:
-    """Return d, AUROC and means with their intervals as Markdown."""
+    """Return d, AUROC and means with their intervals as Markdown, or why they have none."""
     numbers = {
         "cross-fitted d" if told.crossfitted else "d": (told.d, 2),
         "AUROC": (told.auroc, 3),
         "harmful mean": (told.means["harmful"], 2),
         "harmless mean": (told.means["harmless"], 2),
     }
-    return " · ".join(f"{name} {_estimate(*number)}" for name, number in numbers.items())
+    why = [f"fewer than {FEWEST_FOR_INTERVAL} prompts of a label, too few for an interval"] if told.few else []
+    return " · ".join([*(f"{name} {_estimate(*number)}" for name, number in numbers.items()), *why])
 
 
 def _estimate(number: Estimate, digits: int) -> str:

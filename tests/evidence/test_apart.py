@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
+from synthetic import RUN
 
 from refusal_core.evidence.apart import apart_table, weights_within
+from refusal_core.exploration.positions import BELOW_1, verdict
 from refusal_core.progress import no_progress
+from refusal_core.runs.manifest import BehaviourCompute, PositionsManifest, RepliesRecord
 from refusal_core.runs.schemas import (
     ACROSS,
     ASKED,
@@ -20,6 +25,7 @@ from refusal_core.runs.schemas import (
     QUARTET_CELLS,
     REFUSAL,
 )
+from refusal_core.runs.store import open_run
 
 WIDTH, PAIRS, QUARTETS, DRAWS = 40, 80, 12, 199
 FIRST, LAST = -3, -1
@@ -101,6 +107,33 @@ def test_two_directions_at_one_position_are_told_apart_and_one_is_not():
     assert raw["number"] < cosine["number"]
     assert raw["number_high"] < 1
     assert raw["chance_low"] < 0 < raw["chance_high"] < raw["number"]
+
+
+def test_one_direction_that_replies_are_a_noisy_threshold_of_is_not_said_to_be_two(synthetic_cache):
+    prompts, _ = planted_prompts(0)
+    rng = np.random.default_rng(0)
+    harm = np.eye(WIDTH)[:2].sum(axis=0) / np.sqrt(2)
+    # One of the two axes that harm lies along varies more within a label, so refused prompts differ along that one.
+    at_end = rng.normal(size=(len(prompts), WIDTH)) * np.where(np.arange(WIDTH) == 0, 2.0, 0.5)
+    at_end += 2.0 * prompts["label"].eq("harmful").to_numpy()[:, None] * harm
+    refused = rng.random(len(prompts)) < 1 / (1 + np.exp(-3 * (at_end @ harm - 1)))
+    ends = np.repeat(at_end[:, None, None], 2, axis=1)
+    table, replies = apart_table(ends, (FIRST, LAST), prompts, refused, 0, no_progress, DRAWS)
+    cosine = table[table["position"].eq(LAST) & table["subject"].eq(BOTH_DIRECTIONS) & table["measure"].eq(CORRECTED)]
+    assert cosine["number_high"].item() < 1
+    manifest = PositionsManifest(
+        created="",
+        compute=BehaviourCompute(device="cpu", dtype="float32"),
+        seed=0,
+        draws=DRAWS,
+        closing_tokens=("<|im_end|>", "\n"),
+        replies=RepliesRecord(sha256="0" * 64, counts=replies.counts, reason=replies.why_none),
+    )
+    said = verdict(open_run(RUN, synthetic_cache), (table, manifest), 0)
+    number, caveat = said.split(". ", 1)
+    given = r"the corrected cosine of harm and refusal is [\d.]+ \([\d.]+ to [\d.]+\)"
+    assert re.fullmatch(rf"At layer 0 of 6, at t_inst and at t_post, {given}", number)
+    assert caveat == BELOW_1
 
 
 @pytest.mark.slow

@@ -59,20 +59,25 @@ def measured(reason: str | None = None, **at_last: object) -> described.Measured
 @pytest.mark.parametrize(
     ("at_last", "claim"),
     [
-        ({}, "harm and refusal are two directions"),
-        ({"corrected": (0.9, 0.7, 1.1)}, "harm and refusal are not told apart"),
+        ({}, f"the corrected cosine of harm and refusal is 0.40 (0.20 to 0.60). {described.BELOW_1}"),
+        (
+            {"corrected": (0.9, 0.7, 1.1)},
+            "harm and refusal, with a corrected cosine of 0.90 (0.70 to 1.10), are not told apart. "
+            + described.BELOW_1,
+        ),
         ({"corrected": (np.nan, np.nan, np.nan)}, "harm and refusal are not told apart"),
         ({"p": 0.03}, "no direction of refusing is found"),
         ({"p": np.nan}, "no direction of refusing is found"),
         ({"asked": (0.1, -0.1, 0.3), "done": (0.1, -0.1, 0.3)}, "no direction of harm is found"),
     ],
 )
-def test_the_verdict_claims_two_directions_only_where_both_exist_and_their_cosine_lies_below_1(run, at_last, claim):
-    said = described.verdict(run, measured(**at_last), SITE)
+def test_the_verdict_gives_the_cosine_where_both_exist_and_never_claims_two_directions(run, at_last, claim):
+    said = described.verdict(run, measured(**at_last), SITE).removesuffix(".")
+    claim = claim.removesuffix(".")
     if claim == "no direction of refusing is found":
-        assert said == f"At layer 1 of 6, at t_inst and at t_post, {claim}."
+        assert said == f"At layer 1 of 6, at t_inst and at t_post, {claim}"
     else:
-        assert said == f"At layer 1 of 6 no direction of refusing is found at t_inst; at t_post {claim}."
+        assert said == f"At layer 1 of 6 no direction of refusing is found at t_inst; at t_post {claim}"
 
 
 def test_cosines_are_given_where_refusing_has_a_direction_and_effects_say_when_they_are_not_shown(run):
@@ -81,7 +86,10 @@ def test_cosines_are_given_where_refusing_has_a_direction_and_effects_say_when_t
     assert (
         "at t_post 0.30 (0.20 to 0.40), of permuted replies -0.10 to 0.10, without noise 0.40 (0.20 to 0.60)" in alike
     )
-    assert "of harm at t_inst with refusal at t_post 0.30" in alike
+    assert alike.endswith("tested at a layer chosen beforehand: p is not corrected over the layers.")
+    # The cosine across positions has nothing to be held against.
+    assert "of harm at t_inst" not in alike
+    assert set(described.apart_table(measured(), SITE)["direction_of"]) == {HARM, REFUSAL, BOTH_DIRECTIONS}
     follows = described.what_follows(measured(), SITE)
     assert follows == (
         "Harm at t_inst follows what is asked by 2.00 (1.80 to 2.20), and is not shown to follow refusing. "
@@ -90,9 +98,9 @@ def test_cosines_are_given_where_refusing_has_a_direction_and_effects_say_when_t
         "Refusal at t_post follows refusing by 1.50 (1.20 to 1.80), and is not shown to follow what is asked."
     )
     over = described.cosines_over_layers(measured())
-    assert over.keys() == {"t_inst", "t_post", "across"}
+    assert over.keys() == {"t_inst", "t_post"}
     assert over["t_inst"]["number"].isna().all()
-    assert over["t_post"]["number"].tolist() == over["across"]["number"].tolist() == [0.4]
+    assert over["t_post"]["number"].tolist() == [0.4]
 
 
 def test_too_few_refusals_are_said_and_leave_harm_alone(run):

@@ -514,7 +514,7 @@ def with_positions(own_cache):
     return run
 
 
-def test_harm_and_refusal_are_said_to_be_two_directions_where_they_are_read_apart(with_positions):
+def test_harm_and_refusal_are_compared_where_refusing_has_a_direction(with_positions):
     app = visit("14_Harm", run=RUN, site="0")
     assert "no direction of refusing is found" in app.markdown[0].value
     app.number_input(key="site_field").set_value(N_LAYERS).run()
