@@ -50,4 +50,4 @@ else:
             lists.list_form(run, source)
             if job is not None:
                 lists.list_results(run, job, site)
-live.keep_texts()
+live.keep_texts(run)

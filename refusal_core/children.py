@@ -30,10 +30,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ROOT = Path(__file__).resolve().parents[1]
-_AT_ONCE = threading.BoundedSemaphore(2)
-"""How many visitors' files are read at the same time: each may take all of its limit."""
+_AT_ONCE, _ONLINE_AT_ONCE = threading.BoundedSemaphore(2), threading.BoundedSemaphore(2)
+"""How many are read at once, since each may take all of its limit. Files do not wait for what is downloaded."""
+_SECONDS_TO_WAIT = 60.0
 _LARGEST_ANSWER = 200_000_000
 _TOO_MUCH = "reading this file took more memory or time than it may; nothing was changed"
+
+
+class BusyError(RefusalError):
+    """As many files are being read as may be. It says nothing of the file, which may be read the next time."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,11 @@ LARGE = Limits(12 * 2**30, 600, 1200)
 
 
 def in_child(
-    function: Callable[..., T], *arguments: object, sent: tuple[str, bytes] | None = None, limits: Limits = READING
+    function: Callable[..., T],
+    *arguments: object,
+    sent: tuple[str, bytes] | None = None,
+    limits: Limits = READING,
+    online: bool = False,
 ) -> T:
     """Call a function of this package in a process of its own.
 
@@ -67,8 +76,10 @@ def in_child(
         arguments: of the function, after the file that was sent.
         sent: name and content of a file, which the function gets first, as an open file with that name.
         limits: of the process.
+        online: whether it may wait for the hub.
 
     Raises:
+        BusyError: when others take too long for it to begin.
         RefusalError: what the function raised, of the same kind; or that it takes too much to be read.
     """
     name, content = sent or (None, b"")
@@ -78,27 +89,32 @@ def in_child(
         "sent": name,
         "limits": (limits.memory, limits.cpu_seconds),
     }
-    answer = _ask(json.dumps(request).encode() + b"\n" + content, limits.seconds)
+    answer = _ask(
+        json.dumps(request).encode() + b"\n" + content, limits.seconds, _ONLINE_AT_ONCE if online else _AT_ONCE
+    )
     if "error" in answer:
         raise getattr(errors, str(answer["kind"]))(answer["error"])
     result: T = _adapter(_hints(function)["return"]).validate_python(answer["result"])
     return result
 
 
-def _ask(request: bytes, seconds: int) -> dict[str, Any]:
+def _ask(request: bytes, seconds: int, at_once: threading.BoundedSemaphore) -> dict[str, Any]:
     """Return what the process answers."""
-    with _AT_ONCE:
-        try:
-            ended = subprocess.run(
-                [sys.executable, "-P", "-m", __name__],
-                env=_environment(os.environ),
-                input=request,
-                stdout=subprocess.PIPE,
-                timeout=seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise RefusalError("reading this file took too long; nothing was changed") from None
+    if not at_once.acquire(timeout=_SECONDS_TO_WAIT):
+        raise BusyError("others are reading large files at the moment; nothing was changed, try again in a minute")
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-P", "-m", __name__],
+            env=_environment(os.environ),
+            input=request,
+            stdout=subprocess.PIPE,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RefusalError("reading this file took too long; nothing was changed") from None
+    finally:
+        at_once.release()
     try:
         answer = json.loads(ended.stdout)
     except ValueError:
@@ -164,7 +180,11 @@ def _limit(memory: int, cpu_seconds: int) -> None:
     import resource
 
     for limit, value in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, cpu_seconds), (resource.RLIMIT_CORE, 0)):
-        resource.setrlimit(limit, (value, value))
+        # Nobody may raise a limit that is set already, and a system need not take each of these.
+        with contextlib.suppress(OSError, ValueError):
+            _, hard = resource.getrlimit(limit)
+            lower = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(limit, (lower, lower))
 
 
 def _answer(request: dict[str, Any], content: BinaryIO) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from dataclasses import replace
 from importlib import import_module
@@ -208,7 +209,7 @@ print(peak() - before)
 def same_process(monkeypatch):
     """What a process is asked, answered in this one: what goes over to it and back is what is tested."""
 
-    def ask(request: bytes, seconds: int) -> dict:
+    def ask(request: bytes, seconds: int, at_once: threading.BoundedSemaphore) -> dict:
         head, _, content = request.partition(b"\n")
         answer = children._answer(json.loads(head), io.BytesIO(content))
         return json.loads(json.dumps(answer, ensure_ascii=False, default=str).encode("utf-8", "replace"))
@@ -250,3 +251,36 @@ def test_of_every_case_the_same_is_read(path, same_process):
         pd.testing.assert_frame_equal(
             getattr(here, name), getattr(there, name), check_dtype=False, check_index_type=False
         )
+
+
+LIMITED = """
+import resource
+from refusal_core.children import _limit
+
+resource.setrlimit(resource.RLIMIT_CPU, (50, 50))
+_limit(2**40, 100)
+print(*resource.getrlimit(resource.RLIMIT_CPU), *resource.getrlimit(resource.RLIMIT_AS))
+
+def refuse(*given):
+    raise ValueError("current limit exceeds maximum limit")
+
+resource.setrlimit = refuse
+_limit(2**40, 10)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limits")
+def test_a_limit_that_is_lower_already_stays_and_one_that_the_system_refuses_is_left_out():
+    ended = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False)
+    assert ended.stderr == ""
+    assert ended.stdout.split()[:2] == ["50", "50"]
+
+
+def test_files_do_not_wait_for_what_is_downloaded_and_whoever_waits_long_is_told(greedy, monkeypatch):
+    monkeypatch.setattr(children, "_SECONDS_TO_WAIT", 0.01)
+    monkeypatch.setattr(children, "_ONLINE_AT_ONCE", threading.BoundedSemaphore(1))
+    with children._ONLINE_AT_ONCE:
+        assert in_child(greedy.talk, 7, sent=("a.csv", b"")) == "a.csv7False"
+        with pytest.raises(children.BusyError, match="try again in a minute"):
+            in_child(greedy.talk, 7, sent=("a.csv", b""), online=True)
+    assert in_child(greedy.talk, 7, sent=("a.csv", b""), online=True) == "a.csv7False"

@@ -15,7 +15,7 @@ CORE = ROOT / "refusal_core"
 
 ROOMS = (
     {"errors", "error_log"},
-    {"sites", "files", "glossary", "parquet", "progress", "options", "steering", "conversations"},
+    {"sites", "files", "glossary", "markdown", "parquet", "progress", "options", "steering", "conversations"},
     {"children"},
     {"analysis"},
     {"models", "prompts", "runs"},

@@ -216,7 +216,7 @@ def _read_lines(path: Path) -> Iterator[Mark]:
             try:
                 record = {"author": NOBODY} | json.loads(line)
                 mark = Mark(*(record[name] for name in COLUMNS))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
             is_text = all(isinstance(value, str) for value in astuple(mark))
             if is_text and PROMPT_ID.fullmatch(mark.prompt_id) and mark.mark in ("", *KINDS):

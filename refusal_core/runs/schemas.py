@@ -311,7 +311,9 @@ def check_sites(name: str, table: pd.DataFrame, n_sites: int) -> None:
 
 
 def check_prompts(name: str, table: pd.DataFrame) -> None:
-    """Raise ValueError unless prompts of both labels were fitted on, and those alone."""
+    """Raise ValueError unless every prompt is there once, and those of both labels alone were fitted on."""
+    if not table["prompt_id"].is_unique:
+        raise ValueError(f"{name} has a prompt_id twice")
     labels = set(table.loc[table["fitted"], "label"].unique())
     if labels != {"harmful", "harmless"}:
         raise ValueError(f"{name} has no harmful and harmless prompts that were fitted on, or others among them")

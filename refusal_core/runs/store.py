@@ -323,7 +323,7 @@ def rename_run(run_id: str, title: str, cache: str | Path | None = None) -> None
     """Show a run under a title of one's own instead of its name, which stays; an empty one removes the title.
 
     Raises:
-        RunError: when there is no such run, the title is too long or not printable, or it cannot be saved.
+        RunError: when there is no such run, the title is too long or not printable, or titles cannot be saved.
     """
     _keep_text(run_id, title, cache, _TITLES, LONGEST_TITLE)
 
@@ -332,18 +332,38 @@ def note_run(run_id: str, note: str, cache: str | Path | None = None) -> None:
     """Keep a note of one line beside a run; an empty one removes it.
 
     Raises:
-        RunError: when there is no such run, or the note is too long or not printable.
+        RunError: when there is no such run, the note is too long or not printable, or notes cannot be saved.
     """
     _keep_text(run_id, note, cache, _NOTES, LONGEST_NOTE)
 
 
 def _texts(cache: str | Path | None, name: str, longest: int) -> dict[str, str]:
-    """Return the texts that a file of the cache has, by run; none from an unreadable one."""
+    """Return the texts that a file of the cache has, by run, without what is none; none from an unreadable one."""
+    texts: dict[str, str] = {}
+    with suppress(RunError):
+        for run_id, text in _kept(cache_folder(cache) / name).items():
+            with suppress(RunError):
+                texts[run_id] = _text(text, longest)
+    return texts
+
+
+def _kept(path: Path) -> dict[str, object]:
+    """Return what a file of texts has, by run, as it is; nothing where there is no file.
+
+    Raises:
+        RunError: when it cannot be read.
+    """
     try:
-        kept = json.loads((cache_folder(cache) / name).read_text(encoding="utf-8"))
-        return {str(run_id): _text(text, longest) for run_id, text in kept.items()}
-    except (OSError, ValueError, AttributeError, RunError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(
+            f"{path} cannot be read ({first_line(error)}): mend or remove it; nothing was changed"
+        ) from error
+    if not isinstance(kept, dict):
+        raise RunError(f"expected texts by run in {path}, found something else: mend or remove it; nothing was changed")
+    return kept
 
 
 def _keep_text(run_id: str, text: str, cache: str | Path | None, name: str, longest: int) -> None:
@@ -354,7 +374,8 @@ def _keep_text(run_id: str, text: str, cache: str | Path | None, name: str, long
     kept = path.with_name(name)
     try:
         with FileLock(kept.with_suffix(".lock")):
-            texts = {other: of for other, of in _texts(cache, name, longest).items() if other != run_id}
+            # What cannot be shown stays as well: it is not this run's to remove.
+            texts = {other: of for other, of in _kept(kept).items() if other != run_id}
             written = json.dumps(texts | ({run_id: text} if text else {}), indent=2, ensure_ascii=False)
             write_atomically(kept, written + "\n")
     except OSError as error:

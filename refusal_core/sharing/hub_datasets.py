@@ -16,6 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidat
 from refusal_core.errors import RunError, first_line
 from refusal_core.evidence.findings import verdict
 from refusal_core.files import PARTIAL, sha256_of
+from refusal_core.markdown import plain
 from refusal_core.models.hub import HUB_ERRORS
 from refusal_core.progress import quiet_libraries
 from refusal_core.runs.run import Run
@@ -121,7 +122,8 @@ def dataset_card(run: Run, repo: str, sha256: str, licence: str = UNKNOWN) -> st
         "A run of the program refusal-directions: how a chat model tells harmful requests from harmless ones, layer by "
         "layer. Its prompts are part of it, and many of them ask for harm.",
         "",
-        *([verdict(run.evidence), ""] if run.has_evidence else []),
+        # It names sets of prompts.
+        *([plain(" ".join(verdict(run.evidence).split())), ""] if run.has_evidence else []),
         f"- model {_quoted(model.name)}, revision {_quoted(model.revision or model.sha256 or 'not recorded')}, "
         f"{run.n_layers} layers, licence {_quoted(model.licence or 'not stated')}",
         *(f"- {line}" for line in sets),

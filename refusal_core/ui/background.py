@@ -5,11 +5,11 @@ from __future__ import annotations
 import streamlit as st
 
 from refusal_core.errors import RefusalError
+from refusal_core.markdown import plain
 from refusal_core.progress.file import WAITING
 from refusal_core.ui import jobs
 from refusal_core.ui.jobs import Command, Job
 from refusal_core.ui.layout import show_error
-from refusal_core.ui.markdown import plain
 from refusal_core.ui.server import may_change
 
 _MINUTE, _HOUR = 60, 3600

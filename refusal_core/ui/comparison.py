@@ -15,6 +15,7 @@ from refusal_core.figures import comparison as figures
 from refusal_core.figures.comparison import MOST_RUNS, Side
 from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.glossary import meaning_of, name_of
+from refusal_core.markdown import plain
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import Run
 from refusal_core.sites import relative_depth
@@ -22,7 +23,6 @@ from refusal_core.ui import address
 from refusal_core.ui.conversations import prompt_in_full
 from refusal_core.ui.frame import described_runs, listed, shared_run
 from refusal_core.ui.layout import chart, csv_button, facts, identity, own_figure, sentences, show_error
-from refusal_core.ui.markdown import plain
 from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.selection import chosen_row
 

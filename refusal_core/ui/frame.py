@@ -9,13 +9,13 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from refusal_core.errors import RunError
+from refusal_core.markdown import plain
 from refusal_core.runs.manifest import MANIFEST
 from refusal_core.runs.run import Run
 from refusal_core.runs.store import BrokenRun, RunSummary, cache_folder, list_runs, open_run, run_notes, run_titles
 from refusal_core.ui import address, jobs
 from refusal_core.ui.accessibility import make_accessible
 from refusal_core.ui.layout import show_error
-from refusal_core.ui.markdown import plain
 from refusal_core.ui.server import stop_unguarded
 
 _ICON = Path(__file__).with_name("icon.png")

@@ -13,7 +13,7 @@ from functools import lru_cache
 import streamlit as st
 
 from refusal_core.glossary import glossary
-from refusal_core.ui.markdown import plain
+from refusal_core.markdown import plain
 
 PAGE = "Glossary"
 """Address of the page that lists all terms."""

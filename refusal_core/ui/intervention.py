@@ -17,11 +17,11 @@ from refusal_core.intervention import effects, experiment
 from refusal_core.intervention.conditions import ABLATE, ADD, PLAIN, Condition, Tried
 from refusal_core.intervention.effects import MEASURES
 from refusal_core.intervention.experiment import INTERVENTION
+from refusal_core.markdown import plain
 from refusal_core.runs.manifest import InterventionManifest
 from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.layout import chart, marked, sentences, show_error
-from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import OpenRun, model_source, one_model, recorded
 from refusal_core.ui.numbers import numbers_table
 

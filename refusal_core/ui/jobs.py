@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -131,7 +132,9 @@ def status(name: str) -> Job | None:
         said, message = progress.get("state", "running"), str(progress.get("message", ""))
         updated, rate = float(progress.get("updated", began)), progress.get("rate")
         left = (total - done) / float(rate) if rate else None
-    except (ValueError, KeyError, TypeError, ZeroDivisionError):
+    except (ValueError, KeyError, TypeError, ArithmeticError):
+        return None
+    if not all(map(math.isfinite, (began, updated, left or 0.0))):
         return None
     state: State
     if said in ("done", "failed"):
@@ -259,7 +262,7 @@ def _process(name: str) -> psutil.Process | None:
     try:
         process = psutil.Process(int((record or {})["pid"]))
         return process if _watched(name) in process.cmdline() else None
-    except (psutil.Error, KeyError, ValueError, TypeError):
+    except (psutil.Error, KeyError, ValueError, TypeError, OverflowError):
         return None
 
 
@@ -291,7 +294,7 @@ def _record(name: str) -> dict[str, Any] | None:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return read if isinstance(read, dict) else None
 

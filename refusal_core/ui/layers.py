@@ -17,13 +17,13 @@ from refusal_core.figures.panels import AXES, DISTRIBUTIONS, PANELS, SYMBOLS, li
 from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.figures.ridgeline import ridges
 from refusal_core.figures.style import LABEL_COLOUR, LINE_COLOURS, safe
+from refusal_core.markdown import plain
 from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 from refusal_core.sites import site_short
 from refusal_core.ui import address
 from refusal_core.ui.frame import site_picker
 from refusal_core.ui.layout import chart, csv_button, identity, layer_numbers, marked, raw_units
-from refusal_core.ui.markdown import plain
 from refusal_core.ui.scrubbing import first_site, is_narrow, keep_together
 from refusal_core.ui.selection import newly
 from refusal_core.ui.streamlit_internals import component, resource

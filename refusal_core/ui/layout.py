@@ -14,13 +14,13 @@ from refusal_core.figures.layers import QUESTIONS
 from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.figures.style import move_mark
 from refusal_core.glossary import meaning_of
+from refusal_core.markdown import typeset
 from refusal_core.runs.manifest import MANIFEST, TemplateRecord
 from refusal_core.runs.run import Run
 from refusal_core.runs.store import run_titles
 from refusal_core.sharing.rendering import MIME, browser_found, render_image, render_page
 from refusal_core.ui import address
 from refusal_core.ui.glossary import glossary_link, link_terms
-from refusal_core.ui.markdown import typeset
 
 _OWN = "own_figures"
 _CHART_CONFIG = {"displaylogo": False, "displayModeBar": False}

@@ -16,12 +16,12 @@ from refusal_core.figures.style import LINE_COLOURS, safe
 from refusal_core.figures.tokens import COLOURS_END, token_heatmap
 from refusal_core.glossary import meaning_of
 from refusal_core.intervention.conditions import ABLATE, ADD, PLAIN, Condition
+from refusal_core.markdown import plain
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.suggestions import Contrast, contrasts
 from refusal_core.runs.run import Run
 from refusal_core.ui import address, remembered
 from refusal_core.ui.layout import chart, raw_units, sentences, show_error
-from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import one_model
 from refusal_core.ui.numbers import whole
 from refusal_core.ui.placement import place_in_words, show_tokens
@@ -162,9 +162,10 @@ def scored(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | No
     scores = history(run)
     score = next((earlier for earlier in scores if earlier.text == text), None)
     if score is None:
-        score = _ask(run, source, text, line)
-    if score is None:
-        return None
+        answer = _ask(run, source, text, line)
+        if not isinstance(answer, Score):
+            return None
+        score = answer
     line.text(f"Scored: {shortened(text, 120)}")
     _remember(scores, score)
     before = remembered.earlier(remembered.HISTORY, run)
@@ -188,27 +189,33 @@ def _scores_of(key: str, run: Run) -> list[Score]:
 
 
 def pin_wanted(run: Run, source: str, line: DeltaGenerator) -> None:
-    """Score and pin prompts that a suggestion asked for or that were pinned before a reload; see :func:`scored`."""
+    """Score and pin prompts that a suggestion asked for or that were pinned before a reload; see :func:`scored`.
+
+    They wait on while the model cannot be used.
+    """
     wanted, pinned = remembered.earlier(remembered.PINS, run), pins(run)
     for text in wanted[:]:
         known = {pin.text for pin in pinned}
         if text not in known and len(known) < MOST_PINS:
-            score = _ask(run, source, text, line)
-            if score is not None:
-                pinned.append(score)
+            answer = _ask(run, source, text, line)
+            if isinstance(answer, Score):
+                pinned.append(answer)
+            elif not isinstance(answer, PromptError):
+                return
         # One at a time: a newer script run goes on where this one was ended.
         wanted.remove(text)
 
 
-def keep_texts() -> None:
-    """Have the browser keep the texts of pins and history over a reload."""
+def keep_texts(run: Run) -> None:
+    """Have the browser keep the texts of pins and history over a reload; of the runs, those used last."""
     kept: dict[str, dict[str, list[str]]] = {}
     for kind, key in ((remembered.PINS, _PINS), (remembered.HISTORY, _HISTORY)):
         scores: dict[str, list[Score]] = st.session_state.get(key, {})
         before = remembered.all_earlier(kind)
+        before[run.run_id] = before.pop(run.run_id, [])
         kept[kind] = {
             run_id: list(dict.fromkeys([*(score.text for score in scores.get(run_id, [])), *before.get(run_id, [])]))
-            for run_id in (*before, *(name for name in scores if name not in before))
+            for run_id in (*(name for name in scores if name not in before), *before)
         }
     remembered.keep(kept)
 
@@ -364,8 +371,8 @@ def _remember(scores: list[Score], score: Score) -> None:
     scores[:] = [score, *(earlier for earlier in scores if earlier.text not in gone)][:MOST_REMEMBERED]
 
 
-def _ask(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | None:
-    """Return the model's answer, or ``None`` after showing why there is none."""
+def _ask(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | RefusalError:
+    """Return the model's answer, or why there is none, which is shown."""
     # In one place, so that what stands below it does not move when the answer is there.
     with line.container():
         st.text(f"Scoring: {shortened(text, 120)}")
@@ -374,11 +381,12 @@ def _ask(run: Run, source: str, text: str, line: DeltaGenerator) -> Score | None
         return one_model().ask(run, source, lambda opened: opened.scorer.score(text), waiting.caption)
     except PromptError as error:
         show_error("This prompt was not scored.", error, severe=False)
+        return error
     except RefusalError as error:
         show_error("The run's model cannot be used.", error)
+        return error
     finally:
         line.empty()
-    return None
 
 
 def type_prompt(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
+from pandas.util import hash_array
 from streamlit.delta_generator import DeltaGenerator
 
 from refusal_core.behaviour.measurement import load_behaviour
@@ -18,12 +20,12 @@ from refusal_core.exploration.outliers import row_of
 from refusal_core.exploration.planes import COMPONENTS, DIRECTION, PLANES, Plane, midpoint_projections, plane_of
 from refusal_core.figures import map as figures
 from refusal_core.figures.plotly_internals import serialise_once
+from refusal_core.markdown import plain
 from refusal_core.runs.run import Run
 from refusal_core.sharing.map_page import map_html
 from refusal_core.ui import address
 from refusal_core.ui.clicks import on_point
 from refusal_core.ui.layout import chart, csv_button, identity
-from refusal_core.ui.markdown import plain
 from refusal_core.ui.outliers import the_prompt
 from refusal_core.ui.scrubbing import first_site, is_narrow, keep_together
 from refusal_core.ui.selection import chosen_row
@@ -85,7 +87,10 @@ def options(run: Run, columns: Sequence[DeltaGenerator]) -> Options:
 def prompt_map(run: Run, options: Options, site: int) -> None:
     """Show the map with its slider; a lasso or box chooses prompts, a click opens one."""
     plane, chosen, narrow = _plane(*identity(run), options.plane, run), _selected(run), is_narrow(_CONTAINER)
-    shown = *identity(run), options.plane, str(options.values.name), options.sources, chosen, narrow
+    # Replies may be measured anew on the same run.
+    hashes = hash_array(options.values.astype(str).to_numpy(object))
+    coloured = str(options.values.name), hashlib.sha256(hashes.tobytes()).hexdigest()
+    shown = *identity(run), options.plane, coloured, options.sources, chosen, narrow
     start = first_site(_CONTAINER, site, shown)
     # Read when a file is asked for, which may be after the browser has moved the figure.
     now = st.session_state.setdefault(_SHOWN, {})

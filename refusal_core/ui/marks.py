@@ -50,7 +50,7 @@ def judge(run: Run, listed: pd.DataFrame, chosen: list[str], row: int | None, cu
         row: the prompt that is read.
         current: all marks.
     """
-    own = marks.marks_by(current, _author())
+    own, misnamed = marks.marks_by(current, _author()), _misnamed()
     if failed := st.session_state.pop(_FAILED, None):
         show_error("This mark was not saved.", failed)
     if not may_change():
@@ -75,6 +75,7 @@ def judge(run: Run, listed: pd.DataFrame, chosen: list[str], row: int | None, cu
                     type="primary" if mark is not None and mark["mark"] == kind else "secondary",
                     shortcut=_KEYS[kind],
                     help=meaning.capitalize() + ".",
+                    disabled=misnamed is not None,
                     on_click=_mark,
                     args=(reading, marked, kind, note_key, notes),
                 )
@@ -105,7 +106,7 @@ def judge(run: Run, listed: pd.DataFrame, chosen: list[str], row: int | None, cu
                 key=f"marks_none_{reading}",
                 shortcut="X",
                 help="Removes the mark and its note.",
-                disabled=not any(prompt_id in own.index for prompt_id in marked),
+                disabled=misnamed is not None or not any(prompt_id in own.index for prompt_id in marked),
                 on_click=_mark,
                 args=(reading, marked, "", note_key, {}),
             )
@@ -133,6 +134,8 @@ def judge(run: Run, listed: pd.DataFrame, chosen: list[str], row: int | None, cu
             persist_state="session",
             help="Marks are saved under it, so that several people's marks on a prompt all stay.",
         )
+        if misnamed is not None:
+            show_error("Nothing can be marked under this name.", misnamed, severe=False)
 
 
 def files(current: pd.DataFrame) -> None:
@@ -170,7 +173,7 @@ def files(current: pd.DataFrame) -> None:
             f"Add {len(added)} marks",
             icon=":material/upload:",
             help=f"{replaced} of them replace a mark that is here.",
-            disabled=not added,
+            disabled=not added or _misnamed() is not None,
             on_click=_add,
             args=(added,),
         )
@@ -183,10 +186,19 @@ def _read(path: str, state: tuple[int, int] | None) -> pd.DataFrame:
 
 def _author() -> str:
     """Return who marks in this tab; nobody where they did not say, or said what cannot be a name."""
+    typed = st.session_state.get(_AUTHOR) or ""
+    return raters.normalise_name(typed) if typed.strip() and _misnamed() is None else marks.NOBODY
+
+
+def _misnamed() -> RefusalError | None:
+    """Return why what was typed as a name cannot be one; while it cannot, nothing is marked."""
+    typed = st.session_state.get(_AUTHOR) or ""
     try:
-        return raters.normalise_name(st.session_state.get(_AUTHOR) or "")
-    except RefusalError:
-        return marks.NOBODY
+        if typed.strip():
+            raters.normalise_name(typed)
+    except RefusalError as error:
+        return error
+    return None
 
 
 def _change_author() -> None:
@@ -239,6 +251,8 @@ def _save(new: list[Mark]) -> bool:
     """Save marks and remember the state before; return whether that worked."""
     try:
         require_owner()
+        if (misnamed := _misnamed()) is not None:
+            raise misnamed
         rows = marks.load_marks()[list(marks.COLUMNS)].itertuples(index=False, name=None)
         before = {mark.key: mark for mark in (Mark(*row) for row in rows)}
         earlier = [before.get(mark.key, Mark(mark.prompt_id, mark.text, "", author=mark.author)) for mark in new]

@@ -16,6 +16,7 @@ import streamlit as st
 from refusal_core.access.folders import check_typed, named_folders
 from refusal_core.errors import RefusalError
 from refusal_core.intervention.experiment import TriedPrompt
+from refusal_core.markdown import plain
 from refusal_core.models.identity import is_available
 from refusal_core.models.known import KNOWN
 from refusal_core.models.opening import ChatModel
@@ -25,7 +26,6 @@ from refusal_core.runs.run import Run
 from refusal_core.ui.background import offer
 from refusal_core.ui.jobs import Command
 from refusal_core.ui.layout import show_error
-from refusal_core.ui.markdown import plain
 from refusal_core.ui.turns import Turns
 
 T = TypeVar("T")

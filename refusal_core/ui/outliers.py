@@ -27,13 +27,13 @@ from refusal_core.exploration.separation import FEWEST_FOR_INTERVAL, Estimate, S
 from refusal_core.figures import outliers as figures
 from refusal_core.figures.courses import Course, courses
 from refusal_core.figures.style import LABEL_COLOUR
+from refusal_core.markdown import plain
 from refusal_core.prompts.sets import PROMPT_ID
 from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.clicks import on_point
 from refusal_core.ui.conversations import prompt_in_full
 from refusal_core.ui.layout import chart, csv_button, identity, raw_units
-from refusal_core.ui.markdown import plain
 from refusal_core.ui.selection import chosen_row
 from refusal_core.ui.streamlit_internals import component, resource
 

@@ -9,15 +9,15 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from refusal_core.children import in_child
+from refusal_core.children import BusyError, in_child
 from refusal_core.errors import PromptError, RefusalError
+from refusal_core.markdown import plain
 from refusal_core.prompts.bundled import CONTRAST_SETS
 from refusal_core.prompts.labels import GREY, LABELS, NOTHING_CHOSEN, SKIPPED, Choice
 from refusal_core.prompts.reading import ListInspection, column_names, inspect_list
 from refusal_core.prompts.report import PromptReport, describe
 from refusal_core.prompts.sets import Inspection, inspect_source
 from refusal_core.runs.run import Run
-from refusal_core.ui.markdown import plain
 from refusal_core.ui.uploads import read_sent
 
 _BY_NAME = "by its name"
@@ -49,7 +49,10 @@ def chosen_columns(source: str) -> dict[str, Any]:
                 return {}
         key = f"runs_columns_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
         stamp = path.stat().st_mtime_ns if _is_file(path) else 0
-        columns = _columns(source, stamp) if _is_file(path) else []
+        try:
+            columns = _columns(source, stamp) if _is_file(path) else []
+        except BusyError:  # which is told below
+            columns = []
         choice = _column_fields(columns, key, with_labels=True)
         choice = _label_fields(source, stamp, choice, key)
         try:
@@ -166,7 +169,10 @@ def _inspected_once(
 ) -> Inspection | RefusalError:
     """Return what a source is taken for; a file that changed has another stamp and is read again."""
     try:
-        return in_child(inspect_source, source, Choice(text_column, label_column, dict(labels)))
+        choice = Choice(text_column, label_column, dict(labels))
+        return in_child(inspect_source, source, choice, online=not stamp)
+    except BusyError:
+        raise
     except RefusalError as error:
         if not stamp:  # the hub may answer the next time
             raise
@@ -178,6 +184,8 @@ def _columns(source: str, stamp: int) -> list[str]:
     del stamp
     try:
         return in_child(column_names, source)
+    except BusyError:
+        raise
     except RefusalError:
         return []
 

@@ -26,7 +26,7 @@ from refusal_core.ui.uploads import annotation_file, read_sent
 
 _RATER, _SHOWN, _BACK = "rate_rater", "rate_shown", "rate_back"
 _SKIPPED, _FAILED = "rate_skipped", "rate_failed"
-_BATCH, _SIZE = "rate_batch", "rate_size"
+_BATCH, _SIZE, _WANTED = "rate_batch", "rate_size", "rate_wanted"
 _BATCHES = {30: "30, balanced", 60: "60, balanced", 0: "all prompts"}
 """How many prompts a rater is asked for, 0 for all of the run's."""
 _COLLECTED, _FILE = "Collected here", "From a csv file"
@@ -148,10 +148,11 @@ def rater() -> str:
         with st.form("rate_who", width=520):
             typed = st.text_input("Your name, or a code", max_chars=raters.LONGEST_NAME)
             st.caption("Ratings are saved under it. Give the same one to continue where you stopped.")
-            _size_field()
+            size = _size_field()
             if st.form_submit_button("Begin", type="primary"):
                 try:
                     st.session_state[_RATER] = raters.normalise_name(typed)
+                    st.session_state[_WANTED] = size
                     st.rerun()
                 except RefusalError as error:
                     st.text(str(error))
@@ -222,8 +223,8 @@ def rate_prompts(run: Run, name: str) -> bool:
     return False
 
 
-def _size_field() -> None:
-    st.segmented_control(
+def _size_field() -> int:
+    size = st.segmented_control(
         "How many",
         list(_BATCHES),
         format_func=_BATCHES.__getitem__,
@@ -233,15 +234,17 @@ def _size_field() -> None:
         help="Balanced: as many of every kind of prompt, in random order. Prompts of the band are a larger share of a "
         "balanced batch than of the run, so that its correlation is lower than that of all prompts would be.",
     )
+    return int(size or 0)
 
 
 def _another_batch() -> None:
-    _size_field()
-    st.button("Go on", type="primary", icon=":material/play_arrow:", on_click=_begin_batch)
+    size = _size_field()
+    st.button("Go on", type="primary", icon=":material/play_arrow:", on_click=_begin_batch, args=(size,))
 
 
-def _begin_batch() -> None:
+def _begin_batch(size: int) -> None:
     """Forget the batch, so that the next one is drawn among what is left."""
+    st.session_state[_WANTED] = size
     st.session_state.pop(_BATCH, None)
 
 
@@ -255,7 +258,8 @@ def _batch(run: Run, name: str, rated: pd.Index) -> list[str] | None:
     """Return the ids of the rater's batch on this run, drawn when it begins; ``None`` where all prompts are asked."""
     of, size, ids = st.session_state.get(_BATCH, (None, 0, ()))
     if of != (identity(run), name):
-        size = int(st.session_state.get(_SIZE) or 0)
+        # Not the field's own value, which ends with the field, while another run asks for a batch of the same size.
+        size = int(st.session_state.get(_WANTED, 0))
         ids = tuple(raters.balanced_batch(run, name, set(rated), size)) if size else ()
         # Of a run that is rated completely there is no batch.
         size = size if ids else 0

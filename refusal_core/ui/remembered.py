@@ -26,7 +26,7 @@ def keep(texts: dict[str, dict[str, list[str]]]) -> None:
     """Have the browser keep texts in place of what it kept, which it tells first; see :func:`earlier`.
 
     Args:
-        texts: pins and history, per run.
+        texts: pins and history, per run, the run used last at the end.
     """
     kept = {}
     for kind in (PINS, HISTORY):
@@ -35,7 +35,7 @@ def keep(texts: dict[str, dict[str, list[str]]]) -> None:
         }
         there = [(run_id, of_run[:MOST_TEXTS]) for run_id, of_run in short.items() if of_run]
         kept[kind] = dict(there[-MOST_RUNS:])
-    pasted = str(st.session_state.get(LIST_FIELD) or "")[:LONGEST_LIST]
+    pasted = _short_list(st.session_state.get(LIST_FIELD))
     empty = not pasted and not any(kept.values())
 
     def told() -> None:
@@ -83,6 +83,11 @@ def take(stored: str) -> None:
                 continue
             known = [text for text in texts if isinstance(text, str) and text.strip() and len(text) <= LONGEST_TEXT]
             all_earlier(kind)[str(run_id)] = list(dict.fromkeys(known))[:MOST_TEXTS]
-    pasted = told.get("list")
-    if isinstance(pasted, str) and not st.session_state.get(LIST_FIELD):
-        st.session_state[LIST_FIELD] = pasted[:LONGEST_LIST]
+    pasted = _short_list(told.get("list"))
+    if pasted and not st.session_state.get(LIST_FIELD):
+        st.session_state[LIST_FIELD] = pasted
+
+
+def _short_list(pasted: object) -> str:
+    """Return a list that can be kept; nothing of a longer one, of which a part would pass for the whole."""
+    return pasted if isinstance(pasted, str) and len(pasted) <= LONGEST_LIST else ""

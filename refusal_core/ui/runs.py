@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ import streamlit as st
 from refusal_core.behaviour.measurement import BEHAVIOUR
 from refusal_core.errors import RefusalError
 from refusal_core.intervention.experiment import INTERVENTION
+from refusal_core.markdown import plain
 from refusal_core.runs import store
 from refusal_core.runs.manifest import LAYER_STATS
 from refusal_core.runs.run_files import read_table
@@ -25,7 +27,6 @@ from refusal_core.ui.background import duration, how_it_ended, offer, start_butt
 from refusal_core.ui.frame import default_run, described, listed, shared_run
 from refusal_core.ui.harm import KIND as POSITIONS
 from refusal_core.ui.layout import show_error
-from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import measure_here
 from refusal_core.ui.selection import chosen_row
 from refusal_core.ui.server import may_change, require_owner
@@ -310,30 +311,37 @@ def _open_button(run_id: str, key: str) -> None:
         st.switch_page("app.py")
 
 
+def _stored(entry: RunSummary, text: str) -> str:
+    """Return a key of fields for a stored text, other for another text: what somebody else saved meanwhile is shown."""
+    return f"{entry.run_id}_{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:12]}"
+
+
 def _rename(entry: RunSummary) -> None:
+    stored = _stored(entry, entry.title)
     with st.popover("Rename", icon=":material/edit:"):
         title = st.text_input(
             "Title",
             value=entry.title,
             max_chars=store.LONGEST_TITLE,
-            key=f"title_{entry.run_id}",
+            key=f"title_{stored}",
             help="Shown instead of the run's name, which stays, so that the same request finds the same run.",
         )
-        if st.button("Save title", key=f"rename_{entry.run_id}"):
+        if st.button("Save title", key=f"rename_{stored}"):
             _done(lambda: store.rename_run(entry.run_id, title), f"Renamed to {title}." if title else "Title removed.")
 
 
 def _note(entry: RunSummary) -> None:
+    stored = _stored(entry, entry.note)
     with st.popover("Note", icon=":material/sell:"):
         note = st.text_input(
             "Note and tags",
             value=entry.note,
             max_chars=store.LONGEST_NOTE,
-            key=f"note_{entry.run_id}",
+            key=f"note_{stored}",
             placeholder="#paper the run of figure 2",
             help="One line, kept beside the run, which is not changed. Words with # are tags: all are found above.",
         )
-        if st.button("Save note", key=f"save_note_{entry.run_id}"):
+        if st.button("Save note", key=f"save_note_{stored}"):
             _done(lambda: store.note_run(entry.run_id, note), "Note saved." if note else "Note removed.")
 
 

@@ -9,6 +9,7 @@ import streamlit as st
 from refusal_core.access.folders import check_typed, named_folders
 from refusal_core.children import LARGE, in_child
 from refusal_core.errors import RefusalError
+from refusal_core.markdown import plain
 from refusal_core.models.known import KNOWN
 from refusal_core.options import RunOptions
 from refusal_core.pipeline.plan import Plan, settle_dtype, survey
@@ -19,7 +20,6 @@ from refusal_core.prompts.records import READABLE
 from refusal_core.ui import jobs
 from refusal_core.ui.background import offer
 from refusal_core.ui.jobs import Command
-from refusal_core.ui.markdown import plain
 from refusal_core.ui.model import fetch_command
 from refusal_core.ui.options import option_widget
 from refusal_core.ui.prompt_report import chosen_columns
@@ -146,7 +146,7 @@ def _options(model: str, prompts: str, columns: dict[str, Any]) -> RunOptions | 
 
 def _checked(options: RunOptions | None) -> Plan | RefusalError | None:
     try:
-        return None if options is None else settle_dtype(in_child(survey, options, limits=LARGE))
+        return None if options is None else settle_dtype(in_child(survey, options, limits=LARGE, online=True))
     except RefusalError as error:
         return error
 

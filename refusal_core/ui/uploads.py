@@ -13,7 +13,7 @@ import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from refusal_core.annotations.csv_files import MOST_BYTES
-from refusal_core.children import LARGE, in_child
+from refusal_core.children import LARGE, BusyError, in_child
 from refusal_core.errors import RefusalError, RunError
 from refusal_core.files import PARTIAL, write_atomically
 from refusal_core.pipeline.vector_files import ENDINGS
@@ -61,6 +61,8 @@ def _read(
 ) -> tuple[Any, RefusalError | None]:
     try:
         return in_child(_function, *arguments, sent=(name, content)), None
+    except BusyError:
+        raise
     except RefusalError as error:
         # Kept as well: each rerun of the page would read the file again.
         return None, error

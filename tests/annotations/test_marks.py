@@ -58,6 +58,13 @@ def test_an_unfinished_line_counts_as_never_written_and_spoils_nothing(tmp_path)
         assert marks.load_marks(tmp_path)["text"].tolist() == ["a", "c"]
 
 
+def test_a_line_that_is_nested_too_deeply_spoils_nothing(tmp_path):
+    marks.save_marks([of("a")], tmp_path)
+    with log(tmp_path).open("ab") as file:
+        file.write(b"[" * 100_000 + b"\n")
+    assert marks.load_marks(tmp_path)["text"].tolist() == ["a"]
+
+
 def test_what_was_kept_before_a_kill_is_there(tmp_path):
     program = (
         "import sys, itertools\nfrom refusal_core.annotations import marks\n"

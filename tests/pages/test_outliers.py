@@ -194,6 +194,23 @@ def test_two_visitors_mark_one_prompt_and_both_marks_stay():
     assert shown_list(app) == [ids[0]]
 
 
+def test_under_a_name_that_cannot_be_one_nothing_is_marked():
+    ids = listed()
+    app = visit(prompt=ids[0])
+    app.toggle(key="marks_go_on").set_value(False).run()
+    press(app, "fine")
+    app.text_input(key="marks_author").set_value("A\u202ena").run()
+    assert "Nothing can be marked under this name." in [each.value for each in app.warning]
+    assert all(app.button(key=f"marks_{kind}_{ids[0]}").disabled for kind in marks.KINDS)
+    # Nor is a note changed that is nobody's.
+    app.text_input(key=f"marks_note_{ids[0]}").set_value("Ana's").run()
+    assert "This mark was not saved." in [each.value for each in app.error]
+    assert marks.load_marks()[["note", "author"]].to_numpy().tolist() == [["", ""]]
+    app.text_input(key="marks_author").set_value("Ana").run()
+    press(app, "ambiguous")
+    assert marks.load_marks()["author"].tolist() == ["", "Ana"]
+
+
 def test_the_address_holds_search_and_filters_and_they_can_be_cleared():
     run = open_run(RUN)
     marks.save_marks([marks.Mark(run.prompts["prompt_id"][11], run.prompts["text"][11], "fine")])

@@ -34,12 +34,14 @@ from refusal_core.analysis.effect_sizes import auroc, cohens_d
 from refusal_core.annotations import raters
 from refusal_core.annotations.ratings import correlation_margin
 from refusal_core.behaviour import measurement
-from refusal_core.errors import RunError
+from refusal_core.errors import ModelError, PromptError, RunError
 from refusal_core.exploration.outliers import derived_band
 from refusal_core.exploration.subspace import load_subspace
+from refusal_core.figures import map as map_figures
 from refusal_core.files import sha256_of
 from refusal_core.glossary import glossary
 from refusal_core.intervention import effects, experiment
+from refusal_core.markdown import typeset
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.sets import prompt_id
 from refusal_core.prompts.suggestions import contrasts
@@ -52,7 +54,6 @@ from refusal_core.ui import home as home_page
 from refusal_core.ui import live as live_page
 from refusal_core.ui import ratings as ratings_page
 from refusal_core.ui.layout import identity
-from refusal_core.ui.markdown import typeset
 from refusal_core.ui.numbers import whole
 from refusal_core.ui.placement import place_in_words
 
@@ -655,6 +656,13 @@ def test_a_batch_is_balanced_and_says_what_it_buys(own_cache, monkeypatch):
     press(press(app, "hardly"), "End the batch")
     assert "1 rated: this batch is done" in app.success[0].value
     assert raters.load_ratings_by("Ana").table["rating"].tolist() == [4, 4, 4, 2]
+
+
+def test_a_batch_has_its_size_on_another_run_as_well(two_runs):
+    app = begin("Ana", 30)
+    app.run()
+    app.selectbox(key="run_field").set_value(two_runs).run()
+    assert "0 of 30 rated" in app.get("progress")[0].proto.text
 
 
 def test_a_run_that_is_rated_has_no_batch(own_cache):
@@ -1294,6 +1302,49 @@ def test_what_a_browser_kept_is_scored_again_and_can_be_cleared(monkeypatch):
 
 
 @pytest.mark.usefixtures("with_model")
+def test_pins_wait_while_the_model_cannot_be_used_and_a_prompt_that_cannot_be_scored_is_let_go(monkeypatch):
+    asked = []
+
+    def refuse(self, text):
+        asked.append(text)
+        raise PromptError("too long") if text == "Sing!" else ModelError("there is no memory for it")
+
+    score = FakeScorer.score
+    monkeypatch.setattr(FakeScorer, "score", refuse)
+    app = visit("4_Live_score", run=RUN)
+    tell(app, json.dumps({"pins": {RUN: ["Sing!", "Hum!", "Whistle!"]}}))
+    # None is asked for behind the first that the model was not there for.
+    assert asked == ["Sing!", "Hum!"]
+    assert [each.value for each in app.text if "Hum! (pinned earlier" in each.value]
+    monkeypatch.setattr(FakeScorer, "score", score)
+    app.run()
+    assert [each.text for each in app.session_state["live_pins"][RUN]] == ["Hum!", "Whistle!"]
+
+
+@pytest.mark.usefixtures("with_model")
+def test_of_many_runs_the_one_in_use_is_kept(monkeypatch):
+    kept = {}
+    monkeypatch.setattr(remembered, "keep", kept.update)
+    app = visit("4_Live_score", run=RUN)
+    tell(app, json.dumps({"history": {RUN: ["Sing!"], **{f"other {place}": ["Hum!"] for place in range(7)}}}))
+    app.run()
+    assert list(kept["history"])[-1] == RUN
+    assert len(kept["history"]) == 8
+
+
+def test_a_list_that_is_too_long_to_be_kept_is_not_kept_in_part(monkeypatch):
+    sent = {}
+    monkeypatch.setattr(remembered, "component", lambda name: lambda **given: sent.update(given["data"]))
+    for length, kept in ((100_000, True), (100_001, False)):
+        monkeypatch.setattr(st, "session_state", {remembered.LIST_FIELD: "x" * length})
+        remembered.keep({"pins": {}, "history": {}})
+        assert bool(sent["value"]) is kept
+        monkeypatch.setattr(st, "session_state", {})
+        remembered.take(json.dumps({"list": "x" * length}))
+        assert (remembered.LIST_FIELD in st.session_state) is kept
+
+
+@pytest.mark.usefixtures("with_model")
 @pytest.mark.parametrize(
     "stored",
     [
@@ -1471,6 +1522,26 @@ def test_the_map_opens_a_prompt_as_text(own_cache):
 def test_replies_colour_the_map_where_they_were_measured(with_replies):
     app = visit("13_Map", run=RUN, colour="reply")
     assert app.selectbox(key="map_colour").value == "reply"
+
+
+def test_replies_that_were_measured_anew_colour_the_map_anew(with_replies, monkeypatch):
+    drawn = []
+    draw = map_figures.prompt_map
+    monkeypatch.setattr(
+        map_figures, "prompt_map", lambda *given, **more: drawn.append(more["values"]) or draw(*given, **more)
+    )
+    st.cache_resource.clear()
+    visit("13_Map", run=RUN, colour="reply")
+    visit("13_Map", run=RUN, colour="reply")
+    assert len(drawn) == 1
+    replies, manifest = measurement.load_behaviour(with_replies)
+    swapped = replies.assign(opening_label=replies["opening_label"].map({"refuses": "answers", "answers": "refuses"}))
+    for path in with_replies.path.glob("behaviour*"):
+        path.unlink()
+    save_addition(with_replies, swapped, manifest)
+    visit("13_Map", run=RUN, colour="reply")
+    assert len(drawn) == 2
+    assert (drawn[0] != drawn[1]).all()
 
 
 def test_a_run_without_evidence_has_no_map(own_cache):

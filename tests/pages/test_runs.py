@@ -18,6 +18,7 @@ from streamlit.testing.v1 import AppTest
 from synthetic import RUN
 
 from refusal_core.errors import RefusalError
+from refusal_core.markdown import plain
 from refusal_core.models import hub
 from refusal_core.models.identity import ModelInfo
 from refusal_core.options import DTYPES, MINIMUM_PER_LABEL, TOKEN_LIMIT, RunOptions
@@ -28,7 +29,6 @@ from refusal_core.runs.manifest import RefitRecord
 from refusal_core.sharing.archives import pack_run
 from refusal_core.ui import background, jobs, uploads
 from refusal_core.ui import start as form
-from refusal_core.ui.markdown import plain
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE_TITLE = "<b>x</b> **y** [z](https://example.com) $a$"
@@ -57,6 +57,10 @@ def press(app: AppTest, label: str) -> AppTest:
     next(button for button in app.button if button.label == label).click().run()
     assert not app.exception, app.exception
     return app
+
+
+def text_field(app: AppTest, label: str):
+    return next(each for each in app.text_input if each.label == label)
 
 
 def said(app: AppTest) -> str:
@@ -95,7 +99,7 @@ def test_an_empty_cache_leads_to_a_first_run(cache):
 
 def test_a_title_is_shown_as_text_everywhere_and_the_run_s_name_stays(cache):
     app = visit()
-    app.text_input(key=f"title_{RUN}").set_value(HOSTILE_TITLE)
+    text_field(app, "Title").set_value(HOSTILE_TITLE)
     app = press(app, "Save title")
     assert table(app)["title"].tolist() == [HOSTILE_TITLE]
     assert RUN in said(app)
@@ -373,7 +377,7 @@ def test_runs_are_found_by_their_notes_and_numbers(cache):
     assert table(app)["d"].tolist() == [run.layer_stats["crossfit_d"][:-1].max()]
     # What no run has takes no room.
     assert "note" not in app.dataframe[0].proto.column_order
-    app.text_input(key=f"note_{RUN}").set_value(f"#paper {HOSTILE_TITLE}"[: store.LONGEST_NOTE])
+    text_field(app, "Note and tags").set_value(f"#paper {HOSTILE_TITLE}"[: store.LONGEST_NOTE])
     press(app, "Save note")
     assert store.run_notes() == {RUN: f"#paper {HOSTILE_TITLE}"}
     assert "Note saved." in said(app)
@@ -384,9 +388,20 @@ def test_runs_are_found_by_their_notes_and_numbers(cache):
     assert len(table(app)) == 0
     assert "No run has these words." in said(app)
     app.text_input(key="runs_find").set_value("").run()
-    app.text_input(key=f"note_{RUN}").set_value("")
+    text_field(app, "Note and tags").set_value("")
     press(app, "Save note")
     assert store.run_notes() == {}
+
+
+def test_a_page_that_stands_open_shows_what_another_owner_saved_and_does_not_remove_it(cache):
+    app = visit()
+    store.note_run(RUN, "another's note")
+    store.rename_run(RUN, "Another's title")
+    for label in ("Save note", "Save title"):
+        press(app, label)
+        assert text_field(app, "Note and tags").value == "another's note"
+        assert text_field(app, "Title").value == "Another's title"
+    assert (store.run_notes(), store.run_titles()) == ({RUN: "another's note"}, {RUN: "Another's title"})
 
 
 def test_a_run_says_what_it_was_made_from(cache):

@@ -133,6 +133,18 @@ def test_rows_that_do_not_join_are_refused(copied, name, change):
         store.open_run(RUN, copied.parent)
 
 
+def test_a_prompt_that_is_there_twice_is_refused_also_where_all_tables_agree(copied):
+    ids = pd.read_parquet(copied / "prompts.parquet")["prompt_id"]
+    for path in copied.glob("*.parquet"):
+        table = pd.read_parquet(path)
+        if "prompt_id" in table:
+            table["prompt_id"] = table["prompt_id"].replace(ids[1], ids[0])
+            table.to_parquet(path)
+    sign(copied)
+    with pytest.raises(RunError, match="has a prompt_id twice"):
+        store.open_run(RUN, copied.parent)
+
+
 @pytest.mark.parametrize("tensor", ["unit_direction", "harmful_mean", "harmless_mean"])
 @pytest.mark.parametrize(
     "change",

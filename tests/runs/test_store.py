@@ -366,8 +366,21 @@ def test_a_title_that_cannot_be_shown_is_refused(tmp_path, title):
         store.rename_run("another--run", "x", tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"x": "\\u0007"}'])
-def test_titles_that_cannot_be_read_are_none(tmp_path, content):
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, "\xff"])
+def test_titles_that_cannot_be_read_are_none_and_are_not_written_over(tmp_path, content):
     save(tmp_path)
-    (tmp_path / ".titles.json").write_text(content)
+    kept = tmp_path / ".titles.json"
+    kept.write_bytes(content.encode("latin-1"))
     assert store.list_runs(tmp_path)[0][0].title == ""
+    with pytest.raises(RunError, match=r"titles\.json.*nothing was changed"):
+        store.rename_run(RUN_ID, "My run", tmp_path)
+    assert kept.read_bytes() == content.encode("latin-1")
+
+
+def test_a_title_that_cannot_be_shown_hides_no_other_and_a_save_removes_none(tmp_path):
+    save(tmp_path)
+    kept = {"a": "Another", "b": "\u0007", "c": "x" * 81}
+    (tmp_path / ".titles.json").write_text(json.dumps(kept))
+    assert store.run_titles(tmp_path) == {"a": "Another"}
+    store.rename_run(RUN_ID, "My run", tmp_path)
+    assert json.loads((tmp_path / ".titles.json").read_text()) == {**kept, RUN_ID: "My run"}

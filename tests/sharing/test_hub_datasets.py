@@ -84,6 +84,12 @@ def test_the_card_has_licence_and_hashes_and_quotes_strangers(hub, synthetic_cac
     assert "refusal pull someone/a-run" in card
 
 
+def test_the_card_shows_what_the_verdict_says_letter_by_letter(synthetic_cache, monkeypatch):
+    monkeypatch.setattr(sharing, "verdict", lambda evidence: "On x](https://example.com)\n# <b>\n| y | d is 1.")
+    card = sharing.dataset_card(open_run(RUN, synthetic_cache), "someone/a-run", "0" * 64)
+    assert "On x\\](https\\:\u2060//example.com) \\# \\<b\\> \\| y \\| d is 1." in card.splitlines()
+
+
 def test_what_is_on_the_hub_passes_every_check_of_an_archive(hub, synthetic_cache, tmp_path):
     packed, forged = io.BytesIO(), io.BytesIO()
     pack_run(RUN, packed, synthetic_cache)

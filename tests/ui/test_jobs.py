@@ -17,6 +17,7 @@ import pytest
 from refusal_core.errors import ModelError, RefusalError
 from refusal_core.progress.file import ProgressFile
 from refusal_core.ui import jobs
+from refusal_core.ui.background import duration
 from refusal_core.ui.jobs import Command
 
 PROGRAM = """
@@ -265,7 +266,9 @@ def test_a_running_job_is_not_forgotten(folder):
     assert jobs.status(name).state == "running"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"title": 1, "verb": 3, "arguments": 2, "pid": "x"}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"title": 1, "verb": 3, "arguments": 2, "pid": "x"}', "[" * 100_000]
+)
 def test_an_unreadable_record_is_no_job(folder, content):
     (folder / "cache" / ".jobs").mkdir(parents=True)
     name = command(folder).name
@@ -293,3 +296,20 @@ def test_the_command_line_is_what_runs(folder, monkeypatch):
     job = ended(asked.name)
     assert job.state == "failed"
     assert "'-no-such-run' is no run name" in job.message
+
+
+@pytest.mark.parametrize(
+    ("ending", "content"),
+    [
+        (".progress", '{"done": 1e999}'),
+        (".progress", '{"updated": 1e999, "state": "done"}'),
+        (".json", '{"title": "", "verb": "count", "arguments": [], "pid": 1e999, "began": 1, "cancelled": false}'),
+    ],
+)
+def test_a_number_beyond_all_bounds_takes_no_page_down(folder, ending, content):
+    (folder / "go").touch()
+    name = command(folder).name
+    jobs.start(command(folder))
+    ended(name)
+    jobs._path(name, ending).write_text(content)
+    assert all(duration(job.seconds) for job in jobs.all_jobs())

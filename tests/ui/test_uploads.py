@@ -63,3 +63,17 @@ def test_a_file_is_read_once_and_so_is_one_that_cannot_be_read(monkeypatch):
         with pytest.raises(MarkError, match=r"a\.csv, row 1: expected one of mislabelled"):
             uploads.read_sent(read_marks, "a.csv", b"text,mark\nx,odd\n", None)
     assert len(asked) == 2
+
+
+def test_a_file_that_had_to_wait_too_long_is_read_the_next_time(monkeypatch):
+    st.cache_data.clear()
+    plain = uploads.in_child
+
+    def busy(*given, **more):
+        raise children.BusyError("others are reading")
+
+    monkeypatch.setattr(uploads, "in_child", busy)
+    with pytest.raises(children.BusyError):
+        uploads.read_sent(read_marks, "a.csv", b"text,mark\nx,fine\n", None)
+    monkeypatch.setattr(uploads, "in_child", plain)
+    assert uploads.read_sent(read_marks, "a.csv", b"text,mark\nx,fine\n", None)
