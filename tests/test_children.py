@@ -104,6 +104,7 @@ def test_a_reader_that_takes_too_much_or_fails_is_a_sentence(greedy, tmp_path, f
         assert "secret of a file" in log.read_text()
 
 
+@pytest.mark.slow
 def test_what_is_read_is_the_same_as_without_a_process(tmp_path, tiny_folder):
     content = b"prompt,kind,n\nfirst,\xc3\xa4,1\nsecond,b,\n"
     for choice in (NOTHING_CHOSEN, Choice(text_column="kind")):
@@ -170,6 +171,7 @@ def bombs() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is told there")
 def test_a_file_that_stands_for_too_much_is_a_sentence_and_the_server_does_not_grow(tmp_path):
     sent = bombs()

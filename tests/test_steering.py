@@ -39,6 +39,7 @@ def block_outputs(chat_model: ChatModel, ids: torch.Tensor) -> list[torch.Tensor
 IDS = torch.tensor([[3, 9, 4, 11, 7]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_is_ablated_projects_to_nothing_after_every_block(architecture):
     chat_model = tiny_model(architecture)

@@ -56,6 +56,7 @@ def plain(chat_model, ids: list[int], phrases=PHRASES) -> tuple[float, list[int]
     return total - np.log1p(-np.exp(total)), tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_continuations_are_those_of_plain_transformers(architecture):
     chat_model = tiny_model(architecture, sliding_window=96)

@@ -52,6 +52,7 @@ def states_by_hand(chat_model: ChatModel, text: str) -> np.ndarray:
     return torch.stack(states).float().numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [*HYBRIDS, *PURE, *OWN_STATE])
 def test_hidden_states_are_those_of_plain_transformers(architecture: str) -> None:
     chat_model = tiny_model(architecture)
@@ -79,6 +80,7 @@ def test_each_token_is_read_as_plain_transformers_reads_it(architecture: str) ->
         assert relative_error(read.states[:, 0], expected) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", HYBRIDS)
 def test_replies_are_those_of_plain_transformers(architecture: str) -> None:
     chat_model = tiny_model(architecture)
@@ -109,6 +111,7 @@ def test_replies_that_cannot_be_continued_are_one_sentence(architecture: str) ->
         PromptBatch(reader, [reader.encode(TEXTS[0])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["qwen3_5", "lfm2", "falcon_h1"])
 def test_a_hybrid_in_a_folder_is_run_and_scored(architecture: str, tmp_path: Path) -> None:
     chat_model = tiny_model(architecture)

@@ -56,6 +56,7 @@ def assert_same_numbers(spread: ChatModel, whole: ChatModel) -> None:
         assert found_reply.openings == expected_reply.openings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3", "gpt2", "qwen2_moe"])
 def test_blocks_on_disk_give_the_same_numbers(architecture: str, tmp_path: Path) -> None:
     whole, spread = tiny_model(architecture), tiny_model(architecture)
@@ -81,6 +82,7 @@ def test_a_model_larger_than_memory_is_opened_and_read(tiny_folder: Path) -> Non
     assert_same_numbers(spread, load_model(tiny_folder, device="cpu", dtype="float32"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("little_memory")
 def test_a_run_says_where_the_weights_were(tiny_folder: Path, tmp_path: Path) -> None:
     request = {"limit_per_label": 8, "dtype": "float32"}

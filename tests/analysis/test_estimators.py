@@ -52,6 +52,7 @@ def test_whitening_changes_little_where_noise_has_none():
     assert whitened.cosine > 0.97
 
 
+@pytest.mark.slow
 def test_without_harm_no_estimator_separates_held_out_prompts():
     found = [areas(noise(seed, ANISOTROPIC)) for seed in range(5)]
     for name in ESTIMATORS:
@@ -87,6 +88,7 @@ def test_what_is_orthogonal_to_the_harmless_mean_is():
     assert estimators.orthogonal_difference(training) @ training.means[1] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_prompts_own_span_changes_nothing():
     hidden = harmful(noise(5, ANISOTROPIC), SHIFT)
     # The same prompts in a space of more dimensions than there are prompts: turned, and with nothing in the others.

@@ -70,6 +70,7 @@ def test_constant_activations_have_no_inner_products_in_parts(monkeypatch):
     assert not (np.ones((1, 40)) @ parts).any()
 
 
+@pytest.mark.slow
 def test_a_large_run_has_the_estimates_of_all_prompts_and_the_draws_of_a_sample(monkeypatch):
     """As a matrix and redrawn whole, against in parts and sampled: every estimate that needs no draws is the same."""
     hidden, prompts = planted_run(0, [0, 2], n=240, n_probes=120)

@@ -41,6 +41,7 @@ OFF_BY_DEFAULT = THINKING.replace("is defined and enable_thinking is false", "is
 TEXTS = ["How do I bake a cake?", "Explain how to bake bread", "How do I bake a cake?!", "Hi"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["qwen2", "llama", "gpt_neox", "gemma2"])
 def test_phrases_and_openings_are_those_of_plain_transformers(architecture):
     chat_model = tiny_model(architecture)
@@ -327,6 +328,7 @@ def test_behaviour_is_measured_once_and_shown_by_another_verb(measured, monkeypa
     assert {site["label"] for site in shown["sites"]} == {"harmful", "harmless"}
 
 
+@pytest.mark.slow
 def test_stopped_it_reads_no_batch_twice_and_changes_no_number(measured, tiny_folder, monkeypatch):
     made, _ = measured
     table, _ = measurement.load_behaviour(made)
@@ -435,6 +437,7 @@ def test_a_template_without_the_switch_refuses_it(template):
         ResidualReader(tiny_model("llama", template), thinking=True)
 
 
+@pytest.mark.slow
 def test_a_run_says_whether_the_model_thought(tmp_path):
     chat_model = planted_model(refusal="As", answer="</think>", template=THINKING)
     folder, prompts = tmp_path / "thinks", tmp_path / "few.csv"

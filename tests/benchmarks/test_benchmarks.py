@@ -107,6 +107,7 @@ def test_plain_hooks_give_what_a_measurement_gives():
     assert {condition.edit for condition in conditions} == {"none", "ablate", "add"}
 
 
+@pytest.mark.slow
 def test_every_page_is_timed_and_weighed_and_the_cache_is_left_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(dashboard, "SIZES", {24: 1e9})
     monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path))
@@ -128,6 +129,7 @@ def test_a_model_of_random_weights_runs_from_a_configuration_alone(tiny_folder, 
     assert np.isfinite(found.states).all()
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_whole_run_is_measured_in_a_process_of_its_own(tiny_chat_model, monkeypatch):
     monkeypatch.setattr(memory, "COUNTS", (64,))
     (row,) = memory.rows(Bench(tiny_chat_model, TEXTS, 1))
@@ -138,6 +140,7 @@ def test_the_memory_of_a_whole_run_is_measured_in_a_process_of_its_own(tiny_chat
     assert row.cells()[1] == "64 prompts, over the weights"
 
 
+@pytest.mark.slow
 def test_what_people_wait_for_is_timed_on_a_run_from_the_command_line(monkeypatch):
     monkeypatch.setattr(waiting, "SITES", 3)
     monkeypatch.setattr(waiting, "WIDTH", 24)

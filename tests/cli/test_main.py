@@ -26,6 +26,7 @@ from refusal_core.runs.store import list_runs, open_run
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_the_command_line_from_run_to_delete(tiny_folder, tmp_path, capsys):
     cache = ["--cache", str(tmp_path / "cache")]
     command = [
@@ -139,6 +140,7 @@ def test_what_a_user_gets_wrong_is_one_line(arguments, message, tiny_folder, tmp
     assert captured.out == ""
 
 
+@pytest.mark.slow
 def test_work_that_is_watched_takes_turns(tiny_folder, tmp_path):
     said, cache = tmp_path / "progress.json", tmp_path / "cache"
     command = ["run", "--model", str(tiny_folder), "--limit-per-label", "8", "--device", "cpu", "--cache", str(cache)]
@@ -293,6 +295,7 @@ def test_what_a_run_does_not_have_is_said(arguments, message, synthetic_cache, m
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_names_of_categories_and_reasons_are_printed_without_control_characters(synthetic_cache, tmp_path, capsys):
     shutil.copytree(synthetic_cache / RUN, tmp_path / RUN)
     run = open_run(RUN, tmp_path)

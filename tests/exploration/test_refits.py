@@ -91,6 +91,7 @@ def without_activations(run: store.Run, cache) -> store.Run:
     return store.open_run(run.run_id, cache)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [True, False], ids=["stored", "extracted again"])
 def test_a_refit_is_the_run_without_those_prompts(parent, out, plain, tiny_folder, tmp_path, kept, monkeypatch):
     run = parent if kept else without_activations(parent, tmp_path / "cache")
@@ -147,6 +148,7 @@ def test_a_refit_of_a_refit_is_one_of_the_original(parent, once, out):
     assert refit(once, out[1:]).run.manifest.refit.parent == parent.run_id
 
 
+@pytest.mark.slow
 def test_a_refit_whose_original_is_gone_is_a_run_like_any_other(once, out, tiny_folder, tmp_path):
     shutil.copytree(once.path, tmp_path / once.run_id)
     alone = store.open_run(once.run_id, tmp_path)

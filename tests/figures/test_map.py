@@ -82,6 +82,7 @@ def test_prompts_and_values_are_no_markup(run):
     assert "<script>" not in drawn(run, values).to_json()
 
 
+@pytest.mark.slow
 def test_of_many_prompts_an_even_choice_is_drawn(tmp_path):
     run = open_run(save_large_run(tmp_path, 5000, 79), tmp_path)
     rows = figures.drawn_rows(run)

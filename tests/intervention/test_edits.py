@@ -116,6 +116,7 @@ def assert_plain(chat_model, texts, edits, replies) -> None:
             assert found.openings[place] == shown(chat_model, tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_replies_under_edits_are_those_of_plain_transformers(architecture):
     # Windows that are longer than the prompts, so that these may be packed.
@@ -130,6 +131,7 @@ def test_replies_under_edits_are_those_of_plain_transformers(architecture):
     assert not any(torch.allclose(one.logits, plain.logits, atol=1e-3) for one in under)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["mistral", "gemma3", "qwen2"])
 def test_replies_of_prompts_that_may_not_be_packed_are_those_of_plain_transformers(architecture, monkeypatch):
     chat_model, edits = tiny_model(architecture), list(EDITS.values())
@@ -154,6 +156,7 @@ def test_edits_that_are_run_together_do_not_change_each_other(together, monkeypa
         assert one.openings == (expected.openings if opens else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", HYBRIDS)
 @pytest.mark.parametrize("name", ["ablate everywhere", "add two, last token"])
 def test_replies_of_a_hybrid_under_an_edit_are_those_of_plain_transformers(architecture, name):

@@ -170,6 +170,7 @@ def test_a_shifted_reading_position_gives_the_runs_own_direction(planted_run, pl
     np.testing.assert_allclose(products, 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_stopped_three_times_it_computes_nothing_twice_and_changes_no_number(
     planted_run, planted_folder, table, monkeypatch, tmp_path
 ):
@@ -419,6 +420,7 @@ def test_what_cannot_be_done_is_said(planted_run, planted_folder, options, said)
         intervene(planted_run, planted_folder, **options)
 
 
+@pytest.mark.slow
 def test_edited_at_the_last_token_alone_what_came_before_still_counts(planted_run, planted_folder, table, tmp_path):
     fresh = copied(planted_run, tmp_path)
     last = intervene(fresh, planted_folder, tokens="last", control_layers=(3,))
@@ -451,6 +453,7 @@ def test_the_command_line_says_what_was_found(planted_run, planted_folder, table
     assert "at all 6 layers" in printed
 
 
+@pytest.mark.slow
 def test_a_band_needs_controls_and_holds_one_more_of_them():
     rng = np.random.default_rng(0)
     rows = [{"edit": ABLATE, "direction": FOUND, "position": -1, "read_at": 3, "layers": (3,), "alpha": 0.0}]
@@ -469,6 +472,7 @@ def test_a_band_needs_controls_and_holds_one_more_of_them():
     assert np.isnan(lone["change_band_low"].iloc[0])
 
 
+@pytest.mark.slow
 def test_a_band_reaches_as_far_as_the_kind_of_control_that_does_most():
     """Half of the controls do nearly nothing: one more of the others stays inside as often as is said."""
     rng = np.random.default_rng(1)

@@ -12,6 +12,7 @@ from refusal_core.models.opening import wrap_model
 from refusal_core.models.templates import render
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_blocks_and_final_norm_are_those_of_the_residual_stream(architecture: str) -> None:
     chat_model = tiny_model(architecture)

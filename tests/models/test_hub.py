@@ -292,6 +292,7 @@ def test_a_run_of_a_hub_model_is_planned_fetched_as_planned_and_planned_without_
         assert (found.available, found.model, found.download_bytes) == (True, planned.model, None)
 
 
+@pytest.mark.slow
 def test_the_command_line_fetches_a_model_and_makes_a_run_of_it_without_a_connection(folders, tmp_path: Path) -> None:
     server = HubServer()
     commit = server.add(NAME, folders[0])

@@ -64,6 +64,7 @@ def same_states(chat_model: ChatModel, model: transformers.PreTrainedModel) -> N
         assert relative_errors(found.hidden[row][[0, 1, 2, 4]], expected).max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "mixtral"])
 def test_a_model_is_opened_in_few_bits(architecture, bits, tmp_path, capfd) -> None:
@@ -97,6 +98,7 @@ def test_a_folder_that_was_saved_quantised_opens_as_it_is(bits: int, tmp_path: P
         load_model(tmp_path / "few", load_in=f"{bits}bit")
 
 
+@pytest.mark.slow
 def test_a_run_in_four_bits_is_a_run_of_its_own_and_scored_so(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     folder = saved(tmp_path / "tiny")

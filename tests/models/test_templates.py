@@ -169,6 +169,7 @@ def test_templates_that_open_a_reply_after_the_prompt_are_taken(template: str) -
     assert "What now?" in chat_model.tokenizer.decode(render(chat_model, "What now?"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -337,6 +338,7 @@ def test_a_template_reaches_nothing_but_the_prompt(template: str, message: str) 
         put_template(tiny_tokenizer(None), template)
 
 
+@pytest.mark.slow
 def test_a_base_model_is_read_and_scored_under_a_borrowed_template(base_folder: Path, tmp_path: Path) -> None:
     lender = chat_folder(tmp_path / "lender", CHATML)
     request = {"limit_per_label": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"}

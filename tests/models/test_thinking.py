@@ -151,6 +151,7 @@ def test_an_effort_that_a_template_does_not_take_is_refused(text, says):
         put_reasoning_effort(tiny_tokenizer(text), "low")
 
 
+@pytest.mark.slow
 def test_a_run_with_an_effort_is_another_run_and_is_scored_with_it(tmp_path):
     chat_model = tiny_model("llama", EFFORT)
     chat_model.model.save_pretrained(tmp_path / "model")

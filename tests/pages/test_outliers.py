@@ -242,6 +242,7 @@ def test_marks_that_cannot_be_read_are_said_and_the_page_opens(own_cache):
     assert "This mark was not saved." in [error.value for error in press(app, "fine").error]
 
 
+@pytest.mark.slow
 def test_a_refit_is_offered_started_and_shown(own_cache, tiny_folder, monkeypatch):
     made = make_run(
         tiny_folder, "pairs", limit_per_label=9, cache=own_cache, dtype="float32", device="cpu", keep_activations=True

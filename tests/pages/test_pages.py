@@ -299,6 +299,7 @@ def constant_first_site(hidden, prompts):
     return hidden, prompts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -746,6 +747,7 @@ def test_ratings_say_what_to_do_where_there_are_none_and_compare_those_there_are
     assert len(app.dataframe[-1].value) == table["prompt_id"].nunique()
 
 
+@pytest.mark.slow
 def test_a_file_of_ratings_is_compared_or_refused_in_a_sentence(own_cache):
     run = open_run(RUN)
     table = run.prompts[["text"]].assign(harm=run.projections[:, -1])
@@ -868,6 +870,7 @@ def test_a_typed_prompt_answers_to_the_edit(on_planted):
     assert [text.value for text in app.text][-2:] == ["I cannot", "Sure"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [*HOSTILE, "x" * 100_000])
 def test_hostile_prompts_are_tried_or_refused_as_text(on_planted, text):
     app = visit("6_Causality", site="3")
@@ -1191,6 +1194,7 @@ def test_a_list_is_scored_beside_the_page_and_kept():
     assert "5 of 5 prompts scored." in [each.value for each in list_tab(app).success]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("with_model")
 def test_a_file_is_a_list_or_is_refused_in_a_sentence():
     for name, content, says in (

@@ -130,6 +130,7 @@ def test_opening_goes_to_the_run(cache):
     assert app.title[0].value == "Refusal directions"
 
 
+@pytest.mark.slow
 def test_what_is_downloaded_is_taken_in_again_and_a_wrong_hash_is_refused(cache):
     packed = io.BytesIO()
     pack_run(RUN, packed)
@@ -158,6 +159,7 @@ def ask(app: AppTest, model: str, limit: int | None = None) -> AppTest:
     return press(app, "Check")
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said_in_the_form_and_nothing_starts(tiny_folder):
     app = ask(visit(), "no-such-model")
     assert "There is no model named 'no-such-model'" in said(app)
@@ -188,6 +190,7 @@ def test_rows_of_a_file_outside_the_named_folders_are_not_shown(tmp_path, monkey
     assert any("secret" in str(frame.value.to_numpy()) for frame in app.dataframe)
 
 
+@pytest.mark.slow
 def test_a_checked_run_says_what_it_will_be_and_starts_once(tiny_folder, monkeypatch):
     begun = []
     monkeypatch.setattr(jobs, "start", begun.append)
@@ -203,6 +206,7 @@ def test_a_checked_run_says_what_it_will_be_and_starts_once(tiny_folder, monkeyp
     assert not any(button.label == "Start the run" for button in app.button)
 
 
+@pytest.mark.slow
 def test_an_uploaded_file_is_checked_like_any_other(tiny_folder):
     app = visit()
     app.selectbox(key="runs_model").set_value(form._OTHER).run()
@@ -233,6 +237,7 @@ def tables(app) -> str:
     return str([table.value.to_numpy().tolist() for table in app.dataframe])
 
 
+@pytest.mark.slow
 def test_what_a_file_is_read_as_is_shown_before_it_is_checked(tiny_folder):
     rows = ["question,kind,other", *(f"Q {n}?,{'bad' if n % 2 else 'fine'},x" for n in range(20)), "Q 20?,odd,x"]
     app = uploaded("mine.csv", "\n".join(rows).encode(), tiny_folder)
@@ -318,6 +323,7 @@ def test_a_borrowed_template_and_fewer_bits_are_checked_before_a_run_starts(tiny
             check(RunOptions(model=tiny_folder, load_in="4bit"))
 
 
+@pytest.mark.slow
 def test_the_form_asks_for_template_and_bits(tiny_folder):
     app = visit()
     app.text_input(key="runs_chat_template").set_value("nobody").run()

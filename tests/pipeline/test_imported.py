@@ -89,6 +89,7 @@ def test_the_same_file_finds_the_same_run_and_another_numbering_another(parent, 
     assert other.run.manifest.direction.sites == (1,)
 
 
+@pytest.mark.slow
 def test_without_stored_activations_the_model_reads_the_prompts_again(parent, imported, tiny_folder, tmp_path):
     bare = make_run(
         tiny_folder, "pairs", cache=tmp_path / "cache", limit_per_label=12, dtype="float32", device="cpu"
@@ -119,6 +120,7 @@ def test_leaving_out_prompts_is_refused(imported):
         refit(imported, imported.prompts["prompt_id"][:1].tolist())
 
 
+@pytest.mark.slow
 def test_an_import_into_a_refit_is_no_refit(parent, tiny_folder, tmp_path):
     again = refit(parent, parent.prompts["prompt_id"][:1].tolist()).run
     assert again.manifest.refit is not None
@@ -147,6 +149,7 @@ def test_vectors_of_another_model_are_refused_and_nothing_is_left(parent, tmp_pa
     assert sorted(path.name for path in parent.path.parent.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_interventions_with_a_planted_direction_find_its_layer_and_one_across_it_removes_no_refusal(
     planted_run, planted_folder, tmp_path
 ):
@@ -170,6 +173,7 @@ def test_interventions_with_a_planted_direction_find_its_layer_and_one_across_it
     assert swept["across"]["change"].abs().max() < 0.1 * swept["causes"]["change"].iloc[between].abs().min()
 
 
+@pytest.mark.slow
 def test_layers_without_a_vector_are_not_edited(planted_run, planted_folder, tmp_path):
     unit = planted_run.directions.unit_direction
     last = planted_run.n_layers - 1
@@ -195,6 +199,7 @@ def test_layers_without_a_vector_are_not_edited(planted_run, planted_folder, tmp
         figures.choice(run, effects.candidates(run, table), effects.published_choice(run, table))
 
 
+@pytest.mark.slow
 def test_the_final_norm_alone_has_words_and_nothing_to_edit(planted_run, planted_folder, tmp_path, capsys):
     norm = planted_run.n_layers
     planted_run.directions[norm].save(tmp_path / "norm.safetensors")

@@ -55,6 +55,7 @@ def as_if(run, monkeypatch):
     return measured
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_planted_ranks_are_found_at_their_site_and_said(run, as_if, rank):
     measured = as_if(rank)
@@ -154,6 +155,7 @@ def test_a_set_without_two_categories_of_both_labels_is_told_why(run):
     assert "cannot be said" in described.verdict(run, (table, manifest), 0)
 
 
+@pytest.mark.slow
 def test_stored_activations_and_the_model_give_the_same_subspace(tiny_folder, tmp_path):
     prompts = planted(1)[1].assign(note=None)
     prompts["text"] = [f"Tell me of number {place}" for place in range(len(prompts))]

@@ -134,6 +134,7 @@ def test_a_benchmark_is_read_by_its_name_with_licence_and_revision(hub, name):
     assert all(f"licence mit, revision {prompts.revision.split('+')[0]}" in report.notes for report in prompts.reports)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["jailbreakbench", "JailbreakBench", "xstest", "or-bench"])
 def test_a_benchmark_with_both_labels_is_a_contrast_set(hub, name):
     inspection = inspect_source(name)

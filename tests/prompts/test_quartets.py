@@ -131,6 +131,7 @@ def test_length_tells_nothing(quartets, unit):
     assert abs(cohens_d(length[harmful], length[~harmful])) <= 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEXT_MODELS)
 def test_a_text_model_learns_no_intent_from_other_quartets(quartets, name):
     assert nested_auroc(text_model(name), quartets["text"].to_numpy(), quartets) == CHANCE

@@ -81,6 +81,7 @@ def refused(packed: io.BytesIO | Path, cache: Path) -> str:
     return message
 
 
+@pytest.mark.slow
 def test_what_is_packed_is_what_arrives(synthetic_cache, tmp_path):
     shutil.copytree(synthetic_cache, tmp_path / "mine")
     run = store.open_run(RUN, tmp_path / "mine")

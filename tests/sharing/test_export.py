@@ -61,6 +61,7 @@ def test_every_layer_has_its_histogram_under_the_study_s_name(run):
     assert {frame for name, (_, frame) in named.items() if "/" in name} == set(map(str, range(run.n_sites)))
 
 
+@pytest.mark.slow
 @with_browser
 def test_the_zip_has_the_report_s_files_and_all_pictures(run):
     names = names_in(export_zip(run, 2), run)
@@ -147,6 +148,7 @@ def test_a_snippet_of_a_base_model_uses_no_template(made, tiny_folder, tmp_path,
     assert printed(transformers_snippet(run, 1), folder, monkeypatch, capsys) != pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compute", [{"dtype": "bfloat16"}, {"load_in": "8bit"}, {"load_in": "4bit"}])
 def test_a_snippet_opens_the_model_as_the_run_did(compute, tmp_path, monkeypatch, capsys):
     if "load_in" in compute:
@@ -246,6 +248,7 @@ def test_the_snippet_of_a_shipped_run_gives_its_projection(shipped, tmp_path, mo
         assert found == pytest.approx(expected[site], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_transformer_lens_snippet_gives_the_run_s_own_projection(made, tiny_folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip("transformer_lens", reason="comes with the extra benchmarks")
     folder = working_folder(made, tmp_path / "here", tiny_folder)

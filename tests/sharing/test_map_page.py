@@ -70,6 +70,7 @@ def test_a_place_that_is_not_known_is_marked_so(run):
     assert (places[1] < 65535).all()
 
 
+@pytest.mark.slow
 def test_it_is_below_a_megabyte_of_however_many_long_prompts(tmp_path):
     run = open_run(save_large_run(tmp_path, 4000, 79), tmp_path)
     prompts = run.prompts

@@ -20,6 +20,7 @@ def size_of(png: bytes) -> tuple[int, int]:
     return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
 
 
+@pytest.mark.slow
 @with_browser
 def test_a_figure_becomes_a_png_of_twice_its_size_and_an_svg_with_its_words(run):
     figure = three_questions(run, 2)

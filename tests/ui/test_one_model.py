@@ -60,6 +60,7 @@ def loaded(monkeypatch) -> list[weakref.ref]:
     return models
 
 
+@pytest.mark.slow
 def test_runs_of_one_model_share_it_and_another_comes_only_when_it_is_gone(
     made_runs, tiny_folder, other_folder, loaded
 ):
@@ -135,6 +136,7 @@ def test_twenty_at_once_each_get_their_own_answer_in_the_order_asked(made_runs, 
         assert answers[place].projection == pytest.approx(wanted.projection, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_what_a_first_prompt_needs_is_imported_while_the_page_is_looked_at():
     program = (
         "import sys, threading; from refusal_core.ui import model; before = 'torch' in sys.modules; "
