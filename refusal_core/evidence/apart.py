@@ -17,8 +17,7 @@ Two directions of few prompts have a low cosine even where they are one. So nois
 group differ from their cell's means by, groups being what is redrawn as one. The *corrected cosine* is 1 where refusing
 adds along harm, however few prompts there are. It is not 1 where replies are a noisy threshold of the projection on
 harm ``u`` and activations vary unevenly within a label: refused less other prompts then point along ``Σ u``. So a value
-below 1 does not show two directions. That *across* positions has no such bound at all: from one position to another the
-basis may turn.
+below 1 does not show two directions. Directions of two positions are not compared: the basis may turn between them.
 """
 
 from __future__ import annotations
@@ -41,7 +40,6 @@ from refusal_core.evidence.questions import FEWEST_BEHAVIOURS as FEWEST
 from refusal_core.evidence.questions import quantiles
 from refusal_core.progress import Progress
 from refusal_core.runs.schemas import (
-    ACROSS,
     ASKED,
     BOTH_DIRECTIONS,
     CELLS,
@@ -206,9 +204,8 @@ def apart_table(
         chance_high, p``; ``subject`` is the direction. Its held-out projections have a mean for every cell of label and
         reply, without an interval where that has fewer than :data:`FEWEST` prompts, and for every cell of quartets, and
         the effects ``asked`` and ``done``, all in standard deviations within a cell of label and reply; ``p`` of
-        ``done`` on refusal is the share of permuted replies that reach it. The cosines are those of harm and refusal at
-        a position, and ``across`` that of harm at the first with refusal at the second, with the 95 % of permuted
-        replies. And what the model did with how many prompts.
+        ``done`` on refusal is the share of permuted replies that reach it. The cosine is that of harm and refusal at a
+        position, with the 95 % of permuted replies. And what the model did with how many prompts.
     """
     drawn = _plan(plan_positions(prompts, seed, draws), refused, draws)
     rows: list[dict[str, Any]] = []
@@ -216,11 +213,9 @@ def apart_table(
     with threadpool_limits(1, user_api="blas"):
         for site in range(n_sites):
             progress(COMPARING, site, n_sites)
-            hidden = [ends[:, place, site].astype(np.float64) for place in range(2)]
             for place, position in enumerate(positions):
-                rows += [{"position": position, "site": site, **row} for row in _at_position(hidden[place], drawn)]
-            across = _cosines(hidden[0], hidden[1], drawn, ACROSS)
-            rows += [{"position": positions[1], "site": site, **row} for row in across]
+                numbers = _at_position(ends[:, place, site].astype(np.float64), drawn)
+                rows += [{"position": position, "site": site, **row} for row in numbers]
     progress(COMPARING, n_sites, n_sites)
     return pd.DataFrame(rows, columns=list(COLUMNS)), drawn.replies
 
@@ -274,7 +269,7 @@ def _at_position(hidden_site: np.ndarray, drawn: _Drawn) -> Iterator[dict[str, A
             if subject == REFUSAL:
                 effects = standardised(projected, drawn.transfer_counts)
                 yield from (_number(subject, name, effects[name]) for name in ("intent", "cue"))
-    yield from _cosines(hidden_site, hidden_site, drawn, BOTH_DIRECTIONS)
+    yield from _cosines(gram, drawn)
 
 
 def _held_out(gram: np.ndarray, counts: np.ndarray, weigh: Weigh, contrast: Contrast) -> np.ndarray:
@@ -316,37 +311,32 @@ def _permutation_p(gram: np.ndarray, drawn: _Drawn, observed: float) -> float:
     return float(permutation_p(np.array([observed]), null[:, None])[0])
 
 
-def _cosines(harm_site: np.ndarray, refusal_site: np.ndarray, drawn: _Drawn, subject: str) -> Iterator[dict[str, Any]]:
-    """Yield the cosine of harm and refusal, each read in ``(prompt, d_model)`` activations of its own or the same."""
+def _cosines(gram: np.ndarray, drawn: _Drawn) -> Iterator[dict[str, Any]]:
+    """Yield the cosine of harm and refusal from the ``(prompt, prompt)`` inner products of the prompts."""
     replies = drawn.replies
     if not len(replies.labels):
         return
-    first, second = (hidden[drawn.rows] - hidden[drawn.rows].mean(axis=0) for hidden in (harm_site, refusal_site))
-    of = {
-        "harm": (first @ first.T, HARM, HARM),
-        "both": (first @ second.T, HARM, REFUSAL),
-        "refusal": (second @ second.T, REFUSAL, REFUSAL),
-    }
+    of = {"harm": (HARM, HARM), "both": (HARM, REFUSAL), "refusal": (REFUSAL, REFUSAL)}
     weigh, once = drawn.directions(), drawn.counts[:1]
     weights = {name: of_draw(drawn.counts) for name, of_draw in weigh.items()}
     without_group = {name: of_draw(drawn.without_group) for name, of_draw in weigh.items()}
-    noise = {name: _noise(gram, weights[one][0], weights[other][0], drawn) for name, (gram, one, other) in of.items()}
+    noise = {name: _noise(gram, weights[one][0], weights[other][0], drawn) for name, (one, other) in of.items()}
     raw, left = (
-        {name: ((given[one] @ gram) * given[other]).sum(axis=1) for name, (gram, one, other) in of.items()}
+        {name: ((given[one] @ gram) * given[other]).sum(axis=1) for name, (one, other) in of.items()}
         for given in (weights, without_group)
     )
     permuted = weights_within(once, replies.permuted, replies.labels)
     permuted_products = {
         "harm": raw["harm"][:1],
-        "both": ((weights[HARM][:1] @ of["both"][0]) * permuted).sum(axis=1),
-        "refusal": ((permuted @ of["refusal"][0]) * permuted).sum(axis=1),
+        "both": ((weights[HARM][:1] @ gram) * permuted).sum(axis=1),
+        "refusal": ((permuted @ gram) * permuted).sum(axis=1),
     }
     low, high = quantiles(_ratio(permuted_products), (0.025, 0.975))
-    yield _number(subject, COSINE, _ratio(raw).clip(-1, 1)) | {"chance_low": low, "chance_high": high}
+    yield _number(BOTH_DIRECTIONS, COSINE, _ratio(raw).clip(-1, 1)) | {"chance_low": low, "chance_high": high}
     corrected = float(_ratio({name: raw[name][:1] - noise[name] for name in raw})[0])
     error = _jackknife_error(_ratio({name: left[name] - noise[name] for name in left}))
     yield {
-        "subject": subject,
+        "subject": BOTH_DIRECTIONS,
         "measure": CORRECTED,
         "number": corrected,
         "number_low": corrected - NORMAL * error,
@@ -374,7 +364,7 @@ def _noise(gram: np.ndarray, one: np.ndarray, other: np.ndarray, drawn: _Drawn) 
     """Return what chance adds to the inner product of two weighted sums of the prompts, see the module.
 
     Args:
-        gram: ``(prompt, prompt)`` inner products of the activations of the one with those of the other.
+        gram: ``(prompt, prompt)`` inner products.
         one: ``(prompt,)`` weights.
         other: ``(prompt,)`` weights.
         drawn: the prompts, their cells and what is redrawn as one.

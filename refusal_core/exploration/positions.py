@@ -11,7 +11,6 @@ from refusal_core.runs.additions import read_addition
 from refusal_core.runs.manifest import PositionsManifest
 from refusal_core.runs.run import Run
 from refusal_core.runs.schemas import (
-    ACROSS,
     ASKED,
     BOTH_DIRECTIONS,
     CELLS,
@@ -86,8 +85,7 @@ def _compared(manifest: PositionsManifest, quartets: bool) -> list[tuple[int, st
     if apart:
         measures += [(REFUSAL, measure) for measure in (*of_each, *(("intent", "cue") if quartets else ()))]
         measures += [(BOTH_DIRECTIONS, COSINE), (BOTH_DIRECTIONS, CORRECTED)]
-    rows = [(position, *measure) for position, measure in product((first, last), measures)]
-    return [*rows, *((last, ACROSS, measure) for measure in (COSINE, CORRECTED) if apart)]
+    return [(position, *measure) for position, measure in product((first, last), measures)]
 
 
 def of_positions(table: pd.DataFrame) -> pd.DataFrame:
@@ -280,12 +278,9 @@ def what_follows(measured: Measured, site: int) -> str:
 
 
 def apart_table(measured: Measured, site: int) -> pd.DataFrame:
-    """Return one row per number that compares harm and refusal at a site, position and direction in words.
-
-    The cosine across positions is left out: one direction read in two rotated bases gives a low one, too.
-    """
+    """Return one row per number that compares harm and refusal at a site, position and direction in words."""
     names = {position: name for name, position in ends_of(measured[1]).items()}
-    table = apart_at(measured, site).drop(index=ACROSS, level="subject", errors="ignore").reset_index()
+    table = apart_at(measured, site).reset_index()
     return pd.DataFrame(
         {
             "read_at": table["position"].map(names),

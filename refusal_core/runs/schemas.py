@@ -26,7 +26,7 @@ ESTIMATED = (
 FITS, HOLDS, FOLLOWS_INTENT, GOES_WITH_REFUSING = "in_sample_d", "crossfit_d", "intent_lead", "rho"
 READ_AT_POSITIONS = (FITS, HOLDS, "crossfit_auroc", "intent", "cue", FOLLOWS_INTENT, GOES_WITH_REFUSING)
 """What is measured at every read position: see :func:`refusal_core.evidence.positions.position_table`."""
-HARM, REFUSAL, BOTH_DIRECTIONS, ACROSS = "harm", "refusal", "both", "across"
+HARM, REFUSAL, BOTH_DIRECTIONS = "harm", "refusal", "both"
 CELLS = ("harmful_refused", "harmful_answered", "harmless_refused", "harmless_answered")
 QUARTET_CELLS = ("alarming_harmful", "alarming_harmless", "calm_harmful", "calm_harmless")
 ASKED, DONE, CORRECTED = "asked", "done", "corrected_cosine"
@@ -267,7 +267,7 @@ ADDITIONS: Mapping[str, Schema] = {
     "positions": {
         "position": Column("integer", high=-1),
         "site": _SITE,
-        "subject": Column("text", among=(HARM, REFUSAL, BOTH_DIRECTIONS, ACROSS)),
+        "subject": Column("text", among=(HARM, REFUSAL, BOTH_DIRECTIONS)),
         "measure": Column("text", among=(*READ_AT_POSITIONS, *CELLS, *QUARTET_CELLS, ASKED, DONE, COSINE, CORRECTED)),
         **_with_interval(_MEASURED, "number"),
         "chance_low": _MEASURED,

@@ -14,7 +14,6 @@ from refusal_core.exploration.positions import BELOW_1, verdict
 from refusal_core.progress import no_progress
 from refusal_core.runs.manifest import BehaviourCompute, PositionsManifest, RepliesRecord
 from refusal_core.runs.schemas import (
-    ACROSS,
     ASKED,
     BOTH_DIRECTIONS,
     CELLS,
@@ -85,7 +84,6 @@ def test_harm_planted_at_the_first_and_refusal_at_the_last_position_are_found_th
     assert table.loc[(LAST, REFUSAL, DONE), "number_low"] > 2
     assert table.loc[(LAST, REFUSAL, DONE), "p"] == 1 / (DRAWS + 1)
     assert table.loc[(LAST, BOTH_DIRECTIONS, CORRECTED), "number"] == pytest.approx(1, abs=0.1)
-    assert abs(table.loc[(LAST, ACROSS, CORRECTED), "number"]) < 0.3
     cells = table.loc[(LAST, REFUSAL)].loc[list(CELLS), "number"]
     assert min(cells["harmful_refused"], cells["harmless_refused"]) > 1 > -1
     assert max(cells["harmful_answered"], cells["harmless_answered"]) < -1

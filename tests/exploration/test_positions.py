@@ -9,7 +9,7 @@ from synthetic import RUN
 
 from refusal_core.exploration import positions as described
 from refusal_core.runs.manifest import BehaviourCompute, PositionsManifest, RepliesRecord
-from refusal_core.runs.schemas import ACROSS, ASKED, BOTH_DIRECTIONS, CORRECTED, COSINE, DONE, HARM, REFUSAL
+from refusal_core.runs.schemas import ASKED, BOTH_DIRECTIONS, CORRECTED, COSINE, DONE, HARM, REFUSAL
 from refusal_core.runs.store import open_run
 
 FIRST, LAST, SITE = -3, -1, 1
@@ -35,7 +35,7 @@ def measured(reason: str | None = None, **at_last: object) -> described.Measured
     ]
     rows += [
         (position, subject, measure, given["corrected"] if measure == CORRECTED else (0.3, 0.2, 0.4), np.nan)
-        for position, subject in ((FIRST, BOTH_DIRECTIONS), (LAST, BOTH_DIRECTIONS), (LAST, ACROSS))
+        for position, subject in ((FIRST, BOTH_DIRECTIONS), (LAST, BOTH_DIRECTIONS))
         for measure in (COSINE, CORRECTED)
     ]
     table = pd.DataFrame(
@@ -87,9 +87,6 @@ def test_cosines_are_given_where_refusing_has_a_direction_and_effects_say_when_t
         "at t_post 0.30 (0.20 to 0.40), of permuted replies -0.10 to 0.10, without noise 0.40 (0.20 to 0.60)" in alike
     )
     assert alike.endswith("tested at a layer chosen beforehand: p is not corrected over the layers.")
-    # The cosine across positions has nothing to be held against.
-    assert "of harm at t_inst" not in alike
-    assert set(described.apart_table(measured(), SITE)["direction_of"]) == {HARM, REFUSAL, BOTH_DIRECTIONS}
     follows = described.what_follows(measured(), SITE)
     assert follows == (
         "Harm at t_inst follows what is asked by 2.00 (1.80 to 2.20), and is not shown to follow refusing. "
