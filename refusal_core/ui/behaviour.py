@@ -21,7 +21,7 @@ from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.layout import chart, csv_button, identity, marked, sentences, shared_figure, show_error
-from refusal_core.ui.model import recorded
+from refusal_core.ui.model import recorded_or_end
 from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.outliers import MOST_ROWS
 from refusal_core.ui.selection import chosen_row, newly
@@ -50,7 +50,7 @@ _PROMPT_COLUMNS = {
 
 def recorded_replies(run: Run) -> tuple[pd.DataFrame, Key]:
     """Return the run's recorded behaviour and a key for caching; without any the page ends with how to measure it."""
-    measured = recorded(
+    table, manifest = recorded_or_end(
         run,
         measurement.load_behaviour,
         measurement.BEHAVIOUR,
@@ -58,9 +58,6 @@ def recorded_replies(run: Run) -> tuple[pd.DataFrame, Key]:
         "How the model answers this run's prompts has not been measured yet. It needs the run's model.",
         ":material/forum:",
     )
-    if measured is None:
-        st.stop()
-    table, manifest = measured
     st.caption(f"Openings of at most {OPENING_TOKENS} tokens, written greedily by the run's model.")
     return table, (*identity(run), manifest.sha256)
 

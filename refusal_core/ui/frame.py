@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from refusal_core.runs.run import Run
 from refusal_core.runs.store import BrokenRun, RunSummary, cache_folder, list_runs, open_run, run_notes, run_titles
 from refusal_core.ui import address, jobs
 from refusal_core.ui.accessibility import make_accessible
-from refusal_core.ui.layout import show_error
+from refusal_core.ui.layout import heading, show_error
 from refusal_core.ui.server import stop_unguarded
 
 _ICON = Path(__file__).with_name("icon.png")
@@ -163,6 +164,15 @@ def site_picker(run: Run, container: DeltaGenerator) -> int:
         help=f"0 to {run.n_layers - 1} are this model's layers; {run.n_layers} is the final norm, one site more.",
     )
     return int(address.view().site or 0)
+
+
+def site_beside_verdict(run: Run, verdict: Callable[[int], str]) -> int:
+    """Show a field for the site and beside it, in large letters, what is said of that site; return the site."""
+    place, says = st.columns([1, 3], gap="medium", vertical_alignment="bottom")
+    site = site_picker(run, place)
+    with says:
+        heading(verdict(site))
+    return site
 
 
 @st.cache_resource(max_entries=8, show_spinner="Opening the run …")

@@ -13,18 +13,17 @@ from refusal_core.figures import positions as figures
 from refusal_core.runs.additions import keeps_position_activations
 from refusal_core.runs.manifest import PositionsManifest
 from refusal_core.runs.run import Run
-from refusal_core.ui.frame import site_picker
+from refusal_core.ui.frame import site_beside_verdict
 from refusal_core.ui.layout import (
     chart,
     csv_button,
-    heading,
     identity,
     marked,
     part_picker,
     sentences,
     shared_figure,
 )
-from refusal_core.ui.model import measure_here, recorded
+from refusal_core.ui.model import measure_here, recorded_or_end
 from refusal_core.ui.numbers import numbers_table
 
 KIND = PositionsManifest.kind
@@ -32,7 +31,7 @@ KIND = PositionsManifest.kind
 
 def measured_or_end(run: Run) -> Measured:
     """Return what was measured at the run's read positions; without any the page ends with how to measure it."""
-    measured = recorded(
+    return recorded_or_end(
         run,
         positions.load_positions,
         KIND,
@@ -41,18 +40,11 @@ def measured_or_end(run: Run) -> Measured:
         "yet: this run's prompts were read where the reply begins alone. It needs the run's model.",
         ":material/call_split:",
     )
-    if measured is None:
-        st.stop()
-    return measured
 
 
 def choose_site(run: Run, measured: Measured) -> int:
     """Show a field for the site, and beside it how alike harm and refusal are there; return the site."""
-    place, says = st.columns([1, 3], gap="medium", vertical_alignment="bottom")
-    site = site_picker(run, place)
-    with says:
-        heading(positions.verdict(run, measured, site))
-    return site
+    return site_beside_verdict(run, partial(positions.verdict, run, measured))
 
 
 def apart(run: Run, measured: Measured, site: int) -> None:

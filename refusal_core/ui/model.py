@@ -231,6 +231,16 @@ def recorded(
     return measured
 
 
+def recorded_or_end(
+    run: Run, load: Callable[[Run], T | None], kind: str, what: str, missing: str, icon: str, with_model: bool = True
+) -> T:
+    """Return what was measured on a run; otherwise the page ends with what :func:`recorded` shows, of the same."""
+    measured = recorded(run, load, kind, what, missing, icon, with_model)
+    if measured is None:
+        st.stop()
+    return measured
+
+
 def _path_of_local_model(run: Run) -> str | None:
     model = run.manifest.model
     st.info(

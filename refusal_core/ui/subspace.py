@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import plotly.graph_objects as go
 import streamlit as st
@@ -12,9 +13,9 @@ from refusal_core.exploration.subspace import Measured
 from refusal_core.figures import subspace as figures
 from refusal_core.runs.manifest import SubspaceManifest
 from refusal_core.runs.run import Run
-from refusal_core.ui.frame import site_picker
-from refusal_core.ui.layout import chart, csv_button, heading, identity, marked, sentences, shared_figure
-from refusal_core.ui.model import recorded
+from refusal_core.ui.frame import site_beside_verdict
+from refusal_core.ui.layout import chart, csv_button, identity, marked, sentences, shared_figure
+from refusal_core.ui.model import recorded_or_end
 from refusal_core.ui.numbers import numbers_table
 
 KIND = SubspaceManifest.kind
@@ -23,7 +24,7 @@ KIND = SubspaceManifest.kind
 def measured_or_end(run: Run) -> Measured:
     """Return what was measured of the run's directions; without any the page ends with how to measure it."""
     needed = "" if run.keeps_activations else " It needs the run's model, since the run has no activations stored."
-    measured = recorded(
+    return recorded_or_end(
         run,
         subspace.load_subspace,
         KIND,
@@ -32,18 +33,11 @@ def measured_or_end(run: Run) -> Measured:
         ":material/account_tree:",
         with_model=not run.keeps_activations,
     )
-    if measured is None:
-        st.stop()
-    return measured
 
 
 def choose_site(run: Run, measured: Measured) -> int:
     """Show a field for the site, and beside it how many directions are found there; return the site."""
-    place, says = st.columns([1, 3], gap="medium", vertical_alignment="bottom")
-    site = site_picker(run, place)
-    with says:
-        heading(subspace.verdict(run, measured, site))
-    return site
+    return site_beside_verdict(run, partial(subspace.verdict, run, measured))
 
 
 def at_site(run: Run, measured: Measured, site: int) -> None:
