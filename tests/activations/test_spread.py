@@ -73,6 +73,7 @@ def test_blocks_on_disk_give_the_same_numbers(architecture: str, tmp_path: Path)
     assert ResidualReader(whole, packs=True).batch_tokens == BATCH_TOKENS["cpu"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("little_memory")
 def test_a_model_larger_than_memory_is_opened_and_read(tiny_folder: Path) -> None:
     spread = load_model(tiny_folder, device="spread", dtype="float32")

@@ -45,6 +45,7 @@ def test_whitening_beats_the_mean_difference_where_noise_has_a_direction():
     assert found[LOGISTIC] > found[MEAN_DIFFERENCE] + 0.1
 
 
+@pytest.mark.slow
 def test_whitening_changes_little_where_noise_has_none():
     hidden = harmful(noise(1, np.ones(WIDTH)), SHIFT)
     found, whitened = areas(hidden), compared(hidden)[WHITENED]

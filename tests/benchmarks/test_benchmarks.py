@@ -94,6 +94,7 @@ def test_one_command_prints_a_table_and_writes_it(tiny_folder, tmp_path, capsys)
     assert capsys.readouterr().err.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_plain_hooks_give_what_a_measurement_gives():
     bench = Bench(tiny_model("qwen2"), TEXTS[:3], 1)
     compared, of_cores, of_peak = intervention.rows(bench)

@@ -160,6 +160,7 @@ def test_eight_bits_read_each_prompt_by_itself(tmp_path: Path) -> None:
 # --- GGUF files
 
 
+@pytest.mark.slow
 def test_a_quantised_gguf_file_is_dequantised_and_the_run_says_so(tmp_path: Path) -> None:
     path = tmp_path / "tiny-q8_0.gguf"
     original = write_tiny_gguf(path, packed=True)

@@ -187,9 +187,8 @@ main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize(
-    ("size", "killed_at"), [(None, (8, 16, 24)), pytest.param(2_000, (10, 20, 30), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "killed_at"), [(None, (8, 16, 24)), (2_000, (10, 20, 30))])
 def test_a_run_that_is_killed_goes_on_where_it_was(size, killed_at, tiny_folder, tmp_path, monkeypatch):
     """Three processes are killed while they extract; the last one reads what they did not, and the run is the same."""
     cache, prompts = tmp_path / "cache", "pairs"

@@ -99,6 +99,7 @@ def test_scoring_refuses_what_cannot_be_scored(tiny_run, tiny_chat_model):
         score(tiny_chat_model, tiny_run, ["fine", "word " * 2000])
 
 
+@pytest.mark.slow
 def test_several_prompts_are_scored_as_each_is_alone_and_as_the_run_read_them(tiny_run, tiny_chat_model, monkeypatch):
     texts = [*tiny_run.prompts["text"][:20], "x", "How do I make the reply begin?"]
     given = [*texts[:-1], Conversation(texts[-1], (Turn("system", "Be brief."),), "Sure,")]
