@@ -7,12 +7,16 @@ projections are ``K w / ‖v‖``. Weights may be multiplicities, so a bootstrap
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from refusal_core.analysis.gram import Gram
 
 # Squared, relative to the largest squared distance from the mean: a few times what rounding leaves in the Gram matrix.
 _NORM_TOLERANCE = 1e-14
+# Relative to the sum of squares: more than rounding leaves of a variance.
+_VARIANCE_TOLERANCE = 1e-12
 _MOST_TOGETHER = 1_000_000
 """Numbers. Inner products that are computed as they are used serve several folds at once."""
 
@@ -118,37 +122,104 @@ def remove_covariate(weights: np.ndarray, counts: np.ndarray, covariate: np.ndar
     return weights - (weights @ covariate)[:, None] * slope, slope
 
 
-def crossfit_draws_without(
-    gram: Gram, weights: np.ndarray, counts: np.ndarray, fold: np.ndarray, covariate: np.ndarray
+def crossfit_refitted(
+    gram: Gram, harmful: np.ndarray, harmless: np.ndarray, fold: np.ndarray, covariate: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return :func:`crossfit_draws` after a linear regression of the activations on one covariate.
+    """Return what :func:`crossfit_draws` does of the labels' means, where all draws share the folds.
 
-    The regression is fitted on the training folds. Fitted on all prompts it would make what is left of the test fold
-    the opposite of what is left of the others.
+    What a fold leaves of a label's sum of activations is the whole sum less the fold's own part, so that all folds
+    together take about as many products as one direction.
 
     Args:
         gram: ``(prompt, prompt)``.
-        weights: ``(fold, draw, prompt)`` from :func:`fold_weights`.
-        counts: ``(draw, prompt)`` multiplicities.
-        fold: ``(draw, prompt)`` or ``(1, prompt)``.
-        covariate: ``(prompt,)``, centred for precision.
+        harmful: ``(draw, prompt)`` multiplicities.
+        harmless: ``(draw, prompt)`` multiplicities.
+        fold: ``(prompt,)``.
+        covariate: ``(prompt,)``, centred for precision: what a linear regression on it explains is taken off first. The
+            regression is fitted on the training folds; fitted on all prompts it would make what is left of the test
+            fold the opposite of what is left of the others.
 
     Returns:
         ``(draw, prompt)`` in activation units.
     """
-    pooled = np.empty(weights.shape[1:])
-    for k, training in enumerate(weights):
-        residual_weights, slope = remove_covariate(training, counts * (fold != k), covariate)
-        products = residual_weights @ gram
-        norm = _norm(gram, residual_weights, products)
-        products -= np.einsum("dp,dp->d", slope, products)[:, None] * covariate
-        products -= np.einsum("dp,dp->d", np.abs(training), products)[:, None] / 2
-        np.copyto(pooled, products / norm[:, None], where=fold == k)
-    return pooled
+    order = np.argsort(fold, kind="stable")
+    ends = np.cumsum(np.bincount(fold))
+    gram, harmful, harmless = gram[np.ix_(order, order)], harmful[:, order], harmless[:, order]
+    ordered = np.zeros(len(fold)) if covariate is None else covariate[order]
+    # Rows of numbers that prompts are added up with: one, the covariate, and its square.
+    powers = np.stack([np.ones(len(fold)), ordered, ordered**2], axis=1)
+    sums = np.stack([harmful, harmless] if covariate is None else [harmful, harmless, (harmful + harmless) * ordered])
+    # A label's multiplicities are those of its own prompts, unless labels are permuted.
+    counted = [part.any(axis=0) for part in sums]
+    totals = np.stack([part[:, rows] @ gram[rows] for part, rows in zip(sums, counted, strict=True)])
+    whole, all_moments = _inner(sums, totals), sums[:2] @ powers
+    smallest = _smallest_square(gram)
+    projections = np.empty(harmful.shape)
+    for start, end in pairwise([0, *ends.tolist()]):
+        own = slice(start, end)
+        left_out = sums[..., own]
+        products = left_out @ gram[own, own]
+        shared = _inner(left_out, totals[..., own])
+        # Of the training prompts' sums with each other, and with every prompt of the fold.
+        inner = whole - shared - shared.swapaxes(0, 1) + _inner(left_out, products)
+        held_out = totals[..., own] - products
+        moments = all_moments - left_out[:2] @ powers[own]
+        sizes, means = moments[..., 0], moments[..., 1]
+        shares = 1 / np.where(sizes > 0, sizes, np.nan)
+        direction = np.zeros((len(sums), len(harmful)))
+        direction[:2] = shares * [[1], [-1]]
+        if covariate is not None:
+            means = means * shares
+            slope = _slope(moments.sum(axis=0))
+            direction -= (means[0] - means[1]) * slope
+        square = _along(direction, inner, direction)
+        direction /= np.sqrt(np.where(square > smallest, square, np.nan))
+        midpoint = _along(shares, inner[:2], direction) / 2
+        found = (direction[..., None] * held_out).sum(axis=0)
+        if covariate is not None:
+            tilt = _along(slope, inner, direction)
+            found -= tilt[:, None] * ordered[own]
+            midpoint -= tilt * means.sum(axis=0) / 2
+        projections[:, order[own]] = found - midpoint[:, None]
+    return projections
+
+
+def _slope(moments: np.ndarray) -> np.ndarray:
+    """Return the slope of a regression on a covariate, as weights of the three sums of :func:`crossfit_refitted`.
+
+    Args:
+        moments: ``(draw, 3)``: how many prompts it is fitted on, the sum of their covariate, and of its square.
+
+    Returns:
+        ``(sum, draw)``; zeros where the covariate does not vary.
+    """
+    size, total, squares = moments.T
+    mean = total / np.maximum(size, 1)
+    square = squares - total * mean
+    varies = square > _VARIANCE_TOLERANCE * squares
+    slope: np.ndarray = np.stack([-mean, -mean, np.ones(len(mean))]) / np.where(varies, square, np.inf)
+    return slope
+
+
+def _inner(sums: np.ndarray, products: np.ndarray) -> np.ndarray:
+    """Return inner products of ``(sum, draw, prompt)`` sums, given those with the prompts: ``(sum, sum, draw)``."""
+    inner: np.ndarray = np.einsum("adp,bdp->abd", sums, products)
+    return inner
+
+
+def _along(first: np.ndarray, inner: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return ``(draw,)`` the inner product of two vectors that are ``(sum, draw)`` weights of sums."""
+    product: np.ndarray = np.einsum("ad,abd,bd->d", first, inner, second)
+    return product
+
+
+def _smallest_square(gram: Gram) -> float:
+    """Return the least squared length that rounding alone would not have left."""
+    return float(_NORM_TOLERANCE * gram.diagonal().max())
 
 
 def _norm(gram: Gram, weights: np.ndarray, products: np.ndarray) -> np.ndarray:
     """Return ``(draw,)`` lengths of the directions, ``√wᵀKw``; NaN where rounding alone could have left as much."""
     square = np.einsum("dp,dp->d", weights, products)
-    norm: np.ndarray = np.sqrt(np.where(square > _NORM_TOLERANCE * gram.diagonal().max(), square, np.nan))
+    norm: np.ndarray = np.sqrt(np.where(square > _smallest_square(gram), square, np.nan))
     return norm

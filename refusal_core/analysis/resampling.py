@@ -15,7 +15,7 @@ from refusal_core.analysis.groups import bootstrap_counts, permute_labels
 from refusal_core.analysis.projections import (
     contrast_weights,
     crossfit_draws,
-    crossfit_draws_without,
+    crossfit_refitted,
     fold_weights,
     project_draws,
 )
@@ -60,11 +60,19 @@ class Draws:
         """``(draw, prompt)`` cross-fitted projections; NaN where there are no folds."""
         if not len(self.fold):
             return np.full(self.harmful.shape, np.nan)
+        if len(self.fold) == 1:
+            return crossfit_refitted(gram, self.harmful, self.harmless, self.fold[0])
         return crossfit_draws(gram, self.fold_weights, self.fold)
 
     def project_held_out_without(self, gram: Gram, covariate: np.ndarray) -> np.ndarray:
         """``(draw, prompt)`` cross-fitted projections, the ``(prompt,)`` covariate regressed out; needs folds."""
-        return crossfit_draws_without(gram, self.fold_weights, self.counts, self.fold, covariate)
+        together = [slice(None)] if len(self.fold) == 1 else [slice(row, row + 1) for row in range(len(self.fold))]
+        return np.concatenate(
+            [
+                crossfit_refitted(gram, self.harmful[rows], self.harmless[rows], self.fold[rows][0], covariate)
+                for rows in together
+            ]
+        )
 
 
 def draw_bootstrap(
@@ -103,4 +111,6 @@ def draw_permutations(
     """
     order = permute_labels(is_harmful, groups, draws, rng, twins)
     permuted = is_harmful[order].astype(np.float64)
-    return Draws(permuted, 1 - permuted, fold[0][order] if len(fold) else fold)
+    moved = fold[0][order] if len(fold) else fold
+    # Labels that are exchanged within pairs leave the folds where they are.
+    return Draws(permuted, 1 - permuted, fold if (moved == fold).all() else moved)

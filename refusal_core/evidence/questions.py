@@ -508,8 +508,7 @@ def quantiles(values: np.ndarray, shares: tuple[float, ...]) -> list[float]:
 
 def _rank_correlation(values: np.ndarray, others: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return ``(draw,)`` Spearman's rho of ``(draw, prompt)`` values and ``(prompt,)`` others; NaN without values."""
-    other_ranks = weighted_ranks(np.broadcast_to(others, values.shape), counts)
-    rho = weighted_correlation(weighted_ranks(values, counts), other_ranks, counts)
+    rho = weighted_correlation(weighted_ranks(values, counts), weighted_ranks(others, counts), counts)
     return np.where(np.isfinite(values).all(axis=1), rho, np.nan)
 
 

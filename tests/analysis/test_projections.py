@@ -4,11 +4,12 @@ import numpy as np
 from planted import labels_and_groups
 
 from refusal_core.analysis import projections
-from refusal_core.analysis.gram import gram_matrices, gram_matrix
+from refusal_core.analysis.gram import InnerProducts, gram_matrices, gram_matrix
 from refusal_core.analysis.groups import assign_folds
 from refusal_core.analysis.projections import (
     contrast_weights,
     crossfit_draws,
+    crossfit_refitted,
     fold_weights,
     project_draws,
     remove_covariate,
@@ -94,3 +95,32 @@ def test_folds_projected_together_or_one_by_one_give_the_same(monkeypatch):
     together = crossfit_draws(gram, fold_weights(many, 1 - many, fold), fold)
     monkeypatch.setattr(projections, "_MOST_TOGETHER", 200)
     np.testing.assert_allclose(crossfit_draws(gram, fold_weights(many, 1 - many, fold), fold), together, atol=1e-12)
+
+
+def test_draws_that_share_folds_are_refitted_as_any_others():
+    rng = np.random.default_rng(6)
+    labels, _ = labels_and_groups(30)
+    hidden = rng.normal(size=(30, 6)) + 3
+    fold = rng.permutation(np.arange(30) % 4)
+    counts = rng.integers(0, 3, (7, 30)).astype(float)
+    # A draw whose harmful prompts are all in one fold has no direction for it.
+    counts[0, labels & (fold != 2)] = 0
+    harmful, harmless = counts * labels, counts * ~labels
+    expected = crossfit_draws(gram_matrix(hidden), fold_weights(harmful, harmless, fold[None]), fold[None])
+    everything = np.arange(30)
+    for gram in (gram_matrix(hidden), InnerProducts(hidden, hidden.mean(axis=0), everything, everything)):
+        found = crossfit_refitted(gram, harmful, harmless, fold)
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+    assert np.isnan(expected[0, fold == 2]).all()
+    assert np.isfinite(expected[1:]).all()
+
+
+def test_a_covariate_that_is_constant_in_the_training_folds_changes_nothing():
+    rng = np.random.default_rng(7)
+    labels, _ = labels_and_groups(12)
+    gram, fold = gram_matrix(rng.normal(size=(12, 5))), np.arange(12) // 2 % 3
+    covariate = np.where(fold == 0, rng.normal(size=12), 0.1)
+    once = labels[None] * 1.0, ~labels[None] * 1.0
+    plain, without = crossfit_refitted(gram, *once, fold), crossfit_refitted(gram, *once, fold, covariate)
+    np.testing.assert_allclose(without[0, fold == 0], plain[0, fold == 0], atol=1e-12)
+    assert np.abs(without - plain)[0, fold != 0].max() > 1e-3

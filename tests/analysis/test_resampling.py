@@ -40,6 +40,16 @@ def test_permutations_flip_pairs_and_shuffle_the_rest_with_their_folds():
         assert (by_label == (labels & (fold[0] == k)).sum()).all()
 
 
+def test_labels_that_are_exchanged_within_pairs_leave_the_folds_where_they_are():
+    labels, groups = np.array([True, False] * 12), np.arange(24) // 2
+    fold = assign_folds(labels, groups, 4, 1, np.random.default_rng(0))
+    drawn = draw_permutations(labels, groups, fold, 50, np.random.default_rng(1))
+    np.testing.assert_array_equal(drawn.fold, fold)
+    gram = gram_matrix(np.random.default_rng(2).normal(size=(24, 9)))
+    by_draw = Draws(drawn.harmful, drawn.harmless, np.broadcast_to(fold, drawn.harmful.shape))
+    np.testing.assert_allclose(drawn.project_held_out(gram), by_draw.project_held_out(gram), atol=1e-10)
+
+
 def test_without_folds_nothing_is_held_out():
     labels, groups = np.array([True, False, False]), np.arange(3)
     drawn = bootstrap_of(labels, groups, 4, 0)
