@@ -5,17 +5,21 @@ The system refuses to write a file beyond a size, as a full disk does: with anot
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from making import make_run
 from synthetic import RUN
 
 from refusal_core.annotations import marks, raters
 from refusal_core.annotations.marks import Mark
+from refusal_core.behaviour import measurement
 from refusal_core.errors import RefusalError
+from refusal_core.models.opening import load_model
 from refusal_core.runs import store
 from refusal_core.sharing.archives import pack_run, unpack_run
 from refusal_core.ui import jobs, uploads
@@ -77,3 +81,25 @@ def test_a_full_disk_is_a_sentence_and_leaves_what_was_there(cache: Path, name: 
     assert marks.load_marks(cache).empty
     WRITES[name](cache)
     assert state(cache.parent) != before or len(marks.load_marks(cache)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("work", "n_bytes"), [("run", 3_000), ("behaviour", 0), ("behaviour", 3_000)])
+def test_work_on_a_full_disk_says_so_closes_its_files_and_goes_on_with_room(
+    work: str, n_bytes: int, tiny_folder: Path, tiny_run: store.Run, tmp_path: Path
+):
+    shutil.copytree(tiny_run.path, tmp_path / tiny_run.run_id)
+    copied, asked = store.open_run(tiny_run.run_id, tmp_path), {"dtype": "float32", "device": "cpu", "cache": tmp_path}
+
+    def make() -> object:
+        if work == "run":
+            return make_run(tiny_folder, "pairs", limit_per_label=8, **asked).run
+        return measurement.record(copied, load_model(tiny_folder, dtype="float32", device="cpu"))
+
+    with full_after(n_bytes), pytest.raises(RefusalError, match="File too large"):
+        make()
+    # A file that nobody closed is a warning when it is collected, and a warning is an error here.
+    gc.collect()
+    assert not list(tmp_path.rglob(".partial-*"))
+    make()
+    assert not list(tmp_path.rglob(".unfinished-*"))

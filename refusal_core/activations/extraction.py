@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -277,8 +278,23 @@ def _open_results(
         path = folder / "hidden.f32"
         n_bytes = int(np.prod(shape)) * np.dtype(np.float32).itemsize
         complete = finished.resumed and path.is_file() and path.stat().st_size == n_bytes
-        states = np.memmap(path, np.float32, "r+" if complete else "w+", shape=shape)
+        if not complete:
+            _reserve(path, n_bytes)
+        states = np.memmap(path, np.float32, "r+", shape=shape)
         yield _Results(states.transpose(2, 1, 0, 3), finished)
+
+
+def _reserve(path: Path, n_bytes: int) -> None:
+    """Make a file of a size that is really on the disk: a process that fills a mapped hole on a full one is killed.
+
+    Raises:
+        OSError: when there is no room for it.
+    """
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        else:
+            file.truncate(n_bytes)
 
 
 def _batch_name(rows: np.ndarray) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from refusal_core.files import write_atomically
 
 
 class FinishedPasses:
@@ -37,16 +39,13 @@ class FinishedPasses:
 
     def __enter__(self) -> FinishedPasses:
         """Read what is finished, and open the file for more."""
-        lines = list(_complete_lines(self._path))
-        self.resumed = bool(lines) and lines[0] == self._request
-        handle, temporary = tempfile.mkstemp(dir=self._path.parent)
-        self._file = os.fdopen(handle, "w", encoding="utf-8")
-        self._write(self._request)
-        for line in lines[1:] if self.resumed else []:
-            if not _is_pass(line):
-                break
-            self.add(line["pass"], line["prompts"], line["seconds"])
-        os.replace(temporary, self._path)
+        first, *others = [*_complete_lines(self._path)] or [{}]
+        self.resumed = first == self._request
+        finished = list(takewhile(_is_pass, others)) if self.resumed else []
+        write_atomically(self._path, "".join(map(_as_line, [self._request, *finished])))
+        for line in finished:
+            self._keep(line["pass"], line["prompts"], line["seconds"])
+        self._file = self._path.open("a", encoding="utf-8")
         return self
 
     def __exit__(
@@ -67,14 +66,18 @@ class FinishedPasses:
             prompts: what was measured of each prompt, as JSON can hold it.
             seconds: how long the pass took.
         """
-        self._write({"pass": name, "prompts": prompts, "seconds": seconds})
+        self._file.write(_as_line({"pass": name, "prompts": prompts, "seconds": seconds}))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._keep(name, prompts, seconds)
+
+    def _keep(self, name: str, prompts: list[dict[str, Any]], seconds: float) -> None:
         self._passes[name] = prompts
         self.seconds += seconds
 
-    def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+
+def _as_line(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False) + "\n"
 
 
 def _is_pass(line: dict[str, Any]) -> bool:

@@ -23,8 +23,8 @@ class ProgressFile:
 
     The file holds ``stage``, ``done``, ``total``, ``rate`` (units per second over the last half minute, null when not
     known yet), ``state`` (``running``, ``done``, ``failed`` or ``cancelled``), ``message`` (one line on failure, else
-    empty), ``updated`` (when it was written, in Unix seconds) and ``pid``, so that a reader can recognise
-    a process that died.
+    empty), ``updated`` (when it was written, in Unix seconds), ``clock`` (the same in seconds of the machine's
+    monotonic clock, which nobody sets back) and ``pid``, so that a reader can recognise a process that died.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -37,6 +37,7 @@ class ProgressFile:
             "state": "running",
             "message": "",
             "updated": 0.0,
+            "clock": 0.0,
             "pid": os.getpid(),
         }
         self._written = 0.0
@@ -81,7 +82,7 @@ class ProgressFile:
         return (done - already) / (now - since) if done > already and now > since else None
 
     def _write(self) -> None:
-        self._status["updated"] = time.time()
+        self._status |= {"updated": time.time(), "clock": time.monotonic()}
         # Replaced several times a second, so without the fsync of files.write_atomically: a lost update is no loss.
         partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:

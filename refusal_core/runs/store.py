@@ -7,6 +7,7 @@ file names are read, links are not followed, and nothing in it is ever executed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -52,7 +53,12 @@ _UNFINISHED = ".unfinished-"
 _DELETED = ".deleted-"
 DAYS_IN_BIN = 7
 """How long a deleted run can be restored."""
-_HOURS_KEPT = {PARTIAL: 24, _UNFINISHED: 30 * 24, _DELETED: DAYS_IN_BIN * 24}
+_HOURS_KEPT = {
+    PARTIAL: 24,
+    _DELETED: DAYS_IN_BIN * 24,
+    **dict.fromkeys((_UNFINISHED, *(f".{kind.kind}" for kind in KINDS)), 30 * 24),
+}
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,180}")
 _FILE_NAME = re.compile(r"[a-z0-9_]+\.(parquet|safetensors)")
 _TITLES, _NOTES = ".titles.json", ".notes.json"
@@ -114,7 +120,7 @@ def writable_cache(cache: str | Path | None = None) -> Path:
     """Return the folder that runs are kept in, made when it is not there, so that no run is computed for nothing.
 
     What a killed process left half-written there is removed after a day, deleted runs after a week, unfinished
-    extractions after a month.
+    extractions and measurements after a month.
 
     Raises:
         RunError: when it cannot be written to.
@@ -126,7 +132,9 @@ def writable_cache(cache: str | Path | None = None) -> Path:
             pass
         for prefix, hours in _HOURS_KEPT.items():
             for left in [*folder.glob(f"{prefix}*"), *folder.glob(f"*/{prefix}*")]:
-                if time.time() - left.stat().st_mtime > hours * 3600:
+                # Of a run that is here, whoever made it was killed before its work was removed.
+                done = prefix == _UNFINISHED and (folder / left.name.removeprefix(prefix)).exists()
+                if done or time.time() - left.stat().st_mtime > hours * 3600:
                     _remove(left)
     except OSError as error:
         raise RunError(f"runs cannot be kept in {folder} ({error.strerror}): choose another folder as cache") from error
@@ -163,6 +171,12 @@ def unfinished_work(folder: Path, what: str) -> Iterator[Path]:
         # It would be refused again.
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise RunError(
+            f"{what}: there is no room on the disk for more ({error.strerror}); with room, it goes on where it was"
+        ) from error
     finally:
         lock.release()
 

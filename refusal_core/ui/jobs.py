@@ -24,6 +24,7 @@ from typing import Any, Literal
 import psutil
 from filelock import FileLock
 
+from refusal_core.children import end_first_without_memory
 from refusal_core.errors import RefusalError
 from refusal_core.files import write_atomically
 from refusal_core.models.known import models_folder
@@ -41,6 +42,11 @@ MOST_AT_ONCE = 8
 """The most jobs of all visitors that run or wait for their turn."""
 _SECONDS_TO_END = 5.0
 _LOG_BYTES = 16_384
+_OOM_SCORE = 500
+_KILLED = (
+    "it was killed, as the system does where memory runs out or the machine is restarted; start it again, and it goes "
+    "on from what it had finished"
+)
 
 
 @dataclass(frozen=True)
@@ -130,11 +136,12 @@ def status(name: str) -> Job | None:
         began, cancelled = float(record["began"]), bool(record["cancelled"])
         stage, done, total = str(progress.get("stage", "")), int(progress.get("done", 0)), int(progress.get("total", 0))
         said, message = progress.get("state", "running"), str(progress.get("message", ""))
-        updated, rate = float(progress.get("updated", began)), progress.get("rate")
+        begun, rate = float(record["clock"]), progress.get("rate")
+        updated = float(progress.get("clock", begun))
         left = (total - done) / float(rate) if rate else None
     except (ValueError, KeyError, TypeError, ArithmeticError):
         return None
-    if not all(map(math.isfinite, (began, updated, left or 0.0))):
+    if not all(map(math.isfinite, (began, begun, updated, left or 0.0))):
         return None
     state: State
     if said in ("done", "failed"):
@@ -145,7 +152,7 @@ def status(name: str) -> Job | None:
         state = "cancelled"
     else:
         state, message = "failed", _last_words(name)
-    now = time.time()
+    now = time.monotonic()
     return Job(
         command=command,
         state=state,
@@ -154,7 +161,7 @@ def status(name: str) -> Job | None:
         total=total,
         message=message,
         began=began,
-        seconds=max((now if state == "running" else updated) - began, 0.0),
+        seconds=max((now if state == "running" else updated) - begun, 0.0),
         seconds_left=max(left - (now - updated), 0.0) if state == "running" and total and left is not None else None,
     )
 
@@ -229,6 +236,7 @@ def _begin(command: Command) -> None:
             cwd=_ROOT,
             env={name: value for name, value in os.environ.items() if name != "REFUSAL_TOKEN"} | folders,
         )
+    end_first_without_memory(process.pid, _OOM_SCORE)
     # It may outlive this server; one that ends before is waited for, so that nothing of it stays behind.
     threading.Thread(target=process.wait, daemon=True).start()
     # For a moment a new process has no command line, which is what it is known by.
@@ -241,6 +249,7 @@ def _begin(command: Command) -> None:
         "arguments": command.arguments,
         "pid": process.pid,
         "began": time.time(),
+        "clock": time.monotonic(),
         "cancelled": False,
     }
     _write(_path(command.name, ".json"), record)
@@ -274,7 +283,7 @@ def _last_words(name: str) -> str:
     """What a process that left no state printed last, if that was an error."""
     *_, last = ["", *log(name).split("\n")]
     _, error, words = last.partition("error: ")
-    return words if error else "it ended without a word; start it again"
+    return words if error else _KILLED
 
 
 def _path(name: str, ending: str) -> Path:

@@ -72,7 +72,13 @@ def jobs_of_every_kind(cache: Path) -> Iterator[list[str]]:
         if state != "running":
             process.kill()
             process.communicate()
-        described = {"stage": "extracting (prompts)", "done": 120, "total": 608, "rate": 12.5, "updated": time.time()}
+        described = {
+            "stage": "extracting (prompts)",
+            "done": 120,
+            "total": 608,
+            "rate": 12.5,
+            "clock": time.monotonic(),
+        }
         message = HOSTILE[0] if state == "failed" else ""
         progress.write_text(json.dumps(described | {"state": state, "message": message}))
         record = {
@@ -81,6 +87,7 @@ def jobs_of_every_kind(cache: Path) -> Iterator[list[str]]:
             "arguments": command.arguments,
             "pid": process.pid,
             "began": time.time() - 95,
+            "clock": time.monotonic() - 95,
         }
         (folder / f"{command.name}.json").write_text(json.dumps(record | {"cancelled": state == "cancelled"}))
         (folder / f"{command.name}.log").write_text("\n".join(HOSTILE))

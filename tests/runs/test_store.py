@@ -296,12 +296,16 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_computed(t
         store.writable_cache(tmp_path / "file")
 
 
-def test_what_a_killed_process_left_behind_goes_after_a_day(tmp_path):
-    for name, age in ((".partial-old", 90_000), (".partial-new", 60)):
+def test_what_a_killed_process_left_behind_goes_when_nobody_goes_on_with_it(tmp_path):
+    day = 86_400
+    gone = {".partial-old": 1.1, ".unfinished-old": 31, ".unfinished-made": 0.1, "made/.behaviour": 31}
+    stays = {".partial-new": 0.1, ".unfinished-new": 29, "made/.positions": 29}
+    (tmp_path / "made").mkdir()
+    for name, days in (gone | stays).items():
         (tmp_path / name).mkdir()
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
+        os.utime(tmp_path / name, (time.time() - days * day,) * 2)
     store.writable_cache(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".partial-new"]
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {*stays, "made"}
 
 
 def test_a_later_measurement_lies_beside_the_run_and_changes_nothing_of_it(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,7 +204,41 @@ def test_a_process_that_died_without_a_word_has_failed(folder):
     jobs.start(asked)
     job = ended(asked.name)
     assert job.state == "failed"
+    assert "killed" in job.message
+    assert "memory" in job.message
     assert "start it again" in job.message
+
+
+def test_a_clock_that_is_set_back_or_ahead_changes_no_duration(folder, monkeypatch):
+    name = begun(folder)
+    jobs._path(name, ".progress").write_text(
+        json.dumps({"stage": "s (things)", "done": 1, "total": 21, "rate": 2.0, "clock": time.monotonic()})
+    )
+    for other_time in (time.time() - 100_000, time.time() + 100_000):
+        with monkeypatch.context() as patched:
+            patched.setattr(jobs.time, "time", lambda shown=other_time: shown)
+            job = jobs.status(name)
+            assert 0 < job.seconds < 20
+            assert 5 < job.seconds_left <= 10
+    (folder / "go").touch()
+    assert 0 < ended(name).seconds < 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="Linux alone ends processes for memory")
+def test_of_server_and_job_the_job_ends_first_where_memory_runs_out(folder):
+    pid = jobs._record(begun(folder))["pid"]
+    assert int(Path(f"/proc/{pid}/oom_score_adj").read_text()) > int(Path("/proc/self/oom_score_adj").read_text())
+
+
+def test_a_job_whose_folder_is_deleted_ends_and_can_be_started_again(folder):
+    name = begun(folder)
+    process = psutil.Process(jobs._record(name)["pid"])
+    shutil.rmtree(folder / "cache" / ".jobs")
+    assert jobs.all_jobs() == []
+    (folder / "go").touch()
+    until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    jobs.start(command(folder))
+    assert ended(name).state == "done"
 
 
 def test_another_process_with_the_pid_of_one_that_died_is_not_taken_for_it(folder):
@@ -302,8 +337,11 @@ def test_the_command_line_is_what_runs(folder, monkeypatch):
     ("ending", "content"),
     [
         (".progress", '{"done": 1e999}'),
-        (".progress", '{"updated": 1e999, "state": "done"}'),
-        (".json", '{"title": "", "verb": "count", "arguments": [], "pid": 1e999, "began": 1, "cancelled": false}'),
+        (".progress", '{"clock": 1e999, "state": "done"}'),
+        (
+            ".json",
+            '{"title": "", "verb": "count", "arguments": [], "pid": 1e999, "began": 1, "clock": 1, "cancelled": false}',
+        ),
     ],
 )
 def test_a_number_beyond_all_bounds_takes_no_page_down(folder, ending, content):
