@@ -16,10 +16,10 @@ from refusal_core.activations.hooks import contiguous_head
 from refusal_core.activations.packing import distinct_tokens
 from refusal_core.activations.reader import ResidualReader
 from refusal_core.activations.refusal_tokens import refusal_log_odds
+from refusal_core.analysis.controls import control_names
 from refusal_core.behaviour.openings import OPENING_TOKENS
 from refusal_core.behaviour.replies import end_tokens, reply_text
 from refusal_core.intervention.conditions import FOUND, PLAIN, Condition, Tried, doses_and_controls, sweep
-from refusal_core.intervention.controls import control_names
 from refusal_core.intervention.prompt_groups import group_conditions, group_prompts, try_conditions
 from refusal_core.intervention.vectors import Vectors
 from refusal_core.models.opening import ChatModel

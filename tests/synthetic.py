@@ -15,7 +15,7 @@ from refusal_core.evidence.positions import position_table
 from refusal_core.intervention import experiment
 from refusal_core.models.opening import load_model
 from refusal_core.options import TOKEN_POSITION, InterventionOptions
-from refusal_core.pipeline import subspace
+from refusal_core.pipeline import attribution, subspace
 from refusal_core.pipeline.analysis import analyse
 from refusal_core.progress import no_progress
 from refusal_core.prompts.sets import prompt_id
@@ -23,6 +23,7 @@ from refusal_core.runs import store
 from refusal_core.runs.additions import save_addition
 from refusal_core.runs.manifest import (
     MANIFEST,
+    AttributionManifest,
     BehaviourCompute,
     BehaviourManifest,
     ComputeRecord,
@@ -144,6 +145,40 @@ def save_subspace(run: Run) -> None:
     table, drawn = subspace.measure(hidden, run.prompts, seed=0, draws=99)
     names = () if drawn is None else drawn.names
     save_addition(run, table, SubspaceManifest(created="", activations="stored", seed=0, draws=99, categories=names))
+
+
+def save_attribution(run: Run) -> None:
+    """Store what adds to a run's direction: the MLP of block 3 alone; a token of either end is hostile."""
+    parts, rows = ("attention", "mlp"), []
+    for site in range(run.n_sites):
+        blocks = [("embedding", None), *((part, block) for block in range(site + 1) for part in parts)]
+        for part, block in blocks if site < run.n_layers else ():
+            number = 6.0 * ((part, block) == ("mlp", 3))
+            ends = {"number": number, "number_low": number - 1, "number_high": number + 1}
+            rows.append({"site": site, "measure": "added", "part": part, "block": block, **ends})
+        if site < run.n_layers:
+            number = 6.0 * (site >= 3)
+            ends = {"number": number, "number_low": number - 1, "number_high": number + 1}
+            rows.append({"site": site, "measure": "difference", **ends})
+        for end in ("raised", "lowered"):
+            for rank in range(1, 11):
+                token = HOSTILE[0] if rank == 1 else f" {end} {rank}"
+                written = {"rank": rank, "token": token, "number": 5 - rank / 10, "again": 1 / rank}
+                rows.append({"site": site, "measure": end, **written})
+        chance = {"chance_low": 3.0, "chance_high": 4.0}
+        for end, p in (("raised_mean", 0.01), ("lowered_mean", 0.5)):
+            rows.append({"site": site, "measure": end, "number": 4.5, "p": p, **chance})
+    table = pd.DataFrame(rows, columns=list(attribution.COLUMNS)).astype({"block": "Int64", "rank": "Int64"})
+    manifest = AttributionManifest(
+        created="",
+        compute=BehaviourCompute(device="cpu", dtype="float32"),
+        seed=0,
+        draws=99,
+        controls=199,
+        prompts=48,
+        parts=(parts,) * run.n_layers,
+    )
+    save_addition(run, table, manifest)
 
 
 def save_positions(run: Run, activations: bool = False, refused: np.ndarray | None = None) -> None:

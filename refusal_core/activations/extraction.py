@@ -75,6 +75,7 @@ def extract(
     day: str | None = None,
     engine: Engine = in_process,
     closing: bool = False,
+    kind: type[ResidualReader] = ResidualReader,
 ) -> Extraction:
     """Read every prompt at its last token, all sites in one pass.
 
@@ -95,6 +96,7 @@ def extract(
         engine: where batches are read.
         closing: read the template's closing tokens too, and the last token of the user's last turn, before them. Where
             the tokenizer merges that with the first closing token, the merged one stands for both.
+        kind: of the reader, which records the residual stream at its sites, or at more places.
 
     Raises:
         PromptError: when a prompt is longer than the limit.
@@ -103,7 +105,7 @@ def extract(
     """
     origins = origins or [f"prompt {row}" for row in range(1, len(given) + 1)]
     prompts = list(zip(origins, given, strict=True))
-    reader = ResidualReader(chat_model, system_prompt, thinking, day)
+    reader = kind(chat_model, system_prompt, thinking, day)
     sequences = _encode(reader, prompts, token_limit)
     usual, balanced = reader.batch_tokens, reader.balanced_token_limit(sequences)
     last = reader.template_end + 1 if closing else 1
@@ -120,7 +122,7 @@ def extract(
         for number, batch in engine(reader, jobs):
             rows = waiting[number]
             texts = [(origins[row], text_of(given[row])) for row in rows]
-            check_finite(batch.states, batch.log_odds, texts, chat_model)
+            check_finite(batch.states[:, reader.sites], batch.log_odds, texts, chat_model)
             results.add(rows, batch, time.perf_counter() - started)
             started = time.perf_counter()
             progress(EXTRACTING, results.n_done, len(prompts))
@@ -222,7 +224,7 @@ def _read_after_prefix(
     )
     for number, read in engine(reader, jobs):
         texts = [(prompts[place][0], text_of(prompts[place][1])) for place in batches[number]]
-        check_finite(read.states, read.log_odds, texts, reader.chat_model)
+        check_finite(read.states[:, reader.sites], read.log_odds, texts, reader.chat_model)
         for place, log_odds, token in zip(batches[number], read.log_odds, read.first_token, strict=True):
             results.log_odds[rows[place]], results.first_token[rows[place]] = log_odds, token
 
@@ -273,7 +275,7 @@ def _open_results(
         "versions": [version(name) for name in ("torch", "transformers")],
     }
     # Token after token and site after site, as they are read later on.
-    shape = (last, chat_model.n_layers + 1, len(sequences), chat_model.d_model)
+    shape = (last, reader.sites[-1] + 1, len(sequences), chat_model.d_model)
     with FinishedPasses(folder / "passes.jsonl", request) as finished:
         path = folder / "hidden.f32"
         n_bytes = int(np.prod(shape)) * np.dtype(np.float32).itemsize

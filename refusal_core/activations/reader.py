@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -156,6 +156,11 @@ class ResidualReader:
             self._no_prefix_note = HANDS_ON_STATE
         elif len(self._template_start) >= 2:
             self._share_prefix(samples[0])
+
+    @property
+    def sites(self) -> np.ndarray:
+        """Which of the states that are recorded are those of each site, the last of them the last."""
+        return np.arange(self.chat_model.n_layers + 1)
 
     @property
     def prefix_tokens(self) -> int:
@@ -345,7 +350,7 @@ class ResidualReader:
     def _share_prefix(self, sample: list[int]) -> None:
         """Run the template's opening, and keep it if a sample read with it agrees with the plain pass."""
         plain = self.read_last([sample])
-        nothing = torch.empty(self.chat_model.n_layers + 1, 0, self.chat_model.d_model)
+        nothing = torch.empty(plain.states.shape[1], 0, self.chat_model.d_model)
         ids = torch.tensor([self._template_start], device=self.chat_model.device)
         with torch.inference_mode():
             cache = self.chat_model.model(ids, use_cache=True, logits_to_keep=1).past_key_values
@@ -409,12 +414,18 @@ class ResidualReader:
         index = inputs.token_index
         with (
             torch.inference_mode(),
-            narrowed_last_mlp(self.chat_model, index) if inputs.packed else nullcontext(),
-            recorded_states(self.chat_model, index) as recorded,
+            self._recorded(index, inputs.packed) as recorded,
             changed_head_input(self.chat_model, lambda states: select_tokens(states, index[:, -1:])),
         ):
             logits = self.chat_model.model(inputs.token_ids, **inputs.options).logits[:, -1].float()
         return torch.stack([states.to(logits.device) for states in recorded], dim=1), logits
+
+    @contextmanager
+    def _recorded(self, token_index: torch.Tensor, packed: bool) -> Iterator[list[torch.Tensor]]:
+        """Record the residual stream at every site; of packs the last MLP is run for the recorded tokens alone."""
+        narrowed = narrowed_last_mlp(self.chat_model, token_index) if packed else nullcontext()
+        with narrowed, recorded_states(self.chat_model, token_index) as recorded:
+            yield recorded
 
     def _rows(self, sequences: Sequence[list[int]], prefix: CachedPrefix | None, last: int) -> _Inputs:
         """Return the inputs for prompts of one length, a row per prompt, behind a prefix that they share."""

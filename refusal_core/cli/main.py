@@ -73,6 +73,10 @@ _MEASUREMENTS = {
         "measuring:positions",
         "Read a run's prompts where their instruction ends, and test the direction there.",
     ),
+    "attribution": (
+        "measuring:attribution",
+        "Find which parts of the model add to a run's direction, and which words it would write.",
+    ),
 }
 for _app, _commands in ((app, _VERBS), (measure, _MEASUREMENTS)):
     for _place, (_name, (_function, _help)) in enumerate(_commands.items()):

@@ -1,4 +1,4 @@
-"""The verbs ``measure behaviour``, ``intervention``, ``subspace``, ``positions``, and what ``show`` prints of them."""
+"""The verbs of ``measure``, and what ``show`` prints of what was measured."""
 
 from __future__ import annotations
 
@@ -144,6 +144,29 @@ def positions(
     print(f"measured at {n_positions} read positions; `refusal show {opened.run_id} --positions` shows the result")
 
 
+def attribution(
+    run: RunName,
+    /,
+    *,
+    again: Again = False,
+    where: Annotated[ModelOptions | None, Flat] = None,
+    cache: Cache = None,
+    progress_file: ProgressFileOption = None,
+    reporter: ReporterArgument,
+) -> None:
+    """Find which attentions and MLPs add to a run's direction, and which tokens the direction would write."""
+    from refusal_core.exploration.attribution import load_attribution
+    from refusal_core.pipeline.attribution import record
+
+    opened = store.open_run(run, cache)
+    if not again and load_attribution(opened) is not None:
+        print("the run has its attribution: nothing was computed (--again measures anew)")
+        return
+    with reporter.progress() as progress:
+        record(opened, load_model_of(opened, where or ModelOptions()), progress)
+    print(f"measured at {opened.n_sites} sites; `refusal show {opened.run_id} --attribution` shows the result")
+
+
 def show_behaviour(run: Run, verdicts_file: str | None, as_json: bool) -> None:
     """Print how a run's model answers its prompts, and how far that agrees with verdicts from elsewhere.
 
@@ -243,6 +266,35 @@ def show_positions(run: Run, as_json: bool) -> None:
             print(sentence)
     print(measured_positions.where_read(run, stored, site), end="\n\n")
     print_table(measured_positions.numbers_table(stored, site), index=True)
+
+
+def show_attribution(run: Run, as_json: bool) -> None:
+    """Print what adds to a run's direction at its best layer, and which tokens it would write.
+
+    Raises:
+        RunError: when that was not measured, or is damaged.
+    """
+    from refusal_core.exploration import attribution as measured_attribution
+
+    stored = _measured(
+        measured_attribution.load_attribution(run), run, "what adds to the direction was not measured on the run"
+    )
+    table, manifest = stored
+    if as_json:
+        print_json({"run_id": run.run_id, "parts": manifest.parts, "numbers": records(table)})
+        return
+    site = run.best_site()
+    print(measured_attribution.verdict(run, stored, site))
+    print(printable(measured_attribution.what_adds(run, stored, site)), end="\n\n")
+    parts = measured_attribution.part_table(stored, site)
+    if len(parts):
+        print_table(parts.head(10))
+        print()
+    print(measured_attribution.which_tokens(run, stored, site))
+    # They are printed as they are written: a token is a stranger's text.
+    tokens = measured_attribution.token_table(stored, site)
+    if len(tokens):
+        print_table(tokens.map(lambda value: printable(value) if isinstance(value, str) else value))
 
 
 def load_model_of(run: Run, where: ModelOptions) -> ChatModel:

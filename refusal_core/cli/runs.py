@@ -70,6 +70,9 @@ def show(
     intervention: Annotated[_Part, Parameter(help="Show what edits of the model change.")] = False,
     subspace: Annotated[_Part, Parameter(help="Show how many directions the run's categories need.")] = False,
     positions: Annotated[_Part, Parameter(help="Show the direction at the other read positions.")] = False,
+    attribution: Annotated[
+        _Part, Parameter(help="Show what adds to the direction, and which words it would write.")
+    ] = False,
     ratings: Annotated[
         _Part, Parameter(help="Show whether projection goes with how harmful people find the prompts.")
     ] = False,
@@ -111,6 +114,10 @@ def show(
         from refusal_core.cli.measuring import show_positions
 
         show_positions(opened, as_json)
+    elif attribution:
+        from refusal_core.cli.measuring import show_attribution
+
+        show_attribution(opened, as_json)
     elif ratings:
         from refusal_core.cli.ratings import show_ratings
 

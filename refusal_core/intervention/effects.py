@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from refusal_core.analysis.controls import COVARIANCE
 from refusal_core.analysis.inference import LEVEL, interval, share_interval
 from refusal_core.intervention.conditions import (
     ABLATE,
@@ -20,7 +21,6 @@ from refusal_core.intervention.conditions import (
     at_its_own_layer,
     candidate_layers,
 )
-from refusal_core.intervention.controls import COVARIANCE
 from refusal_core.options import PRESETS
 from refusal_core.prompts.labels import HARMFUL, HARMLESS, LABELS
 from refusal_core.runs.run import Run

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.activations.passes import FinishedPasses
+from refusal_core.analysis.controls import control_names
 from refusal_core.behaviour.openings import OPENING_TOKENS, OpeningRules, read_rules
 from refusal_core.conversations import prompts_of
 from refusal_core.errors import RefusalError, RunError
@@ -36,7 +37,6 @@ from refusal_core.intervention.conditions import (
     doses_and_controls,
     sweep,
 )
-from refusal_core.intervention.controls import control_names
 from refusal_core.intervention.effects import published_choice
 from refusal_core.intervention.vectors import Vectors, all_vectors, own_vectors
 from refusal_core.options import PRESETS, InterventionOptions

@@ -11,10 +11,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from refusal_core.analysis.controls import control_direction, control_names
 from refusal_core.analysis.directions import directions_of_means
 from refusal_core.conversations import prompts_of
 from refusal_core.intervention.conditions import ADD, FOUND, OWN, Condition
-from refusal_core.intervention.controls import control_direction, control_names
 from refusal_core.progress import Progress
 from refusal_core.runs.run import Run
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import date
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
@@ -369,11 +369,38 @@ class PositionsManifest(AdditionManifest):
     replies: RepliesRecord | None = None
 
 
+Parts = tuple[Literal["block"]] | tuple[Literal["attention"], Literal["mlp"]]
+"""What adds to the residual stream in a block: attention and MLP, or the block as one."""
+
+
+class AttributionManifest(AdditionManifest):
+    """How it was measured what adds to a run's directions and what these would write: ``attribution.json``.
+
+    Attributes:
+        compute: what the prompts were read on.
+        seed, draws, controls: of the bootstrap, its draws, and the control directions per site.
+        prompts: how many prompts of the contrast set were read.
+        parts: of every block, what adds to the residual stream.
+        reason: why nothing is attributed to parts, or None.
+    """
+
+    kind = "attribution"
+
+    compute: BehaviourCompute
+    seed: int
+    draws: PositiveInt
+    controls: PositiveInt
+    prompts: PositiveInt
+    parts: tuple[Parts, ...] = ()
+    reason: str | None = None
+
+
 KINDS: tuple[type[AdditionManifest], ...] = (
     BehaviourManifest,
     InterventionManifest,
     SubspaceManifest,
     PositionsManifest,
+    AttributionManifest,
 )
 """What may be measured on a run later; the files are called after :attr:`AdditionManifest.kind`."""
 

@@ -31,6 +31,10 @@ CELLS = ("harmful_refused", "harmful_answered", "harmless_refused", "harmless_an
 QUARTET_CELLS = ("alarming_harmful", "alarming_harmless", "calm_harmful", "calm_harmless")
 ASKED, DONE, CORRECTED = "asked", "done", "corrected_cosine"
 """What is compared at the first and the last of them: see :func:`refusal_core.evidence.apart.apart_table`."""
+ADDED, DIFFERENCE = "added", "difference"
+RAISED, LOWERED, RAISED_MEAN, LOWERED_MEAN = "raised", "lowered", "raised_mean", "lowered_mean"
+"""What adds to a direction, and which tokens it would write: see :func:`refusal_core.pipeline.attribution.record`."""
+EMBEDDING, ATTENTION, MLP, BLOCK = "embedding", "attention", "mlp", "block"
 _ROUNDING = 1e-6
 """How far a number may lie outside of its range for the rounding of float32."""
 
@@ -260,6 +264,19 @@ ADDITIONS: Mapping[str, Schema] = {
         "subject": _NOTE,
         "other": _NOTE,
         **_with_interval(_MEASURED, "number"),
+        "chance_low": _MEASURED,
+        "chance_high": _MEASURED,
+        "p": _SHARE,
+    },
+    "attribution": {
+        "site": _SITE,
+        "measure": Column("text", among=(ADDED, DIFFERENCE, RAISED, LOWERED, RAISED_MEAN, LOWERED_MEAN)),
+        "part": Column("text", missing=True),
+        "block": Column("integer", low=0, missing=True),
+        "rank": Column("integer", low=1, missing=True),
+        "token": _NOTE,
+        **_with_interval(_MEASURED, "number"),
+        "again": _SHARE,
         "chance_low": _MEASURED,
         "chance_high": _MEASURED,
         "p": _SHARE,

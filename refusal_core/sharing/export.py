@@ -14,6 +14,7 @@ from scipy.stats import t as student_t
 
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RenderingError, RunError
+from refusal_core.exploration.attribution import load_attribution
 from refusal_core.exploration.positions import load_positions
 from refusal_core.exploration.published import PUBLISHED_NAMES
 from refusal_core.exploration.subspace import load_subspace
@@ -84,8 +85,8 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
     names, columns and layer convention. ``layer_stats.csv`` has every site and every column, ``prompts.csv`` every
     prompt and its projections, ``evidence_*.csv`` the evidence, ``behaviour.csv`` the replies where they were
     measured, ``intervention*.csv`` the effects of edits, ``subspace.csv`` the directions of the categories,
-    ``positions.csv`` the other read positions; ``manifest.json`` is the run's, and ``report.html`` is all of it but the
-    last two on one page.
+    ``positions.csv`` the other read positions, ``attribution.csv`` what adds to the direction and which tokens it would
+    write; ``manifest.json`` is the run's, and ``report.html`` is all of it but the last three on one page.
 
     Raises:
         RunError: when the folder cannot be written.
@@ -135,6 +136,9 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
     positions = load_positions(run)
     if positions is not None:
         tables["positions.csv"] = positions[0]
+    attribution = load_attribution(run)
+    if attribution is not None:
+        tables["attribution.csv"] = attribution[0]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in tables.items():

@@ -62,7 +62,7 @@ class View:
         among: the labels whose ranks are correlated on the Compare page.
         measure: of the Causality page.
         question: of the Evidence page, whose figure and numbers are shown.
-        part: of the Behaviour or the Compare page, one of which is open at a time.
+        part: of a page of several, one of which is open at a time.
         plane: of the Map page, and the column that its points are in the ``colour`` of.
     """
 

@@ -176,7 +176,7 @@ def measure_here(run: Run, measurement: str, with_model: bool = True) -> None:
 
     Args:
         run: to measure on.
-        measurement: ``behaviour``, ``intervention``, ``subspace`` or ``positions``.
+        measurement: as the command line calls it, such as ``behaviour``.
         with_model: whether it needs the run's model.
     """
     where: tuple[str, ...] = ()

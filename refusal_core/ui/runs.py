@@ -23,6 +23,7 @@ from refusal_core.runs.store import BrokenRun, RunSummary
 from refusal_core.sharing.archives import pack_run
 from refusal_core.sites import best_layer
 from refusal_core.ui import address, jobs
+from refusal_core.ui.attribution import KIND as ATTRIBUTION
 from refusal_core.ui.background import duration, how_it_ended, offer, start_button, watch
 from refusal_core.ui.frame import default_run, described, listed, shared_run
 from refusal_core.ui.harm import KIND as POSITIONS
@@ -387,6 +388,7 @@ def _measurements(run_id: str) -> None:
         (INTERVENTION, "What edits of the model change", True),
         (SUBSPACE, "How many directions there are", not run.keeps_activations),
         (POSITIONS, "Where harm and refusing are read", True),
+        (ATTRIBUTION, "What adds to the direction", True),
     ):
         if (run.path / f"{name}.json").exists():
             st.markdown(f":material/check: {what} was measured on this run.")

@@ -22,6 +22,7 @@ from synthetic import (
     N_LAYERS,
     RUN,
     behaviour_manifest,
+    save_attribution,
     save_positions,
     save_second_run,
     save_subspace,
@@ -500,6 +501,29 @@ def test_a_run_without_categories_says_why_it_has_no_subspace(with_subspace):
     app = visit("12_Subspace", run=RUN)
     assert "Missing: few prompts." in shown(app)
     assert app.dataframe[0].value["estimator"][0] == "mean difference"
+
+
+def test_blocks_and_words_that_were_not_measured_say_how_to():
+    app = visit("12_Subspace", run=RUN, part="Blocks and words")
+    assert "has not been measured" in app.info[0].value
+    assert app.code[0].value == f"refusal measure attribution {RUN}"
+
+
+def test_blocks_and_words_say_what_adds_follow_the_layer_and_show_tokens_as_text_only(own_cache):
+    save_attribution(open_run(RUN))
+    app = visit("12_Subspace", run=RUN, site="3", part="Blocks and words")
+    assert "At layer 3 of 6 the MLP of block 3 adds more to the direction than any other part." in shown(app)
+    assert "the sum of 9 parts" in shown(app)
+    assert "farther than those of control directions" in shown(app)
+    tokens, parts = (each.value for each in app.dataframe[:2])
+    assert tokens["raised_token"][0] == repr(HOSTILE[0])
+    assert HOSTILE[0] not in shown(app)
+    assert parts["part"][0] == "the MLP of block 3"
+    app.number_input(key="site_field").set_value(2).run()
+    assert "there is nothing to attribute" in shown(app)
+    app.number_input(key="site_field").set_value(N_LAYERS).run()
+    assert not app.exception
+    assert "After the final norm there is no sum" in shown(app)
 
 
 def test_read_positions_that_were_not_measured_say_what_they_would_show_and_how_to():

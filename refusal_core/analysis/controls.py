@@ -1,4 +1,4 @@
-"""Directions that an intervention with the found one is held against: what any direction of the kind would do."""
+"""Directions that the found one is held against: what any direction of the kind would do."""
 
 from __future__ import annotations
 
@@ -35,12 +35,28 @@ def control_direction(
     """
     if name.startswith(ISOTROPIC):
         return _unit(rng.standard_normal((1, hidden.shape[1]))[0])
+    drawn: np.ndarray = covariance_directions(hidden, is_harmful, found, 1, rng)[0]
+    return drawn
+
+
+def covariance_directions(
+    hidden: np.ndarray, is_harmful: np.ndarray, found: np.ndarray, draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw ``covariance`` controls at one site, ``(draw, d_model)`` float32; see :func:`control_direction`.
+
+    Args:
+        hidden: ``(prompt, d_model)`` activations of the prompts the direction was fitted on.
+        is_harmful: ``(prompt,)`` bool.
+        found: ``(d_model,)`` the found unit direction.
+        draws: how many.
+        rng: source of random numbers.
+    """
     values = hidden.astype(np.float64)
     for label in (is_harmful, ~is_harmful):
         values[label] -= values[label].mean(axis=0)
-    drawn = rng.standard_normal((1, len(values)))[0] @ values
+    drawn = rng.standard_normal((draws, len(values))) @ values
     direction = found.astype(np.float64)
-    return _unit(drawn - (drawn @ direction) * direction)
+    return np.stack([_unit(vector - (vector @ direction) * direction) for vector in drawn])
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
