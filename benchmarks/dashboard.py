@@ -1,4 +1,4 @@
-"""Server time of what a visitor does on the pages, and what a page sends, on a small and on a large made-up run."""
+"""Server time of what a visitor does on the pages and what a page sends, on made-up runs; what Chromium then takes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from streamlit.testing.v1 import AppTest
 
+from benchmarks import chromium
 from benchmarks.rounds import Bench, Row
 from refusal_core.analysis.effect_sizes import layer_statistics
 from refusal_core.annotations import raters
@@ -57,7 +58,7 @@ def rows(bench: Bench) -> list[Row]:
     """Milliseconds of the server's processor a rerun, and megabytes of a page; the model of the bench is not asked.
 
     A rerun is of the whole page, also where a browser asks for a fragment of it alone. What a page takes when it is
-    first seen, by the first visitor, stands beside it and has no limit.
+    first seen, by the first visitor, stands beside it and has no limit. Seconds in Chromium follow.
     """
     found = []
     for count, most in SIZES.items():
@@ -71,7 +72,7 @@ def rows(bench: Bench) -> list[Row]:
         for page, acts in _SHIPPED_PAGES.items():
             most = SIZES[min(SIZES)]
             found += _of_page(page, f"a shipped run, {page}", _SHIPPED.name, acts, most, bench.rounds)
-    return found
+    return found + chromium.rows(bench.rounds)
 
 
 def _of_page(page: str, name: str, run_id: str, acts: dict[str, Act], most: float, rounds: int) -> list[Row]:

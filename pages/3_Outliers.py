@@ -17,19 +17,22 @@ controls = st.columns([1, 2, 1, 1], vertical_alignment="bottom")
 site = site_picker(run, controls[0])
 band = parts.band_picker(run, site, controls[1:])
 looking, reading = st.columns([3, 2], gap="medium")
+row = row_of(run, address.view().prompt)
+# What a click asks for is drawn first: a browser shows it before the chart and the list, which take longer, are there.
+with reading, parts.reader():
+    parts.the_prompt(run, row, site)
+    judging = st.container()
+    parts.its_twin(run, row)
 passing = parts.filtered(marks.with_marks(prompts_at(run, site), current), run)
 # A search is of all prompts, in the band or not.
 prompts = passing if address.view().find else in_band(passing, band)
-row = row_of(run, address.view().prompt)
 parts.described(prompts, band)
 parts.show_separation(run, passing, site)
 chosen = parts.prompt_list(run, prompts, band, site)
 with looking:
     parts.band_chart(run, site, band, prompts, row)
-with reading, parts.reader():
-    parts.the_prompt(run, row, site)
+with judging:
     marks.judge(run, prompts, chosen, row, current)
-    parts.its_twin(run, row)
 if row is not None:
     parts.over_layers(run, row, site)
 marks.files(current)

@@ -16,7 +16,7 @@ from refusal_core.runs.run import Run
 from refusal_core.runs.store import BrokenRun, RunSummary, cache_folder, list_runs, open_run, run_notes, run_titles
 from refusal_core.ui import address, jobs
 from refusal_core.ui.accessibility import make_accessible
-from refusal_core.ui.layout import heading, show_error
+from refusal_core.ui.layout import heading, modified, show_error
 from refusal_core.ui.server import stop_unguarded
 
 _ICON = Path(__file__).with_name("icon.png")
@@ -142,9 +142,8 @@ def frame(title: str, line: str) -> Run:
 
 def shared_run(run_id: str) -> Run:
     """Return a run of the cache, opened once for all visitors and again when its manifest changes."""
-    folder = cache_folder() / run_id
-    manifest = folder / MANIFEST
-    return _opened(run_id, str(cache_folder()), manifest.stat().st_mtime_ns if manifest.is_file() else 0)
+    folder = cache_folder()
+    return _opened(run_id, str(folder), modified(folder / run_id / MANIFEST))
 
 
 def described_runs() -> dict[str, str]:
@@ -193,15 +192,11 @@ def _cache_state() -> tuple[object, ...]:
         tuple(run_titles().items()),
         tuple(run_notes().items()),
         *(
-            (path.name, *((file.name, _modified(file)) for file in sorted(path.glob("*.json"))))
+            (path.name, *((file.name, modified(file)) for file in sorted(path.glob("*.json"))))
             for path in sorted(folder.glob("[!.]*"))
             if path.is_dir()
         ),
     )
-
-
-def _modified(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def _picked(summaries: list[RunSummary], broken: list[BrokenRun], place: DeltaGenerator) -> str:

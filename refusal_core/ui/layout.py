@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -149,9 +150,18 @@ def raw_units() -> bool:
 
 def identity(run: Run) -> tuple[str, int]:
     """Return a key for caching: the run's id and when it was made, since it may be made again under its name."""
-    manifest = run.path / MANIFEST
     # A run may be deleted while a page shows it.
-    return run.run_id, manifest.stat().st_mtime_ns if manifest.is_file() else 0
+    return run.run_id, modified(run.path / MANIFEST)
+
+
+def addition_identity(run: Run, kind: str) -> tuple[str, int, int]:
+    """Return :func:`identity` and when a later measurement was made, 0 where it was not."""
+    return *identity(run), modified(run.path / f"{kind}.json")
+
+
+def modified(path: Path) -> int:
+    """Return when a file was written, in nanoseconds, 0 where there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)

@@ -11,7 +11,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from refusal_core.annotations.marks import KINDS
-from refusal_core.behaviour.measurement import known_refusals
+from refusal_core.behaviour.measurement import BEHAVIOUR, known_refusals
 from refusal_core.errors import RunError
 from refusal_core.exploration.outliers import (
     derived_band,
@@ -33,7 +33,7 @@ from refusal_core.runs.run import Run
 from refusal_core.ui import address
 from refusal_core.ui.clicks import on_point
 from refusal_core.ui.conversations import prompt_in_full
-from refusal_core.ui.layout import chart, csv_button, identity, raw_units
+from refusal_core.ui.layout import addition_identity, chart, csv_button, identity, raw_units
 from refusal_core.ui.selection import chosen_row
 from refusal_core.ui.streamlit_internals import component, resource
 
@@ -128,10 +128,7 @@ def filtered(found: pd.DataFrame, run: Run) -> pd.DataFrame:
         icon=":material/search:",
         placeholder="part of a prompt, upper and lower case alike",
     )
-    try:
-        refuses, how = known_refusals(run)
-    except RunError:
-        refuses, how = run.prompts["refusal_log_odds"].gt(0), "by the sign of the refusal log-odds: replies are damaged"
+    refuses, how = _refusals(*addition_identity(run, BEHAVIOUR), run)
     with narrow.popover("Filters", icon=":material/filter_alt:", width="stretch"):
         sets = _choice(
             run, "sets", [run.contrast_name, *run.transfer_sources], "The set the direction was fitted on, by default."
@@ -259,6 +256,15 @@ def _rows(shown: pd.DataFrame, band: tuple[float, float]) -> list[dict[str, Any]
         {"id": prompt_id, "inside": bool(within), "cells": values}
         for prompt_id, within, values in zip(shown["prompt_id"], inside, cells.to_numpy().tolist(), strict=True)
     ]
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _refusals(run_id: str, changed: int, measured: int, _run: Run) -> tuple[pd.Series, str]:
+    """Return which prompts are refused, and how that is known; read again when the replies are measured again."""
+    try:
+        return known_refusals(_run)
+    except RunError:
+        return _run.prompts["refusal_log_odds"].gt(0), "by the sign of the refusal log-odds: replies are damaged"
 
 
 @st.cache_data(max_entries=64, show_spinner=False)

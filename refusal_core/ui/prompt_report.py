@@ -101,8 +101,13 @@ def read_list(name: str, content: bytes, most: int) -> tuple[pd.DataFrame, pd.Da
 
 
 def report_of_run(run: Run) -> None:
-    """Show what a run's prompts are, set by set."""
-    with st.expander("Prompts of this run", icon=":material/table_view:"):
+    """Show what a run's prompts are, set by set, once unfolded."""
+    unfolded = st.expander(
+        "Prompts of this run", icon=":material/table_view:", key="run_prompts_open", on_change="rerun"
+    )
+    if not unfolded.open:
+        return
+    with unfolded:
         prompts = run.prompts
         for source in (None, *run.transfer_sources):
             table = prompts[run.rows(source=source)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny_config, tiny_model
 
-from benchmarks import behaviour, competitors, dashboard, engine, intervention, memory, random_models, waiting
+from benchmarks import behaviour, chromium, competitors, dashboard, engine, intervention, memory, random_models, waiting
 from benchmarks.__main__ import main
 from benchmarks.rounds import Bench, Row, in_turn, table
 from refusal_core.activations.reader import ResidualReader
@@ -111,12 +111,36 @@ def test_plain_hooks_give_what_a_measurement_gives():
 @pytest.mark.slow
 def test_every_page_is_timed_and_weighed_and_the_cache_is_left_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(dashboard, "SIZES", {24: 1e9})
+    monkeypatch.setattr(chromium, "rows", lambda rounds: [])
     monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path))
     found = dashboard.rows(Bench(tiny_model("qwen2"), TEXTS, 1))
     assert {row.name for row in found} >= {"24 prompts, Home: sent", "24 prompts, 3_Outliers: next prompt"}
     assert all(row.values[0] > 0 for row in found)
     assert store.cache_folder() == tmp_path
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(chromium.browser() is None, reason="needs Chromium on the PATH")
+def test_what_a_visitor_waits_for_is_timed_in_chromium(monkeypatch, tmp_path):
+    for name, value in {"PAGES": ("Glossary",), "_CALM": 200, "_SCRUBBED": 8}.items():
+        monkeypatch.setattr(chromium, name, value)
+    monkeypatch.setenv("REFUSAL_MODELS", str(tmp_path))
+    found = {row.name.removeprefix("in Chromium, "): row for row in chromium.rows(1)}
+    typed = found.pop("the last key of a prompt, to its picture")
+    assert not typed.values
+    assert "refusal fetch qwen2.5-coder-0.5b-instruct" in typed.note
+    speed = found.pop("scrubbing over the layers")
+    assert 0 < speed.values[0] <= 61
+    assert set(found) == {
+        "a point clicked, its prompt to be read",
+        "a band dragged, its prompts counted",
+        "from Home to Glossary",
+    }
+    for row in found.values():
+        assert 0 < row.values[0] < 60
+        assert row.seconds["server"][0] > 0
 
 
 def test_a_model_of_random_weights_runs_from_a_configuration_alone(tiny_folder, monkeypatch):
