@@ -25,6 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest begin first, so that no worker waits for another's last one."""
+    longest = {item.path for item in items if item.get_closest_marker("real")}
+    items.sort(key=lambda item: item.path not in longest)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def open_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Lets visitors of every page that a test opens name paths in the folders of tests."""
