@@ -10,6 +10,7 @@ from refusal_core.ui import address
 from refusal_core.ui.evidence import evidence_chart, evidence_or_end, question_section
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.home import answered, show_headline
+from refusal_core.ui.kept_lists import kept_in_words
 from refusal_core.ui.layout import sentences
 
 run = frame("Evidence", "Whether the direction is real, about harm, and more than the way two datasets are written.")
@@ -29,4 +30,5 @@ for note in notes(run):
     st.caption(sentences(note))
 for name in QUESTIONS:
     question_section(run, evidence, name, site)
+kept_in_words(run, site)
 address.write()

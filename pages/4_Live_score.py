@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.ui import lists, live, model
+from refusal_core.ui import kept_lists, lists, live, model
 from refusal_core.ui.frame import frame, site_picker
 
 run = frame("Live score", "Type a prompt of your own and see its projection at all layers, among the run's prompts.")
@@ -50,4 +50,5 @@ else:
             lists.list_form(run, source)
             if job is not None:
                 lists.list_results(run, job, site)
+            kept_lists.show_kept(run, site, unfolded=job is None)
 live.keep_texts(run)

@@ -62,6 +62,19 @@ def save_addition(
         raise RunError(f"{manifest.kind} cannot be kept beside the run in {run.path} ({error.strerror})") from error
 
 
+def remove_addition(run: Run, kind: type[AdditionManifest]) -> None:
+    """Remove a later measurement from beside a run, if it is there.
+
+    Raises:
+        RunError: when it cannot be removed.
+    """
+    try:
+        for ending in ("json", "parquet"):
+            (run.path / f"{kind.kind}.{ending}").unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"{kind.kind} cannot be removed from {run.path} ({error.strerror})") from error
+
+
 def _replace_activations(path: Path, activations: np.ndarray | None) -> dict[str, str]:
     """Write activations in place of earlier ones, if there are any; return their digest as a manifest has it."""
     path.unlink(missing_ok=True)

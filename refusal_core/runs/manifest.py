@@ -395,12 +395,19 @@ class AttributionManifest(AdditionManifest):
     reason: str | None = None
 
 
+class ListsManifest(AdditionManifest):
+    """That labelled lists of the user's own were scored and kept with the run: ``lists.json``."""
+
+    kind = "lists"
+
+
 KINDS: tuple[type[AdditionManifest], ...] = (
     BehaviourManifest,
     InterventionManifest,
     SubspaceManifest,
     PositionsManifest,
     AttributionManifest,
+    ListsManifest,
 )
 """What may be measured on a run later; the files are called after :attr:`AdditionManifest.kind`."""
 

@@ -281,6 +281,14 @@ ADDITIONS: Mapping[str, Schema] = {
         "chance_high": _MEASURED,
         "p": _SHARE,
     },
+    # And a column projection_SITE per site, which :func:`refusal_core.exploration.kept_lists.load_lists` holds.
+    "lists": {
+        "list": _TEXT,
+        "text": _TEXT,
+        "conversation": _NOTE,
+        "label": Column("text", among=("harmful", "harmless")),
+        "pair_id": _NOTE,
+    },
     "positions": {
         "position": Column("integer", high=-1),
         "site": _SITE,

@@ -357,7 +357,7 @@ def _texts(cache: str | Path | None, name: str, longest: int) -> dict[str, str]:
     with suppress(RunError):
         for run_id, text in _kept(cache_folder(cache) / name).items():
             with suppress(RunError):
-                texts[run_id] = _text(text, longest)
+                texts[run_id] = printable(text, longest)
     return texts
 
 
@@ -384,7 +384,7 @@ def _keep_text(run_id: str, text: str, cache: str | Path | None, name: str, long
     path = _run_folder(run_id, writable_cache(cache))
     if not path.is_dir():
         raise RunError(f"no run called {run_id!r} in {path.parent}; nothing was changed")
-    text = _text(text, longest)
+    text = printable(text, longest)
     kept = path.with_name(name)
     try:
         with FileLock(kept.with_suffix(".lock")):
@@ -481,7 +481,12 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _text(typed: object, longest: int) -> str:
+def printable(typed: object, longest: int) -> str:
+    """Return what somebody typed as one line.
+
+    Raises:
+        RunError: when it is longer than it may be, or not printable.
+    """
     text = " ".join(unicodedata.normalize("NFC", str(typed)).split())
     if len(text) > longest or not text.isprintable():
         raise RunError(f"expected at most {longest} printable characters, got {text!r:.120}")

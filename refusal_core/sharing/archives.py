@@ -23,6 +23,7 @@ from typing import BinaryIO, cast
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RunError, first_line
 from refusal_core.exploration.attribution import load_attribution
+from refusal_core.exploration.kept_lists import load_lists
 from refusal_core.exploration.positions import load_positions
 from refusal_core.exploration.subspace import load_subspace
 from refusal_core.files import PARTIAL, move_into_place
@@ -196,6 +197,7 @@ def _check_readable(run: Run) -> None:
         experiment.load_interventions(run)
         load_subspace(run)
         load_attribution(run)
+        load_lists(run)
         if positions := load_positions(run):
             load_position_activations(run, positions[1])
     except RunError:

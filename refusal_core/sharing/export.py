@@ -15,6 +15,7 @@ from scipy.stats import t as student_t
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RenderingError, RunError
 from refusal_core.exploration.attribution import load_attribution
+from refusal_core.exploration.kept_lists import load_lists, table_of_lists
 from refusal_core.exploration.positions import load_positions
 from refusal_core.exploration.published import PUBLISHED_NAMES
 from refusal_core.exploration.subspace import load_subspace
@@ -86,7 +87,8 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
     prompt and its projections, ``evidence_*.csv`` the evidence, ``behaviour.csv`` the replies where they were
     measured, ``intervention*.csv`` the effects of edits, ``subspace.csv`` the directions of the categories,
     ``positions.csv`` the other read positions, ``attribution.csv`` what adds to the direction and which tokens it would
-    write; ``manifest.json`` is the run's, and ``report.html`` is all of it but the last three on one page.
+    write, ``lists.csv`` the labelled lists that were kept with the run; ``manifest.json`` is the run's, and
+    ``report.html`` is all of it but the last four on one page.
 
     Raises:
         RunError: when the folder cannot be written.
@@ -139,6 +141,9 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
     attribution = load_attribution(run)
     if attribution is not None:
         tables["attribution.csv"] = attribution[0]
+    lists = load_lists(run)
+    if lists:
+        tables["lists.csv"] = table_of_lists(lists)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in tables.items():

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import PurePath
 
 import numpy as np
 import pandas as pd
@@ -14,19 +15,19 @@ import streamlit as st
 
 from refusal_core.activations.packing import group_by_length
 from refusal_core.conversations import COLUMN as CONVERSATION
-from refusal_core.conversations import prompts_of
+from refusal_core.conversations import prompts_of, text_of
 from refusal_core.errors import PromptError, RefusalError
+from refusal_core.exploration.kept_lists import KeptList
 from refusal_core.exploration.separation import separation
-from refusal_core.figures import transfer as figures
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.labels import LABELS
 from refusal_core.prompts.records import READABLE
 from refusal_core.runs.run import Run
 from refusal_core.ui.background import duration
 from refusal_core.ui.conversations import written_out
-from refusal_core.ui.layout import chart, show_error
+from refusal_core.ui.kept_lists import keep_form, show_separated
+from refusal_core.ui.layout import show_error
 from refusal_core.ui.model import OneModel, OpenRun, T, one_model
-from refusal_core.ui.outliers import separation_in_words
 from refusal_core.ui.prompt_report import read_list
 from refusal_core.ui.remembered import LIST_FIELD
 from refusal_core.ui.scores import score_table
@@ -56,6 +57,7 @@ class ListScoring:
         prompts: texts and conversations.
         columns: the other columns of the file, a row per prompt.
         labelled: ``label`` and ``pair_id`` per prompt where the file says them; None of a list without labels.
+        name: of the file, without its ending; empty of a list that was pasted.
         scores: the score per prompt, ``None`` until there is one.
         refused: why a prompt has none, by its position.
         state: ``running``, ``done``, ``stopped`` or ``failed``.
@@ -63,7 +65,13 @@ class ListScoring:
     """
 
     def __init__(
-        self, model: OneModel, run: Run, source: str, prompts: pd.DataFrame, labelled: pd.DataFrame | None = None
+        self,
+        model: OneModel,
+        run: Run,
+        source: str,
+        prompts: pd.DataFrame,
+        labelled: pd.DataFrame | None = None,
+        name: str = "",
     ) -> None:
         """Begin to score.
 
@@ -73,10 +81,12 @@ class ListScoring:
             source: where the run's model is.
             prompts: with a column ``text``; see :func:`refusal_core.conversations.prompts_of`.
             labelled: ``label`` and ``pair_id`` per prompt.
+            name: of the file that it came in.
         """
         self.prompts = prompts_of(prompts)
         self.columns = prompts.drop(columns=["text", CONVERSATION], errors="ignore")
         self.labelled = labelled
+        self.name = PurePath(name).stem
         self.scores: list[Score | None] = [None] * len(prompts)
         self.refused: dict[int, str] = {}
         self.state = "running"
@@ -231,7 +241,8 @@ def list_form(run: Run, source: str | None) -> None:
         show_error("This list was not scored.", error, severe=False)
         return
     assert source is not None
-    scoring = _until_the_visit_ends(str(time.monotonic_ns()), run, source, prompts, labelled)
+    name = file[0] if file is not None and labelled is not None else ""
+    scoring = _until_the_visit_ends(str(time.monotonic_ns()), run, source, prompts, labelled, name)
     st.session_state.setdefault(_LISTS, {})[run.run_id] = scoring
     # Its progress replaces the fields.
     st.rerun()
@@ -291,40 +302,31 @@ def list_results(run: Run, job: ListScoring, site: int) -> None:
 
 
 def _as_transfer_set(run: Run, job: ListScoring, site: int) -> None:
-    """Show how far apart the two labels of a labelled list lie at a site."""
+    """Show how far apart the two labels of a labelled list lie at a site, and offer to keep it with the run."""
+    known = _labelled(job)
+    if known is not None:
+        show_separated(run, known, site, separation(known.at(site)), "live_list")
+        keep_form(run, known)
+
+
+def _labelled(job: ListScoring) -> KeptList | None:
+    """Return the scored prompts that have a label, or None where one of the two labels has none."""
     if job.labelled is None:
-        return
-    known = job.labelled.assign(
-        projection=[np.nan if score is None else score.projection[site] for score in job.scores],
-        fitted=False,
-        source="list",
-        prompt_id=[str(place) for place in range(len(job.scores))],
+        return None
+    table = job.labelled.assign(
+        text=np.array([text_of(prompt) for prompt in job.prompts], dtype=object),
+        conversation=[None if isinstance(prompt, str) else prompt.to_json() for prompt in job.prompts],
     )
-    known = known[known["label"].isin(LABELS) & known["projection"].notna()]
-    counts = known["label"].value_counts()
-    if len(counts) < len(LABELS):
-        return
-    st.markdown(
-        f"{counts['harmful']} harmful, {counts['harmless']} harmless at {run.site_label(site)}: "
-        f"{separation_in_words(separation(known))}",
-        help="The list as a transfer set: nothing was fitted on it. In brackets 95 % intervals, the AUROC's by "
-        "Newcombe's method, the others by bootstrap, pairs as one, the direction as it is. Of a list whose prompts the "
-        "direction was fitted on they say nothing.",
-    )
-    values, labels = known["projection"].to_numpy(float), known["label"].to_numpy(str)
-    for column, name, figure in zip(
-        st.columns(2),
-        ("live_list_roc", "live_list_histogram"),
-        (figures.roc(values, labels), figures.by_label(run, site, values, labels)),
-        strict=True,
-    ):
-        with column:
-            chart(figure, name)
+    rows = [row for row, label in enumerate(table["label"]) if label in LABELS and job.scores[row] is not None]
+    if table["label"].iloc[rows].nunique() < len(LABELS):
+        return None
+    projections = np.array([score.projection for row in rows if (score := job.scores[row]) is not None])
+    return KeptList(job.name, table.iloc[rows], projections)
 
 
 @st.cache_resource(scope="session", max_entries=1, show_spinner=False, on_release=ListScoring.cancel)
 def _until_the_visit_ends(
-    number: str, _run: Run, source: str, _prompts: pd.DataFrame, _labelled: pd.DataFrame | None
+    number: str, _run: Run, source: str, _prompts: pd.DataFrame, _labels: pd.DataFrame | None, name: str
 ) -> ListScoring:
     """Begin a list; Streamlit releases it, which stops it, when its tab is closed or another list is begun."""
-    return ListScoring(one_model(), _run, source, _prompts, _labelled)
+    return ListScoring(one_model(), _run, source, _prompts, _labels, name)

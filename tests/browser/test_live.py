@@ -207,6 +207,45 @@ def test_an_uploaded_list_of_hostile_prompts_is_scored_as_text(visit):
     assert_untouched(page)
 
 
+def test_a_labelled_list_is_kept_with_the_run_until_its_owner_removes_it(visit, open_page, browser, tiny_run, address):
+    page = visit()
+    page.get_by_role("tab", name="A list").click()
+    lines = [f"{label} flute number {place},{label}" for place in range(9) for label in ("harmful", "harmless")]
+    content = "\n".join(["text,label", *lines]).encode()
+    file = {"name": "<b>flutes</b>.csv", "mimeType": "text/csv", "buffer": content}
+    page.locator(".st-key-live_list_file input[type=file]").set_input_files(file)
+    let_settle(page)
+    page.get_by_role("button", name="Score the list").click()
+    told = f"9 harmful, 9 harmless at layer {SITE} of"
+    expect(page.get_by_text(told)).to_be_visible(timeout=PATIENCE)
+    page.get_by_role("button", name="Keep with this run").click()
+    expect(page.get_by_text("Kept with this run (1)")).to_be_visible(timeout=PATIENCE)
+    page.get_by_role("button", name="Keep with this run").click()
+    expect(page.get_by_text("choose another name, or remove that one")).to_be_visible(timeout=PATIENCE)
+    evidence = open_page("Evidence", run=tiny_run.run_id, site=str(SITE))
+    expect(evidence.get_by_role("heading", name="Lists kept with this run")).to_be_visible(timeout=PATIENCE)
+    assert_untouched(evidence)
+    context = browser.new_context()
+    let_in(context, address, "viewer")
+    viewer = context.new_page()
+    viewer.goto(f"{address}/Live_score?run={tiny_run.run_id}&site={SITE}")
+    viewer.get_by_role("tab", name="A list").click(timeout=PATIENCE)
+    expect(viewer.get_by_text(told)).to_be_visible(timeout=PATIENCE)
+    assert viewer.get_by_role("button", name="Remove").count() == 0
+    context.close()
+    again = open_page("Live_score", run=tiny_run.run_id, site=str(SITE))
+    again.get_by_role("tab", name="A list").click()
+    expect(again.get_by_text(told)).to_be_visible(timeout=PATIENCE)
+    for width in (1280, 390):
+        again.set_viewport_size({"width": width, "height": 900})
+        let_settle(again)
+        fits(again)
+    assert_untouched(again)
+    again.get_by_role("button", name="Remove").click()
+    again.get_by_role("button", name="Remove this list").click()
+    expect(again.get_by_text("Kept with this run")).to_have_count(0)
+
+
 def test_a_list_begun_before_the_model_is_open_says_what_it_waits_for(open_page, tiny_run, tiny_folder, tmp_path):
     cache, server = tmp_path / "cache", tmp_path / "server"
     shutil.copytree(tiny_run.path, cache / tiny_run.run_id)
