@@ -9,12 +9,14 @@ from refusal_core.ui import behaviour as parts
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.layout import part_picker
 from refusal_core.ui.outliers import chosen_prompt, prompt_details
+from refusal_core.ui.trajectory import replies
 
-PROMPTS, LAYERS, SURE, SURPRISES, MEASURES = (
+PROMPTS, LAYERS, SURE, SURPRISES, ALONG, MEASURES = (
     "Prompts",
     "Over the layers",
     "How sure is a projection?",
     "Surprises",
+    "Along the reply",
     "Do the measures agree?",
 )
 
@@ -24,7 +26,7 @@ parts.shares(run, table)
 layer, shown = st.columns([1, 3], vertical_alignment="bottom")
 site = site_picker(run, layer)
 with shown:
-    part = part_picker([PROMPTS, LAYERS, SURE, SURPRISES, MEASURES])
+    part = part_picker([PROMPTS, LAYERS, SURE, SURPRISES, ALONG, MEASURES])
 clicked = None
 if part == PROMPTS:
     clicked = parts.scatter(run, table, key, site)
@@ -35,6 +37,8 @@ elif part == SURE:
 elif part == SURPRISES:
     st.caption("Harmful prompts that were answered and harmless ones that were refused, the clearest first.")
     clicked = parts.surprises(run, table, key)
+elif part == ALONG:
+    clicked = replies(run, site)
 else:
     parts.measures(run, table, key)
     with st.expander("Verdicts from elsewhere", icon=":material/gavel:"):
@@ -42,7 +46,7 @@ else:
     with st.expander("Prompts on which they disagree", icon=":material/call_split:"):
         clicked = parts.disagreements(run, table, key)
 address.write()
-if part in (PROMPTS, SURPRISES, MEASURES):
+if part in (PROMPTS, SURPRISES, ALONG, MEASURES):
     chosen = chosen_prompt(run, clicked)
     if chosen is not None:
         st.text(f"The reply opens: {table['opening'][chosen]!r} ({table['opening_label'][chosen]})")

@@ -263,6 +263,22 @@ class PositionOptions(Options):
     )
 
 
+class TrajectoryOptions(Options):
+    """Whose replies are followed token by token, and how far."""
+
+    limit_per_label: int = _option(
+        64, "Prompts per label", "Prompts per label, in whole quartets or pairs where the set has any.", ge=1
+    )
+    source: str | None = _option(
+        None,
+        "Set",
+        "Contrast or transfer set that the prompts are of.",
+        "quartets, else probe-pairs, else the contrast set",
+        min_length=1,
+    )
+    reply_tokens: int = _option(32, "Reply tokens", "Most tokens of a reply that are written and read.", ge=4)
+
+
 class InterventionOptions(Options):
     """What is edited in a run's model, and what that is compared with."""
 

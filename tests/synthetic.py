@@ -28,6 +28,8 @@ from refusal_core.runs.manifest import (
     BehaviourManifest,
     ComputeRecord,
     ContrastRecord,
+    InterventionPrompts,
+    InterventionRules,
     Manifest,
     ModelRecord,
     PositionsManifest,
@@ -35,6 +37,7 @@ from refusal_core.runs.manifest import (
     RulesRecord,
     SubspaceManifest,
     TemplateRecord,
+    TrajectoryManifest,
     TransferRecord,
 )
 from refusal_core.runs.run import Run
@@ -177,6 +180,39 @@ def save_attribution(run: Run) -> None:
         controls=199,
         prompts=48,
         parts=(parts,) * run.n_layers,
+    )
+    save_addition(run, table, manifest)
+
+
+def save_trajectory(run: Run, gap: float = 3.0) -> None:
+    """Store projections along replies beside a run: harmful prompts that are answered lie above, until half of it.
+
+    Args:
+        run: whose fitted prompts are all answered.
+        gap: of the labels, in standard deviations.
+    """
+    prompts, n_tokens = run.prompts[run.prompts["fitted"]], 9
+    projections = np.random.default_rng(0).normal(size=(len(prompts), n_tokens, run.n_sites))
+    projections[prompts["label"].eq("harmful").to_numpy(), : n_tokens // 2] += gap
+    prompt, token, site = (each.ravel() for each in np.indices(projections.shape))
+    table = pd.DataFrame(
+        {
+            "prompt_id": prompts["prompt_id"].to_numpy()[prompt],
+            "reply": "answers",
+            "token": token,
+            "thought": False,
+            "site": site,
+            "projection": projections.ravel().astype(np.float32),
+        }
+    )
+    manifest = TrajectoryManifest(
+        created="",
+        compute=BehaviourCompute(device="cpu", dtype="float32"),
+        prompts=InterventionPrompts(source=run.contrast_name, limit_per_label=64),
+        fitted=True,
+        reply_tokens=n_tokens - 1,
+        seed=0,
+        rules=InterventionRules(sha256="0" * 64),
     )
     save_addition(run, table, manifest)
 

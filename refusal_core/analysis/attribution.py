@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refusal_core.analysis.inference import LEVEL, interval
+from refusal_core.analysis.inference import interval, simultaneous_margin
 from refusal_core.analysis.projections import contrast_weights
 
 
@@ -76,11 +76,8 @@ def attribute(
     centre = np.einsum("ptf,ft->pf", added, midpoint)
     own = added[:, np.arange(len(fold)), fold] - centre[:, fold]
     draws = contrast_weights(counts * is_harmful, counts * ~is_harmful) @ own.T
-    number, redrawn = draws[0], draws[1:]
-    spread = redrawn.std(axis=0)
-    varies = spread > np.finfo(float).eps * np.abs(number).max(initial=0.0)
-    farthest = (np.abs(redrawn - number)[:, varies] / spread[varies]).max(axis=1, initial=0.0)
-    margin = np.quantile(farthest, LEVEL) * spread
+    number = draws[0]
+    margin = simultaneous_margin(draws[1:], number)
     low, high = interval(draws[1:].sum(axis=1), number.sum())
     return Attribution(number, number - margin, number + margin, float(number.sum()), float(low), float(high))
 

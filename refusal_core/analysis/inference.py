@@ -42,6 +42,26 @@ def interval(draws: np.ndarray, point: float | np.ndarray, low: float = -np.inf,
     return np.where(enough & np.isfinite(point), np.clip(shifted, low, high), np.nan)
 
 
+def simultaneous_margin(draws: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """Return ``(number,)`` how far from the estimates all numbers lie at once in 95 % of bootstrap draws.
+
+    The margin is the 95th percentile of the largest standardised deviation (the maximum statistic), times each number's
+    spread, so that a number may be picked out by its size.
+
+    Args:
+        draws: ``(draw, number)``; draws that lack a number are left out.
+        point: ``(number,)`` the estimates.
+    """
+    redrawn = draws[np.isfinite(draws).all(axis=1)]
+    if not len(redrawn):
+        return np.full(len(point), np.nan)
+    spread = redrawn.std(axis=0)
+    varies = spread > np.finfo(float).eps * np.abs(point).max(initial=0.0)
+    farthest = (np.abs(redrawn - point)[:, varies] / spread[varies]).max(axis=1, initial=0.0)
+    margin: np.ndarray = np.quantile(farthest, LEVEL) * spread
+    return margin
+
+
 def correlation_interval(values: np.ndarray, other_ranks: np.ndarray, counts: np.ndarray) -> tuple[float, float, float]:
     """Return Spearman's rho of values that no draw changes, and its 95 % bootstrap interval.
 

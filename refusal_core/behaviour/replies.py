@@ -80,22 +80,22 @@ def read_replies(
     def ends(tokens: list[int]) -> bool:
         return tokens[-1] in ending
 
-    for part in _continued(reader, sequences, tree, OPENING_TOKENS, ends, MEASURING, progress, finished):
+    for part in continued(reader, sequences, tree, OPENING_TOKENS, ends, progress, finished=finished):
         log_odds[part.rows] = part.log_odds
         for row, tokens in zip(part.rows.tolist(), part.tokens, strict=True):
             opening[row] = reply_text(model, tokens, ending)
     return Replies(log_odds, opening, unclosed)
 
 
-def _continued(
+def continued(
     reader: ResidualReader,
     sequences: list[list[int]],
     tree: TokenTree,
     n_tokens: int,
     ends: Ends,
-    stage: str,
     progress: Progress,
-    finished: FinishedPasses | None,
+    stage: str = MEASURING,
+    finished: FinishedPasses | None = None,
 ) -> Iterator[Continuations]:
     """Continue prompts, see :func:`.continue_prompts`, and keep what is finished."""
 
@@ -155,7 +155,7 @@ def _after_thinking(
 
     n_unclosed, nothing = 0, TokenTree([])
     # What a model thinks is not kept on disk, not even until the work is done.
-    for part in _continued(reader, sequences, nothing, THINKING_TOKENS, ends, THINKING, progress, None):
+    for part in continued(reader, sequences, nothing, THINKING_TOKENS, ends, progress, THINKING):
         for row, tokens in zip(part.rows.tolist(), part.tokens, strict=True):
             if not closed(tokens) and unopened(tokens):
                 # Some models mark that a reply begins where there is no thought: what they say is behind that.
@@ -171,7 +171,7 @@ def _after_thinking(
 
 def reply_text(chat_model: ChatModel, tokens: list[int], ending: set[int]) -> str:
     """Return a reply as text, without the token that ends it."""
-    own = tokens[:-1] if tokens[-1] in ending else tokens
+    own = tokens[:-1] if tokens and tokens[-1] in ending else tokens
     return str(chat_model.tokenizer.decode(own, skip_special_tokens=True))
 
 

@@ -73,6 +73,10 @@ _MEASUREMENTS = {
         "measuring:positions",
         "Read a run's prompts where their instruction ends, and test the direction there.",
     ),
+    "trajectory": (
+        "measuring:trajectory",
+        "Follow the projection along the model's replies, token by token.",
+    ),
     "attribution": (
         "measuring:attribution",
         "Find which parts of the model add to a run's direction, and which words it would write.",

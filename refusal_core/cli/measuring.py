@@ -20,7 +20,7 @@ from refusal_core.cli.parameters import (
 )
 from refusal_core.cli.reporting import ProgressFileOption, ReporterArgument
 from refusal_core.errors import RunError
-from refusal_core.options import BehaviourOptions, InterventionOptions, ModelOptions, PositionOptions
+from refusal_core.options import BehaviourOptions, InterventionOptions, ModelOptions, PositionOptions, TrajectoryOptions
 from refusal_core.runs import store
 from refusal_core.runs.run import Run
 
@@ -142,6 +142,31 @@ def positions(
             table = record(opened, model, options or PositionOptions(), progress)
     n_positions = table["position"].nunique()
     print(f"measured at {n_positions} read positions; `refusal show {opened.run_id} --positions` shows the result")
+
+
+def trajectory(
+    run: RunName,
+    /,
+    *,
+    options: Annotated[TrajectoryOptions | None, Flat] = None,
+    again: Again = False,
+    where: Annotated[ModelOptions | None, Flat] = None,
+    cache: Cache = None,
+    progress_file: ProgressFileOption = None,
+    reporter: ReporterArgument,
+) -> None:
+    """Let the model reply to some prompts, and follow the projection on the run's direction token by token."""
+    from refusal_core.behaviour.trajectory import record
+    from refusal_core.exploration.trajectory import load_trajectory
+
+    opened = store.open_run(run, cache)
+    if not again and load_trajectory(opened) is not None:
+        print("the run has its trajectory: nothing was computed (--again measures anew)")
+        return
+    with reporter.progress() as progress:
+        table = record(opened, load_model_of(opened, where or ModelOptions()), options or TrajectoryOptions(), progress)
+    n_prompts = table["prompt_id"].nunique()
+    print(f"measured on {n_prompts} prompts; `refusal show {opened.run_id} --trajectory` shows the result")
 
 
 def attribution(
@@ -266,6 +291,26 @@ def show_positions(run: Run, as_json: bool) -> None:
             print(sentence)
     print(measured_positions.where_read(run, stored, site), end="\n\n")
     print_table(measured_positions.numbers_table(stored, site), index=True)
+
+
+def show_trajectory(run: Run, as_json: bool) -> None:
+    """Print how the projection moves along a run's replies at its best layer.
+
+    Raises:
+        RunError: when that was not measured, or is damaged.
+    """
+    from refusal_core.exploration import trajectory as measured_trajectory
+
+    stored = _measured(measured_trajectory.load_trajectory(run), run, "replies were not followed on the run")
+    site = run.best_site()
+    curves, gaps = measured_trajectory.curves(stored, site), measured_trajectory.gaps(stored, site)
+    if as_json:
+        print_json({"run_id": run.run_id, "site": site, "curves": records(curves), "gaps": records(gaps)})
+        return
+    print(measured_trajectory.what_happens(run, stored, site), end="\n\n")
+    print_table(gaps)
+    print()
+    print_table(curves[curves["token"] % 4 == 0])
 
 
 def show_attribution(run: Run, as_json: bool) -> None:

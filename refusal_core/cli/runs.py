@@ -70,6 +70,7 @@ def show(
     intervention: Annotated[_Part, Parameter(help="Show what edits of the model change.")] = False,
     subspace: Annotated[_Part, Parameter(help="Show how many directions the run's categories need.")] = False,
     positions: Annotated[_Part, Parameter(help="Show the direction at the other read positions.")] = False,
+    trajectory: Annotated[_Part, Parameter(help="Show the projection along the model's replies.")] = False,
     attribution: Annotated[
         _Part, Parameter(help="Show what adds to the direction, and which words it would write.")
     ] = False,
@@ -114,6 +115,10 @@ def show(
         from refusal_core.cli.measuring import show_positions
 
         show_positions(opened, as_json)
+    elif trajectory:
+        from refusal_core.cli.measuring import show_trajectory
+
+        show_trajectory(opened, as_json)
     elif attribution:
         from refusal_core.cli.measuring import show_attribution
 

@@ -273,7 +273,7 @@ class InterventionCompute(BehaviourCompute):
 
 
 class InterventionPrompts(_Record):
-    """The set that edits were tried on, and the number of its prompts per label."""
+    """The set that some prompts are of, and the most of its prompts per label."""
 
     source: str
     limit_per_label: PositiveInt
@@ -287,7 +287,7 @@ class ControlsRecord(_Record):
 
 
 class InterventionRules(_Record):
-    """The rules that edited replies were read by."""
+    """The rules that replies were read by."""
 
     sha256: str
 
@@ -401,6 +401,28 @@ class ListsManifest(AdditionManifest):
     kind = "lists"
 
 
+class TrajectoryManifest(AdditionManifest):
+    """How projections along replies were measured: ``trajectory.json``.
+
+    Attributes:
+        compute: what prompts and replies were read on.
+        prompts: the set that they are of, and the number of its prompts per label.
+        fitted: whether the direction was fitted on it, so that the numbers are in-sample.
+        reply_tokens: most tokens of a reply.
+        seed: of the bootstrap.
+        rules: that replies were read by.
+    """
+
+    kind = "trajectory"
+
+    compute: BehaviourCompute
+    prompts: InterventionPrompts
+    fitted: bool
+    reply_tokens: PositiveInt
+    seed: int
+    rules: InterventionRules
+
+
 KINDS: tuple[type[AdditionManifest], ...] = (
     BehaviourManifest,
     InterventionManifest,
@@ -408,6 +430,7 @@ KINDS: tuple[type[AdditionManifest], ...] = (
     PositionsManifest,
     AttributionManifest,
     ListsManifest,
+    TrajectoryManifest,
 )
 """What may be measured on a run later; the files are called after :attr:`AdditionManifest.kind`."""
 

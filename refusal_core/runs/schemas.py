@@ -289,6 +289,14 @@ ADDITIONS: Mapping[str, Schema] = {
         "label": Column("text", among=("harmful", "harmless")),
         "pair_id": _NOTE,
     },
+    "trajectory": {
+        "prompt_id": _TEXT,
+        "reply": _NOTE,
+        "token": Column("integer", low=0),
+        "thought": Column("truth"),
+        "site": _SITE,
+        "projection": _NUMBER,
+    },
     "positions": {
         "position": Column("integer", high=-1),
         "site": _SITE,

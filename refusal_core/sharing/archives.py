@@ -26,6 +26,7 @@ from refusal_core.exploration.attribution import load_attribution
 from refusal_core.exploration.kept_lists import load_lists
 from refusal_core.exploration.positions import load_positions
 from refusal_core.exploration.subspace import load_subspace
+from refusal_core.exploration.trajectory import load_trajectory
 from refusal_core.files import PARTIAL, move_into_place
 from refusal_core.intervention import experiment
 from refusal_core.runs.additions import FILES as ADDED_FILES
@@ -198,6 +199,7 @@ def _check_readable(run: Run) -> None:
         load_subspace(run)
         load_attribution(run)
         load_lists(run)
+        load_trajectory(run)
         if positions := load_positions(run):
             load_position_activations(run, positions[1])
     except RunError:

@@ -19,6 +19,7 @@ from refusal_core.exploration.kept_lists import load_lists, table_of_lists
 from refusal_core.exploration.positions import load_positions
 from refusal_core.exploration.published import PUBLISHED_NAMES
 from refusal_core.exploration.subspace import load_subspace
+from refusal_core.exploration.trajectory import load_trajectory
 from refusal_core.figures.study import HISTOGRAMS, pictures
 from refusal_core.intervention import effects, experiment
 from refusal_core.prompts.labels import LABELS
@@ -87,8 +88,8 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
     prompt and its projections, ``evidence_*.csv`` the evidence, ``behaviour.csv`` the replies where they were
     measured, ``intervention*.csv`` the effects of edits, ``subspace.csv`` the directions of the categories,
     ``positions.csv`` the other read positions, ``attribution.csv`` what adds to the direction and which tokens it would
-    write, ``lists.csv`` the labelled lists that were kept with the run; ``manifest.json`` is the run's, and
-    ``report.html`` is all of it but the last four on one page.
+    write, ``lists.csv`` the labelled lists that were kept with the run, ``trajectory.csv`` the projections along
+    replies; ``manifest.json`` is the run's, and ``report.html`` is all of it but the last five on one page.
 
     Raises:
         RunError: when the folder cannot be written.
@@ -144,6 +145,9 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
     lists = load_lists(run)
     if lists:
         tables["lists.csv"] = table_of_lists(lists)
+    followed = load_trajectory(run)
+    if followed is not None:
+        tables["trajectory.csv"] = followed.table
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in tables.items():

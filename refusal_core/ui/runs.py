@@ -32,6 +32,7 @@ from refusal_core.ui.model import measure_here
 from refusal_core.ui.selection import chosen_row
 from refusal_core.ui.server import may_change, require_owner
 from refusal_core.ui.subspace import KIND as SUBSPACE
+from refusal_core.ui.trajectory import KIND as TRAJECTORY
 from refusal_core.ui.uploads import import_sent
 from refusal_core.ui.vectors import command_for_vectors
 
@@ -389,6 +390,7 @@ def _measurements(run_id: str) -> None:
         (SUBSPACE, "How many directions there are", not run.keeps_activations),
         (POSITIONS, "Where harm and refusing are read", True),
         (ATTRIBUTION, "What adds to the direction", True),
+        (TRAJECTORY, "The projection along replies", True),
     ):
         if (run.path / f"{name}.json").exists():
             st.markdown(f":material/check: {what} was measured on this run.")

@@ -97,10 +97,21 @@ def test_the_command_line_from_run_to_delete(tiny_folder, tmp_path, capsys):
     assert main(["show", run_id, "--attribution", "--json", *cache]) == 0
     assert json.loads(capsys.readouterr().out)["parts"] == [["attention", "mlp"]] * 4
 
+    measuring = ["measure", "trajectory", run_id, "--model", str(tiny_folder), "--device", "cpu", *cache]
+    assert main([*measuring, "--limit-per-label", "8", "--reply-tokens", "4"]) == 0
+    assert "refusal show" in capsys.readouterr().out
+    assert main(measuring) == 0
+    assert "nothing was computed" in capsys.readouterr().out
+    assert main(["show", run_id, "--trajectory", *cache]) == 0
+    assert "At layer" in capsys.readouterr().out
+    assert main(["show", run_id, "--trajectory", "--json", *cache]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == {"run_id", "site", "curves", "gaps"}
+
     assert main(["report", run_id, str(tmp_path / "out"), *cache]) == 0
     assert (tmp_path / "out" / "subspace.csv").is_file()
     assert (tmp_path / "out" / "positions.csv").is_file()
     assert (tmp_path / "out" / "attribution.csv").is_file()
+    assert (tmp_path / "out" / "trajectory.csv").is_file()
     capsys.readouterr()
     assert main(["delete", run_id, *cache]) == 0
     assert not (tmp_path / "cache" / run_id).exists()
@@ -295,6 +306,7 @@ def test_a_command_that_cannot_be_understood_is_one_line_and_status_2(arguments,
         (["show", RUN, "--verdicts", "v.csv"], "give --behaviour as well"),
         (["show", RUN, "--intervention"], "no intervention was measured"),
         (["show", RUN, "--subspace"], "subspace was not measured"),
+        (["show", RUN, "--trajectory"], "not followed on the run"),
         (["show", RUN, "--attribution"], "adds to the direction was not measured"),
         (["show", RUN, "--positions"], "read positions were not measured"),
         (["score", RUN], "either a prompt or a file"),

@@ -14,6 +14,7 @@ from tiny import PLANTED_LAYER
 from refusal_core.activations import limits
 from refusal_core.activations.passes import FinishedPasses
 from refusal_core.analysis.inference import share_interval
+from refusal_core.behaviour.chosen import chosen_prompts
 from refusal_core.behaviour.openings import OpeningRules
 from refusal_core.cli.main import main
 from refusal_core.errors import RefusalError, RunError
@@ -352,13 +353,13 @@ def test_a_strangers_manifest_is_checked(planted_run, table, tmp_path, key):
 
 
 def test_prompts_are_whole_quartets_and_pairs(planted_run):
-    rows = experiment.chosen_prompts(planted_run, 3, planted_run.contrast_name)
+    rows = chosen_prompts(planted_run, 3, planted_run.contrast_name)
     chosen = planted_run.prompts.iloc[rows]
     assert chosen["label"].value_counts().to_dict() == {"harmful": 3, "harmless": 3}
-    everything = experiment.chosen_prompts(planted_run, 1000, planted_run.contrast_name)
+    everything = chosen_prompts(planted_run, 1000, planted_run.contrast_name)
     assert len(everything) == 2 * PLANTED_PROMPTS
     for limit, n in ((4, 8), (5, 8), (1, 2)):
-        held_out = planted_run.prompts.iloc[experiment.chosen_prompts(planted_run, limit)]
+        held_out = planted_run.prompts.iloc[chosen_prompts(planted_run, limit)]
         assert held_out["source"].eq("quartets").all()
         assert held_out["label"].value_counts().to_dict() == {"harmful": n // 2, "harmless": n // 2}
         whole = prompt_groups(held_out) if limit > 1 else prompt_pairs(held_out)
@@ -369,7 +370,7 @@ def test_of_a_group_that_is_too_large_single_prompts_are_taken(planted_run):
     prompts = planted_run.prompts.assign(pair_id=None)
     prompts.loc[planted_run.rows(), "pair_id"] = "all of them"
     grouped = replace(planted_run, tables=replace(planted_run.tables, prompts=prompts))
-    chosen = prompts.iloc[experiment.chosen_prompts(grouped, 2, planted_run.contrast_name)]
+    chosen = prompts.iloc[chosen_prompts(grouped, 2, planted_run.contrast_name)]
     assert chosen["label"].value_counts().to_dict() == {"harmful": 2, "harmless": 2}
 
 

@@ -27,6 +27,7 @@ from synthetic import (
     save_second_run,
     save_subspace,
     save_synthetic_run,
+    save_trajectory,
     synthetic_prompts,
     with_tables,
 )
@@ -457,6 +458,23 @@ def test_openings_are_shown_as_text_only(with_replies):
         app = visit("5_Behaviour", run=RUN, prompt=with_replies.prompts["prompt_id"][row])
         assert any(repr(text) in each.value for each in app.text)
         assert text not in shown(app)
+
+
+def test_replies_that_were_not_followed_say_how_to(with_replies):
+    app = visit("5_Behaviour", run=RUN, part="Along the reply")
+    assert "has not been measured" in app.info[0].value
+    assert app.code[0].value == f"refusal measure trajectory {RUN}"
+
+
+def test_replies_are_followed_and_a_chosen_prompt_has_a_curve_of_its_own(with_replies):
+    save_trajectory(with_replies)
+    app = visit("5_Behaviour", run=RUN, site="0", part="Along the reply", prompt=with_replies.prompts["prompt_id"][0])
+    assert not app.exception
+    assert "and falls (" in shown(app)
+    gaps, prompts = (each.value for each in app.dataframe[:2])
+    assert gaps["reply"].tolist() == ["answered"] * 3
+    assert set(prompts["reply"]) == {"answered"}
+    assert '"chosen prompt"' in app.get("plotly_chart")[0].proto.spec
 
 
 def test_a_subspace_that_was_not_measured_says_how_to():

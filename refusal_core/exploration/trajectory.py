@@ -1,0 +1,202 @@
+"""Projections along a run's replies, as they were measured, and sentences on whether the labels stay apart there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from refusal_core.analysis.groups import bootstrap_counts
+from refusal_core.analysis.inference import interval, simultaneous_margin
+from refusal_core.analysis.weighted_statistics import weighted_d
+from refusal_core.errors import RunError
+from refusal_core.prompts.labels import LABELS
+from refusal_core.prompts.sets import prompt_groups
+from refusal_core.runs.additions import read_addition
+from refusal_core.runs.manifest import TrajectoryManifest
+from refusal_core.runs.run import Run
+
+REFUSED, ANSWERED = "refused", "answered"
+_REPLIES = {"refuses": REFUSED, "answers": ANSWERED, "partial": ANSWERED}
+"""What the model does with a prompt, by the label of the reply's opening; of others nothing is said."""
+FEWEST = 8
+"""Prompts of a cell of which a mean is given."""
+DRAWS = 999
+WINDOWS = ("the end of the prompt", "the reply's first tokens", "the reply's last tokens")
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """What was measured along replies.
+
+    Attributes:
+        table: as it is stored.
+        manifest: how it was measured.
+        prompts: the rows of the run's prompts, with what the model does with them as ``reply``, missing where it does
+            neither; the index is the row in the run.
+        projections: ``(prompt, token, site)``, NaN after a reply's end; token 0 is the prompt's last.
+        thought: ``(prompt, token)`` bool, whether a token belongs to a thought.
+    """
+
+    table: pd.DataFrame
+    manifest: TrajectoryManifest
+    prompts: pd.DataFrame
+    projections: np.ndarray
+    thought: np.ndarray
+
+
+def load_trajectory(run: Run) -> Trajectories | None:
+    """Return what was measured along a run's replies, or ``None`` when that was not measured.
+
+    Raises:
+        RunError: when it is damaged, of other prompts, or lacks tokens or sites.
+    """
+    stored = read_addition(run, TrajectoryManifest)
+    if stored is None:
+        return None
+    table, manifest = stored
+    ids = table["prompt_id"].drop_duplicates()
+    rows = run.prompts.reset_index().set_index("prompt_id")["index"].reindex(ids)
+    n_tokens = 1 + manifest.reply_tokens
+    fault = "is of other prompts" if rows.isna().any() or table.empty else ""
+    if not fault and (table["token"].max() >= n_tokens or table.groupby("prompt_id")["reply"].nunique().gt(1).any()):
+        fault = "has more tokens than were asked for, or two replies of a prompt"
+    if not fault:
+        places = ids.reset_index(drop=True).reset_index().set_index("prompt_id")["index"]
+        prompt, token, site = places[table["prompt_id"]].to_numpy(), table["token"].to_numpy(), table["site"].to_numpy()
+        seen = np.zeros((len(ids), n_tokens, run.n_sites), dtype=int)
+        np.add.at(seen, (prompt, token, site), 1)
+        # Every token that is there is there at every site, once, and no token is missing before it.
+        complete = np.isin(seen, (0, 1)).all() and (seen == seen[:, :, :1]).all()
+        if not complete or (np.diff(seen[:, :, 0], axis=1) > 0).any() or not seen[:, 0].all():
+            fault = "lacks tokens or sites, or has some twice"
+    if fault:
+        raise RunError(f"run {run.run_id!r}: trajectory.parquet {fault}; measure it again")
+    projections = np.full(seen.shape, np.nan)
+    projections[prompt, token, site] = table["projection"]
+    thought = np.zeros(seen.shape[:2], dtype=bool)
+    thought[prompt, token] |= table["thought"].to_numpy(bool)
+    replies = table.drop_duplicates("prompt_id")["reply"].map(_REPLIES).to_numpy()
+    prompts = run.prompts.loc[rows.to_numpy(int)].assign(reply=replies)
+    return Trajectories(table, manifest, prompts, projections, thought)
+
+
+def curves(measured: Trajectories, site: int) -> pd.DataFrame:
+    """Return one row per cell of label and reply and token: ``label, reply, token, n``, the mean and its 95 % interval.
+
+    A mean is of the replies that last to the token, of at least :data:`FEWEST`; prompts are redrawn, whole groups.
+    """
+    values = measured.projections[:, :, site]
+    known = np.isfinite(values)
+    counts = _counts(measured)
+    rows = []
+    for label in LABELS:
+        for reply in (REFUSED, ANSWERED):
+            inside = _cell(measured, label, reply)
+            for token in range(values.shape[1]):
+                here = inside & known[:, token]
+                if here.sum() < FEWEST:
+                    continue
+                weights = counts * here
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    means = weights @ np.where(here, values[:, token], 0.0) / weights.sum(axis=1)
+                low, high = interval(means[1:], means[0])
+                ends = {"projection": means[0], "projection_low": low, "projection_high": high}
+                rows.append({"label": label, "reply": reply, "token": token, "n": int(here.sum()), **ends})
+    columns = ["label", "reply", "token", "n", "projection", "projection_low", "projection_high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def gaps(measured: Trajectories, site: int) -> pd.DataFrame:
+    """Return how far the labels lie apart along a reply, among prompts with which the model does the same.
+
+    Returns:
+        One row per reply and place, of :data:`WINDOWS`: ``reply, where, n_harmful, n_harmless, gap`` as Cohen's d
+        with its 95 % interval, and ``gap_change`` from the place before with an interval that holds for all changes at
+        once. It is of replies that last to the last token, the same at all places; the first and the last tokens are a
+        quarter of the reply each, of which a prompt's mean is taken.
+    """
+    values = measured.projections[:, :, site]
+    n_tokens = values.shape[1] - 1
+    window = max(1, n_tokens // 4)
+    lasting = np.isfinite(values[:, -1])
+    known = np.where(lasting[:, None], values, 0.0)
+    stages = [known[:, 0], known[:, 1 : 1 + window].mean(axis=1), known[:, -window:].mean(axis=1)]
+    counts, rows = _counts(measured), []
+    draws_of: list[np.ndarray] = []
+    for reply in (REFUSED, ANSWERED):
+        cells = {label: _cell(measured, label, reply) & lasting for label in LABELS}
+        harmful, harmless = cells["harmful"], cells["harmless"]
+        if min(harmful.sum(), harmless.sum()) < FEWEST:
+            continue
+        own = np.stack(
+            [weighted_d(np.broadcast_to(stage, counts.shape), counts * harmful, counts * harmless) for stage in stages],
+            axis=1,
+        )
+        draws_of.append(np.diff(own, axis=1))
+        for where, d in zip(WINDOWS, own.T, strict=True):
+            low, high = interval(d[1:], d[0])
+            sizes = {"n_harmful": int(harmful.sum()), "n_harmless": int(harmless.sum())}
+            rows.append({"reply": reply, "where": where, **sizes, "gap": d[0], "gap_low": low, "gap_high": high})
+    columns = ["reply", "where", "n_harmful", "n_harmless", "gap", "gap_low", "gap_high"]
+    table = pd.DataFrame(rows, columns=columns).assign(gap_change=np.nan, gap_change_low=np.nan, gap_change_high=np.nan)
+    if draws_of:
+        changes = np.concatenate(draws_of, axis=1)
+        margin = simultaneous_margin(changes[1:], changes[0])
+        later = table["where"].ne(WINDOWS[0])
+        table.loc[later, "gap_change"] = changes[0]
+        table.loc[later, "gap_change_low"] = changes[0] - margin
+        table.loc[later, "gap_change_high"] = changes[0] + margin
+    return table
+
+
+def what_happens(run: Run, measured: Trajectories, site: int) -> str:
+    """Say whether harmful prompts stay above harmless ones along replies that do the same, and whether that changes."""
+    table = gaps(measured, site)
+    n_tokens = measured.manifest.reply_tokens
+    if table.empty:
+        return (
+            f"At {run.site_label(site)} nothing can be said: it takes {FEWEST} harmful and {FEWEST} harmless prompts "
+            f"that the model refuses, or answers, with {n_tokens} tokens."
+        )
+    sentences = []
+    for reply, rows in table.groupby("reply", sort=False):
+        first, begin, last = (row for _, row in rows.iterrows())
+        sentences.append(
+            f"Of the prompts that are {reply}, {first['n_harmful']} harmful ones project d {_spelt(first)} above "
+            f"{first['n_harmless']} harmless ones at {WINDOWS[0]}, {_spelt(begin)} over {WINDOWS[1]} and "
+            f"{_spelt(last)} over its last: the gap {_changed(begin)} when the reply begins, and "
+            f"{_changed(last)} along it."
+        )
+    fitted = " The direction was fitted on these prompts: the gap is in-sample." if measured.manifest.fitted else ""
+    return f"At {run.site_label(site)}: {' '.join(sentences)}{fitted}"
+
+
+def _spelt(row: pd.Series) -> str:
+    return f"{row['gap']:.2f} ({row['gap_low']:.2f} to {row['gap_high']:.2f})"
+
+
+def _changed(row: pd.Series) -> str:
+    by = f"({row['gap_change']:+.2f}, {row['gap_change_low']:+.2f} to {row['gap_change_high']:+.2f})"
+    if row["gap_change_high"] < 0:
+        return f"falls {by}"
+    return f"rises {by}" if row["gap_change_low"] > 0 else f"is not shown to change {by}"
+
+
+def thinking_share(measured: Trajectories) -> float:
+    """Return the share of replies of which some token belongs to a thought."""
+    return float(measured.thought.any(axis=1).mean())
+
+
+def _cell(measured: Trajectories, label: str, reply: str) -> np.ndarray:
+    inside: np.ndarray = (measured.prompts["label"].eq(label) & measured.prompts["reply"].eq(reply)).to_numpy()
+    return inside
+
+
+def _counts(measured: Trajectories) -> np.ndarray:
+    """Return ``(1 + draw, prompt)`` multiplicities of redrawn prompts, whole groups; every prompt once in the first."""
+    is_harmful = measured.prompts["label"].eq("harmful").to_numpy()
+    rng = np.random.default_rng([measured.manifest.seed, 6])
+    counts = bootstrap_counts(is_harmful, prompt_groups(measured.prompts), DRAWS, rng)
+    return np.vstack([np.ones(len(is_harmful)), counts])

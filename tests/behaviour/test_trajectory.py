@@ -1,0 +1,115 @@
+"""The projection along replies: what a plain pass over prompt and reply reads, stored, described, refused."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from synthetic import save_trajectory
+from tiny import PLANTED_LAYER, tiny_model
+
+from refusal_core.behaviour.trajectory import record
+from refusal_core.errors import ModelError, RunError
+from refusal_core.exploration import trajectory as described
+from refusal_core.models.opening import load_model
+from refusal_core.models.templates import render
+from refusal_core.options import TrajectoryOptions
+from refusal_core.runs.additions import save_addition
+from refusal_core.runs.store import open_run
+
+OPTIONS = TrajectoryOptions(limit_per_label=10, reply_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_run, tiny_chat_model, tmp_path_factory):
+    """The tiny model's run with its trajectories."""
+    cache = tmp_path_factory.mktemp("trajectory")
+    shutil.copytree(tiny_run.path, cache / tiny_run.run_id)
+    run = open_run(tiny_run.run_id, cache)
+    record(run, tiny_chat_model, OPTIONS)
+    return run
+
+
+def test_projections_are_those_of_a_plain_pass_over_prompt_and_greedy_reply(tiny, tiny_chat_model):
+    measured = described.load_trajectory(tiny)
+    assert measured.manifest.prompts.source == "quartets"
+    assert not measured.manifest.fitted
+    model, tokenizer = tiny_chat_model.model, tiny_chat_model.tokenizer
+    for place in (0, 7):
+        ids = render(tokenizer, measured.prompts["text"].iloc[place])
+        whole = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0].tolist()
+        own = whole[:-1] if whole[-1] in (0, 2) else whole
+        states = model(torch.tensor([own]), output_hidden_states=True).hidden_states
+        for layer in (0, 2):
+            # hidden_states begin with the embeddings.
+            along = states[layer + 1][0, len(ids) - 1 :].detach().numpy() @ tiny.directions.unit_direction[layer]
+            found = measured.projections[place, :, layer]
+            np.testing.assert_allclose(found[: len(along)], along, atol=1e-4)
+            assert np.isnan(found[len(along) :]).all()
+
+
+def test_the_planted_model_s_own_prompts_end_where_the_run_read_them(planted_run, planted_folder, tmp_path):
+    shutil.copytree(planted_run.path, tmp_path / planted_run.run_id)
+    run = open_run(planted_run.run_id, tmp_path)
+    source = run.contrast_name
+    record(run, load_model(planted_folder, dtype="float32"), TrajectoryOptions(source=source, reply_tokens=8))
+    measured = described.load_trajectory(run)
+    rows = measured.prompts.index
+    np.testing.assert_allclose(measured.projections[:, 0], run.projections[rows], atol=1e-3)
+    said = measured.prompts.groupby("label")["reply"].unique()
+    assert said["harmful"].tolist() == ["refused"]
+    assert said["harmless"].tolist() == ["answered"]
+    # No label is both refused and answered, so there is no gap within a kind of reply.
+    assert "nothing can be said" in described.what_happens(run, measured, PLANTED_LAYER)
+    curves = described.curves(measured, PLANTED_LAYER)
+    assert set(zip(curves["label"], curves["reply"], strict=True)) == {("harmful", "refused"), ("harmless", "answered")}
+    assert measured.manifest.fitted
+
+
+@pytest.mark.parametrize("gap", [0.0, 3.0])
+def test_a_gap_that_falls_along_the_reply_is_said_and_none_is_made_of_noise(run, synthetic_cache, tmp_path, gap):
+    shutil.copytree(run.path, tmp_path / run.run_id)
+    copied = open_run(run.run_id, tmp_path)
+    save_trajectory(copied, gap)
+    measured = described.load_trajectory(copied)
+    said = described.what_happens(copied, measured, 0)
+    table = described.gaps(measured, 0).set_index("where")
+    if gap:
+        assert "the gap is not shown to change" in said
+        assert "and falls (" in said
+        assert table["gap_low"].iloc[:2].gt(1).all()
+    else:
+        assert said.count("is not shown to change") == 2
+        assert (table["gap_low"] < 0).all()
+    assert "Of the prompts that are answered, " in said
+    assert "in-sample" in said
+
+
+def test_tables_that_lack_or_repeat_rows_or_are_of_other_prompts_are_refused(tiny, tmp_path):
+    shutil.copytree(tiny.path, tmp_path / tiny.run_id)
+    run = open_run(tiny.run_id, tmp_path)
+    stored = described.load_trajectory(run)
+    table, manifest = stored.table, stored.manifest
+    one = table["token"].eq(1) & table["prompt_id"].eq(table["prompt_id"][0])
+    for broken, message in (
+        (table[~(one & table["site"].eq(2))], "lacks tokens or sites"),
+        (table[~one], "lacks tokens or sites"),
+        (pd.concat([table, table[one]]), "twice"),
+        (table.assign(prompt_id="0" * 12), "other prompts"),
+        (table.assign(token=table["token"].mask(one, 9)), "more tokens"),
+        (table.assign(reply=table["reply"].mask(one, "cannot")), "two replies"),
+        (table.assign(projection=np.inf), "infinite"),
+    ):
+        save_addition(run, broken, manifest)
+        with pytest.raises(RunError, match=message):
+            described.load_trajectory(run)
+
+
+def test_another_model_and_an_unknown_set_are_refused(tiny, tiny_chat_model):
+    with pytest.raises(ModelError, match="use the run's own model"):
+        record(tiny, tiny_model("qwen2", num_hidden_layers=2))
+    with pytest.raises(RunError, match="expected a set of this run"):
+        record(tiny, tiny_chat_model, TrajectoryOptions(source="nothing"))
