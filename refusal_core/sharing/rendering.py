@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
@@ -13,13 +14,20 @@ import plotly.graph_objects as go
 import plotly.io
 
 from refusal_core.errors import RenderingError
-from refusal_core.figures.style import CONTROLS, page_look
+from refusal_core.figures.style import CONTROLS, SMALL_SIZE, page_look
 
 MIME = {"png": "image/png", "svg": "image/svg+xml", "html": "text/html"}
 """The formats of figures."""
 
 WIDTH = 960
+SIZES = {"slide": 1920, "column": 1440}
+"""What a picture is drawn for and the pixels that its PNG is wide: a slide of 16 to 9, a column of 85 mm at 430 dpi."""
+_COLUMN = 480
 _EDGE = 16
+_HEADING = 26
+_LINE = 18
+_LEGEND = 20
+"""Pixels that a title, a line below it and a further line of the legend take."""
 _SCALE = {"png": 2, "svg": 1}
 # One browser at a time: each takes some 200 MB and a core.
 _DRAWING = Lock()
@@ -33,14 +41,17 @@ def browser_found() -> bool:
     return path is not None and Path(path).is_file()
 
 
-def render_image(figure: go.Figure, kind: str, dark: bool = False, width: int = WIDTH) -> bytes:
-    """Return a figure as PNG, at twice its size in pixels, or SVG.
+def render_image(
+    figure: go.Figure, kind: str, dark: bool = False, use: str = "slide", heading: tuple[str, str] = ("", "")
+) -> bytes:
+    """Return a figure as PNG or SVG, in a size for a slide or for a column of a page.
 
     Args:
         figure: the figure.
         kind: ``png`` or ``svg``.
         dark: whether to draw it in the dark theme.
-        width: of the figure, in pixels.
+        use: of :data:`SIZES`.
+        heading: plain texts: a title for a figure that has none, and what stands below the title.
 
     Raises:
         RenderingError: when there is no browser, or it fails.
@@ -48,11 +59,17 @@ def render_image(figure: go.Figure, kind: str, dark: bool = False, width: int = 
     import kaleido
 
     _check_browser()
-    size = {"format": kind, "width": width, "height": figure.layout.height, "scale": _SCALE[kind]}
+    drawn = _still(figure, dark)
+    height = _head(drawn, heading, WIDTH if use == "slide" else _COLUMN)
+    # A figure that is higher than a slide becomes smaller, and keeps its shape.
+    width = max(WIDTH, round(height * 16 / 9)) if use == "slide" else _COLUMN
+    height = round(width * 9 / 16) if use == "slide" else height
+    drawn["layout"]["height"] = height
+    size = {"format": kind, "width": width, "height": height, "scale": 1 if kind == "svg" else SIZES[use] / width}
     try:
         with _DRAWING:
             # Without MathJax nothing is loaded from the network, and prompts stay text.
-            return bytes(kaleido.calc_fig_sync(_still(figure, dark), opts=size, kopts={"mathjax": False}))
+            return bytes(kaleido.calc_fig_sync(drawn, opts=size, kopts={"mathjax": False}))
     except Exception as error:
         raise _failed(error) from error
 
@@ -129,11 +146,50 @@ def _still(figure: go.Figure, dark: bool = False, frame: str | None = None) -> d
     return drawn
 
 
+def _head(drawn: dict[str, Any], heading: tuple[str, str], width: int) -> int:
+    """Put a heading above a figure and its legend; the figure becomes as much higher. Return its height."""
+    layout, (title, line) = drawn["layout"], heading
+    there = layout["title"].get("text", "")
+    below = textwrap.wrap(line, width // 7)
+    more = (0 if there or not title else _HEADING) + _LINE * len(below)
+    layout["title"] |= {
+        "text": there or html.escape(title),
+        "subtitle": {"text": "<br>".join(map(html.escape, below)), "font": {"size": SMALL_SIZE}},
+        "x": 0,
+        "xanchor": "left",
+        "yref": "container",
+        "y": 1,
+        "yanchor": "top",
+        "pad": {"l": _EDGE, "t": 1.5 * _EDGE},
+    }
+    more += 2 * _EDGE + _LEGEND * max(_legend_lines(drawn, width) - 1, 0)
+    layout["margin"]["t"] = layout["margin"].get("t", 0) + more
+    layout["height"] += more
+    return int(layout["height"])
+
+
+def _legend_lines(drawn: dict[str, Any], width: int) -> int:
+    """Return about how many lines a legend takes that lies above its figure, 0 for one that lies elsewhere."""
+    if drawn["layout"].get("legend", {}).get("y", 0) < 1:
+        return 0
+    names = {
+        trace.get("legendgroup", trace["name"]): 48 + 7 * len(trace["name"])
+        for trace in drawn["data"]
+        if trace.get("name") and trace.get("showlegend", True)
+    }
+    if sum(names.values()) <= width - 6 * _EDGE:
+        return min(len(names), 1)
+    # What does not fit into a line is set in columns as wide as the widest entry.
+    columns = max((width - 6 * _EDGE) // max(names.values()), 1)
+    return -(-len(names) // columns)
+
+
 def _dressed(figure: go.Figure, look: dict[str, Any]) -> dict[str, Any]:
     drawn: dict[str, Any] = json.loads(figure.to_json())
     drawn["layout"] |= look
     # On a page the layout around a figure keeps it off the edges.
-    drawn["layout"].setdefault("margin", {}).update(l=_EDGE, r=_EDGE, b=_EDGE)
+    margin = drawn["layout"].setdefault("margin", {})
+    margin.update({side: max(margin.get(side, 0), _EDGE) for side in "lrb"})
     drawn["layout"].setdefault("title", {}).setdefault("pad", {})["l"] = _EDGE
     return drawn
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
+from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from refusal_core.errors import RefusalError
 from refusal_core.figures.layers import QUESTIONS
 from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.figures.style import move_mark
@@ -18,8 +22,8 @@ from refusal_core.glossary import meaning_of
 from refusal_core.markdown import typeset
 from refusal_core.runs.manifest import MANIFEST, TemplateRecord
 from refusal_core.runs.run import Run
-from refusal_core.runs.store import run_titles
-from refusal_core.sharing.rendering import MIME, browser_found, render_image, render_page
+from refusal_core.runs.store import open_run, run_titles
+from refusal_core.sharing.rendering import MIME, SIZES, browser_found, render_image, render_page
 from refusal_core.ui import address
 from refusal_core.ui.glossary import glossary_link, link_terms
 
@@ -85,26 +89,29 @@ def chart(
 
 def _save_menu(saved: Callable[[], go.Figure], key: str, page: Callable[[], bytes] | None) -> None:
     """Offer PNG, SVG and HTML of a figure; nothing is drawn before one of them is asked for."""
-    dark = st.context.theme.type == "dark"
+    dark, view = st.context.theme.type == "dark", address.view()
     drawable = _drawable()
-    files: dict[str, Callable[[], bytes]] = {
-        "png": lambda: render_image(saved(), "png", dark),
-        "svg": lambda: render_image(saved(), "svg", dark),
-        "html": page or (lambda: render_page(saved(), key.replace("_", " "), dark)),
+
+    def image(kind: str, use: str) -> bytes:
+        return render_image(saved(), kind, dark, use, _heading(key, view))
+
+    pictures: dict[tuple[str, str], Callable[[], bytes]] = {
+        (kind, use): partial(image, kind, use) for use in SIZES for kind in ("png", "svg")
     }
+    page = page or (lambda: render_page(saved(), key.replace("_", " "), dark))
     with (
         st.container(horizontal=True, horizontal_alignment="right"),
         st.popover("Save", type="tertiary", icon=":material/download:", help="This figure as a file."),
     ):
-        for kind, contents in files.items():
+        for (kind, use), contents in (pictures | {("html", ""): page}).items():
             st.download_button(
-                f"Save as {kind.upper()}",
+                f"Save as {kind.upper()}" + (f" for a {use}" if use else ""),
                 contents,
-                file_name=f"{_file_name(key)}.{kind}",
+                file_name="--".join(filter(None, (_file_name(key), use))) + f".{kind}",
                 mime=MIME[kind],
                 on_click="ignore",
                 disabled=kind != "html" and not drawable,
-                key=f"{key}-{kind}",
+                key=f"{key}-{kind}{use}",
                 width="stretch",
             )
         st.caption(
@@ -112,6 +119,17 @@ def _save_menu(saved: Callable[[], go.Figure], key: str, page: Callable[[], byte
             if drawable
             else "PNG and SVG need a Chrome or Chromium on the machine that serves this page; it has none."
         )
+
+
+def _heading(key: str, view: address.View) -> tuple[str, str]:
+    """Return a title for a saved figure that has none, and what it is of: runs, layer and day."""
+    runs = [view.run, *(view.others or ())] if key.startswith("compare") else [view.run]
+    name = key.partition(f"_{view.run}")[0].replace("_", " ").capitalize()
+    layer = ""
+    with suppress(RefusalError):
+        layer = open_run(str(view.run)).site_label(view.site or 0)
+    said = [*runs, layer, f"{date.today():%-d %B %Y}"]
+    return name, " · ".join(filter(None, said))
 
 
 def csv_button(table: Callable[[], pd.DataFrame], file_name: str, label: str = "Download as csv") -> None:

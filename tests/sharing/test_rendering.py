@@ -22,13 +22,29 @@ def size_of(png: bytes) -> tuple[int, int]:
 
 @pytest.mark.slow
 @with_browser
-def test_a_figure_becomes_a_png_of_twice_its_size_and_an_svg_with_its_words(run):
-    figure = three_questions(run, 2)
-    png = rendering.render_image(figure, "png")
-    assert png.startswith(PNG)
-    assert size_of(png) == (2 * rendering.WIDTH, 2 * figure.layout.height)
-    svg = ElementTree.fromstring(rendering.render_image(figure, "svg", dark=True))
-    assert "Cohen's d" in "".join(svg.itertext())
+def test_a_figure_is_drawn_for_a_slide_and_for_a_column_with_what_it_is_of(run):
+    figure, heading = three_questions(run, 2), ("Questions", "run <b> · layer 2 of 4 · 1 May 2026")
+    slide = rendering.render_image(figure, "png", heading=heading)
+    assert slide.startswith(PNG)
+    assert size_of(slide) == (1920, 1080)
+    svg = ElementTree.fromstring(rendering.render_image(figure, "svg", dark=True, use="column", heading=heading))
+    assert svg.attrib["width"] == "480"
+    texts = list(svg.itertext())
+    assert {"Cohen's d", *heading} <= set(texts)
+
+
+def test_a_heading_makes_a_figure_higher_and_leaves_its_own_title(run):
+    untitled, titled = rendering._still(three_questions(run)), rendering._still(linked(run, 0))
+    heights = [drawn["layout"]["height"] for drawn in (untitled, titled)]
+    assert rendering._head(untitled, ("Name", "one line"), 960) > heights[0]
+    assert untitled["layout"]["title"]["text"] == "Name"
+    own = titled["layout"]["title"]["text"]
+    rendering._head(titled, ("Name", "one line " * 20), 480)
+    assert titled["layout"]["title"]["text"] == own
+    assert titled["layout"]["title"]["subtitle"]["text"].count("<br>") == 2
+    # A legend that lies above its figure takes a line for every entry in a column, one on a slide, and none elsewhere.
+    assert [rendering._legend_lines(untitled, width) for width in (960, 480)] == [1, 3]
+    assert rendering._legend_lines(titled, 480) == 0
 
 
 @with_browser
