@@ -1,12 +1,13 @@
 """Runs as zip files to send to colleagues, and the checks that an archive from anyone passes before it is a run here.
 
-An archive holds the run's folder and nothing else. Its content is untrusted: sizes, names and hashes are checked before
-any file is parsed, the tables are read before the run is put in place, and nothing is ever executed.
+An archive holds the run's folder, its owner's note and nothing else. Its content is untrusted: sizes, names and hashes
+are checked before any file is parsed, the tables are read before the run is put in place, and nothing is ever executed.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -33,7 +34,16 @@ from refusal_core.runs.additions import FILES as ADDED_FILES
 from refusal_core.runs.additions import load_position_activations
 from refusal_core.runs.manifest import KINDS, MANIFEST
 from refusal_core.runs.run import Run
-from refusal_core.runs.store import cache_folder, open_run, verify_run, writable_cache
+from refusal_core.runs.store import (
+    LONGEST_NOTE,
+    cache_folder,
+    note_run,
+    open_run,
+    printable,
+    run_notes,
+    verify_run,
+    writable_cache,
+)
 
 LARGEST = 8 * 2**30
 """Bytes that a run may have once it is unpacked."""
@@ -41,7 +51,8 @@ _LARGEST_RATIO = 25
 _SMALL = 2**20
 _MOST_FILES = 64
 _ENTRY = re.compile(r"([a-z0-9][a-z0-9._-]{0,180})/([a-z0-9_]+\.(?:parquet|safetensors)|[a-z]+\.json)")
-_JSON = {MANIFEST, *(name for name in ADDED_FILES if name.endswith(".json"))}
+_NOTE = "note.json"
+_JSON = {MANIFEST, _NOTE, *(name for name in ADDED_FILES if name.endswith(".json"))}
 _BLOCK = 1 << 20
 
 
@@ -53,8 +64,14 @@ class UnpackedRun:
     new: bool
 
 
-def pack_run(run_id: str, file: str | Path | BinaryIO, cache: str | Path | None = None) -> None:
-    """Write a run, with its behaviour and interventions, to one zip file.
+def pack_run(run_id: str, file: str | Path | BinaryIO, cache: str | Path | None = None, with_note: bool = True) -> None:
+    """Write a run, with what was measured later and its note, to one zip file.
+
+    Args:
+        run_id: of the run.
+        file: ends in ``.zip``, or what to write to.
+        cache: folder of the runs; by default the one in use.
+        with_note: whether the run's note, with its tags, goes with it.
 
     Raises:
         RunError: when there is no such run, it is damaged, or the file cannot be written.
@@ -71,6 +88,9 @@ def pack_run(run_id: str, file: str | Path | BinaryIO, cache: str | Path | None 
         with _whole(file) as opened, zipfile.ZipFile(opened, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in [MANIFEST, *names, *described]:
                 archive.write(folder / name, f"{run_id}/{name}")
+            note = run_notes(cache).get(run_id) if with_note else None
+            if note:
+                archive.writestr(f"{run_id}/{_NOTE}", json.dumps({"note": note}, ensure_ascii=False))
     except OSError as error:
         raise RunError(f"{run_id} cannot be packed into {file} ({error.strerror}); nothing was written") from error
 
@@ -97,6 +117,8 @@ def _whole(file: Path | BinaryIO) -> Iterator[BinaryIO]:
 def unpack_run(archive: str | Path | BinaryIO, cache: str | Path | None = None) -> UnpackedRun:
     """Put an archive's run into the cache once it passes every check; nothing is left of one that is refused.
 
+    The note that came with it is kept, unless the run was here already.
+
     Raises:
         RunError: when something is wrong with the archive.
     """
@@ -104,8 +126,12 @@ def unpack_run(archive: str | Path | BinaryIO, cache: str | Path | None = None) 
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
     try:
         run_id = _extract_files(archive, partial)
+        note = _take_note(partial / run_id / _NOTE)
         _check_run(run_id, partial)
-        return _put_in_place(partial / run_id, folder / run_id)
+        unpacked = _put_in_place(partial / run_id, folder / run_id)
+        if unpacked.new and note:
+            note_run(run_id, note, folder)
+        return unpacked
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
         raise RunError(f"this is no zip file, or a damaged one ({first_line(error)}); ask for it again") from error
     except OSError as error:
@@ -153,6 +179,20 @@ def _extract_files(archive: str | Path | BinaryIO, partial: Path) -> str:
             with opened.open(entry) as packed, (partial / run_id / name).open("xb") as file:
                 shutil.copyfileobj(packed, file, _BLOCK)
     return run_id
+
+
+def _take_note(path: Path) -> str:
+    """Return the note that came with a run and take its file away, which is none of the run's; empty without one."""
+    if not path.exists():
+        return ""
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))["note"]
+        if not isinstance(note, str):
+            raise TypeError("it is no text")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(f"the note in this zip file cannot be read ({first_line(error)}); ask for it again") from error
+    path.unlink()
+    return printable(note, LONGEST_NOTE)
 
 
 def _is_run_folder(entry: zipfile.ZipInfo) -> bool:

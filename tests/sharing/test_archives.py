@@ -317,3 +317,26 @@ def test_pipes_and_devices_are_no_archives(synthetic_cache, tmp_path):
             unpack_run(path, tmp_path / "cache")
     with pytest.raises(RunError, match="no ordinary file"):
         pack_run(RUN, pipe, synthetic_cache)
+
+
+def test_a_note_travels_with_its_run_and_leaves_the_receiver_s_alone(synthetic_cache, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(synthetic_cache, here)
+    store.note_run(RUN, "odd at layer 3 #quartets", here)
+    packed, plain = io.BytesIO(), io.BytesIO()
+    pack_run(RUN, packed, here)
+    pack_run(RUN, plain, here, with_note=False)
+    assert not any(name.endswith("note.json") for name in zipfile.ZipFile(plain).namelist())
+    assert unpack_run(packed, there).new
+    assert store.run_notes(there) == {RUN: "odd at layer 3 #quartets"}
+    assert not (there / RUN / "note.json").exists()
+    store.note_run(RUN, "my own", there)
+    assert not unpack_run(packed, there).new
+    assert store.run_notes(there) == {RUN: "my own"}
+
+
+@pytest.mark.parametrize(
+    "note", [b"{}", b'{"note": 3}', b"[", b'{"note": "a\\u0007"}', json.dumps({"note": "x" * 999}).encode()]
+)
+def test_a_note_that_is_none_is_refused_with_its_run(sent, tmp_path, note):
+    assert "note" in (said := refused(zipped(sent | {f"{RUN}/note.json": note}), tmp_path)) or "printable" in said
