@@ -22,6 +22,8 @@ _REPLIES = {"refuses": REFUSED, "answers": ANSWERED, "partial": ANSWERED}
 """What the model does with a prompt, by the label of the reply's opening; of others nothing is said."""
 FEWEST = 8
 """Prompts of a cell of which a mean is given."""
+SHORTEST = 4
+"""Tokens that replies have to have for a first and a last quarter."""
 DRAWS = 999
 WINDOWS = ("the end of the prompt", "the reply's first tokens", "the reply's last tokens")
 
@@ -85,7 +87,8 @@ def load_trajectory(run: Run) -> Trajectories | None:
 def curves(measured: Trajectories, site: int) -> pd.DataFrame:
     """Return one row per cell of label and reply and token: ``label, reply, token, n``, the mean and its 95 % interval.
 
-    A mean is of the replies that last to the token, of at least :data:`FEWEST`; prompts are redrawn, whole groups.
+    A mean is of the replies that last to the token, as long as half of the cell's do, and :data:`FEWEST`: of those that
+    are left when most have ended, it would be another kind of reply's. Prompts are redrawn, whole groups.
     """
     values = measured.projections[:, :, site]
     known = np.isfinite(values)
@@ -94,10 +97,8 @@ def curves(measured: Trajectories, site: int) -> pd.DataFrame:
     for label in LABELS:
         for reply in (REFUSED, ANSWERED):
             inside = _cell(measured, label, reply)
-            for token in range(values.shape[1]):
+            for token in range(_lasts_to(known, inside) + 1):
                 here = inside & known[:, token]
-                if here.sum() < FEWEST:
-                    continue
                 weights = counts * here
                 with np.errstate(invalid="ignore", divide="ignore"):
                     means = weights @ np.where(here, values[:, token], 0.0) / weights.sum(axis=1)
@@ -112,24 +113,25 @@ def gaps(measured: Trajectories, site: int) -> pd.DataFrame:
     """Return how far the labels lie apart along a reply, among prompts with which the model does the same.
 
     Returns:
-        One row per reply and place, of :data:`WINDOWS`: ``reply, where, n_harmful, n_harmless, gap`` as Cohen's d
-        with its 95 % interval, and ``gap_change`` from the place before with an interval that holds for all changes at
-        once. It is of replies that last to the last token, the same at all places; the first and the last tokens are a
-        quarter of the reply each, of which a prompt's mean is taken.
+        One row per reply and place, of :data:`WINDOWS`: ``reply, where, to_token, n_harmful, n_harmless, gap`` as
+        Cohen's d with its 95 % interval, and ``gap_change`` from the place before with an interval that holds for all
+        changes at once. It is of replies that last to ``to_token``, the last to which half of those of either label do,
+        the same at all places; the first and the last tokens are a quarter of that each, of which a prompt's mean is
+        taken.
     """
     values = measured.projections[:, :, site]
-    n_tokens = values.shape[1] - 1
-    window = max(1, n_tokens // 4)
-    lasting = np.isfinite(values[:, -1])
-    known = np.where(lasting[:, None], values, 0.0)
-    stages = [known[:, 0], known[:, 1 : 1 + window].mean(axis=1), known[:, -window:].mean(axis=1)]
-    counts, rows = _counts(measured), []
+    known, counts = np.isfinite(values), _counts(measured)
+    rows: list[dict[str, object]] = []
     draws_of: list[np.ndarray] = []
     for reply in (REFUSED, ANSWERED):
-        cells = {label: _cell(measured, label, reply) & lasting for label in LABELS}
-        harmful, harmless = cells["harmful"], cells["harmless"]
-        if min(harmful.sum(), harmless.sum()) < FEWEST:
+        cells = {label: _cell(measured, label, reply) for label in LABELS}
+        last = min(_lasts_to(known, inside) for inside in cells.values())
+        if last < SHORTEST:
             continue
+        harmful, harmless = (cells[label] & known[:, last] for label in LABELS)
+        window = last // SHORTEST
+        lasting = np.where(known[:, last, None], values[:, : last + 1], 0.0)
+        stages = [lasting[:, 0], lasting[:, 1 : 1 + window].mean(axis=1), lasting[:, -window:].mean(axis=1)]
         own = np.stack(
             [weighted_d(np.broadcast_to(stage, counts.shape), counts * harmful, counts * harmless) for stage in stages],
             axis=1,
@@ -137,9 +139,9 @@ def gaps(measured: Trajectories, site: int) -> pd.DataFrame:
         draws_of.append(np.diff(own, axis=1))
         for where, d in zip(WINDOWS, own.T, strict=True):
             low, high = interval(d[1:], d[0])
-            sizes = {"n_harmful": int(harmful.sum()), "n_harmless": int(harmless.sum())}
+            sizes = {"to_token": last, "n_harmful": int(harmful.sum()), "n_harmless": int(harmless.sum())}
             rows.append({"reply": reply, "where": where, **sizes, "gap": d[0], "gap_low": low, "gap_high": high})
-    columns = ["reply", "where", "n_harmful", "n_harmless", "gap", "gap_low", "gap_high"]
+    columns = ["reply", "where", "to_token", "n_harmful", "n_harmless", "gap", "gap_low", "gap_high"]
     table = pd.DataFrame(rows, columns=columns).assign(gap_change=np.nan, gap_change_low=np.nan, gap_change_high=np.nan)
     if draws_of:
         changes = np.concatenate(draws_of, axis=1)
@@ -151,14 +153,24 @@ def gaps(measured: Trajectories, site: int) -> pd.DataFrame:
     return table
 
 
+def _lasts_to(known: np.ndarray, inside: np.ndarray) -> int:
+    """Return the last token to which half of a cell's replies last, and :data:`FEWEST`; -1 where there is none.
+
+    Args:
+        known: ``(prompt, token)`` bool, whether a reply lasts to it.
+        inside: ``(prompt,)`` bool, the cell.
+    """
+    enough = known[inside].sum(axis=0) >= max(FEWEST, inside.sum() / 2)
+    return int(enough.sum()) - 1
+
+
 def what_happens(run: Run, measured: Trajectories, site: int) -> str:
     """Say whether harmful prompts stay above harmless ones along replies that do the same, and whether that changes."""
     table = gaps(measured, site)
-    n_tokens = measured.manifest.reply_tokens
     if table.empty:
         return (
             f"At {run.site_label(site)} nothing can be said: it takes {FEWEST} harmful and {FEWEST} harmless prompts "
-            f"that the model refuses, or answers, with {n_tokens} tokens."
+            f"that the model refuses, or answers, with {SHORTEST} tokens."
         )
     sentences = []
     for reply, rows in table.groupby("reply", sort=False):
@@ -166,8 +178,8 @@ def what_happens(run: Run, measured: Trajectories, site: int) -> str:
         sentences.append(
             f"Of the prompts that are {reply}, {first['n_harmful']} harmful ones project d {_spelt(first)} above "
             f"{first['n_harmless']} harmless ones at {WINDOWS[0]}, {_spelt(begin)} over {WINDOWS[1]} and "
-            f"{_spelt(last)} over its last: the gap {_changed(begin)} when the reply begins, and "
-            f"{_changed(last)} along it."
+            f"{_spelt(last)} over its last, up to token {last['to_token']}: the gap {_changed(begin)} when the "
+            f"reply begins, and {_changed(last)} along it."
         )
     fitted = " The direction was fitted on these prompts: the gap is in-sample." if measured.manifest.fitted else ""
     return f"At {run.site_label(site)}: {' '.join(sentences)}{fitted}"

@@ -40,9 +40,9 @@ def replies(run: Run, site: int) -> int | None:
     st.caption(
         sentences(
             f"Greedy replies to prompts of {measured.manifest.prompts.source}, at most "
-            f"{measured.manifest.reply_tokens} tokens; means of at least eight that last so far, with 95 % intervals. "
-            "From token 1 on the reply's own words are in it: compare lines of one kind of reply. The direction was "
-            f"fitted where replies begin, and other directions were not followed.{thought}"
+            f"{measured.manifest.reply_tokens} tokens; a line ends where half of its replies have ended. Bands are "
+            "95 % intervals. From token 1 on the reply's own words are in it: compare lines of one kind of reply. The "
+            f"direction was fitted where replies begin, and other directions were not followed.{thought}"
         )
     )
     numbers_table(trajectory.gaps(measured, site))

@@ -88,6 +88,23 @@ def test_a_gap_that_falls_along_the_reply_is_said_and_none_is_made_of_noise(run,
     assert "in-sample" in said
 
 
+def test_what_few_long_replies_do_is_not_taken_for_what_most_do(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / run.run_id)
+    copied = open_run(run.run_id, tmp_path)
+    save_trajectory(copied)
+    stored = described.load_trajectory(copied)
+    # Of six prompts five replies end with token 5; what goes on is far away.
+    ends = stored.table["prompt_id"].isin(stored.prompts["prompt_id"][stored.prompts.index % 6 > 0])
+    table = stored.table[~(ends & stored.table["token"].gt(5))]
+    table = table.assign(projection=table["projection"].where(table["token"].le(5), 100.0))
+    save_addition(copied, table, stored.manifest)
+    measured = described.load_trajectory(copied)
+    assert described.curves(measured, 0).groupby("label")["token"].max().tolist() == [5, 5]
+    assert described.gaps(measured, 0)["to_token"].eq(5).all()
+    assert described.gaps(measured, 0)["n_harmful"].eq(16).all()
+    assert described.curves(measured, 0)["projection"].max() < 10
+
+
 def test_tables_that_lack_or_repeat_rows_or_are_of_other_prompts_are_refused(tiny, tmp_path):
     shutil.copytree(tiny.path, tmp_path / tiny.run_id)
     run = open_run(tiny.run_id, tmp_path)
