@@ -19,7 +19,7 @@ from refusal_core.errors import RefusalError
 from refusal_core.models.opening import load_model
 from refusal_core.prompts.sets import load_contrast_set
 
-SECTIONS = ("engine", "behaviour", "intervention", "live", "waiting", "memory", "dashboard")
+SECTIONS = ("engine", "behaviour", "intervention", "live", "waiting", "memory", "dashboard", "visitors")
 _PACKAGES = ("torch", "transformers", "numpy", "transformer-lens", "nnsight")
 
 
@@ -33,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompts", default="pairs", help="contrast set")
     parser.add_argument("--limit", type=int, help="prompts per label")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--visitors", type=int, default=20, help="of one server at the same time")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for which they visit it")
+    parser.add_argument("--roam", action="store_true", help="they look at other pages between their prompts")
     parser.add_argument("--output", type=Path, default=Path("benchmarks.json"), help="JSON file to write")
     options = parser.parse_args(arguments)
     unknown = set(options.sections) - set(SECTIONS)
@@ -47,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     except RefusalError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    bench = Bench(chat_model, contrast.table["text"].tolist(), options.rounds)
+    texts = contrast.table["text"].tolist()
+    bench = Bench(chat_model, texts, options.rounds, options.visitors, options.minutes, options.roam)
     rows = []
     for name in options.sections or SECTIONS:
         rows += importlib.import_module(f"benchmarks.{name}").rows(bench)

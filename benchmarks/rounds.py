@@ -20,11 +20,17 @@ class Bench:
     Attributes:
         texts: the prompts, as a person would type them.
         rounds: how often everything is timed.
+        visitors: how many visit a server at the same time.
+        minutes: how long they do.
+        roam: whether they look at other pages between their prompts.
     """
 
     chat_model: ChatModel
     texts: list[str]
     rounds: int
+    visitors: int = 20
+    minutes: float = 10.0
+    roam: bool = False
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ROOT = Path(__file__).resolve().parents[1]
-_AT_ONCE, _ONLINE_AT_ONCE = threading.BoundedSemaphore(2), threading.BoundedSemaphore(2)
-"""How many are read at once, since each may take all of its limit. Files do not wait for what is downloaded."""
+_AT_ONCE, _LARGE_AT_ONCE, _ONLINE_AT_ONCE = map(threading.BoundedSemaphore, (2, 1, 2))
+"""How many are read at once, since each may take all of its limit. Files wait neither for what is downloaded nor for
+whole runs."""
 _SECONDS_TO_WAIT = 60.0
 _LARGEST_ANSWER = 200_000_000
 _TOO_MUCH = "reading this file took more memory or time than it may; nothing was changed"
@@ -89,9 +90,8 @@ def in_child(
         "sent": name,
         "limits": (limits.memory, limits.cpu_seconds),
     }
-    answer = _ask(
-        json.dumps(request).encode() + b"\n" + content, limits.seconds, _ONLINE_AT_ONCE if online else _AT_ONCE
-    )
+    at_once = _ONLINE_AT_ONCE if online else _LARGE_AT_ONCE if limits == LARGE else _AT_ONCE
+    answer = _ask(json.dumps(request).encode() + b"\n" + content, limits.seconds, at_once)
     if "error" in answer:
         raise getattr(errors, str(answer["kind"]))(answer["error"])
     result: T = _adapter(_hints(function)["return"]).validate_python(answer["result"])

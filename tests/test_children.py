@@ -278,7 +278,7 @@ def test_a_limit_that_is_lower_already_stays_and_one_that_the_system_refuses_is_
     assert ended.stdout.split()[:2] == ["50", "50"]
 
 
-def test_files_do_not_wait_for_what_is_downloaded_and_whoever_waits_long_is_told(greedy, monkeypatch):
+def test_files_wait_for_neither_downloads_nor_whole_runs_and_whoever_waits_long_is_told(greedy, monkeypatch):
     monkeypatch.setattr(children, "_SECONDS_TO_WAIT", 0.01)
     monkeypatch.setattr(children, "_ONLINE_AT_ONCE", threading.BoundedSemaphore(1))
     with children._ONLINE_AT_ONCE:
@@ -286,3 +286,7 @@ def test_files_do_not_wait_for_what_is_downloaded_and_whoever_waits_long_is_told
         with pytest.raises(children.BusyError, match="try again in a minute"):
             in_child(greedy.talk, 7, sent=("a.csv", b""), online=True)
     assert in_child(greedy.talk, 7, sent=("a.csv", b""), online=True) == "a.csv7False"
+    with children._LARGE_AT_ONCE:
+        assert in_child(greedy.talk, 7, sent=("a.csv", b"")) == "a.csv7False"
+        with pytest.raises(children.BusyError, match="try again in a minute"):
+            in_child(greedy.talk, 7, sent=("a.csv", b""), limits=children.LARGE)

@@ -14,7 +14,11 @@ from refusal_core.access.settings import Access, Role
 
 ROLE_HEADER = "x-refusal-role"
 """Header of a request by which the guard tells the program behind it who asks; a visitor's own is removed."""
-_HEALTH, _METRICS = "/_stcore/health", "/_stcore/metrics"
+MOST_UPLOADED = 100_000_000
+"""Bytes that the server holds of a visit's files before it takes another."""
+LARGEST_OF_VIEWER = 25_000_000
+"""Bytes of one file that somebody who may only look and score may send."""
+_HEALTH, _METRICS, _UPLOAD = "/_stcore/health", "/_stcore/metrics", "/_stcore/upload_file/"
 _PARAMETER = "token"
 _MOST_COOKIES = 16_384
 
@@ -38,9 +42,20 @@ class Guard:
     but the health check need the token, from the address once and from a cookie afterwards.
     """
 
-    def __init__(self, app: App, access: Access, base_path: str = "") -> None:
+    def __init__(
+        self, app: App, access: Access, base_path: str = "", held_of: Callable[[str], int] = lambda visit: 0
+    ) -> None:
+        """Stand before a program.
+
+        Args:
+            app: the program.
+            access: how it is protected.
+            base_path: below which it is.
+            held_of: returns how many bytes of files the program holds of a visit.
+        """
         self._app = app
         self._access = access
+        self._held_of = held_of
         self._base = f"/{base_path.strip('/')}" if base_path.strip("/") else ""
         self._headers = _security_headers(access)
 
@@ -79,10 +94,25 @@ class Guard:
         if role is None:
             await self._ask(scope, send, query, "This server needs the token that was printed when it was started.")
             return
+        if (refused := self._refused_file(scope, role)) is not None:
+            await self._refuse(scope, send, 413, refused)
+            return
         own = ROLE_HEADER.encode()
         headers = [(key, value) for key, value in scope["headers"] if key.lower() != own]
         passed = {**scope, "headers": [*headers, (own, role.encode())]}
         await self._app(passed, receive, self._with_headers(send))
+
+    def _refused_file(self, scope: Message, role: Role) -> str | None:
+        """Return why a file that is being sent is not taken, ``None`` where it is or none is being sent."""
+        path, upload = str(scope["path"]), f"{self._base}{_UPLOAD}"
+        if scope["type"] != "http" or scope["method"] != "PUT" or not path.startswith(upload):
+            return None
+        length = _one(scope, b"content-length") or ""
+        if role != "owner" and not (length.isdecimal() and int(length) <= LARGEST_OF_VIEWER):
+            return f"A file of a visitor has at most {LARGEST_OF_VIEWER / 1e6:.0f} MB."
+        if self._held_of(path.removeprefix(upload).split("/")[0]) > MOST_UPLOADED:
+            return "This visit has sent as many files as it may; reload the page to begin anew."
+        return None
 
     def _is_own_page(self, scope: Message, host: str) -> bool:
         """Return whether a request comes from a page of this server, or from no page; one may always be navigated to.

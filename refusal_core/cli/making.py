@@ -105,11 +105,15 @@ def import_direction(
     reporter: ReporterArgument,
 ) -> None:
     """Put someone else's vectors to the questions on a run's prompts, as a new run."""
+    from refusal_core.children import in_child
     from refusal_core.cli.runs import headline
     from refusal_core.pipeline.imported import import_direction as make
+    from refusal_core.pipeline.vector_files import count_vectors
     from refusal_core.runs import store
 
     parent = store.open_run(run, cache)
+    # Somebody else's file, whose few bytes may take any memory: what it takes is found out where that is limited.
+    in_child(count_vectors, str(file))
     with reporter.progress(not parent.keeps_activations) as progress:
         result = make(parent, file, layers, layer, model=model, device=device, progress=progress)
     if result.cached:

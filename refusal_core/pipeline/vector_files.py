@@ -119,6 +119,15 @@ def read_vectors(
     return ImportedVectors(unit, chosen, sha256_of(path))
 
 
+def count_vectors(path: str) -> int:
+    """Return how many vectors a file holds, having read all of it.
+
+    Raises:
+        RefusalError: for a file that holds none.
+    """
+    return len(_read(Path(path)).vectors)
+
+
 def _read(path: Path) -> _Stack:
     """Return what a file holds, by its first bytes."""
     if path.exists() and not path.is_file():

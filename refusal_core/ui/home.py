@@ -25,6 +25,7 @@ from refusal_core.ui.evidence import evidence_or_none
 from refusal_core.ui.intervention import summary_of
 from refusal_core.ui.layout import chart, heading, sentences
 from refusal_core.ui.model import available_source, one_model
+from refusal_core.ui.newest import Newest
 from refusal_core.ui.placement import place_in_words, show_tokens
 from refusal_core.ui.streamlit_internals import component, resource
 
@@ -145,7 +146,9 @@ def _placed(run: Run, source: str | None, text: str, line: DeltaGenerator) -> Pl
 
 
 def _opening(run: Run, source: str, text: str) -> str | None:
-    openings: dict[tuple[str, str], str | None] = st.session_state.setdefault("home_openings", {})
+    openings: Newest[tuple[str, str], str | None] = st.session_state.setdefault(
+        "home_openings", Newest(live.MOST_REMEMBERED)
+    )
     key = run.run_id, text
     if key not in openings:
         try:

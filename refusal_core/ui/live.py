@@ -23,12 +23,15 @@ from refusal_core.runs.run import Run
 from refusal_core.ui import address, remembered
 from refusal_core.ui.layout import chart, raw_units, sentences, show_error
 from refusal_core.ui.model import one_model
+from refusal_core.ui.newest import Newest
 from refusal_core.ui.numbers import whole
 from refusal_core.ui.placement import place_in_words, show_tokens
 from refusal_core.ui.scores import score_table
 
 MOST_PINS = len(LINE_COLOURS) - 1
 MOST_REMEMBERED = 30
+MOST_REPLIES = 90
+"""Replies of a visitor's prompts that are not asked for again: of each prompt that is remembered, under three edits."""
 
 _LINES = "live_several_lines"
 _TABS, _TAB = "live_tab", "live_tab_open"
@@ -278,7 +281,7 @@ def reply_picker(run: Run, site: int) -> Condition | None:
 
 def show_reply(run: Run, source: str, score: Score, condition: Condition, place: DeltaGenerator) -> None:
     """Show how the reply opens under an edit, asked of the model after all else is drawn."""
-    known: dict[tuple[str, str, Condition], str | None] = st.session_state.setdefault(_REPLIES, {})
+    known: Newest[tuple[str, str, Condition], str | None] = st.session_state.setdefault(_REPLIES, Newest(MOST_REPLIES))
     asked = run.run_id, score.text, condition
     if asked not in known:
         place.caption("The reply opens: …")

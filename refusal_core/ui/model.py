@@ -26,6 +26,7 @@ from refusal_core.runs.run import Run
 from refusal_core.ui.background import offer
 from refusal_core.ui.jobs import Command
 from refusal_core.ui.layout import show_error
+from refusal_core.ui.newest import Newest
 from refusal_core.ui.turns import Turns
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ class OpenRun:
     """
 
     scorer: Scorer
-    read: dict[str, TriedPrompt] = field(default_factory=dict)
+    read: Newest[str, TriedPrompt] = field(default_factory=lambda: Newest(_MOST_READ))
 
     def tried(self, text: str) -> TriedPrompt:
         """Return a prompt as it was read for edits, reading it where it is not in memory.
@@ -58,10 +59,7 @@ class OpenRun:
             RefusalError: for a model that thinks before it replies.
         """
         if text not in self.read:
-            tried = TriedPrompt(self.scorer, text)
-            while len(self.read) >= _MOST_READ:
-                del self.read[next(iter(self.read))]
-            self.read[text] = tried
+            self.read[text] = TriedPrompt(self.scorer, text)
         return self.read[text]
 
 
@@ -77,7 +75,7 @@ class OneModel:
         self._checked: set[tuple[str, tuple[str, ...]]] = set()
         self._wanted: tuple[str, ...] | None = None
         self._chat_model: ChatModel | None = None
-        self._open: dict[str, OpenRun] = {}
+        self._open: Newest[str, OpenRun] = Newest(_MOST_OPEN)
 
     def ask(self, run: Run, source: str, question: Callable[[OpenRun], T], say: Callable[[str], object]) -> T:
         """Answer a question in its turn, after opening the run's model where it is not open yet.
@@ -120,8 +118,6 @@ class OneModel:
         opened = self._open.get(run.run_id)
         if opened is None or opened.scorer.run is not run:
             assert self._chat_model is not None
-            while len(self._open) >= _MOST_OPEN:
-                del self._open[next(iter(self._open))]
             opened = self._open[run.run_id] = OpenRun(Scorer(self._chat_model, run))
         return opened
 

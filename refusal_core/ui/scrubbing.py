@@ -7,9 +7,11 @@ from collections.abc import Hashable
 import streamlit as st
 
 from refusal_core.ui import address
+from refusal_core.ui.newest import Newest
 from refusal_core.ui.streamlit_internals import component
 
 _STARTS = "scrubbing_starts"
+_MOST_STARTS = 500
 
 
 def keep_together(container: str, site: int) -> None:
@@ -50,8 +52,12 @@ def first_site(container: str, site: int, shown: tuple[Hashable, ...]) -> int:
         site: what the page shows.
         shown: what else the figure depends on.
     """
-    starts: dict[tuple[Hashable, ...], int] = st.session_state.setdefault(_STARTS, {})
-    return starts.setdefault((container, *shown), site)
+    starts: Newest[int, int] = st.session_state.setdefault(_STARTS, Newest(_MOST_STARTS))
+    # What is shown may name thousands of prompts, which need not be held for each figure.
+    figure = hash((container, *shown))
+    if figure not in starts:
+        starts[figure] = site
+    return starts[figure]
 
 
 def _narrow_key(container: str) -> str:

@@ -13,7 +13,7 @@ from refusal_core.access.guard import ROLE_HEADER, Guard
 from refusal_core.access.settings import TOKEN, Access, access_for, is_specific
 from refusal_core.error_log import log_failure
 from refusal_core.errors import AccessError, RefusalError
-from refusal_core.ui.streamlit_internals import is_page
+from refusal_core.ui.streamlit_internals import is_page, uploaded_bytes
 
 _guarded = False
 
@@ -32,7 +32,7 @@ def guard() -> list[Middleware]:
     base_path = str(_option("server.baseUrlPath") or "")
     _print_addresses(access, address, base_path)
     _guarded = True
-    return [Middleware(Guard, access=access, base_path=base_path)]
+    return [Middleware(Guard, access=access, base_path=base_path, held_of=uploaded_bytes)]
 
 
 def show_failure(error: Exception) -> bool:

@@ -23,7 +23,7 @@ from refusal_core.ui.jobs import Command
 from refusal_core.ui.model import fetch_command
 from refusal_core.ui.options import option_widget
 from refusal_core.ui.prompt_report import chosen_columns
-from refusal_core.ui.uploads import store_upload, uploads_folder
+from refusal_core.ui.uploads import LARGEST, store_upload, uploads_folder
 
 _OTHER = "another model"
 _BUNDLED, _TYPED, _UPLOADED = "bundled", "from the hub or this machine", "an uploaded file"
@@ -106,6 +106,7 @@ def _prompts() -> str:
     sent = other.file_uploader(
         "A labelled file",
         type=[ending[1:] for ending in READABLE],
+        max_upload_size=LARGEST // 1_000_000,
         key="runs_upload",
         help="With a text and a label (harmful or harmless) in each row; txt: label, tab, text on each line.",
     )

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime import Runtime
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 
@@ -42,6 +43,14 @@ def component(name: str, css: str | None = None, isolate_styles: bool = True) ->
 def resource(name: str) -> str:
     """Return the text of a file of this package."""
     return (files("refusal_core.ui") / name).read_text(encoding="utf-8")
+
+
+def uploaded_bytes(session: str) -> int:
+    """Return how many bytes of uploaded files the server holds of a session."""
+    if not Runtime.exists():
+        return 0
+    files_of = getattr(Runtime.instance().uploaded_file_mgr, "file_storage", {}).get(session, {})
+    return sum(len(file.data) for file in list(files_of.values()))
 
 
 def select_rows(key: str, rows: Iterable[int]) -> None:

@@ -10,7 +10,7 @@ from refusal_core.runs.run import Run
 from refusal_core.ui.jobs import Command
 from refusal_core.ui.layout import show_error
 from refusal_core.ui.model import model_source
-from refusal_core.ui.uploads import store_vectors
+from refusal_core.ui.uploads import LARGEST, store_vectors
 
 _SAYS_ITSELF = "the file says it"
 
@@ -32,6 +32,7 @@ def command_for_vectors(run: Run) -> Command | None:
     sent = st.file_uploader(
         "A file of vectors",
         type=[ending[1:] for ending in ENDINGS],
+        max_upload_size=LARGEST // 1_000_000,
         key="vectors_file",
         help="One vector, or one for each layer. Pickles (.pt, .bin) are refused: opening one runs what its author "
         "wrote.",

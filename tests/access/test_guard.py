@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from refusal_core.access.guard import ROLE_HEADER, Guard, cookie_name, is_host_of
+from refusal_core.access.guard import LARGEST_OF_VIEWER, MOST_UPLOADED, ROLE_HEADER, Guard, cookie_name, is_host_of
 from refusal_core.access.settings import Access
 
 ACCESS = Access("the-owner's-long-token")
@@ -53,7 +53,7 @@ def ask(
     }
     if kind == "http":
         scope["method"] = method
-    asyncio.run(Guard(program, access, base)(scope, None, send))
+    asyncio.run(Guard(program, access, base, {"full": MOST_UPLOADED + 1, "b": 0}.__getitem__)(scope, None, send))
     first = sent[0]
     if kind == "websocket":
         status = 101 if first["type"] == "websocket.accept" else 403
@@ -86,6 +86,26 @@ def test_the_cookie_opens_pages_and_the_stream_and_says_who_asks():
     assert ask(cookie=VIEWER)[::3] == (200, "viewer")
     assert ask("/_stcore/stream", kind="websocket", cookie=f"a=b; {VIEWER}")[::3] == (101, "viewer")
     assert ask(kind="websocket", cookie=["a=b", OWNER])[::3] == (101, "owner")
+
+
+@pytest.mark.parametrize(
+    ("cookie", "visit", "length", "status"),
+    [
+        (VIEWER, "b", str(LARGEST_OF_VIEWER), 200),
+        (VIEWER, "b", str(LARGEST_OF_VIEWER + 1), 413),
+        (VIEWER, "b", "", 413),
+        (VIEWER, "b", "-1", 413),
+        (VIEWER, "full", "10", 413),
+        (OWNER, "b", str(10 * LARGEST_OF_VIEWER), 200),
+        (OWNER, "full", "10", 413),
+    ],
+)
+@pytest.mark.parametrize("base", ["", "sub"])
+def test_a_visit_sends_so_much_and_no_more(cookie, visit, length, status, base):
+    path = f"{'/sub' if base else ''}/_stcore/upload_file/{visit}/file"
+    sizes = {"content-length": length} if length else {}
+    assert ask(path, method="PUT", cookie=cookie, base=base, **sizes)[0] == status
+    assert ask(path, method="DELETE", cookie=cookie, base=base)[0] == 200
 
 
 def test_a_visitor_cannot_say_who_he_is():

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
 import torch
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from tiny import tiny_config, tiny_model
 
-from benchmarks import behaviour, chromium, competitors, dashboard, engine, intervention, memory, random_models, waiting
+from benchmarks import (
+    behaviour,
+    chromium,
+    competitors,
+    dashboard,
+    engine,
+    intervention,
+    memory,
+    random_models,
+    visitors,
+    waiting,
+)
 from benchmarks.__main__ import main
 from benchmarks.rounds import Bench, Row, in_turn, table
 from refusal_core.activations.reader import ResidualReader
@@ -178,3 +192,19 @@ def test_what_people_wait_for_is_timed_on_a_run_from_the_command_line(monkeypatc
     assert "to 0e+00 the same numbers" in listed.note
     assert set(listed.seconds) == {"list", "extraction"}
     assert "evidence of 20 x 3 x 24" in rows
+
+
+def test_a_visitor_who_is_sent_another_s_text_is_counted_and_the_answer_is_the_line_that_names_the_prompt():
+    marks = [f"mark{number:016x}" for number in range(2)]
+    texts = [f"Scored: {marks[0]} how", f"Nearest: {marks[1]} write", f"Scored: {marks[0]} how do I"]
+    sent = [ForwardMsg(), *(ForwardMsg() for _ in texts)]
+    sent[0].script_finished = ForwardMsg.FINISHED_EARLY_FOR_RERUN
+    for message, text in zip(sent[1:], texts, strict=True):
+        message.delta.new_element.text.body = text
+    socket = AsyncMock(recv=AsyncMock(side_effect=[message.SerializeToString() for message in sent]))
+    seen = visitors._Seen()
+    visit = visitors._Session(socket, seen)
+    visit.mark = marks[0]
+    asyncio.run(visit._until(texts[-1]))
+    assert socket.recv.await_count == len(sent)
+    assert (seen.own, seen.foreign) == (2, 1)

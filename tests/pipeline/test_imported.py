@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -211,6 +212,7 @@ def test_the_final_norm_alone_has_words_and_nothing_to_edit(planted_run, planted
         intervene(run, planted_folder)
 
 
+@pytest.mark.slow
 def test_the_command_line_imports_and_says_so(parent, tmp_path, capsys):
     path = write_blocks(tmp_path / "cli.safetensors", parent, 1)
     cache = ["--cache", str(parent.path.parent)]
@@ -229,6 +231,11 @@ def test_the_command_line_imports_and_says_so(parent, tmp_path, capsys):
     assert "choose a numbering" in capsys.readouterr().err
     assert main(["import-direction", str(tmp_path / "x.pt"), "--run", parent.run_id, *cache]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+    # What is read here was read before where memory and time are limited.
+    refuse = mock.Mock(side_effect=RefusalError("more memory or time than it may"))
+    with mock.patch("refusal_core.children.in_child", refuse):
+        assert main(["import-direction", str(path), "--run", parent.run_id, "--layers", "blocks", *cache]) == 1
+    assert "more memory or time" in capsys.readouterr().err
 
 
 def test_the_shipped_and_older_runs_know_nothing_of_imports(parent):

@@ -18,9 +18,10 @@ from tiny import tiny_model, write_tiny_gguf
 
 from refusal_core.activations.extraction import extract
 from refusal_core.analysis.directions import Direction
+from refusal_core.children import Limits, in_child
 from refusal_core.errors import RefusalError
 from refusal_core.models.templates import render
-from refusal_core.pipeline.vector_files import NUMBERINGS, read_vectors
+from refusal_core.pipeline.vector_files import NUMBERINGS, count_vectors, read_vectors
 from refusal_core.steering import residual_stream
 
 LAYERS, WIDTH = 4, 32
@@ -240,3 +241,19 @@ def test_a_gguf_model_is_no_control_vector(tmp_path):
     write_tiny_gguf(path)
     with pytest.raises(RefusalError, match="expected a control vector"):
         places(path)
+
+
+@pytest.mark.slow
+def test_a_file_whose_few_bytes_take_much_is_given_up_in_a_process_of_its_own(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "long.gguf", "controlvector")
+    # The reader makes an array of each element of this one.
+    writer.add_array("x", bytes(4_000_000))
+    writer.add_tensor("direction.0", vectors(1)[0])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(RefusalError, match="more memory or time than it may"):
+        in_child(count_vectors, str(tmp_path / "long.gguf"), limits=Limits(2**30, 3, 60))
+    write_repeng(tmp_path / "short.gguf", dict(enumerate(vectors(2))))
+    assert in_child(count_vectors, str(tmp_path / "short.gguf")) == 2
