@@ -21,6 +21,7 @@ from playwright.sync_api import Page, expect
 from synthetic import HOSTILE
 from synthetic import RUN as SYNTHETIC
 
+from refusal_core.access.guard import LARGEST_OF_VIEWER
 from refusal_core.runs import store
 from refusal_core.sharing.archives import pack_run
 from refusal_core.ui.jobs import Command
@@ -172,7 +173,8 @@ def test_a_run_is_started_watched_cancelled_gone_on_with_opened_renamed_and_dele
 
 def test_a_wrong_hash_is_refused_and_a_good_run_taken_in_and_opened(open_page, cache, sent):
     page = open_page("Runs")
-    hand_in(page, sent | {f"{SENT}/prompts.parquet": sent[f"{SENT}/prompts.parquet"][:-1] + b"x"})
+    # Longer than what others than the owner may send.
+    hand_in(page, sent | {f"{SENT}/prompts.parquet": os.urandom(LARGEST_OF_VIEWER)})
     expect(page.get_by_text("its SHA-256 differs")).to_be_visible(timeout=PATIENCE)
     assert not (cache / SENT).exists()
     page = open_page("Runs")
