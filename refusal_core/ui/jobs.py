@@ -40,7 +40,7 @@ _NAME = re.compile(r"[a-z-]+-[0-9a-f]{12}")
 _KEPT = 20
 MOST_AT_ONCE = 8
 """The most jobs of all visitors that run or wait for their turn."""
-_SECONDS_TO_END = 5.0
+_SECONDS_TO_END, _SECONDS_TO_START = 5.0, 20.0
 _LOG_BYTES = 16_384
 _OOM_SCORE = 500
 _KILLED = (
@@ -143,16 +143,17 @@ def status(name: str) -> Job | None:
         return None
     if not all(map(math.isfinite, (began, begun, updated, left or 0.0))):
         return None
+    now = time.monotonic()
+    starting = record.get("pid") is None and not progress and 0 <= now - begun < _SECONDS_TO_START
     state: State
     if said in ("done", "failed"):
         state = said
-    elif alive:
+    elif alive or starting:
         state = "running"
     elif cancelled or said == "cancelled":
         state = "cancelled"
     else:
         state, message = "failed", _last_words(name)
-    now = time.monotonic()
     return Job(
         command=command,
         state=state,
@@ -222,12 +223,41 @@ def log(name: str, lines: int = 20) -> str:
 
 
 def _begin(command: Command) -> None:
-    progress = _path(command.name, ".progress")
-    progress.unlink(missing_ok=True)
+    record = _path(command.name, ".json")
+    _path(command.name, ".progress").unlink(missing_ok=True)
+    begun = {
+        "title": command.title,
+        "verb": command.verb,
+        "arguments": command.arguments,
+        "pid": None,
+        "began": time.time(),
+        "clock": time.monotonic(),
+        "cancelled": False,
+    }
+    # First, so that no job runs that nobody knows of, whatever happens to this server or to the disk.
+    _write(record, begun)
+    try:
+        process = _popen(command)
+    except OSError:
+        record.unlink()
+        raise
+    end_first_without_memory(process.pid, _OOM_SCORE)
+    # It may outlive this server; one that ends before is waited for, so that nothing of it stays behind.
+    threading.Thread(target=process.wait, daemon=True).start()
+    # For a moment a new process has no command line, which is what it is known by.
+    with contextlib.suppress(psutil.Error):
+        while not psutil.Process(process.pid).cmdline():
+            time.sleep(0.001)
+    # Without it the job is known by the pid in its progress.
+    with contextlib.suppress(OSError):
+        _write(record, begun | {"pid": process.pid})
+
+
+def _popen(command: Command) -> subprocess.Popen[bytes]:
     # The job works in the program's folder, so what is relative to the server's has to be made absolute.
     folders = {"REFUSAL_CACHE": str(cache_folder().absolute()), "REFUSAL_MODELS": str(models_folder().absolute())}
     with _path(command.name, ".log").open("wb") as written:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [*_PROGRAM, *command.verb.split(), _watched(command.name), *command.arguments],
             stdin=subprocess.DEVNULL,
             stdout=written,
@@ -236,23 +266,6 @@ def _begin(command: Command) -> None:
             cwd=_ROOT,
             env={name: value for name, value in os.environ.items() if name != "REFUSAL_TOKEN"} | folders,
         )
-    end_first_without_memory(process.pid, _OOM_SCORE)
-    # It may outlive this server; one that ends before is waited for, so that nothing of it stays behind.
-    threading.Thread(target=process.wait, daemon=True).start()
-    # For a moment a new process has no command line, which is what it is known by.
-    with contextlib.suppress(psutil.Error):
-        while not psutil.Process(process.pid).cmdline():
-            time.sleep(0.001)
-    record = {
-        "title": command.title,
-        "verb": command.verb,
-        "arguments": command.arguments,
-        "pid": process.pid,
-        "began": time.time(),
-        "clock": time.monotonic(),
-        "cancelled": False,
-    }
-    _write(_path(command.name, ".json"), record)
 
 
 def _end(family: list[psutil.Process], end: Callable[[psutil.Process], None]) -> None:
@@ -265,11 +278,12 @@ def _end(family: list[psutil.Process], end: Callable[[psutil.Process], None]) ->
 def _process(name: str) -> psutil.Process | None:
     """The job's process while it runs: the recorded one, if that is still the one that was started.
 
-    A pid may have gone to another process meanwhile; only the job's own was told to write the job's progress file.
+    A pid may have gone to another process meanwhile; only the job's own was told to write the job's progress file. Of
+    one whose server was killed before it knew the pid, the job's own progress tells it.
     """
-    record = _record(name)
+    pid = (_record(name) or {}).get("pid") or (_read(_path(name, ".progress")) or {}).get("pid")
     try:
-        process = psutil.Process(int((record or {})["pid"]))
+        process = psutil.Process(int(pid))
         return process if _watched(name) in process.cmdline() else None
     except (psutil.Error, KeyError, ValueError, TypeError, OverflowError):
         return None

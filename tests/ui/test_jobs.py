@@ -163,6 +163,29 @@ def test_a_job_outlives_the_server_that_started_it_and_the_next_one_watches_it(f
     assert (folder / "started").read_text() == "x"
 
 
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_of_a_server_killed_while_it_starts_a_job_the_next_one_knows_the_job(folder, monkeypatch, place):
+    kill = "os.kill(os.getpid(), signal.SIGKILL)"
+    server = (
+        "import os, signal, sys\nfrom refusal_core.ui import jobs\n"
+        f"jobs._PROGRAM = {jobs._PROGRAM!r}\npopen = jobs._popen\n"
+        f"jobs._popen = lambda command: ({'None' if place == 'before' else 'popen(command)'}, {kill})\n"
+        f"jobs.start(jobs.Command('count things', 'count', ({str(folder)!r},)))\n"
+    )
+    ended_by = subprocess.run([sys.executable, "-c", server], check=False, cwd=folder, env=os.environ).returncode
+    assert ended_by == -signal.SIGKILL
+    name = command(folder).name
+    assert jobs.status(name).state == "running"
+    if place == "before":
+        monkeypatch.setattr(jobs, "_SECONDS_TO_START", 0.0)
+        assert "start it again" in jobs.status(name).message
+        jobs.start(command(folder))
+    until(lambda: jobs.status(name).stage)
+    (folder / "go").touch()
+    assert ended(name).state == "done"
+    assert (folder / "started").read_text() == "x"
+
+
 def test_two_visitors_and_two_servers_start_one_job(folder):
     asked = command(folder)
     server = (
