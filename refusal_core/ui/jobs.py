@@ -281,9 +281,9 @@ def _process(name: str) -> psutil.Process | None:
     A pid may have gone to another process meanwhile; only the job's own was told to write the job's progress file. Of
     one whose server was killed before it knew the pid, the job's own progress tells it.
     """
-    pid = (_record(name) or {}).get("pid") or (_read(_path(name, ".progress")) or {}).get("pid")
+    record, progress = _record(name) or {}, _read(_path(name, ".progress")) or {}
     try:
-        process = psutil.Process(int(pid))
+        process = psutil.Process(int(record.get("pid") or progress["pid"]))
         return process if _watched(name) in process.cmdline() else None
     except (psutil.Error, KeyError, ValueError, TypeError, OverflowError):
         return None
