@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import cohen_kappa_score
 
 from refusal_core.activations.passes import FinishedPasses
 from refusal_core.analysis.groups import MOST_REDRAWN, redraw_prompts, sample_groups
@@ -165,21 +163,6 @@ def known_refusals(run: Run) -> tuple[pd.Series, str]:
         label = stored[0]["opening_label"].set_axis(run.prompts.index)
         return label.eq("refuses").where(label.notna(), likely), "by how the recorded replies open"
     return likely, "by the sign of the refusal log-odds: replies were not recorded"
-
-
-def measure_agreement(run: Run, table: pd.DataFrame) -> pd.DataFrame:
-    """Return how far the measures agree on the fitted prompts, by pair: Cohen's kappa (Cohen 1960), shared verdicts.
-
-    Returns:
-        ``first, second, kappa, same`` with ``same`` the share of prompts; kappa is NaN where a measure is constant.
-    """
-    verdicts = refusals_by_measure(run, table)[run.rows()]
-    rows = []
-    for first, second in combinations(MEASURES, 2):
-        varies = verdicts[first].nunique() > 1 and verdicts[second].nunique() > 1
-        kappa = cohen_kappa_score(verdicts[first], verdicts[second]) if varies else np.nan
-        rows.append((first, second, kappa, float((verdicts[first] == verdicts[second]).mean())))
-    return pd.DataFrame(rows, columns=["first", "second", "kappa", "same"])
 
 
 def correlation_by_site(run: Run, table: pd.DataFrame, draws: int = 1000, seed: int = 0) -> pd.DataFrame:

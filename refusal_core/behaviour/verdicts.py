@@ -1,10 +1,11 @@
-"""Verdicts from elsewhere on a model's replies: a judge model's or people's, joined to a run by prompt."""
+"""How far verdicts on a model's replies agree: of the measures, and from elsewhere, a judge model's or people's."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +14,7 @@ import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
 from refusal_core.annotations.csv_files import read_annotation_file
-from refusal_core.behaviour.measurement import refusals_by_measure
+from refusal_core.behaviour.measurement import MEASURES, refusals_by_measure
 from refusal_core.errors import PromptError
 from refusal_core.prompts.columns import first_column, listed
 from refusal_core.runs.run import Run
@@ -98,6 +99,21 @@ def agreement(run: Run, table: pd.DataFrame, verdicts: Verdicts) -> pd.DataFrame
         shares = [float(same[chosen].mean()) if chosen.any() else np.nan for chosen in (everyone, theirs, ~theirs)]
         rows.append((measure, len(same), kappa, *shares))
     return pd.DataFrame(rows, columns=["measure", "n", "kappa", "same", "sensitivity", "specificity"])
+
+
+def measure_agreement(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """Return how far the measures agree on the fitted prompts, by pair: Cohen's kappa (Cohen 1960), shared verdicts.
+
+    Returns:
+        ``first, second, kappa, same`` with ``same`` the share of prompts; kappa is NaN where a measure is constant.
+    """
+    verdicts = refusals_by_measure(run, table)[run.rows()]
+    rows = []
+    for first, second in combinations(MEASURES, 2):
+        varies = verdicts[first].nunique() > 1 and verdicts[second].nunique() > 1
+        kappa = cohen_kappa_score(verdicts[first], verdicts[second]) if varies else np.nan
+        rows.append((first, second, kappa, float((verdicts[first] == verdicts[second]).mean())))
+    return pd.DataFrame(rows, columns=["first", "second", "kappa", "same"])
 
 
 def describe_verdicts(run: Run, table: pd.DataFrame, verdicts: Verdicts) -> str:

@@ -210,7 +210,7 @@ def show_behaviour(run: Run, verdicts_file: str | None, as_json: bool) -> None:
         return
     print(measurement.describe_behaviour(run, table, numbers, run.best_site()), end="\n\n")
     print(pd.crosstab(run.prompts["label"], table["opening_label"]).to_string(), end="\n\n")
-    print_table(measurement.measure_agreement(run, table))
+    print_table(verdicts.measure_agreement(run, table))
     print(f"\n{first_tokens.describe_first_tokens(run, table)}")
     if elsewhere is not None:
         print(f"\n{verdicts.describe_verdicts(run, table, elsewhere)}")

@@ -6,8 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from refusal_core.evidence.claims import SIGNIFICANT, against_wording, holds, is_tested, probe_source, separated
-from refusal_core.evidence.design import CONTRAST, FALSE_ALARMS
+from refusal_core.evidence.claims import (
+    FALSE_ALARMS,
+    SIGNIFICANT,
+    against_wording,
+    holds,
+    is_tested,
+    probe_source,
+    separated,
+)
 from refusal_core.evidence.phrases import (
     NO_DIFFERENCE,
     ORIGIN_UNKNOWN,
@@ -21,9 +28,7 @@ from refusal_core.evidence.phrases import (
     what_would_have_been_seen,
     with_interval,
 )
-from refusal_core.evidence.questions import BOTH
-from refusal_core.evidence.wording import EVERY_PROMPT, NEAR_TWINS
-from refusal_core.runs.evidence_tables import Evidence
+from refusal_core.runs.evidence_tables import BOTH, CONTRAST, EVERY_PROMPT, NEAR_TWINS, Evidence
 
 QUESTIONS = {
     "fit": "Does it fit?",

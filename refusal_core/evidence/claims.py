@@ -7,16 +7,16 @@ from typing import Literal
 import pandas as pd
 
 from refusal_core.analysis import inference
-from refusal_core.evidence.design import FALSE_ALARMS
-from refusal_core.evidence.wording import EVERY_PROMPT
 from refusal_core.prompts.bundled import PROBE_PAIRS, QUARTETS
-from refusal_core.runs.evidence_tables import Evidence
+from refusal_core.runs.evidence_tables import EVERY_PROMPT, Evidence
 from refusal_core.runs.run import LEFT_OUT
 from refusal_core.sites import best_layer
 
 ASKED_FIRST = (QUARTETS, PROBE_PAIRS)
 """Bundled transfer sets that carry the question about harm, the first choice first."""
 SIGNIFICANT = 0.05
+FALSE_ALARMS = 0.01
+"""Share of runs, of those whose labels mean nothing, that may say that they separate harm."""
 
 
 def probe_source(evidence: Evidence) -> str | None:

@@ -25,12 +25,6 @@ from refusal_core.analysis.resampling import Draws, draw_bootstrap, draw_permuta
 from refusal_core.prompts.labels import LABELS
 from refusal_core.prompts.sets import find_quartets, prompt_groups, prompt_pairs
 
-CONTRAST = "contrast"
-"""What the tables call the fitted prompts, where transfer sets go by their own names."""
-
-FALSE_ALARMS = 0.01
-"""Share of runs, of those whose labels mean nothing, that may say that they separate harm."""
-
 
 @dataclass(frozen=True, eq=False)
 class Contrast:

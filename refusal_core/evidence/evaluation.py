@@ -31,18 +31,16 @@ from refusal_core.analysis.inference import (
     smallest_significant,
 )
 from refusal_core.evidence import questions
-from refusal_core.evidence.design import CONTRAST, FALSE_ALARMS, Design, plan_design
+from refusal_core.evidence.claims import FALSE_ALARMS
+from refusal_core.evidence.design import Design, plan_design
 from refusal_core.evidence.fixed_direction import NOT_FITTED
-from refusal_core.evidence.questions import BOTH
 from refusal_core.evidence.rows import Rows
 from refusal_core.evidence.site_answers import answer_site
 from refusal_core.evidence.text_answers import answer_texts, score_texts, strongest_text_model, text_separations
 from refusal_core.evidence.wording import Compared, compared_prompts, wording_table
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts.sets import detected_pairs
-from refusal_core.runs.evidence_tables import QUARTETS_COLUMNS, TRANSFER_COLUMNS, Evidence
-
-__all__ = ["BOTH", "CONTRAST", "Evidence", "evaluate"]
+from refusal_core.runs.evidence_tables import CONTRAST, QUARTETS_COLUMNS, TRANSFER_COLUMNS, Evidence
 
 TESTING = "testing (sites)"
 POWER = 0.8

@@ -14,7 +14,6 @@ from refusal_core.evidence.claims import (
     probe_source,
     separated,
 )
-from refusal_core.evidence.design import CONTRAST
 from refusal_core.evidence.phrases import (
     NO_DIFFERENCE,
     NO_REASON,
@@ -28,10 +27,8 @@ from refusal_core.evidence.phrases import (
     what_would_have_been_seen,
     with_interval,
 )
-from refusal_core.evidence.questions import BOTH
 from refusal_core.evidence.rounding import describe_rounding
-from refusal_core.evidence.wording import EVERY_PROMPT, NEAR_TWINS
-from refusal_core.runs.evidence_tables import Evidence
+from refusal_core.runs.evidence_tables import BOTH, CONTRAST, EVERY_PROMPT, NEAR_TWINS, Evidence
 from refusal_core.runs.run import Run
 from refusal_core.sites import site_short
 

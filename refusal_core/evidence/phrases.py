@@ -6,9 +6,7 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.evidence.claims import cue_side, of_quartets, separated
-from refusal_core.evidence.design import CONTRAST
-from refusal_core.evidence.wording import EVERY_PROMPT
-from refusal_core.runs.evidence_tables import Evidence
+from refusal_core.runs.evidence_tables import CONTRAST, EVERY_PROMPT, Evidence
 from refusal_core.sites import site_label
 
 NO_DIFFERENCE = "not distinguishable from chance"

@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from refusal_core.evidence.design import CONTRAST, Design, plan_design
+from refusal_core.evidence.design import Design, plan_design
 from refusal_core.evidence.evaluation import parallel_sites
-from refusal_core.evidence.questions import BOTH
 from refusal_core.evidence.site_answers import answer_site
 from refusal_core.evidence.wording import Compared, compared_prompts
 from refusal_core.options import FOLDS, REPEATS
 from refusal_core.progress import Progress
+from refusal_core.runs.evidence_tables import BOTH, CONTRAST
 from refusal_core.runs.schemas import HARM, READ_AT_POSITIONS
 
 TESTING = "testing (sites)"

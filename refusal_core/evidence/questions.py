@@ -29,8 +29,8 @@ from refusal_core.analysis.weighted_statistics import (
 )
 from refusal_core.evidence.design import Contrast, TransferSet
 from refusal_core.evidence.wording import Compared, Separation
+from refusal_core.runs.evidence_tables import BOTH
 
-BOTH = "both"
 FEWEST_BEHAVIOURS = 8
 N_COMPONENTS = 3
 _SHARES = {"low": 0.0, "high": 1.0}

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from refusal_core.evidence.design import CONTRAST
 from refusal_core.evidence.wording import Separation
+from refusal_core.runs.evidence_tables import CONTRAST
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,11 +14,12 @@ from refusal_core.analysis.gram import Gram, gram_matrices, mean_products
 from refusal_core.analysis.projections import project_draws
 from refusal_core.analysis.weighted_statistics import weighted_d
 from refusal_core.evidence import fixed_direction, questions
-from refusal_core.evidence.design import CONTRAST, Contrast, Design, TransferSet, random_stream
+from refusal_core.evidence.design import Contrast, Design, TransferSet, random_stream
 from refusal_core.evidence.quartets import FEWEST_QUARTETS, intent_and_cue
 from refusal_core.evidence.questions import N_COMPONENTS
 from refusal_core.evidence.rows import Rows
-from refusal_core.evidence.wording import EVERY_PROMPT, Compared
+from refusal_core.evidence.wording import Compared
+from refusal_core.runs.evidence_tables import CONTRAST, EVERY_PROMPT
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,10 @@ import numpy as np
 from refusal_core.analysis.baselines import Baseline, mean_over_repeats, score_baselines
 from refusal_core.analysis.text_models import TEXT_MODELS
 from refusal_core.evidence import questions
-from refusal_core.evidence.design import CONTRAST, Design, TransferSet
+from refusal_core.evidence.design import Design, TransferSet
 from refusal_core.evidence.rows import Rows
-from refusal_core.evidence.wording import EVERY_PROMPT, Compared, Separation
+from refusal_core.evidence.wording import Compared, Separation
+from refusal_core.runs.evidence_tables import CONTRAST, EVERY_PROMPT
 
 _NUMBERS = tuple(f"{name}{end}" for name in ("d", "auroc", "pair_accuracy") for end in ("", "_low", "_high"))
 

@@ -13,11 +13,9 @@ from refusal_core.analysis.inference import interval
 from refusal_core.analysis.texts import words_changed
 from refusal_core.analysis.weighted_statistics import auroc_of_ranks, weighted_pair_accuracy, weighted_ranks
 from refusal_core.conversations import prompts_of, words_of
-from refusal_core.evidence.design import CONTRAST, Contrast, Design, TransferSet
-from refusal_core.runs.evidence_tables import WORDING_COLUMNS
+from refusal_core.evidence.design import Contrast, Design, TransferSet
+from refusal_core.runs.evidence_tables import CONTRAST, EVERY_PROMPT, NEAR_TWINS, WORDING_COLUMNS
 
-EVERY_PROMPT = "all prompts"
-NEAR_TWINS = "pairs that differ in at most two words"
 MOST_CHANGED = 2
 FEWEST_PAIRS = 8
 """Near twins that a set needs to have rows of their own."""

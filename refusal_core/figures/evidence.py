@@ -11,7 +11,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_core.evidence.claims import detectable_from, probe_source
-from refusal_core.evidence.evaluation import CONTRAST
 from refusal_core.evidence.phrases import new_prompts_d
 from refusal_core.figures.style import (
     ACCENT,
@@ -31,7 +30,7 @@ from refusal_core.figures.style import (
     translucent,
 )
 from refusal_core.prompts.labels import LABELS
-from refusal_core.runs.evidence_tables import Evidence
+from refusal_core.runs.evidence_tables import CONTRAST, Evidence
 from refusal_core.runs.run import Run
 
 HEIGHT = 320

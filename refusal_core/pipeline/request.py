@@ -13,7 +13,6 @@ import pandas as pd
 
 from refusal_core.conversations import COLUMN as CONVERSATION
 from refusal_core.errors import RefusalError, RunError
-from refusal_core.evidence.evaluation import CONTRAST
 from refusal_core.models.identity import ModelInfo, as_opened, identify
 from refusal_core.models.templates import borrow_template
 from refusal_core.options import DTYPES, RunOptions
@@ -22,6 +21,7 @@ from refusal_core.prompts.labels import Choice, parse_labels
 from refusal_core.prompts.reading import EXTRA
 from refusal_core.prompts.sets import PromptSet, load_contrast_set, load_transfer_set, slug, without
 from refusal_core.runs import store
+from refusal_core.runs.evidence_tables import CONTRAST
 from refusal_core.runs.run import LEFT_OUT, Run
 
 

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     # The names of columns are wanted without.
     import pandas as pd
 
+CONTRAST = "contrast"
+"""What the tables call the fitted prompts, where transfer sets go by their own names."""
+BOTH = "both"
+"""What they call the labels together."""
+EVERY_PROMPT, NEAR_TWINS = "all prompts", "pairs that differ in at most two words"
+"""The prompts of a set that a direction is compared with the wording on."""
 _MEASURES = ("auroc", "pair_accuracy")
 _ENDS = ("", "_low", "_high")
 WORDING_COLUMNS = (

@@ -10,12 +10,10 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.evidence.claims import follows_intent, of_quartets, probe_source
-from refusal_core.evidence.design import CONTRAST
 from refusal_core.evidence.phrases import new_prompts_d
-from refusal_core.evidence.questions import BOTH
 from refusal_core.intervention import effects
 from refusal_core.intervention.conditions import ABLATE
-from refusal_core.runs.evidence_tables import Evidence
+from refusal_core.runs.evidence_tables import BOTH, CONTRAST, Evidence
 from refusal_core.runs.run import Run
 
 Verdict = Literal["yes", "no", "unclear", "not measured"]

@@ -147,7 +147,7 @@ def disagreements(run: Run, table: pd.DataFrame, key: Key) -> int | None:
 def measures(run: Run, table: pd.DataFrame, key: Key) -> None:
     """Show how far the three measures agree, and the rules that name openings."""
     st.dataframe(
-        _cached(key, measurement.measure_agreement, run, table).assign(same=lambda rates: 100 * rates["same"]),
+        _cached(key, verdicts.measure_agreement, run, table).assign(same=lambda rates: 100 * rates["same"]),
         column_config={
             "first": st.column_config.TextColumn("measure"),
             "second": st.column_config.TextColumn("and"),

@@ -11,9 +11,10 @@ from refusal_core.analysis.crossfit import crossfit
 from refusal_core.analysis.directions import fit_directions
 from refusal_core.analysis.gram import InnerProducts, gram_matrices, gram_matrix
 from refusal_core.evidence.design import plan_contrast
-from refusal_core.evidence.evaluation import CONTRAST, evaluate
+from refusal_core.evidence.evaluation import evaluate
 from refusal_core.evidence.findings import caveats
 from refusal_core.pipeline.analysis import analyse
+from refusal_core.runs.evidence_tables import CONTRAST
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from refusal_core.activations import continuation, limits
 from refusal_core.activations.reader import ResidualReader
 from refusal_core.analysis.groups import redraw_prompts
 from refusal_core.analysis.inference import interval
-from refusal_core.behaviour import measurement, replies
+from refusal_core.behaviour import measurement, replies, verdicts
 from refusal_core.behaviour.openings import BUNDLED, OPENING_LABELS, OPENING_TOKENS, read_rules
 from refusal_core.cli.main import main
 from refusal_core.errors import ModelError, RefusalError, RunError
@@ -252,10 +252,10 @@ def test_surprises_are_harmful_prompts_answered_and_harmless_ones_refused(run, a
 
 
 def test_measures_that_agree_have_a_kappa_of_one(run, answered):
-    agreement = measurement.measure_agreement(run, answered).set_index(["first", "second"])
+    agreement = verdicts.measure_agreement(run, answered).set_index(["first", "second"])
     assert agreement.loc[("whole phrases", "opening rules"), "kappa"] == pytest.approx(1)
-    verdicts = measurement.disagreements(run, answered)[list(measurement.MEASURES)]
-    assert (verdicts.nunique(axis=1) == 2).all()
+    disagreed = measurement.disagreements(run, answered)[list(measurement.MEASURES)]
+    assert (disagreed.nunique(axis=1) == 2).all()
 
 
 def test_calibration_rises_where_refusing_follows_projection(run, answered):

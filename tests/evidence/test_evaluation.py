@@ -13,10 +13,10 @@ from refusal_core.analysis.directions import fit_directions
 from refusal_core.analysis.text_models import EMBEDDINGS, TEXT_MODELS, WORDS
 from refusal_core.errors import RunError
 from refusal_core.evidence.answers import QUESTIONS, answer
-from refusal_core.evidence.evaluation import BOTH, CONTRAST, evaluate
+from refusal_core.evidence.evaluation import evaluate
 from refusal_core.evidence.findings import verdict
 from refusal_core.evidence.phrases import NO_DIFFERENCE
-from refusal_core.runs.evidence_tables import Evidence
+from refusal_core.runs.evidence_tables import BOTH, CONTRAST, Evidence
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,9 @@ from refusal_core.evidence.claims import (
     probe_source,
     separated,
 )
-from refusal_core.evidence.design import CONTRAST
 from refusal_core.evidence.findings import caveats, overview_table, verdict
 from refusal_core.evidence.phrases import NO_DIFFERENCE
-from refusal_core.evidence.wording import EVERY_PROMPT, NEAR_TWINS
-from refusal_core.runs.evidence_tables import WORDING_COLUMNS, Evidence
+from refusal_core.runs.evidence_tables import CONTRAST, EVERY_PROMPT, NEAR_TWINS, WORDING_COLUMNS, Evidence
 from refusal_core.runs.migrations import migrated_evidence
 from refusal_core.runs.run import LEFT_OUT
 

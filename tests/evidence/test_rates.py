@@ -12,9 +12,8 @@ from planted import WIDTH, evaluate_run, harmful_rows, planted_run, prompt_table
 from refusal_core.analysis import baselines
 from refusal_core.analysis.text_models import WORDS
 from refusal_core.evidence.claims import better_than_wording_from, detectable_from
-from refusal_core.evidence.design import CONTRAST
 from refusal_core.evidence.findings import verdict
-from refusal_core.runs.evidence_tables import Evidence
+from refusal_core.runs.evidence_tables import CONTRAST, Evidence
 
 pytestmark = pytest.mark.slow
 

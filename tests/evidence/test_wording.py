@@ -10,16 +10,10 @@ from refusal_core.analysis.baselines import Baseline
 from refusal_core.analysis.effect_sizes import auroc
 from refusal_core.analysis.groups import ALL_PROMPTS
 from refusal_core.analysis.text_models import CHARACTERS, WORDS
-from refusal_core.evidence.design import CONTRAST, Design, plan_design
+from refusal_core.evidence.design import Design, plan_design
 from refusal_core.evidence.text_answers import scores_of, strongest_text_model, text_separations
-from refusal_core.evidence.wording import (
-    EVERY_PROMPT,
-    NEAR_TWINS,
-    Compared,
-    Separation,
-    compared_prompts,
-    wording_table,
-)
+from refusal_core.evidence.wording import Compared, Separation, compared_prompts, wording_table
+from refusal_core.runs.evidence_tables import CONTRAST, EVERY_PROMPT, NEAR_TWINS
 
 
 def design_of(prompts: pd.DataFrame, draws: int = 60) -> Design:
