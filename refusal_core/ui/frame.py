@@ -11,7 +11,13 @@ from streamlit.delta_generator import DeltaGenerator
 
 from refusal_core.errors import RunError
 from refusal_core.markdown import plain
-from refusal_core.runs.manifest import MANIFEST
+from refusal_core.runs.manifest import (
+    MANIFEST,
+    BehaviourManifest,
+    InterventionManifest,
+    PositionsManifest,
+    SubspaceManifest,
+)
 from refusal_core.runs.run import Run
 from refusal_core.runs.store import BrokenRun, RunSummary, cache_folder, list_runs, open_run, run_notes, run_titles
 from refusal_core.ui import address, jobs
@@ -48,6 +54,8 @@ _NAVIGATION = {
     ),
 }
 _GLOSSARY = ("pages/11_Glossary.py", "Glossary", "menu_book")
+_ON_PAGES = {kind.kind for kind in (BehaviourManifest, InterventionManifest, SubspaceManifest, PositionsManifest)}
+"""The measurements without which a page has nothing to show; others are a part of one."""
 PAGES = (_HOME, *chain.from_iterable(_NAVIGATION.values()), _GLOSSARY)
 """File, name and icon of every page."""
 
@@ -226,13 +234,18 @@ def _picked(summaries: list[RunSummary], broken: list[BrokenRun], place: DeltaGe
 
 
 def default_run(summaries: list[RunSummary]) -> str:
-    """Return the run that a first visit shows: the one of which most was measured, matched pairs before other sets.
+    """Return the run that a first visit shows: the one with something on most pages, matched pairs before other sets.
 
     Among equals the model with more layers, then the newer run.
     """
 
     def rank(summary: RunSummary) -> tuple[int, bool, int, str]:
-        return len(summary.measured), summary.contrast_set == "pairs", summary.n_layers, summary.created
+        return (
+            len(_ON_PAGES & set(summary.measured)),
+            summary.contrast_set == "pairs",
+            summary.n_layers,
+            summary.created,
+        )
 
     return max(summaries, key=rank).run_id
 
