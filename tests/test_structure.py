@@ -95,8 +95,9 @@ def test_nothing_is_unpickled_or_evaluated(path):
             assert not any(keyword.arg == "unsafe_allow_html" for keyword in node.keywords)
 
 
-def test_the_server_collects_no_garbage_after_a_rerun_and_listens_on_this_machine_alone(monkeypatch):
+def test_the_server_collects_no_garbage_listens_on_this_machine_alone_and_takes_messages_of_limited_size(monkeypatch):
     monkeypatch.chdir(ROOT)
     config.get_config_options(force_reparse=True)
     assert config.get_option("runner.postScriptGC") is False
     assert config.get_option("server.address") == "127.0.0.1"
+    assert config.get_option("server.maxMessageSize") == 20
