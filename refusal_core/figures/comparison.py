@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from refusal_core.evidence.claims import detectable_from, probe_source
 from refusal_core.exploration.comparison import NUMBERS, Shared, is_control, site_in_other
 from refusal_core.exploration.outliers import standardised
-from refusal_core.figures.style import ACCENT, GREY, PROBE, blank, line_at, ribbon, safe
+from refusal_core.figures.style import ACCENT, GREY, PROBE, TEXT_SIZE, blank, line_at, ribbon, safe
 from refusal_core.glossary import name_of
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import Run
@@ -24,10 +24,10 @@ MOST_RUNS = 5
 COLOURS = (ACCENT, "#B8860B", "#7B5EA7", PROBE, "#3D8BC9")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
-_NORM = 1.1
+_NORM = 1.18
 """Where the final norm, which has no depth, is drawn."""
 _DEPTH = {
-    "title_text": "relative depth (0: first layer, 1: last)",
+    "title_text": "relative depth",
     "tickvals": [0, 0.25, 0.5, 0.75, 1, _NORM],
     "ticktext": ["0", "¼", "½", "¾", "1", "norm"],
     "tickangle": 0,
@@ -35,6 +35,7 @@ _DEPTH = {
     "zeroline": False,
 }
 
+_OVER_TITLES = {"orientation": "h", "yanchor": "bottom", "y": 1.06, "xanchor": "left", "x": 0}
 _COLUMNS, _ROWS = ([0.0, 0.46], [0.54, 1.0]), ([0.58, 1.0], [0.0, 0.42])
 """Where the panels of :func:`over_depth` stand."""
 
@@ -80,7 +81,7 @@ def over_depth(
         evidence: of the runs, where they have any.
     """
     traces: list[dict[str, Any]] = []
-    shapes, axes = [], {}
+    shapes, titles, axes = [], [], {}
     for place, number in enumerate(NUMBERS):
         panel = str(place + 1) if place else ""
         lines = []
@@ -92,9 +93,24 @@ def over_depth(
         chance = _chance(0.5 if number.endswith("auroc") else 0)
         shapes.append({**chance, "xref": f"x{panel} domain", "yref": f"y{panel}"})
         row, column = divmod(place, 2)
-        axes[f"xaxis{panel}"] = {**_DEPTH, "domain": _COLUMNS[column], "anchor": f"y{panel}"}
-        axes[f"yaxis{panel}"] = {"title_text": name_of(number), "domain": _ROWS[row], "anchor": f"x{panel}"}
-    return blank(620, traces, shapes=shapes, **axes)
+        title = {} if row else {"title_text": ""}
+        axes[f"xaxis{panel}"] = {**_DEPTH, **title, "domain": _COLUMNS[column], "anchor": f"y{panel}"}
+        axes[f"yaxis{panel}"] = {"domain": _ROWS[row], "anchor": f"x{panel}"}
+        titles.append(_above(panel, name_of(number)))
+    return blank(620, traces, shapes=shapes, annotations=titles, legend=_OVER_TITLES, **axes)
+
+
+def _above(panel: str, text: str) -> dict[str, Any]:
+    """Return the title of a panel, above it: at its side it needs more room than a phone has between two."""
+    place = {"xref": f"x{panel} domain", "yref": f"y{panel} domain", "x": 0, "y": 1}
+    return {
+        **place,
+        "text": text,
+        "showarrow": False,
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "font": {"size": TEXT_SIZE},
+    }
 
 
 def _star(side: Side, table: pd.DataFrame, number: str, found: Evidence | None) -> list[dict[str, Any]]:

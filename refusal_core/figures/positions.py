@@ -38,7 +38,7 @@ _GAP = 0.03
 _COLOURS = {"t_inst": PROBE, "t_post": ACCENT}
 
 
-def cells(run: Run, measured: Measured, site: int) -> go.Figure:
+def cells(measured: Measured, site: int) -> go.Figure:
     """Return the mean held-out projection of every cell on harm and refusal at either end, with 95 % intervals.
 
     Cells are those of label and reply, and of quartets where the run has them: a panel per direction and position.
@@ -60,7 +60,9 @@ def cells(run: Run, measured: Measured, site: int) -> go.Figure:
         axes[f"xaxis{suffix}"] = {
             "domain": [start, start + width],
             "anchor": "y",
-            "title_text": f"{subject} at {where}",
+            "title_text": f"{subject}<br>at {where}",
+            "nticks": 4,
+            "tickangle": 0,
             "zeroline": False,
         }
         shapes.append(line_at("x", 0, color=GREY, width=1) | {"xref": f"x{suffix}"})
@@ -90,10 +92,10 @@ def cells(run: Run, measured: Measured, site: int) -> go.Figure:
             }
         )
     return blank(
-        120 + 24 * len(names),
+        136 + 24 * len(names),
         traces,
         shapes=shapes,
-        title={"text": f"Mean projection at {run.site_label(site)}, in standard deviations", "x": 0, "xanchor": "left"},
+        title={"text": "Mean projection, in standard deviations", "x": 0, "xanchor": "left"},
         yaxis={
             "autorange": "reversed",
             "tickvals": list(range(len(names))),

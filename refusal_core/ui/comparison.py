@@ -57,7 +57,7 @@ def chosen_sides(run: Run) -> list[Side]:
         key=address.fill("compare_others", chosen),
         on_change=lambda: address.change(others=tuple(st.session_state["compare_others"])),
         placeholder="Choose up to four runs",
-        help="The run in the sidebar is A; these are B, C, D and E. Layers are matched by relative depth.",
+        help="The run above is A; these are B, C, D and E. Layers are matched by relative depth.",
     )
     address.write()
     if not chosen:

@@ -62,7 +62,7 @@ def apart(run: Run, measured: Measured, site: int) -> None:
     if not positions.is_compared(measured):
         return
     key = (*identity(run), KIND, measured[1].sha256)
-    chart(shared_figure((*key, "cells", site), lambda: figures.cells(run, measured, site)), "positions_cells")
+    chart(shared_figure((*key, "cells", site), lambda: figures.cells(measured, site)), "positions_cells")
     st.caption(sentences(f"{positions.what_follows(measured, site)} The other is held equal."))
 
 

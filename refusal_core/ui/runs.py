@@ -384,18 +384,21 @@ def _measurements(run_id: str) -> None:
     except RefusalError as error:
         show_error("This run cannot be opened.", error)
         return
-    for name, what, with_model in (
-        (BEHAVIOUR, "How the model answers", True),
-        (INTERVENTION, "What edits of the model change", True),
-        (SUBSPACE, "How many directions there are", not run.keeps_activations),
-        (POSITIONS, "Where harm and refusing are read", True),
-        (ATTRIBUTION, "What adds to the direction", True),
-        (TRAJECTORY, "The projection along replies", True),
-    ):
-        if (run.path / f"{name}.json").exists():
-            st.markdown(f":material/check: {what} was measured on this run.")
+    kinds = {
+        BEHAVIOUR: ("how the model answers", True),
+        INTERVENTION: ("what edits of the model change", True),
+        SUBSPACE: ("how many directions there are", not run.keeps_activations),
+        POSITIONS: ("where harm and refusing are read", True),
+        ATTRIBUTION: ("what adds to the direction", True),
+        TRAJECTORY: ("the projection along replies", True),
+    }
+    measured = [name for name in kinds if (run.path / f"{name}.json").exists()]
+    if measured:
+        st.markdown(f":material/check: Measured on this run: {', '.join(kinds[name][0] for name in measured)}.")
+    for name, (what, with_model) in kinds.items():
+        if name in measured:
             continue
-        with st.expander(f"{what} was not measured on this run yet", icon=":material/science:"):
+        with st.expander(f"Not measured yet: {what}", icon=":material/science:"):
             measure_here(run, name, with_model)
 
 

@@ -38,6 +38,10 @@ def test_every_page_fits_and_is_accessible_on_a_desk_and_a_phone(
         if width < 1920:
             assert_accessible(page)
             page.screenshot(path=pictures / f"{path.lower() or 'home'}-{theme}-{width}.png")
+    cut = page.locator("[data-testid=stButtonGroup] > [role]").evaluate_all(
+        "groups => groups.filter((each) => each.scrollWidth > each.clientWidth + 1).map((each) => each.innerText)"
+    )
+    assert cut == []
     assert page.locator("[data-testid=stException]").count() == 0
     dark = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
     assert dark == ("rgb(20, 25, 26)" if theme == "dark" else "rgb(255, 255, 255)")
