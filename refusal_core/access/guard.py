@@ -16,6 +16,8 @@ ROLE_HEADER = "x-refusal-role"
 """Header of a request by which the guard tells the program behind it who asks; a visitor's own is removed."""
 MOST_UPLOADED = 100_000_000
 """Bytes that the server holds of a visit's files before it takes another."""
+MOST_TABS = 200
+"""Open pages of all who may only look and score; the owner comes in beyond it."""
 LARGEST_OF_VIEWER = 25_000_000
 """Bytes of one file that somebody who may only look and score may send."""
 _HEALTH, _METRICS, _UPLOAD = "/_stcore/health", "/_stcore/metrics", "/_stcore/upload_file/"
@@ -56,6 +58,7 @@ class Guard:
         self._app = app
         self._access = access
         self._held_of = held_of
+        self._tabs = 0
         self._base = f"/{base_path.strip('/')}" if base_path.strip("/") else ""
         self._headers = _security_headers(access)
 
@@ -100,7 +103,17 @@ class Guard:
         own = ROLE_HEADER.encode()
         headers = [(key, value) for key, value in scope["headers"] if key.lower() != own]
         passed = {**scope, "headers": [*headers, (own, role.encode())]}
-        await self._app(passed, receive, self._with_headers(send))
+        if scope["type"] != "websocket" or role == "owner":
+            await self._app(passed, receive, self._with_headers(send))
+            return
+        if self._tabs >= MOST_TABS:
+            await send({"type": "websocket.close", "code": 1013})
+            return
+        self._tabs += 1
+        try:
+            await self._app(passed, receive, self._with_headers(send))
+        finally:
+            self._tabs -= 1
 
     def _refused_file(self, scope: Message, role: Role) -> str | None:
         """Return why a file that is being sent is not taken, ``None`` where it is or none is being sent."""

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
-from refusal_core.access.guard import LARGEST_OF_VIEWER, MOST_UPLOADED, ROLE_HEADER, Guard, cookie_name, is_host_of
+from refusal_core.access.guard import (
+    LARGEST_OF_VIEWER,
+    MOST_TABS,
+    MOST_UPLOADED,
+    ROLE_HEADER,
+    Guard,
+    cookie_name,
+    is_host_of,
+)
 from refusal_core.access.settings import Access
 
 ACCESS = Access("the-owner's-long-token")
@@ -106,6 +115,33 @@ def test_a_visit_sends_so_much_and_no_more(cookie, visit, length, status, base):
     sizes = {"content-length": length} if length else {}
     assert ask(path, method="PUT", cookie=cookie, base=base, **sizes)[0] == status
     assert ask(path, method="DELETE", cookie=cookie, base=base)[0] == 200
+
+
+def test_of_too_many_tabs_the_next_is_refused_until_one_is_closed_and_the_owner_s_never():
+    opened, closed = [], asyncio.Event()
+
+    async def program(scope, receive, send):
+        opened.append(scope)
+        await closed.wait()
+
+    async def open_tabs() -> None:
+        guard, refused = Guard(program, ACCESS), []
+
+        def tab(cookie: str) -> asyncio.Task:
+            headers = [(b"host", HOST.encode()), (b"cookie", cookie.encode())]
+            scope = {"type": "websocket", "path": "/_stcore/stream", "scheme": "ws", "headers": headers}
+            return asyncio.create_task(guard(scope, None, AsyncMock(side_effect=refused.append)))
+
+        tabs = [tab(VIEWER) for _ in range(MOST_TABS + 2)] + [tab(OWNER)]
+        await asyncio.sleep(0)
+        assert len(opened) == MOST_TABS + 1
+        assert [message["type"] for message in refused] == ["websocket.close"] * 2
+        closed.set()
+        await asyncio.gather(*tabs)
+        await tab(VIEWER)
+        assert len(opened) == MOST_TABS + 2
+
+    asyncio.run(open_tabs())
 
 
 def test_a_visitor_cannot_say_who_he_is():
