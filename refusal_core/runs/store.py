@@ -87,6 +87,7 @@ class RunSummary:
     origin: str
     model: str
     n_layers: int
+    d_model: int
     contrast_set: str
     counts: Mapping[str, int]
     dtype: str
@@ -292,6 +293,7 @@ def list_runs(cache: str | Path | None = None) -> tuple[list[RunSummary], list[B
                     origin=_origin(manifest),
                     model=manifest.model.name,
                     n_layers=manifest.model.n_layers,
+                    d_model=manifest.model.d_model,
                     contrast_set=manifest.prompts.name,
                     counts=manifest.prompts.counts,
                     dtype=manifest.compute.dtype,

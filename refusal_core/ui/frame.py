@@ -236,14 +236,14 @@ def _picked(summaries: list[RunSummary], broken: list[BrokenRun], place: DeltaGe
 def default_run(summaries: list[RunSummary]) -> str:
     """Return the run that a first visit shows: the one with something on most pages, matched pairs before other sets.
 
-    Among equals the model with more layers, then the newer run.
+    Among equals the wider model, then the newer run.
     """
 
     def rank(summary: RunSummary) -> tuple[int, bool, int, str]:
         return (
             len(_ON_PAGES & set(summary.measured)),
             summary.contrast_set == "pairs",
-            summary.n_layers,
+            summary.d_model,
             summary.created,
         )
 

@@ -13,5 +13,6 @@ def test_a_first_visit_shows_the_shipped_run_whose_pages_all_have_something_to_s
     (shown,) = [run for run in runs if run.run_id == default_run(runs)]
     assert set(shown.measured) == {"behaviour", "intervention", "subspace"}
     assert shown.contrast_set == "pairs"
-    # More layers alone do not win.
+    # Of models with as much, the larger one, which more layers do not make.
     assert shown.n_layers < max(run.n_layers for run in runs)
+    assert shown.d_model == max(run.d_model for run in runs)
