@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,16 +31,31 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: when the folder cannot be written to; the old file is then still there.
     """
-    partial = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}")
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, str | bytes]) -> None:
+    """Replace files of one folder, each as :func:`write_atomically` does, once there has been room for all of them.
+
+    Args:
+        contents: of each file, replaced in this order.
+
+    Raises:
+        OSError: when the folder cannot be written to; where it is full, the old files are all still there.
+    """
+    partials = {path: path.with_name(f"{PARTIAL}{secrets.token_hex(8)}") for path in contents}
     try:
-        with partial.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync(path.parent)
+        for path, content in contents.items():
+            with partials[path].open("xb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, partial in partials.items():
+            partial.replace(path)
+            _sync(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager

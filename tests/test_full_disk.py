@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from making import make_run
 from synthetic import RUN
@@ -19,6 +21,7 @@ from refusal_core.annotations import marks, raters
 from refusal_core.annotations.marks import Mark
 from refusal_core.behaviour import measurement
 from refusal_core.errors import RefusalError
+from refusal_core.exploration.kept_lists import keep_list
 from refusal_core.models.opening import load_model
 from refusal_core.runs import store
 from refusal_core.sharing.archives import pack_run, unpack_run
@@ -44,8 +47,16 @@ def cache(synthetic_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder = tmp_path / "cache"
     shutil.copytree(synthetic_cache, folder)
     pack_run(RUN, tmp_path / "packed.zip", folder)
+    keep(folder, "one")
     monkeypatch.setenv("REFUSAL_CACHE", str(folder))
     return folder
+
+
+def keep(cache: Path, name: str) -> None:
+    """Keep a labelled list with the run."""
+    run = store.open_run(RUN, cache)
+    prompts = pd.DataFrame({"text": ["One", "Two"], "label": ["harmful", "harmless"]}, dtype=object)
+    keep_list(run, name, prompts, np.zeros((2, run.n_sites)))
 
 
 WRITES: dict[str, Callable[[Path], object]] = {
@@ -56,6 +67,7 @@ WRITES: dict[str, Callable[[Path], object]] = {
     "upload": lambda cache: uploads.store_upload("a.csv", b"text\n" * 100, cache),
     "pack": lambda cache: pack_run(RUN, cache.parent / "again.zip", cache),
     "unpack": lambda cache: unpack_run(cache.parent / "packed.zip", cache.parent / "other"),
+    "list": lambda cache: keep(cache, "another"),
     "job": lambda cache: jobs.start(jobs.Command("A job", "list", ())),
 }
 

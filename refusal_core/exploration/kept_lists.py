@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -78,8 +80,8 @@ def load_lists(run: Run) -> list[KeptList]:
     ]
 
 
-def keep_list(run: Run, name: str, prompts: pd.DataFrame, projections: np.ndarray) -> None:
-    """Keep a labelled list with a run.
+def keep_list(run: Run, name: str, prompts: pd.DataFrame, projections: np.ndarray) -> str:
+    """Keep a labelled list with a run, and return the name under which it is kept.
 
     Args:
         run: the prompts were scored on.
@@ -93,7 +95,7 @@ def keep_list(run: Run, name: str, prompts: pd.DataFrame, projections: np.ndarra
     name = _check_name(printable(name, LONGEST_NAME))
     if not 0 < len(prompts) <= MOST_PROMPTS:
         raise RunError(f"expected 1 to {MOST_PROMPTS} labelled prompts to keep, got {len(prompts)}")
-    with _lock(run):
+    with _locked(run):
         kept = load_lists(run)
         if name in [other.name for other in kept]:
             raise RunError(f"a list called {name!r} is kept with this run; choose another name, or remove that one")
@@ -101,6 +103,7 @@ def keep_list(run: Run, name: str, prompts: pd.DataFrame, projections: np.ndarra
             raise RunError(f"{MOST_LISTS} lists are kept with this run, which is the most; remove one first")
         new = KeptList(name, prompts.reindex(columns=list(_PROMPTS)).reset_index(drop=True), projections)
         _save(run, [*kept, new])
+    return name
 
 
 def remove_list(run: Run, name: str) -> None:
@@ -109,7 +112,7 @@ def remove_list(run: Run, name: str) -> None:
     Raises:
         RunError: when the lists are damaged or cannot be written.
     """
-    with _lock(run):
+    with _locked(run):
         _save(run, [kept for kept in load_lists(run) if kept.name != name])
 
 
@@ -136,8 +139,18 @@ def _save(run: Run, lists: list[KeptList]) -> None:
     save_addition(run, table_of_lists(lists), ListsManifest(created=datetime.now(UTC).isoformat(timespec="seconds")))
 
 
-def _lock(run: Run) -> FileLock:
-    return FileLock(run.path.with_name(".kept-lists.lock"))
+@contextmanager
+def _locked(run: Run) -> Iterator[None]:
+    """Keep others from changing the lists meanwhile.
+
+    Raises:
+        RunError: when that is not possible.
+    """
+    try:
+        with FileLock(run.path.with_name(".kept-lists.lock")):
+            yield
+    except OSError as error:
+        raise RunError(f"the lists kept with this run cannot be changed in its cache ({error.strerror})") from error
 
 
 def _check_name(name: object) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.errors import RunError, first_line
-from refusal_core.files import sha256_of, write_atomically
+from refusal_core.files import sha256_of, write_together
 from refusal_core.runs.manifest import (
     FORMAT_VERSION,
     KINDS,
@@ -52,12 +52,12 @@ def save_addition(
     digests = {"run_id": run.run_id, "sha256": hashlib.sha256(content).hexdigest()}
     described = run.path / f"{manifest.kind}.json"
     try:
-        # Without its manifest a table is not read, so the two are never seen apart.
-        described.unlink(missing_ok=True)
         if isinstance(manifest, PositionsManifest):
+            # Without its manifest nothing is read, so what belongs together is never seen apart.
+            described.unlink(missing_ok=True)
             digests |= _replace_activations(run.path / POSITION_ACTIVATIONS, activations)
-        write_atomically(run.path / f"{manifest.kind}.parquet", content)
-        write_atomically(described, manifest.model_copy(update=digests).to_json())
+        described_by = manifest.model_copy(update=digests).to_json()
+        write_together({run.path / f"{manifest.kind}.parquet": content, described: described_by})
     except OSError as error:
         raise RunError(f"{manifest.kind} cannot be kept beside the run in {run.path} ({error.strerror})") from error
 

@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -32,7 +32,7 @@ from refusal_core.files import PARTIAL, move_into_place
 from refusal_core.intervention import experiment
 from refusal_core.runs.additions import FILES as ADDED_FILES
 from refusal_core.runs.additions import load_position_activations
-from refusal_core.runs.manifest import KINDS, MANIFEST
+from refusal_core.runs.manifest import KINDS, MANIFEST, ListsManifest
 from refusal_core.runs.run import Run
 from refusal_core.runs.store import (
     LONGEST_NOTE,
@@ -64,19 +64,19 @@ class UnpackedRun:
     new: bool
 
 
-def pack_run(run_id: str, file: str | Path | BinaryIO, cache: str | Path | None = None, with_note: bool = True) -> None:
-    """Write a run, with what was measured later and its note, to one zip file.
+def pack_run(run_id: str, file: str | Path | BinaryIO, cache: str | Path | None = None, private: bool = True) -> None:
+    """Write a run, with what was measured later, its note and the lists kept with it, to one zip file.
 
     Args:
         run_id: of the run.
         file: ends in ``.zip``, or what to write to.
         cache: folder of the runs; by default the one in use.
-        with_note: whether the run's note, with its tags, goes with it.
+        private: whether what was written for people one knows goes with it: the note, with its tags, and the lists.
 
     Raises:
         RunError: when there is no such run, it is damaged, or the file cannot be written.
     """
-    names = verify_run(run_id, cache)
+    names = [name for name in verify_run(run_id, cache) if private or name != f"{ListsManifest.kind}.parquet"]
     described = [f"{kind.kind}.json" for kind in KINDS if f"{kind.kind}.parquet" in names]
     folder = cache_folder(cache) / run_id
     if isinstance(file, str | Path):
@@ -88,7 +88,7 @@ def pack_run(run_id: str, file: str | Path | BinaryIO, cache: str | Path | None 
         with _whole(file) as opened, zipfile.ZipFile(opened, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in [MANIFEST, *names, *described]:
                 archive.write(folder / name, f"{run_id}/{name}")
-            note = run_notes(cache).get(run_id) if with_note else None
+            note = run_notes(cache).get(run_id) if private else None
             if note:
                 archive.writestr(f"{run_id}/{_NOTE}", json.dumps({"note": note}, ensure_ascii=False))
     except OSError as error:
@@ -130,7 +130,9 @@ def unpack_run(archive: str | Path | BinaryIO, cache: str | Path | None = None) 
         _check_run(run_id, partial)
         unpacked = _put_in_place(partial / run_id, folder / run_id)
         if unpacked.new and note:
-            note_run(run_id, note, folder)
+            # The run is here: that there is no place for its note is no reason to say that it is not.
+            with suppress(RunError):
+                note_run(run_id, note, folder)
         return unpacked
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
         raise RunError(f"this is no zip file, or a damaged one ({first_line(error)}); ask for it again") from error

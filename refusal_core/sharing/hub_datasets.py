@@ -53,8 +53,7 @@ def push_run(
         raise RunError(f"expected a licence as the hub spells it, such as mit or cc-by-4.0, got {licence!r:.60}")
     with tempfile.TemporaryDirectory(prefix=PARTIAL) as folder:
         archive = Path(folder) / ARCHIVE
-        # A note is for those who were sent it.
-        pack_run(run_id, archive, cache, with_note=False)
+        pack_run(run_id, archive, cache, private=False)
         card = dataset_card(open_run(run_id, cache), repo, sha256_of(archive), licence)
         files = [CommitOperationAdd(_CARD, card.encode()), CommitOperationAdd(ARCHIVE, archive)]
         try:

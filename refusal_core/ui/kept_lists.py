@@ -15,7 +15,7 @@ from refusal_core.ui.layout import addition_identity, chart, csv_button, show_er
 from refusal_core.ui.outliers import separation_in_words
 from refusal_core.ui.server import may_change, require_owner
 
-_CHOSEN, _FAILED = "kept_list_chosen", "kept_list_failed"
+_CHOSEN, _NOT_KEPT, _NOT_REMOVED = "kept_list_chosen", "kept_list_not_kept", "kept_list_not_removed"
 
 
 def show_separated(run: Run, known: KeptList, site: int, told: Separation, key: str) -> None:
@@ -43,7 +43,7 @@ def show_separated(run: Run, known: KeptList, site: int, told: Separation, key: 
 
 def keep_form(run: Run, known: KeptList) -> None:
     """Show a field for a name and a button that keeps a list with the run."""
-    if failed := st.session_state.pop(_FAILED, None):
+    if failed := st.session_state.pop(_NOT_KEPT, None):
         show_error("This list was not kept.", failed, severe=False)
     if not may_change():
         return
@@ -55,7 +55,7 @@ def keep_form(run: Run, known: KeptList) -> None:
         key=key,
         max_chars=LONGEST_NAME,
         help="The list's labelled prompts and where they project are kept beside the run under this name. They go "
-        "with the run when it is packed or pushed; the run's own numbers stay as they are.",
+        "with the run when it is packed, not when it is pushed; the run's own numbers stay as they are.",
     )
     press.button("Keep with this run", icon=":material/bookmark_add:", on_click=_keep, args=(run, known, key))
 
@@ -68,6 +68,8 @@ def show_kept(run: Run, site: int, unfolded: bool) -> None:
         site: where they project.
         unfolded: whether they can be seen at once.
     """
+    if failed := st.session_state.pop(_NOT_REMOVED, None):
+        show_error("This list was not removed.", failed, severe=False)
     lists = _kept_or_none(run)
     if not lists:
         return
@@ -129,14 +131,12 @@ def _separation(run_id: str, changed: int, kept: int, name: str, site: int, _lis
 
 
 def _keep(run: Run, known: KeptList, key: str) -> None:
-    name = st.session_state[key]
     try:
         require_owner()
-        keep_list(run, name, known.prompts, known.projections)
+        st.session_state[_CHOSEN] = keep_list(run, st.session_state[key], known.prompts, known.projections)
     except RefusalError as error:
-        st.session_state[_FAILED] = str(error)
+        st.session_state[_NOT_KEPT] = str(error)
         return
-    st.session_state[_CHOSEN] = " ".join(name.split())
     st.toast("Kept with this run", icon=":material/bookmark_added:")
 
 
@@ -145,4 +145,4 @@ def _remove(run: Run, name: str) -> None:
         require_owner()
         remove_list(run, name)
     except RefusalError as error:
-        st.session_state[_FAILED] = str(error)
+        st.session_state[_NOT_REMOVED] = str(error)

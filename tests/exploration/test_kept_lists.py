@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -120,3 +121,31 @@ def pack_run_unchecked(run, file) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(run.path.iterdir()):
             archive.write(path, f"{run.run_id}/{path.name}")
+
+
+def test_what_stops_between_the_table_and_its_manifest_loses_no_list(run, monkeypatch):
+    keep_list(run, "one", *listed(run))
+    replace = Path.replace
+
+    def stop_at_the_manifest(path, target):
+        if target.name == "lists.json":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", stop_at_the_manifest)
+    with pytest.raises(KeyboardInterrupt):
+        keep_list(run, "another", *listed(run))
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(RunError, match="not the table"):
+        keep_list(run, "a third", *listed(run))
+    assert pd.read_parquet(run.path / "lists.parquet")["list"].unique().tolist() == ["one", "another"]
+
+
+def test_a_list_is_kept_under_the_name_that_is_returned_and_not_pushed(run, tmp_path):
+    name = keep_list(run, " Pru\u0308fung ", *listed(run))
+    assert name == "Pr\u00fcfung" == load_lists(run)[0].name
+    packed = BytesIO()
+    pack_run(RUN, packed, tmp_path, private=False)
+    assert not any("lists." in file for file in zipfile.ZipFile(packed).namelist())
+    assert unpack_run(packed, tmp_path / "elsewhere").new
+    assert load_lists(open_run(RUN, tmp_path / "elsewhere")) == []

@@ -325,7 +325,7 @@ def test_a_note_travels_with_its_run_and_leaves_the_receiver_s_alone(synthetic_c
     store.note_run(RUN, "odd at layer 3 #quartets", here)
     packed, plain = io.BytesIO(), io.BytesIO()
     pack_run(RUN, packed, here)
-    pack_run(RUN, plain, here, with_note=False)
+    pack_run(RUN, plain, here, private=False)
     assert not any(name.endswith("note.json") for name in zipfile.ZipFile(plain).namelist())
     assert unpack_run(packed, there).new
     assert store.run_notes(there) == {RUN: "odd at layer 3 #quartets"}
@@ -333,6 +333,18 @@ def test_a_note_travels_with_its_run_and_leaves_the_receiver_s_alone(synthetic_c
     store.note_run(RUN, "my own", there)
     assert not unpack_run(packed, there).new
     assert store.run_notes(there) == {RUN: "my own"}
+
+
+def test_a_run_whose_note_has_no_place_is_here_all_the_same(synthetic_cache, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(synthetic_cache, here)
+    store.note_run(RUN, "odd at layer 3", here)
+    packed = io.BytesIO()
+    pack_run(RUN, packed, here)
+    there.mkdir()
+    (there / ".notes.json").write_text("damaged")
+    assert unpack_run(packed, there).new
+    assert store.open_run(RUN, there).run_id == RUN
 
 
 @pytest.mark.parametrize(
