@@ -53,6 +53,7 @@ def attribute(
     is_harmful: np.ndarray,
     fold: np.ndarray,
     counts: np.ndarray,
+    n_groups: int,
 ) -> Attribution:
     """Return how much each part adds to the difference of the labels at a site.
 
@@ -67,6 +68,7 @@ def attribute(
         is_harmful: ``(prompt,)`` bool.
         fold: ``(prompt,)`` int.
         counts: ``(1 + draw, prompt)`` multiplicities, every prompt once in the first row.
+        n_groups: how many prompts, or pairs, there are of the rarer label.
     """
     projections = np.stack([stream(place).astype(np.float64) @ directions.T for place in range(n_parts)])
     added = np.diff(projections, axis=0, prepend=0.0)
@@ -77,7 +79,7 @@ def attribute(
     own = added[:, np.arange(len(fold)), fold] - centre[:, fold]
     draws = contrast_weights(counts * is_harmful, counts * ~is_harmful) @ own.T
     number = draws[0]
-    margin = simultaneous_margin(draws[1:], number)
+    margin = simultaneous_margin(draws[1:], number, n_groups)
     low, high = interval(draws[1:].sum(axis=1), number.sum())
     return Attribution(number, number - margin, number + margin, float(number.sum()), float(low), float(high))
 

@@ -45,6 +45,17 @@ def assign_folds(
     return fold_of_group[:, group_of]
 
 
+def fewest_groups(is_harmful: np.ndarray, groups: np.ndarray) -> int:
+    """Return how many groups have prompts of the label of which the fewest have.
+
+    Args:
+        is_harmful: ``(prompt,)`` bool.
+        groups: ``(prompt,)`` the matched pair, or the prompt by itself.
+    """
+    _, has_harmful, has_harmless = _labels_of_groups(is_harmful, groups)
+    return int(min(has_harmful.sum(), has_harmless.sum()))
+
+
 def find_twins(is_harmful: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Return the matched pairs: every group that holds exactly one prompt of each label.
 

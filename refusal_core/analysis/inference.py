@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import beta, norm
+from scipy.stats import beta, norm, t
 
 from refusal_core.analysis.weighted_statistics import weighted_correlation, weighted_ranks
 
@@ -42,15 +42,18 @@ def interval(draws: np.ndarray, point: float | np.ndarray, low: float = -np.inf,
     return np.where(enough & np.isfinite(point), np.clip(shifted, low, high), np.nan)
 
 
-def simultaneous_margin(draws: np.ndarray, point: np.ndarray) -> np.ndarray:
+def simultaneous_margin(draws: np.ndarray, point: np.ndarray, n_groups: int | np.ndarray) -> np.ndarray:
     """Return ``(number,)`` how far from the estimates all numbers lie at once in 95 % of bootstrap draws.
 
     The margin is the 95th percentile of the largest standardised deviation (the maximum statistic), times each number's
-    spread, so that a number may be picked out by its size.
+    spread, so that a number may be picked out by its size. That spread is itself of few groups: it is too small by
+    ``n / (n - 1)``, squared, and varies, so that the percentile is that of Student's t with the same tail.
 
     Args:
         draws: ``(draw, number)``; draws that lack a number are left out.
         point: ``(number,)`` the estimates.
+        n_groups: of how many prompts, or pairs, of the rarer label the numbers are, or ``(number,)`` each; of one alone
+            the margin is NaN.
     """
     redrawn = draws[np.isfinite(draws).all(axis=1)]
     if not len(redrawn):
@@ -58,7 +61,10 @@ def simultaneous_margin(draws: np.ndarray, point: np.ndarray) -> np.ndarray:
     spread = redrawn.std(axis=0)
     varies = spread > np.finfo(float).eps * np.abs(point).max(initial=0.0)
     farthest = (np.abs(redrawn - point)[:, varies] / spread[varies]).max(axis=1, initial=0.0)
-    margin: np.ndarray = np.quantile(farthest, LEVEL) * spread
+    n = np.asarray(n_groups, dtype=np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        reach = t.isf(norm.sf(np.quantile(farthest, LEVEL)), n - 1) * np.sqrt(n / (n - 1))
+    margin: np.ndarray = reach * spread
     return margin
 
 

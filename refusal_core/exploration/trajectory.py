@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from refusal_core.analysis.groups import bootstrap_counts
+from refusal_core.analysis.groups import bootstrap_counts, fewest_groups
 from refusal_core.analysis.inference import interval, simultaneous_margin
 from refusal_core.analysis.weighted_statistics import weighted_d
 from refusal_core.errors import RunError
@@ -123,6 +123,7 @@ def gaps(measured: Trajectories, site: int) -> pd.DataFrame:
     known, counts = np.isfinite(values), _counts(measured)
     rows: list[dict[str, object]] = []
     draws_of: list[np.ndarray] = []
+    n_groups: list[int] = []
     for reply in (REFUSED, ANSWERED):
         cells = {label: _cell(measured, label, reply) for label in LABELS}
         last = min(_lasts_to(known, inside) for inside in cells.values())
@@ -137,6 +138,8 @@ def gaps(measured: Trajectories, site: int) -> pd.DataFrame:
             axis=1,
         )
         draws_of.append(np.diff(own, axis=1))
+        both = harmful | harmless
+        n_groups += [fewest_groups(harmful[both], prompt_groups(measured.prompts)[both])] * draws_of[-1].shape[1]
         for where, d in zip(WINDOWS, own.T, strict=True):
             low, high = interval(d[1:], d[0])
             sizes = {"to_token": last, "n_harmful": int(harmful.sum()), "n_harmless": int(harmless.sum())}
@@ -145,7 +148,7 @@ def gaps(measured: Trajectories, site: int) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=columns).assign(gap_change=np.nan, gap_change_low=np.nan, gap_change_high=np.nan)
     if draws_of:
         changes = np.concatenate(draws_of, axis=1)
-        margin = simultaneous_margin(changes[1:], changes[0])
+        margin = simultaneous_margin(changes[1:], changes[0], np.array(n_groups))
         later = table["where"].ne(WINDOWS[0])
         table.loc[later, "gap_change"] = changes[0]
         table.loc[later, "gap_change_low"] = changes[0] - margin

@@ -15,7 +15,7 @@ import pandas as pd
 from refusal_core.analysis import groups
 from refusal_core.analysis.attribution import attribute, held_out_directions, unit
 from refusal_core.analysis.controls import covariance_directions
-from refusal_core.analysis.groups import assign_folds, bootstrap_counts, sample_groups
+from refusal_core.analysis.groups import assign_folds, bootstrap_counts, fewest_groups, sample_groups
 from refusal_core.analysis.inference import LEVEL, corrected_p
 from refusal_core.analysis.projections import contrast_weights
 from refusal_core.conversations import prompts_of
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 ATTRIBUTING, LENS = "attributing (sites)", "reading the vocabulary (sites)"
 DRAWS = 999
 CONTROLS = 199
+FEWEST_GROUPS = 32
+"""Prompts, or pairs, of either label from which on parts have numbers."""
 REDRAWN = 99
 """Directions of redrawn prompts whose tokens are held against those of the direction."""
 TOKENS = 10
@@ -53,13 +55,15 @@ class _Design:
 
     Attributes:
         is_harmful: ``(prompt,)`` bool.
-        fold: ``(prompt,)`` int; empty where there are too few prompts.
+        fold: ``(prompt,)`` int; empty where there are fewer than :data:`FEWEST_GROUPS`.
         counts: ``(1 + draw, prompt)`` multiplicities, every prompt once in the first row.
+        n_groups: how many prompts, or pairs, there are of the rarer label.
     """
 
     is_harmful: np.ndarray
     fold: np.ndarray
     counts: np.ndarray
+    n_groups: int
 
 
 def record(
@@ -146,7 +150,8 @@ def record(
             controls=controls,
             prompts=len(table),
             parts=parts,
-            reason=reason or (None if len(design.fold) else "it takes two prompts, or pairs, of either label"),
+            reason=reason
+            or (None if len(design.fold) else f"it takes {FEWEST_GROUPS} prompts, or pairs, of either label"),
             versions={name: version(name) for name in ("torch", "transformers", "numpy", "scipy")},
             timings={"seconds": round(extraction.seconds + time.monotonic() - began, 3)},
         )
@@ -156,10 +161,12 @@ def record(
 
 def _plan(table: pd.DataFrame, prompt_group: np.ndarray, seed: int, draws: int) -> _Design:
     is_harmful = table["label"].eq("harmful").to_numpy()
+    n_groups = fewest_groups(is_harmful, prompt_group)
     folds = assign_folds(is_harmful, prompt_group, FOLDS, 1, np.random.default_rng(seed))
     counts = bootstrap_counts(is_harmful, prompt_group, draws, np.random.default_rng([seed, 4]))
-    fold = folds[0] if len(folds) else np.empty(0, dtype=int)
-    return _Design(is_harmful, fold, np.vstack([np.ones(len(table)), counts]))
+    # Of fewer, intervals that are meant to hold for all parts at once fail more often than they may.
+    fold = folds[0] if n_groups >= FEWEST_GROUPS else np.empty(0, dtype=int)
+    return _Design(is_harmful, fold, np.vstack([np.ones(len(table)), counts]), n_groups)
 
 
 def _added(
@@ -188,7 +195,13 @@ def _added(
         if not directions.any(axis=1).all():
             continue
         found = attribute(
-            lambda place: stream[:, place], len(names), directions, design.is_harmful, design.fold, design.counts
+            lambda place: stream[:, place],
+            len(names),
+            directions,
+            design.is_harmful,
+            design.fold,
+            design.counts,
+            design.n_groups,
         )
         for (part, block), *numbers in zip(names, found.number, found.low, found.high, strict=True):
             ends = dict(zip(("number", "number_low", "number_high"), numbers, strict=True))

@@ -7,7 +7,7 @@ import pytest
 from planted import labels_and_groups
 
 from refusal_core.analysis.attribution import Attribution, attribute, held_out_directions
-from refusal_core.analysis.groups import assign_folds, bootstrap_counts
+from refusal_core.analysis.groups import assign_folds, bootstrap_counts, fewest_groups
 
 N, WIDTH, PARTS, PLANTED = 96, 24, 9, 6
 
@@ -23,7 +23,7 @@ def attributed(strength: float, seed: int = 0, paired: bool = True) -> tuple[Att
     fold = assign_folds(labels, groups, 10, 1, rng)[0]
     counts = np.vstack([np.ones(N), bootstrap_counts(labels, groups, 199, rng)])
     directions = held_out_directions(stream[-1], labels, fold)
-    found = attribute(stream.__getitem__, PARTS, directions, labels, fold, counts)
+    found = attribute(stream.__getitem__, PARTS, directions, labels, fold, counts, fewest_groups(labels, groups))
     whole = np.einsum("pd,pd->p", stream[-1], directions[fold])
     return found, whole[labels].mean() - whole[~labels].mean()
 

@@ -18,6 +18,7 @@ from refusal_core.analysis.inference import (
     interval,
     permutation_p,
     share_interval,
+    simultaneous_margin,
     smallest_significant,
 )
 from refusal_core.analysis.projections import contrast_weights, project_draws
@@ -131,6 +132,23 @@ def test_of_eight_pairs_either_side_is_claimed_as_often_as_the_level_says():
         too_low += (significant & (observed < 0)).any()
     assert 15 <= too_high <= 48
     assert 15 <= too_low <= 48
+
+
+def test_margins_hold_for_all_numbers_at_once_of_few_groups_too():
+    outside = dict.fromkeys((8, 32), 0)
+    for n in outside:
+        rng = np.random.default_rng(n)
+        for _ in range(150):
+            values = rng.normal(size=(n, 40))
+            counts = rng.multinomial(n, np.full(n, 1 / n), size=199) / n
+            mean = values.mean(axis=0)
+            outside[n] += bool((np.abs(mean) > simultaneous_margin(counts @ values, mean, n)).any())
+    # At the level 7.5 of 150; with the spread and the percentile of the draws alone 101 and 23.
+    assert outside[8] <= 30
+    assert outside[32] <= 18
+    margins = simultaneous_margin(counts @ values[:, :3], mean[:3], np.array([1, 4, 32]))
+    assert np.isnan(margins[0])
+    assert np.isfinite(margins[1:]).all()
 
 
 def test_a_number_is_detectable_from_the_first_site_from_which_the_bound_stays_above():

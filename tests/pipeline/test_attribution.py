@@ -12,12 +12,13 @@ from tiny import PLANTED_LAYER, READING_LAYER, tiny_model
 from refusal_core.errors import ModelError, RunError
 from refusal_core.exploration import attribution as described
 from refusal_core.models.opening import load_model
+from refusal_core.pipeline import attribution
 from refusal_core.pipeline.attribution import record
 from refusal_core.runs.additions import save_addition
 from refusal_core.runs.schemas import ADDED, ATTENTION, DIFFERENCE, LOWERED, MLP, RAISED, RAISED_MEAN
 from refusal_core.runs.store import open_run
 
-DRAWS, CONTROLS = 199, 39
+DRAWS, CONTROLS, FEW = 199, 39, 12
 
 
 def measured_copy(run, chat_model, cache):
@@ -25,6 +26,14 @@ def measured_copy(run, chat_model, cache):
     copied = open_run(run.run_id, cache)
     record(copied, chat_model, draws=DRAWS, controls=CONTROLS)
     return copied
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_prompts_suffice():
+    """Runs of tests are smaller than those of which parts have numbers."""
+    with pytest.MonkeyPatch.context() as patching:
+        patching.setattr(attribution, "FEWEST_GROUPS", FEW)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +127,17 @@ def test_a_model_whose_stream_is_no_sum_has_words_and_a_reason(tiny_run, tiny_ch
     assert set(measured[0]["measure"]).isdisjoint({ADDED, DIFFERENCE})
     assert "block 1 of" in described.what_adds(run, measured, 2)
     assert "cannot be said" in described.verdict(run, measured, 2)
+    assert len(described.token_table(measured, 2)) == 10
+
+
+def test_of_fewer_prompts_than_intervals_hold_for_there_are_words_and_a_reason(
+    tiny_run, tiny_chat_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(attribution, "FEWEST_GROUPS", FEW + 1)
+    run = measured_copy(tiny_run, tiny_chat_model, tmp_path)
+    measured = described.load_attribution(run)
+    assert set(measured[0]["measure"]).isdisjoint({ADDED, DIFFERENCE})
+    assert described.what_adds(run, measured, 2) == "Missing: it takes 13 prompts, or pairs, of either label."
     assert len(described.token_table(measured, 2)) == 10
 
 
