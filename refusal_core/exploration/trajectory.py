@@ -116,8 +116,8 @@ def gaps(measured: Trajectories, site: int) -> pd.DataFrame:
         One row per reply and place, of :data:`WINDOWS`: ``reply, where, to_token, n_harmful, n_harmless, gap`` as
         Cohen's d with its 95 % interval, and ``gap_change`` from the place before with an interval that holds for all
         changes at once. It is of replies that last to ``to_token``, the last to which half of those of either label do,
-        the same at all places; the first and the last tokens are a quarter of that each, of which a prompt's mean is
-        taken.
+        the same at all places; the first and the last tokens are a quarter of that each, and the gap there is the mean
+        of their gaps.
     """
     values = measured.projections[:, :, site]
     known, counts = np.isfinite(values), _counts(measured)
@@ -132,11 +132,13 @@ def gaps(measured: Trajectories, site: int) -> pd.DataFrame:
         harmful, harmless = (cells[label] & known[:, last] for label in LABELS)
         window = last // SHORTEST
         lasting = np.where(known[:, last, None], values[:, : last + 1], 0.0)
-        stages = [lasting[:, 0], lasting[:, 1 : 1 + window].mean(axis=1), lasting[:, -window:].mean(axis=1)]
-        own = np.stack(
-            [weighted_d(np.broadcast_to(stage, counts.shape), counts * harmful, counts * harmless) for stage in stages],
-            axis=1,
-        )
+        stages = [range(1), range(1, 1 + window), range(last + 1 - window, last + 1)]
+        # (1 + draw, token). Of one token each: a mean of several has less noise, and its d is larger by that alone.
+        per_token = {
+            token: weighted_d(np.broadcast_to(lasting[:, token], counts.shape), counts * harmful, counts * harmless)
+            for token in sorted({token for stage in stages for token in stage})
+        }
+        own = np.stack([np.mean([per_token[token] for token in stage], axis=0) for stage in stages], axis=1)
         draws_of.append(np.diff(own, axis=1))
         both = harmful | harmless
         n_groups += [fewest_groups(harmful[both], prompt_groups(measured.prompts)[both])] * draws_of[-1].shape[1]

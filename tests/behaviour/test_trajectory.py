@@ -88,6 +88,23 @@ def test_a_gap_that_falls_along_the_reply_is_said_and_none_is_made_of_noise(run,
     assert "in-sample" in said
 
 
+def test_a_gap_is_not_said_to_change_because_more_tokens_are_averaged(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / run.run_id)
+    copied = open_run(run.run_id, tmp_path)
+    save_trajectory(copied)
+    stored = described.load_trajectory(copied)
+    # The same gap at every token of 12, whose noise is their own: the mean of three would have a gap twice as large.
+    rows = stored.prompts[["prompt_id", "label"]].merge(pd.DataFrame({"token": range(13)}), how="cross")
+    rows = rows.merge(pd.DataFrame({"site": range(copied.n_sites)}), how="cross")
+    noise = np.random.default_rng(0).normal(size=len(rows)) + 1.5 * rows.pop("label").eq("harmful")
+    manifest = stored.manifest.model_copy(update={"reply_tokens": 12})
+    save_addition(copied, rows.assign(reply="answers", thought=False, projection=noise), manifest)
+    table = described.gaps(described.load_trajectory(copied), 0)
+    assert table["gap"].between(1, 2.5).all()
+    assert table["gap_change_low"].iloc[1:].lt(0).all()
+    assert table["gap_change_high"].iloc[1:].gt(0).all()
+
+
 def test_what_few_long_replies_do_is_not_taken_for_what_most_do(run, tmp_path, monkeypatch):
     monkeypatch.setattr(described, "FEWEST", 2)
     shutil.copytree(run.path, tmp_path / run.run_id)
