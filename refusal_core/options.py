@@ -35,6 +35,8 @@ MINIMUM_PER_LABEL = 8
 """Fewest prompts per label that a direction is fitted on."""
 TOKEN_LIMIT = 512
 """Longest templated prompt that is accepted by default; Experiment 0 cut there, we refuse."""
+MOST_REPLY_TOKENS = 4096
+"""Longest replies that are followed token by token."""
 PRESETS = (9, 15, 18)
 """The layers at which Experiment 0 proposes to intervene."""
 DEVICES = "auto, cpu, cuda, cuda:N, mps, or spread over all of them."
@@ -276,7 +278,9 @@ class TrajectoryOptions(Options):
         "quartets, else probe-pairs, else the contrast set",
         min_length=1,
     )
-    reply_tokens: int = _option(32, "Reply tokens", "Most tokens of a reply that are written and read.", ge=4)
+    reply_tokens: int = _option(
+        32, "Reply tokens", "Most tokens of a reply that are written and read.", ge=4, le=MOST_REPLY_TOKENS
+    )
 
 
 class InterventionOptions(Options):

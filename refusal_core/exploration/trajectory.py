@@ -37,15 +37,26 @@ class Trajectories:
         manifest: how it was measured.
         prompts: the rows of the run's prompts, with what the model does with them as ``reply``, missing where it does
             neither; the index is the row in the run.
-        projections: ``(prompt, token, site)``, NaN after a reply's end; token 0 is the prompt's last.
-        thought: ``(prompt, token)`` bool, whether a token belongs to a thought.
     """
 
     table: pd.DataFrame
     manifest: TrajectoryManifest
     prompts: pd.DataFrame
-    projections: np.ndarray
-    thought: np.ndarray
+
+    def projections(self, site: int) -> np.ndarray:
+        """Return ``(prompt, token)`` at a site, NaN after a reply's end; token 0 is the prompt's last."""
+        return self._by_token("projection", site, np.nan)
+
+    def thought(self) -> np.ndarray:
+        """Return ``(prompt, token)`` bool, whether a token belongs to a thought."""
+        return self._by_token("thought", 0, False)
+
+    def _by_token(self, column: str, site: int, missing: float | bool) -> np.ndarray:
+        rows = self.table[self.table["site"].eq(site)]
+        prompt, token = pd.Index(self.prompts["prompt_id"]).get_indexer(rows["prompt_id"]), rows["token"].to_numpy(int)
+        values = np.full((len(self.prompts), 1 + int(self.table["token"].max())), missing)
+        values[prompt, token] = rows[column]
+        return values
 
 
 def load_trajectory(run: Run) -> Trajectories | None:
@@ -60,28 +71,19 @@ def load_trajectory(run: Run) -> Trajectories | None:
     table, manifest = stored
     ids = table["prompt_id"].drop_duplicates()
     rows = run.prompts.reset_index().set_index("prompt_id")["index"].reindex(ids)
-    n_tokens = 1 + manifest.reply_tokens
     fault = "is of other prompts" if rows.isna().any() or table.empty else ""
-    if not fault and (table["token"].max() >= n_tokens or table.groupby("prompt_id")["reply"].nunique().gt(1).any()):
+    by_prompt = table.groupby("prompt_id", sort=False)
+    if not fault and (table["token"].max() > manifest.reply_tokens or by_prompt["reply"].nunique().gt(1).any()):
         fault = "has more tokens than were asked for, or two replies of a prompt"
     if not fault:
-        places = ids.reset_index(drop=True).reset_index().set_index("prompt_id")["index"]
-        prompt, token, site = places[table["prompt_id"]].to_numpy(), table["token"].to_numpy(), table["site"].to_numpy()
-        seen = np.zeros((len(ids), n_tokens, run.n_sites), dtype=int)
-        np.add.at(seen, (prompt, token, site), 1)
         # Every token that is there is there at every site, once, and no token is missing before it.
-        complete = np.isin(seen, (0, 1)).all() and (seen == seen[:, :, :1]).all()
-        if not complete or (np.diff(seen[:, :, 0], axis=1) > 0).any() or not seen[:, 0].all():
+        expected = (1 + by_prompt["token"].max()) * run.n_sites
+        if table.duplicated(["prompt_id", "token", "site"]).any() or (by_prompt.size() != expected).any():
             fault = "lacks tokens or sites, or has some twice"
     if fault:
         raise RunError(f"run {run.run_id!r}: trajectory.parquet {fault}; measure it again")
-    projections = np.full(seen.shape, np.nan)
-    projections[prompt, token, site] = table["projection"]
-    thought = np.zeros(seen.shape[:2], dtype=bool)
-    thought[prompt, token] |= table["thought"].to_numpy(bool)
     replies = table.drop_duplicates("prompt_id")["reply"].map(_REPLIES).to_numpy()
-    prompts = run.prompts.loc[rows.to_numpy(int)].assign(reply=replies)
-    return Trajectories(table, manifest, prompts, projections, thought)
+    return Trajectories(table, manifest, run.prompts.loc[rows.to_numpy(int)].assign(reply=replies))
 
 
 def curves(measured: Trajectories, site: int) -> pd.DataFrame:
@@ -90,7 +92,7 @@ def curves(measured: Trajectories, site: int) -> pd.DataFrame:
     A mean is of the replies that last to the token, as long as half of the cell's do, and :data:`FEWEST`: of those that
     are left when most have ended, it would be another kind of reply's. Prompts are redrawn, whole groups.
     """
-    values = measured.projections[:, :, site]
+    values = measured.projections(site)
     known = np.isfinite(values)
     counts = _counts(measured)
     rows = []
@@ -119,7 +121,7 @@ def gaps(measured: Trajectories, site: int) -> pd.DataFrame:
         the same at all places; the first and the last tokens are a quarter of that each, and the gap there is the mean
         of their gaps.
     """
-    values = measured.projections[:, :, site]
+    values = measured.projections(site)
     known, counts = np.isfinite(values), _counts(measured)
     rows: list[dict[str, object]] = []
     draws_of: list[np.ndarray] = []
@@ -203,7 +205,7 @@ def _changed(row: pd.Series) -> str:
 
 def thinking_share(measured: Trajectories) -> float:
     """Return the share of replies of which some token belongs to a thought."""
-    return float(measured.thought.any(axis=1).mean())
+    return float(measured.thought().any(axis=1).mean())
 
 
 def _cell(measured: Trajectories, label: str, reply: str) -> np.ndarray:

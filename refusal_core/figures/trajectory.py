@@ -48,7 +48,7 @@ def along_replies(run: Run, measured: Trajectories, site: int, row: int | None =
             )
     if row is not None and row in measured.prompts.index:
         place = measured.prompts.index.get_loc(row)
-        values, thought = measured.projections[place, :, site], measured.thought[place]
+        values, thought = measured.projections(site)[place], measured.thought()[place]
         known = np.isfinite(values)
         traces.append(
             {

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from refusal_core.errors import RunError
-from refusal_core.options import LoadIn, ReasoningEffort
+from refusal_core.options import MOST_REPLY_TOKENS, LoadIn, ReasoningEffort
 
 MANIFEST = "manifest.json"
 PROMPTS = "prompts.parquet"
@@ -418,8 +418,8 @@ class TrajectoryManifest(AdditionManifest):
     compute: BehaviourCompute
     prompts: InterventionPrompts
     fitted: bool
-    reply_tokens: PositiveInt
-    seed: int
+    reply_tokens: Annotated[PositiveInt, Field(le=MOST_REPLY_TOKENS)]
+    seed: NonNegativeInt
     rules: InterventionRules
 
 

@@ -46,7 +46,7 @@ def test_projections_are_those_of_a_plain_pass_over_prompt_and_greedy_reply(tiny
         for layer in (0, 2):
             # hidden_states begin with the embeddings.
             along = states[layer + 1][0, len(ids) - 1 :].detach().numpy() @ tiny.directions.unit_direction[layer]
-            found = measured.projections[place, :, layer]
+            found = measured.projections(layer)[place]
             np.testing.assert_allclose(found[: len(along)], along, atol=1e-4)
             assert np.isnan(found[len(along) :]).all()
 
@@ -58,7 +58,8 @@ def test_the_planted_model_s_own_prompts_end_where_the_run_read_them(planted_run
     record(run, load_model(planted_folder, dtype="float32"), TrajectoryOptions(source=source, reply_tokens=8))
     measured = described.load_trajectory(run)
     rows = measured.prompts.index
-    np.testing.assert_allclose(measured.projections[:, 0], run.projections[rows], atol=1e-3)
+    at_end = np.stack([measured.projections(site)[:, 0] for site in range(run.n_sites)], axis=1)
+    np.testing.assert_allclose(at_end, run.projections[rows], atol=1e-3)
     said = measured.prompts.groupby("label")["reply"].unique()
     assert said["harmful"].tolist() == ["refused"]
     assert said["harmless"].tolist() == ["answered"]
@@ -137,10 +138,32 @@ def test_tables_that_lack_or_repeat_rows_or_are_of_other_prompts_are_refused(tin
         (table.assign(token=table["token"].mask(one, 9)), "more tokens"),
         (table.assign(reply=table["reply"].mask(one, "cannot")), "two replies"),
         (table.assign(projection=np.inf), "infinite"),
+        (table[:0], "other prompts"),
+        # As many rows as there should be, but one has another's site, or another's token.
+        (table.assign(site=table["site"].mask(one & table["site"].eq(2), 1)), "twice"),
+        (table.assign(token=table["token"].mask(one, 2)), "twice"),
     ):
         save_addition(run, broken, manifest)
         with pytest.raises(RunError, match=message):
             described.load_trajectory(run)
+
+
+def test_what_a_stranger_wrote_takes_no_more_memory_than_its_table_and_no_seed_that_cannot_be(tiny, tmp_path):
+    shutil.copytree(tiny.path, tmp_path / tiny.run_id)
+    run = open_run(tiny.run_id, tmp_path)
+    stored = described.load_trajectory(run)
+    for update in ({"reply_tokens": 10**6}, {"seed": -1}):
+        save_addition(run, stored.table, stored.manifest.model_copy(update=update))
+        with pytest.raises(RunError, match=next(iter(update))):
+            described.load_trajectory(run)
+    # Sites and tokens that are whole numbers, though of another type, and more tokens than any reply has.
+    numbers = {"site": stored.table["site"].astype(float), "token": stored.table["token"].astype(float)}
+    save_addition(run, stored.table.assign(**numbers), stored.manifest.model_copy(update={"reply_tokens": 4096}))
+    measured = described.load_trajectory(run)
+    np.testing.assert_array_equal(measured.projections(1), stored.projections(1))
+    assert measured.projections(1).shape[1] == 1 + OPTIONS.reply_tokens
+    assert described.what_happens(run, measured, 1)
+    assert not described.thinking_share(measured)
 
 
 def test_another_model_and_an_unknown_set_are_refused(tiny, tiny_chat_model):
