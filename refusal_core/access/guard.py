@@ -6,6 +6,7 @@ It is plain ASGI: it knows nothing of the program behind it.
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -15,9 +16,10 @@ from refusal_core.access.settings import Access, Role
 ROLE_HEADER = "x-refusal-role"
 """Header of a request by which the guard tells the program behind it who asks; a visitor's own is removed."""
 MOST_UPLOADED = 100_000_000
-"""Bytes that the server holds of a visit's files before it takes another."""
+"""Bytes that the server holds of the files of a visit that may only look and score, those under way included."""
 MOST_TABS = 200
-"""Open pages of all who may only look and score; the owner comes in beyond it."""
+"""Open pages of all who may only look and score; the owner comes in beyond it, unless the server is read-only: there
+the owner may only look and score, too."""
 LARGEST_OF_VIEWER = 25_000_000
 """Bytes of one file that somebody who may only look and score may send."""
 _HEALTH, _METRICS, _UPLOAD = "/_stcore/health", "/_stcore/metrics", "/_stcore/upload_file/"
@@ -59,6 +61,7 @@ class Guard:
         self._access = access
         self._held_of = held_of
         self._tabs = 0
+        self._arriving: Counter[str] = Counter()
         self._base = f"/{base_path.strip('/')}" if base_path.strip("/") else ""
         self._headers = _security_headers(access)
 
@@ -97,35 +100,50 @@ class Guard:
         if role is None:
             await self._ask(scope, send, query, "This server needs the token that was printed when it was started.")
             return
-        if (refused := self._refused_file(scope, role)) is not None:
-            await self._refuse(scope, send, 413, refused)
-            return
         own = ROLE_HEADER.encode()
         headers = [(key, value) for key, value in scope["headers"] if key.lower() != own]
         passed = {**scope, "headers": [*headers, (own, role.encode())]}
-        if scope["type"] != "websocket" or role == "owner":
+        path, upload = str(scope["path"]), f"{self._base}{_UPLOAD}"
+        if role == "owner":
             await self._app(passed, receive, self._with_headers(send))
-            return
+        elif scope["type"] == "websocket":
+            await self._open_tab(passed, receive, send)
+        elif scope["method"] == "PUT" and path.startswith(upload):
+            await self._take_file(passed, receive, send, path.removeprefix(upload).split("/")[0])
+        else:
+            await self._app(passed, receive, self._with_headers(send))
+
+    async def _open_tab(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass on the stream of a viewer's page, unless as many are open as may be."""
         if self._tabs >= MOST_TABS:
             await send({"type": "websocket.close", "code": 1013})
             return
         self._tabs += 1
         try:
-            await self._app(passed, receive, self._with_headers(send))
+            await self._app(scope, receive, self._with_headers(send))
         finally:
             self._tabs -= 1
 
-    def _refused_file(self, scope: Message, role: Role) -> str | None:
-        """Return why a file that is being sent is not taken, ``None`` where it is or none is being sent."""
-        path, upload = str(scope["path"]), f"{self._base}{_UPLOAD}"
-        if scope["type"] != "http" or scope["method"] != "PUT" or not path.startswith(upload):
-            return None
+    async def _take_file(self, scope: Message, receive: Receive, send: Send, visit: str) -> None:
+        """Pass on a file that a viewer sends, unless it or all that the visit sends is too large."""
         length = _one(scope, b"content-length") or ""
-        if role != "owner" and not (length.isdecimal() and int(length) <= LARGEST_OF_VIEWER):
-            return f"A file of a visitor has at most {LARGEST_OF_VIEWER / 1e6:.0f} MB."
-        if self._held_of(path.removeprefix(upload).split("/")[0]) > MOST_UPLOADED:
-            return "This visit has sent as many files as it may; reload the page to begin anew."
-        return None
+        # A body in chunks is as long as it likes, whatever length is named.
+        chunked = any(key.lower() == b"transfer-encoding" for key, _ in scope["headers"])
+        if chunked or not (length.isdecimal() and int(length) <= LARGEST_OF_VIEWER):
+            await self._refuse(scope, send, 413, f"A file of a visitor has at most {LARGEST_OF_VIEWER / 1e6:.0f} MB.")
+            return
+        # The program holds a file once it has all of it.
+        if self._held_of(visit) + self._arriving[visit] + int(length) > MOST_UPLOADED:
+            says = f"The files of a visit have at most {MOST_UPLOADED / 1e6:.0f} MB; reload the page to begin anew."
+            await self._refuse(scope, send, 413, says)
+            return
+        self._arriving[visit] += int(length)
+        try:
+            await self._app(scope, receive, self._with_headers(send))
+        finally:
+            self._arriving[visit] -= int(length)
+            if not self._arriving[visit]:
+                del self._arriving[visit]
 
     def _is_own_page(self, scope: Message, host: str) -> bool:
         """Return whether a request comes from a page of this server, or from no page; one may always be navigated to.

@@ -62,7 +62,11 @@ def ask(
     }
     if kind == "http":
         scope["method"] = method
-    asyncio.run(Guard(program, access, base, {"full": MOST_UPLOADED + 1, "b": 0}.__getitem__)(scope, None, send))
+    asyncio.run(
+        Guard(program, access, base, {"b": 0, "full": MOST_UPLOADED - 9, "over": MOST_UPLOADED + 1}.__getitem__)(
+            scope, None, send
+        )
+    )
     first = sent[0]
     if kind == "websocket":
         status = 101 if first["type"] == "websocket.accept" else 403
@@ -104,9 +108,10 @@ def test_the_cookie_opens_pages_and_the_stream_and_says_who_asks():
         (VIEWER, "b", str(LARGEST_OF_VIEWER + 1), 413),
         (VIEWER, "b", "", 413),
         (VIEWER, "b", "-1", 413),
+        (VIEWER, "full", "9", 200),
         (VIEWER, "full", "10", 413),
         (OWNER, "b", str(10 * LARGEST_OF_VIEWER), 200),
-        (OWNER, "full", "10", 413),
+        (OWNER, "over", "10", 200),
     ],
 )
 @pytest.mark.parametrize("base", ["", "sub"])
@@ -115,6 +120,46 @@ def test_a_visit_sends_so_much_and_no_more(cookie, visit, length, status, base):
     sizes = {"content-length": length} if length else {}
     assert ask(path, method="PUT", cookie=cookie, base=base, **sizes)[0] == status
     assert ask(path, method="DELETE", cookie=cookie, base=base)[0] == 200
+
+
+def test_a_visitor_s_file_whose_length_is_not_what_its_header_says_is_refused():
+    sent = {"content_length": "10", "transfer_encoding": "chunked"}
+    assert ask("/_stcore/upload_file/b/file", method="PUT", cookie=VIEWER, **sent)[0] == 413
+
+
+def test_files_that_arrive_at_the_same_time_are_no_more_than_a_visit_may_send():
+    arrived, ended = [], asyncio.Event()
+
+    async def program(scope, receive, send):
+        arrived.append(scope["path"])
+        await ended.wait()
+
+    async def send_files() -> None:
+        guard, answers = Guard(program, ACCESS), []
+
+        def put(visit: str) -> asyncio.Task:
+            sizes = [(b"content-length", str(LARGEST_OF_VIEWER).encode())]
+            scope = {
+                "type": "http",
+                "method": "PUT",
+                "path": f"/_stcore/upload_file/{visit}/{len(arrived)}",
+                "scheme": "http",
+                "headers": [(b"host", HOST.encode()), (b"cookie", VIEWER.encode()), *sizes],
+            }
+            return asyncio.create_task(guard(scope, None, AsyncMock(side_effect=answers.append)))
+
+        most = MOST_UPLOADED // LARGEST_OF_VIEWER
+        files = [put(visit) for visit in ("a", "b") for _ in range(100)]
+        await asyncio.sleep(0)
+        assert len(arrived) == 2 * most
+        assert [answer["status"] for answer in answers if "status" in answer] == [413] * (200 - 2 * most)
+        ended.set()
+        await asyncio.gather(*files)
+        # What has arrived is counted by the program.
+        await put("a")
+        assert len(arrived) == 2 * most + 1
+
+    asyncio.run(send_files())
 
 
 def test_of_too_many_tabs_the_next_is_refused_until_one_is_closed_and_the_owner_s_never():
