@@ -136,8 +136,8 @@ def status(name: str) -> Job | None:
         began, cancelled = float(record["began"]), bool(record["cancelled"])
         stage, done, total = str(progress.get("stage", "")), int(progress.get("done", 0)), int(progress.get("total", 0))
         said, message = progress.get("state", "running"), str(progress.get("message", ""))
-        begun, rate = float(record["clock"]), progress.get("rate")
-        updated = float(progress.get("clock", begun))
+        begun, rate = _clock(record, "began"), progress.get("rate")
+        updated = _clock(progress, "updated") if progress else begun
         left = (total - done) / float(rate) if rate else None
     except (ValueError, KeyError, TypeError, ArithmeticError):
         return None
@@ -298,6 +298,14 @@ def _last_words(name: str) -> str:
     *_, last = ["", *log(name).split("\n")]
     _, error, words = last.partition("error: ")
     return words if error else _KILLED
+
+
+def _clock(written: dict[str, Any], unix: str) -> float:
+    """Return the seconds of the monotonic clock at which something was, from Unix seconds where they alone are known.
+
+    A job may have been started by a version of this program that wrote no other.
+    """
+    return float(written["clock"]) if "clock" in written else time.monotonic() - (time.time() - float(written[unix]))
 
 
 def _path(name: str, ending: str) -> Path:

@@ -247,6 +247,22 @@ def test_a_clock_that_is_set_back_or_ahead_changes_no_duration(folder, monkeypat
     assert 0 < ended(name).seconds < 20
 
 
+def test_a_job_of_a_version_that_wrote_no_clock_is_watched_to_its_end(folder):
+    name = begun(folder)
+    for ending, written in ((".json", {"began": time.time() - 100}), (".progress", {"updated": time.time() - 10})):
+        path = jobs._path(name, ending)
+        content = json.loads(path.read_text()) | written | {"rate": 0.1}
+        del content["clock"]
+        path.write_text(json.dumps(content))
+    job = jobs.status(name)
+    assert job.state == "running"
+    assert 100 <= job.seconds < 120
+    # Three things at one in ten seconds, since the progress was written.
+    assert 0 < job.seconds_left <= 20
+    (folder / "go").touch()
+    assert ended(name).state == "done"
+
+
 @pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="Linux alone ends processes for memory")
 def test_of_server_and_job_the_job_ends_first_where_memory_runs_out(folder):
     pid = jobs._record(begun(folder))["pid"]
