@@ -29,7 +29,6 @@ from refusal_core.ui.selection import newly
 from refusal_core.ui.streamlit_internals import component, resource
 
 _CONTAINER, _CHART = "panels-place", "panels"
-_SHOWN = "layers_shown"
 _PINNED_HEIGHT = 360
 _MOST_OFFERED = 2000
 """The most prompts that the field for pinning offers; a browser is slow with more."""
@@ -142,14 +141,11 @@ def side_by_side(run: Run) -> None:
 def _panel(run: Run, options: dict[str, Any], site: int) -> None:
     """Show the panel with its slider; a click on a prompt's point pins it."""
     start = first_site(_CONTAINER, site, (run.run_id, *map(str, options.values())))
-    # Read when a file is asked for, which may be after the browser has moved the figure.
-    shown = st.session_state.setdefault(_SHOWN, {})
-    shown.update(site=site)
     with st.container(key=_CONTAINER):
         event = chart(
             _figure(*identity(run), run, start, **options),
             _CHART,
-            saved=lambda: linked(run, shown["site"], **options),
+            saved=lambda: linked(run, site, **options),
             on_select="rerun",
             selection_mode="points",
         )

@@ -216,6 +216,12 @@ def list_form(run: Run, source: str | None) -> None:
     problem: RefusalError | None = None
     if file is not None:
         try:
+            # The field's own limit is the browser's.
+            if len(file[1]) > MOST_MEGABYTES * 2**20:
+                raise PromptError(
+                    f"expected a file of at most {MOST_MEGABYTES} MB, got {len(file[1]) / 1e6:.1f} MB; "
+                    "give a part of its prompts"
+                )
             read = read_list(*file, MOST_PROMPTS)
         except RefusalError as error:
             problem = error

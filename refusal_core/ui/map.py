@@ -31,7 +31,7 @@ from refusal_core.ui.scrubbing import first_site, is_narrow, keep_together
 from refusal_core.ui.selection import chosen_row
 
 _CONTAINER, _CHART = "map-place", "map"
-_SELECTED, _SHOWN = "map_selected", "map_shown"
+_SELECTED = "map_selected"
 _MOST_VALUES = 60
 _LIST_HEIGHT, _READER_HEIGHT = 160, 210
 
@@ -92,9 +92,6 @@ def prompt_map(run: Run, options: Options, site: int) -> None:
     coloured = str(options.values.name), hashlib.sha256(hashes.tobytes()).hexdigest()
     shown = *identity(run), options.plane, coloured, options.sources, chosen, narrow
     start = first_site(_CONTAINER, site, shown)
-    # Read when a file is asked for, which may be after the browser has moved the figure.
-    now = st.session_state.setdefault(_SHOWN, {})
-    now.update(site=site)
     draw = partial(figures.prompt_map, run, plane, options.plane, values=options.values, sources=options.sources)
     make_page = partial(map_html, run, plane, options.plane, values=options.values, sources=options.sources)
     dark = st.context.theme.type == "dark"
@@ -102,8 +99,8 @@ def prompt_map(run: Run, options: Options, site: int) -> None:
         chart(
             _figure((*shown, start), lambda: draw(site=start, chosen=chosen, narrow=narrow, framed=False)),
             _CHART,
-            saved=lambda: draw(site=now["site"], chosen=chosen),
-            page=lambda: make_page(site=now["site"], dark=dark),
+            saved=lambda: draw(site=site, chosen=chosen),
+            page=lambda: make_page(site=site, dark=dark),
             on_select=lambda: _use_lasso(run),
             selection_mode=("box", "lasso"),
         )

@@ -51,7 +51,7 @@ from refusal_core.runs.additions import save_addition
 from refusal_core.runs.manifest import SubspaceManifest
 from refusal_core.runs.schemas import ESTIMATED
 from refusal_core.runs.store import open_run
-from refusal_core.ui import comparison, frame, jobs, lists, model, remembered
+from refusal_core.ui import comparison, frame, jobs, layout, lists, model, remembered
 from refusal_core.ui import home as home_page
 from refusal_core.ui import live as live_page
 from refusal_core.ui import ratings as ratings_page
@@ -634,6 +634,20 @@ def press(app: AppTest, label: str) -> AppTest:
     next(button for button in app.button if button.label == label).click().run()
     assert not app.exception, app.exception
     return app
+
+
+@pytest.mark.parametrize("page", ["1_Layers", "13_Map"])
+def test_a_figure_saved_while_the_page_moves_on_is_of_the_layer_in_its_heading(monkeypatch, page):
+    offered, saved = [], []
+    monkeypatch.setattr(st, "download_button", lambda label, contents, **options: offered.append((label, contents)))
+    monkeypatch.setattr(layout, "render_image", lambda figure, *options: saved.append((figure, options[-1])))
+    app = visit(page, run=RUN, site="1")
+    save = next(contents for label, contents in offered if label == "Save as PNG for a slide")
+    app.number_input(key="site_field").set_value(2).run()
+    save()
+    ((figure, (_, heading)),) = saved
+    assert f"layer 1 of {N_LAYERS}" in heading
+    assert f"layer 1 of {N_LAYERS}" in figure.layout.title.text
 
 
 def prompt_shown(app: AppTest) -> str:
@@ -1248,6 +1262,7 @@ def test_a_file_is_a_list_or_is_refused_in_a_sentence():
         ("x.txt", b"\n", "expected at least one prompt"),
         ("x.txt", b"word\n" * 1001, "expected 1 to 1000 prompts, got 1001"),
         ("x.parquet", b"PAR1", "not a readable parquet table"),
+        ("x.txt", b"x" * (5 * 2**20 + 1), "expected a file of at most 5 MB, got 5.2 MB"),
     ):
         app = list_tab(visit("4_Live_score", run=RUN))
         # What was pasted is no part of a file.
