@@ -191,6 +191,8 @@ def _scrubbing(visit: Visit, rounds: int) -> Row:
             share = 1 - abs(2 * place / _SCRUBBED - 1)
             page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20 + share * (box["height"] - 40))
             page.wait_for_timeout(16)
+        while page.evaluate("frames_at.length") < 2:
+            page.wait_for_timeout(16)
         at = page.evaluate("() => { cancelAnimationFrame(window.counting); return frames_at; }")
         page.mouse.up()
         visit.settle()

@@ -30,6 +30,7 @@ def killed(cache: Path, every: int, *command: str) -> int:
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
     assert ended.returncode == 0, ended.stderr
     return int(ended.stdout.split()[-1])
