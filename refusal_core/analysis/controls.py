@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from refusal_core.analysis.groups import permute_labels
+from refusal_core.analysis.projections import contrast_weights
+
 ISOTROPIC, COVARIANCE = "isotropic", "covariance"
 
 
@@ -35,28 +38,48 @@ def control_direction(
     """
     if name.startswith(ISOTROPIC):
         return _unit(rng.standard_normal((1, hidden.shape[1]))[0])
-    drawn: np.ndarray = covariance_directions(hidden, is_harmful, found, 1, rng)[0]
-    return drawn
-
-
-def covariance_directions(
-    hidden: np.ndarray, is_harmful: np.ndarray, found: np.ndarray, draws: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Draw ``covariance`` controls at one site, ``(draw, d_model)`` float32; see :func:`control_direction`.
-
-    Args:
-        hidden: ``(prompt, d_model)`` activations of the prompts the direction was fitted on.
-        is_harmful: ``(prompt,)`` bool.
-        found: ``(d_model,)`` the found unit direction.
-        draws: how many.
-        rng: source of random numbers.
-    """
     values = hidden.astype(np.float64)
     for label in (is_harmful, ~is_harmful):
         values[label] -= values[label].mean(axis=0)
-    drawn = rng.standard_normal((draws, len(values))) @ values
+    (drawn,) = rng.standard_normal((1, len(values))) @ values
     direction = found.astype(np.float64)
-    return np.stack([_unit(vector - (vector @ direction) * direction) for vector in drawn])
+    return _unit(drawn - (drawn @ direction) * direction)
+
+
+def permuted_weights(
+    is_harmful: np.ndarray, groups: np.ndarray, twins: np.ndarray, draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the weights of the differences of means that permuted labels have: as likely as the found one by chance.
+
+    Nothing of the found direction is taken off: that of labels without a meaning leans as these do on where activations
+    vary most, and controls without it would reach less far than chance does.
+
+    Args:
+        is_harmful: ``(prompt,)`` bool.
+        groups: ``(prompt,)`` what is permuted as one, see :func:`.permute_labels`.
+        twins: ``(pair, 2)`` as there.
+        draws: how many at most.
+        rng: permutes the labels.
+
+    Returns:
+        ``(draw, prompt)``.
+    """
+    permuted = is_harmful[permute_labels(is_harmful, groups, draws, rng, twins)]
+    return contrast_weights(1.0 * permuted, 1.0 * ~permuted)
+
+
+def covariance_weights(is_harmful: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the weights of sums of activations that vary as these do within the labels, ``(draw, prompt)``.
+
+    Args:
+        is_harmful: ``(prompt,)`` bool.
+        draws: how many.
+        rng: source of random numbers.
+    """
+    weights = rng.standard_normal((draws, len(is_harmful)))
+    for label in (is_harmful, ~is_harmful):
+        weights[:, label] -= weights[:, label].mean(axis=1, keepdims=True)
+    return weights
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:

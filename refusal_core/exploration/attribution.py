@@ -174,6 +174,13 @@ def which_tokens(run: Run, measured: Measured, site: int) -> str:
     )
 
 
+def what_controls_are(run: Run) -> str:
+    """Say what the directions are that a run's direction is compared with."""
+    if run.directions.imported:
+        return "Control directions lie where activations vary within the labels."
+    return "Control directions are those of permuted labels, whole pairs flipped or not."
+
+
 def token_table(measured: Measured, site: int) -> pd.DataFrame:
     """Return one row per rank: the tokens that a site's direction raises and lowers most, as they are written."""
     table = measured[0]

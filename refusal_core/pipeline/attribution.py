@@ -14,8 +14,8 @@ import pandas as pd
 
 from refusal_core.analysis import groups
 from refusal_core.analysis.attribution import attribute, held_out_directions, unit
-from refusal_core.analysis.controls import covariance_directions
-from refusal_core.analysis.groups import assign_folds, bootstrap_counts, fewest_groups, sample_groups
+from refusal_core.analysis.controls import covariance_weights, permuted_weights
+from refusal_core.analysis.groups import assign_folds, bootstrap_counts, fewest_groups, find_twins, sample_groups
 from refusal_core.analysis.inference import LEVEL, corrected_p
 from refusal_core.analysis.projections import contrast_weights
 from refusal_core.conversations import prompts_of
@@ -24,7 +24,7 @@ from refusal_core.options import FOLDS
 from refusal_core.pipeline.scoring import check_model
 from refusal_core.pipeline.steps import origins
 from refusal_core.progress import Progress, no_progress
-from refusal_core.prompts.sets import prompt_groups
+from refusal_core.prompts.sets import prompt_groups, prompt_pairs
 from refusal_core.runs.additions import save_addition
 from refusal_core.runs.manifest import AttributionManifest, BehaviourCompute, Parts
 from refusal_core.runs.run import Run
@@ -58,12 +58,14 @@ class _Design:
         fold: ``(prompt,)`` int; empty where there are fewer than :data:`FEWEST_GROUPS`.
         counts: ``(1 + draw, prompt)`` multiplicities, every prompt once in the first row.
         n_groups: how many prompts, or pairs, there are of the rarer label.
+        controls: ``(control, prompt)`` weights of control directions, the same at all sites.
     """
 
     is_harmful: np.ndarray
     fold: np.ndarray
     counts: np.ndarray
     n_groups: int
+    controls: np.ndarray
 
 
 def record(
@@ -80,7 +82,7 @@ def record(
         chat_model: its model.
         progress: called as prompts are read and sites done.
         draws: of the bootstrap.
-        controls: control directions per site.
+        controls: control directions per site, at most: of few pairs there are fewer permutations.
 
     Returns:
         One row per number: ``site, measure, part, block, rank, token, number, number_low, number_high, again,
@@ -108,7 +110,7 @@ def record(
         table["label"].eq("harmful").to_numpy(), prompt_group, groups.MOST_REDRAWN, np.random.default_rng(seed)
     )
     table = table.iloc[sample]
-    design = _plan(table, prompt_group[sample], seed, draws)
+    design = _plan(table, prompt_group[sample], seed, draws, controls, run.directions.imported)
     given = chat_model, template.system_prompt, template.thinking, template.day
     reason: str | None = None
     parts: tuple[Parts, ...] = ()
@@ -137,7 +139,7 @@ def record(
         began = time.monotonic()
         stream = extraction.hidden
         rows = [] if reason else list(_added(run, stream, parts, design, progress))
-        rows += _written(run, chat_model, stream, reader.sites, design, controls, progress)
+        rows += _written(run, chat_model, stream, reader.sites, design, progress)
         measured = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"block": "Int64", "rank": "Int64"})
         for name in ("part", "token"):
             # A column of texts that are all missing would be stored as one of numbers.
@@ -147,7 +149,7 @@ def record(
             compute=BehaviourCompute(device=chat_model.device, dtype=chat_model.dtype),
             seed=seed,
             draws=draws,
-            controls=controls,
+            controls=len(design.controls),
             prompts=len(table),
             parts=parts,
             reason=reason
@@ -159,14 +161,22 @@ def record(
     return measured
 
 
-def _plan(table: pd.DataFrame, prompt_group: np.ndarray, seed: int, draws: int) -> _Design:
+def _plan(
+    table: pd.DataFrame, prompt_group: np.ndarray, seed: int, draws: int, controls: int, imported: bool
+) -> _Design:
     is_harmful = table["label"].eq("harmful").to_numpy()
     n_groups = fewest_groups(is_harmful, prompt_group)
     folds = assign_folds(is_harmful, prompt_group, FOLDS, 1, np.random.default_rng(seed))
     counts = bootstrap_counts(is_harmful, prompt_group, draws, np.random.default_rng([seed, 4]))
     # Of fewer, intervals that are meant to hold for all parts at once fail more often than they may.
     fold = folds[0] if n_groups >= FEWEST_GROUPS else np.empty(0, dtype=int)
-    return _Design(is_harmful, fold, np.vstack([np.ones(len(table)), counts]), n_groups)
+    rng = np.random.default_rng([seed, 5])
+    if imported:
+        weights = covariance_weights(is_harmful, controls, rng)
+    else:
+        twins = find_twins(is_harmful, prompt_pairs(table))
+        weights = permuted_weights(is_harmful, prompt_group, twins, controls, rng)
+    return _Design(is_harmful, fold, np.vstack([np.ones(len(table)), counts]), n_groups, weights)
 
 
 def _added(
@@ -222,7 +232,6 @@ def _written(
     stream: np.ndarray,
     places: np.ndarray,
     design: _Design,
-    controls: int,
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Return which tokens the directions raise and lower, and how far, beside control directions.
@@ -232,27 +241,25 @@ def _written(
         chat_model: whose vocabulary is read.
         stream: ``(prompt, place, d_model)``.
         places: ``(site,)``, which of them are the sites.
-        design: labels and draws.
-        controls: how many are drawn per site.
+        design: labels, draws and controls.
         progress: called once per site.
     """
     from refusal_core.activations.lens import read_lens
 
     rows: list[dict[str, Any]] = []
     means: dict[int, np.ndarray] = {}
+    controls = len(design.controls)
     for site in range(run.n_sites):
         progress(LENS, site, run.n_sites)
         direction, at_site = run.directions.unit_direction[site], np.ascontiguousarray(stream[:, places[site]])
         if not direction.any():
             continue
-        rng = np.random.default_rng([run.manifest.compute.seed, 5, site])
-        beside = covariance_directions(at_site, design.is_harmful, direction, controls, rng)
-        redrawn = np.empty((0, len(direction)))
+        weights = [design.controls]
         if not run.directions.imported:
             counts = design.counts[1 : 1 + REDRAWN]
-            weights = contrast_weights(counts * design.is_harmful, counts * ~design.is_harmful)
-            redrawn = unit(weights @ at_site.astype(np.float64))
-        directions = np.vstack([direction[None], beside, redrawn]).astype(np.float32)
+            weights.append(contrast_weights(counts * design.is_harmful, counts * ~design.is_harmful))
+        others = unit(np.vstack(weights) @ at_site.astype(np.float64))
+        directions = np.vstack([direction[None], others]).astype(np.float32)
         lens = read_lens(chat_model, directions, site == run.n_layers, TOKENS)
         rows += _tokens(chat_model, lens, 1 + controls, site)
         # (2, 1 + control): of raised and lowered tokens.

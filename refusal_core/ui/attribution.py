@@ -61,7 +61,7 @@ def blocks_and_words(run: Run) -> None:
         sentences(
             f"{attribution.which_tokens(run, measured, site)} The direction through the final norm's weight and the "
             "vocabulary projection: what it would write if no later block changed it, which is seldom so in early "
-            "layers. Control directions lie where activations vary within the labels."
+            f"layers. {attribution.what_controls_are(run)}"
         )
     )
     with st.expander("The numbers", icon=":material/table_rows:"):

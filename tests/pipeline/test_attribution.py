@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny import PLANTED_LAYER, READING_LAYER, tiny_model
 
+from refusal_core.activations import lens
 from refusal_core.errors import ModelError, RunError
 from refusal_core.exploration import attribution as described
 from refusal_core.models.opening import load_model
@@ -68,6 +69,22 @@ def test_the_token_that_refusals_open_with_is_raised_where_the_model_reads_the_d
     assert tokens["raised_token"][0] == repr("I")
     assert tokens["raised_again"][0] == 1
     assert tokens["raised_by"].is_monotonic_decreasing
+
+
+def test_control_directions_are_those_of_permuted_labels_and_keep_what_they_share_with_the_direction(
+    tiny_run, tiny_chat_model, tmp_path, monkeypatch
+):
+    read: list[np.ndarray] = []
+    read_lens = lens.read_lens
+    monkeypatch.setattr(
+        lens, "read_lens", lambda model, given, *rest: read.append(given) or read_lens(model, given, *rest)
+    )
+    measured_copy(tiny_run, tiny_chat_model, tmp_path)
+    for direction, *others in read:
+        controls = np.stack(others[:CONTROLS])
+        # Taken off, they would share nothing; the direction is a difference of the same prompts' means.
+        assert np.abs(controls @ direction).max() > 0.1
+    assert len(read) == tiny_run.n_sites
 
 
 def test_parts_add_up_to_the_difference_and_that_is_the_runs_own(planted):
