@@ -26,9 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest begin first, so that no worker waits for another's last one."""
+    """The files that take longest begin first, so that no worker waits for another's last one.
+
+    Those with Chromium come last: their driver leaves an event loop behind, beside which no test can run one of its own.
+    """
     longest = {item.path for item in items if item.get_closest_marker("real")}
-    items.sort(key=lambda item: item.path not in longest)
+    items.sort(key=lambda item: (item.path.parent.name == "browser", item.path not in longest))
 
 
 @pytest.fixture(scope="session", autouse=True)
