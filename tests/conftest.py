@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest begin first, so that no worker waits for another's last one.
 
-    Those with Chromium come last: their driver leaves an event loop behind, beside which no test can run one of its own.
+    Those with Chromium come last: their driver leaves an event loop behind, beside which no test can run its own.
     """
     longest = {item.path for item in items if item.get_closest_marker("real")}
     items.sort(key=lambda item: (item.path.parent.name == "browser", item.path not in longest))
