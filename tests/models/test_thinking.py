@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tiny import CHATML, planted_model, tiny_model, tiny_tokenizer
 
 from refusal_core.activations.reader import ResidualReader
 from refusal_core.behaviour.replies import read_replies
+from refusal_core.behaviour.trajectory import _thought
 from refusal_core.errors import ModelError
 from refusal_core.models.templates import closed_thought, put_reasoning_effort, render, reply_thinks, thinking_marks
 from refusal_core.models.thinking import marks_in
@@ -84,6 +86,26 @@ def test_a_reply_is_read_after_the_thought_of_whatever_marks():
             logits = chat_model.model(torch.tensor([[*ids, *tail]])).logits[0].double().log_softmax(-1)
         log_p = sum(float(logits[len(ids) - 1 + step, token]) for step, token in enumerate(tail))
         np.testing.assert_allclose(found.phrase_log_odds[0], log_p - np.log1p(-np.exp(log_p)), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("text", "reply", "thought"),
+    [
+        # The template opens the thought, or the model does; without marks, or with no thought, there is none.
+        (R1, "As a</think>Sure", "As a</think>"),
+        (R1, "As a", "As a"),
+        (MAGISTRAL, "[THINK]As a[/THINK]Sure", "[THINK]As a[/THINK]"),
+        (MAGISTRAL, "Sure", ""),
+        (CHATML, "<think>As a</think>Sure", ""),
+    ],
+)
+def test_the_tokens_of_a_thought_are_those_up_to_the_mark_that_closes_it(text, reply, thought):
+    tokenizer = tiny_tokenizer(text)
+    tokenizer.add_tokens(["[THINK]", "[/THINK]"])
+    tokens = tokenizer.encode(reply, add_special_tokens=False)
+    reader = SimpleNamespace(chat_model=SimpleNamespace(tokenizer=tokenizer), thinking=None)
+    inside = _thought(reader, tokens)
+    assert tokenizer.decode([token for token, within in zip(tokens, inside, strict=True) if within]) == thought
 
 
 def test_a_model_that_may_think_and_does_not_is_read_at_once():
