@@ -21,7 +21,7 @@ REFUSED, ANSWERED = "refused", "answered"
 _REPLIES = {"refuses": REFUSED, "answers": ANSWERED, "partial": ANSWERED}
 """What the model does with a prompt, by the label of the reply's opening; of others nothing is said."""
 FEWEST = 8
-"""Prompts of a cell of which a mean is given."""
+"""Groups with prompts in a cell, of which a mean is given; a prompt without others is a group."""
 SHORTEST = 4
 """Tokens that replies have to have for a first and a last quarter."""
 DRAWS = 999
@@ -89,17 +89,17 @@ def load_trajectory(run: Run) -> Trajectories | None:
 def curves(measured: Trajectories, site: int) -> pd.DataFrame:
     """Return one row per cell of label and reply and token: ``label, reply, token, n``, the mean and its 95 % interval.
 
-    A mean is of the replies that last to the token, as long as half of the cell's do, and :data:`FEWEST`: of those that
-    are left when most have ended, it would be another kind of reply's. Prompts are redrawn, whole groups.
+    A mean is of the replies that last to the token, as long as half of the cell's do, of :data:`FEWEST` groups: of
+    those that are left when most have ended, it would be another kind of reply's. Prompts are redrawn, whole groups.
     """
     values = measured.projections(site)
-    known = np.isfinite(values)
+    known, groups = np.isfinite(values), prompt_groups(measured.prompts)
     counts = _counts(measured)
     rows = []
     for label in LABELS:
         for reply in (REFUSED, ANSWERED):
             inside = _cell(measured, label, reply)
-            for token in range(_lasts_to(known, inside) + 1):
+            for token in range(_lasts_to(known, inside, groups) + 1):
                 here = inside & known[:, token]
                 weights = counts * here
                 with np.errstate(invalid="ignore", divide="ignore"):
@@ -122,13 +122,13 @@ def gaps(measured: Trajectories, site: int) -> pd.DataFrame:
         of their gaps.
     """
     values = measured.projections(site)
-    known, counts = np.isfinite(values), _counts(measured)
+    known, counts, groups = np.isfinite(values), _counts(measured), prompt_groups(measured.prompts)
     rows: list[dict[str, object]] = []
     draws_of: list[np.ndarray] = []
     n_groups: list[int] = []
     for reply in (REFUSED, ANSWERED):
         cells = {label: _cell(measured, label, reply) for label in LABELS}
-        last = min(_lasts_to(known, inside) for inside in cells.values())
+        last = min(_lasts_to(known, inside, groups) for inside in cells.values())
         if last < SHORTEST:
             continue
         harmful, harmless = (cells[label] & known[:, last] for label in LABELS)
@@ -143,7 +143,7 @@ def gaps(measured: Trajectories, site: int) -> pd.DataFrame:
         own = np.stack([np.mean([per_token[token] for token in stage], axis=0) for stage in stages], axis=1)
         draws_of.append(np.diff(own, axis=1))
         both = harmful | harmless
-        n_groups += [fewest_groups(harmful[both], prompt_groups(measured.prompts)[both])] * draws_of[-1].shape[1]
+        n_groups += [fewest_groups(harmful[both], groups[both])] * draws_of[-1].shape[1]
         for where, d in zip(WINDOWS, own.T, strict=True):
             low, high = interval(d[1:], d[0])
             sizes = {"to_token": last, "n_harmful": int(harmful.sum()), "n_harmless": int(harmless.sum())}
@@ -152,7 +152,9 @@ def gaps(measured: Trajectories, site: int) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=columns).assign(gap_change=np.nan, gap_change_low=np.nan, gap_change_high=np.nan)
     if draws_of:
         changes = np.concatenate(draws_of, axis=1)
-        margin = simultaneous_margin(changes[1:], changes[0], np.array(n_groups))
+        # One that does not exist would leave the others without a draw.
+        exist, margin = np.isfinite(changes[0]), np.full(changes.shape[1], np.nan)
+        margin[exist] = simultaneous_margin(changes[1:, exist], changes[0, exist], np.array(n_groups)[exist])
         later = table["where"].ne(WINDOWS[0])
         table.loc[later, "gap_change"] = changes[0]
         table.loc[later, "gap_change_low"] = changes[0] - margin
@@ -160,47 +162,58 @@ def gaps(measured: Trajectories, site: int) -> pd.DataFrame:
     return table
 
 
-def _lasts_to(known: np.ndarray, inside: np.ndarray) -> int:
-    """Return the last token to which half of a cell's replies last, and :data:`FEWEST`; -1 where there is none.
+def _lasts_to(known: np.ndarray, inside: np.ndarray, groups: np.ndarray) -> int:
+    """Return the last token to which half of a cell's replies last, of :data:`FEWEST` groups; -1 where there is none.
 
     Args:
         known: ``(prompt, token)`` bool, whether a reply lasts to it.
         inside: ``(prompt,)`` bool, the cell.
+        groups: ``(prompt,)``.
     """
-    enough = known[inside].sum(axis=0) >= max(FEWEST, inside.sum() / 2)
+    lasting = pd.DataFrame(known[inside])
+    enough = lasting.sum().ge(inside.sum() / 2) & lasting.groupby(groups[inside]).any().sum().ge(FEWEST)
     return int(enough.sum()) - 1
 
 
 def what_happens(run: Run, measured: Trajectories, site: int) -> str:
     """Say whether harmful prompts stay above harmless ones along replies that do the same, and whether that changes."""
+    if not run.directions.unit_direction[site].any():
+        return f"At {run.site_label(site)} there is no direction."
     table = gaps(measured, site)
     if table.empty:
         return (
-            f"At {run.site_label(site)} nothing can be said: it takes {FEWEST} harmful and {FEWEST} harmless prompts "
-            f"that the model refuses, or answers, with {SHORTEST} tokens."
+            f"At {run.site_label(site)} nothing can be said: it takes {FEWEST} harmful and {FEWEST} harmless prompts, "
+            f"each of another pair or quartet, that the model refuses, or answers, with {SHORTEST} tokens."
         )
     sentences = []
     for reply, rows in table.groupby("reply", sort=False):
+        if not np.isfinite(rows[["gap", "gap_low", "gap_high"]].to_numpy(float)).all():
+            sentences.append(f"Of the prompts that are {reply} nothing can be said: at some token all project alike.")
+            continue
         first, begin, last = (row for _, row in rows.iterrows())
         sentences.append(
-            f"Of the prompts that are {reply}, {first['n_harmful']} harmful ones project d {_spelt(first)} above "
-            f"{first['n_harmless']} harmless ones at {WINDOWS[0]}, {_spelt(begin)} over {WINDOWS[1]} and "
-            f"{_spelt(last)} over its last, up to token {last['to_token']}: the gap {_changed(begin)} when the "
-            f"reply begins, and {_changed(last)} along it."
+            f"Of the prompts that are {reply}, {first['n_harmful']} harmful ones project d {_spelt(first)} "
+            f"{first['n_harmless']} harmless ones at {WINDOWS[0]}, {_spelt(begin)} them over {WINDOWS[1]} and "
+            f"{_spelt(last)} them over its last, up to token {last['to_token']}: the gap {_changed(first, begin)} when "
+            f"the reply begins, and {_changed(begin, last)} along it."
         )
     fitted = " The direction was fitted on these prompts: the gap is in-sample." if measured.manifest.fitted else ""
     return f"At {run.site_label(site)}: {' '.join(sentences)}{fitted}"
 
 
 def _spelt(row: pd.Series) -> str:
-    return f"{row['gap']:.2f} ({row['gap_low']:.2f} to {row['gap_high']:.2f})"
+    if row["gap"] < 0:
+        return f"{-row['gap']:.2f} ({-row['gap_high']:.2f} to {-row['gap_low']:.2f}) below"
+    return f"{row['gap']:.2f} ({row['gap_low']:.2f} to {row['gap_high']:.2f}) above"
 
 
-def _changed(row: pd.Series) -> str:
+def _changed(before: pd.Series, row: pd.Series) -> str:
     by = f"({row['gap_change']:+.2f}, {row['gap_change_low']:+.2f} to {row['gap_change_high']:+.2f})"
-    if row["gap_change_high"] < 0:
-        return f"falls {by}"
-    return f"rises {by}" if row["gap_change_low"] > 0 else f"is not shown to change {by}"
+    if row["gap_change_low"] <= 0 <= row["gap_change_high"]:
+        return f"is not shown to change {by}"
+    # Where harmless prompts may lie above, it is not known whether the labels move together or apart.
+    rises, falls = ("rises", "falls") if before["gap_low"] > 0 else ("moves up", "moves down")
+    return f"{rises if row['gap_change'] > 0 else falls} {by}"
 
 
 def thinking_share(measured: Trajectories) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic import save_trajectory
+from synthetic import save_trajectory, with_tables
 from tiny import PLANTED_LAYER, tiny_model
 
 from refusal_core.behaviour.trajectory import record
@@ -104,6 +105,53 @@ def test_a_gap_is_not_said_to_change_because_more_tokens_are_averaged(run, tmp_p
     assert table["gap"].between(1, 2.5).all()
     assert table["gap_change_low"].iloc[1:].lt(0).all()
     assert table["gap_change_high"].iloc[1:].gt(0).all()
+
+
+def test_labels_that_move_apart_the_other_way_are_not_said_to_fall(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / run.run_id)
+    copied = open_run(run.run_id, tmp_path)
+    save_trajectory(copied, -3.0)
+    measured = described.load_trajectory(copied)
+    said = described.what_happens(copied, measured, 0)
+    first = described.gaps(measured, 0).iloc[0]
+    ends = f"({-first['gap_high']:.2f} to {-first['gap_low']:.2f})"
+    assert f"harmful ones project d {-first['gap']:.2f} {ends} below " in said
+    assert "and moves up (+" in said
+    assert "falls" not in said
+    assert "rises" not in said
+
+
+def test_a_site_without_a_direction_and_replies_without_a_spread_have_no_numbers(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / run.run_id)
+    copied = open_run(run.run_id, tmp_path)
+    save_trajectory(copied)
+    stored = described.load_trajectory(copied)
+    # Every other pair is refused, and at the first site all of those project alike where the reply begins.
+    refused = stored.table["prompt_id"].isin(stored.prompts["prompt_id"][stored.prompts.index // 2 % 2 == 0])
+    alike = refused & stored.table["token"].eq(0) & stored.table["site"].eq(0)
+    projection = stored.table["projection"].mask(alike, 1.0)
+    reply = stored.table["reply"].mask(refused, "refuses")
+    save_addition(copied, stored.table.assign(reply=reply, projection=projection), stored.manifest)
+    measured = described.load_trajectory(copied)
+    said = described.what_happens(copied, measured, 0)
+    assert "prompts that are refused nothing can be said" in said
+    answered = described.gaps(measured, 0).set_index("reply").loc["answered"]
+    assert np.isfinite(answered[["gap_change_low", "gap_change_high"]].iloc[1:]).all(axis=None)
+    assert "nan" not in said
+    unit_direction = copied.directions.unit_direction * (np.arange(copied.n_sites) > 0)[:, None]
+    without = with_tables(copied, directions=replace(copied.directions, unit_direction=unit_direction))
+    assert described.what_happens(without, measured, 0).endswith(" there is no direction.")
+
+
+def test_prompts_of_few_groups_are_few(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / run.run_id)
+    copied = open_run(run.run_id, tmp_path)
+    save_trajectory(copied)
+    stored = described.load_trajectory(copied)
+    assert len(described.gaps(stored, 0)) == 3
+    stored.prompts["pair_id"] = [f"{place % 7}" for place in range(len(stored.prompts))]
+    assert described.gaps(stored, 0).empty
+    assert described.curves(stored, 0).empty
 
 
 def test_what_few_long_replies_do_is_not_taken_for_what_most_do(run, tmp_path, monkeypatch):
