@@ -58,13 +58,15 @@ def attribute(
     """Return how much each part adds to the difference of the labels at a site.
 
     Every prompt is projected on its own fold's direction, relative to the midpoint of the training folds, as
-    cross-fitted projections are. Intervals are of redrawn prompts, the directions as they are.
+    cross-fitted projections are; on one direction, which is no fold's own, as it is. Intervals are of redrawn prompts,
+    the directions as they are: that of all parts together is too narrow where the labels are alike, since two prompts
+    are in each other's directions.
 
     Args:
         stream: returns the residual stream ``(prompt, d_model)`` after so many parts, 0 for none: the first block's
             input, which counts as the first part.
         n_parts: up to the site, the first block's input included.
-        directions: ``(fold, d_model)`` of :func:`held_out_directions`.
+        directions: ``(fold, d_model)`` of :func:`held_out_directions`, or ``(1, d_model)`` fitted on other prompts.
         is_harmful: ``(prompt,)`` bool.
         fold: ``(prompt,)`` int.
         counts: ``(1 + draw, prompt)`` multiplicities, every prompt once in the first row.
@@ -72,11 +74,14 @@ def attribute(
     """
     projections = np.stack([stream(place).astype(np.float64) @ directions.T for place in range(n_parts)])
     added = np.diff(projections, axis=0, prepend=0.0)
-    training = _training_weights(is_harmful, fold)
-    midpoint = np.abs(contrast_weights(training * is_harmful, training * ~is_harmful)) / 2
-    # (part, fold): what a prompt in the middle of the training folds would have.
-    centre = np.einsum("ptf,ft->pf", added, midpoint)
-    own = added[:, np.arange(len(fold)), fold] - centre[:, fold]
+    if len(directions) == 1:
+        own = added[:, :, 0]
+    else:
+        training = _training_weights(is_harmful, fold)
+        midpoint = np.abs(contrast_weights(training * is_harmful, training * ~is_harmful)) / 2
+        # (part, fold): what a prompt in the middle of the training folds would have.
+        centre = np.einsum("ptf,ft->pf", added, midpoint)
+        own = added[:, np.arange(len(fold)), fold] - centre[:, fold]
     draws = contrast_weights(counts * is_harmful, counts * ~is_harmful) @ own.T
     number = draws[0]
     margin = simultaneous_margin(draws[1:], number, n_groups)

@@ -41,6 +41,8 @@ def load_attribution(run: Run) -> Measured | None:
     table, manifest = stored
     if manifest.reason is None and len(manifest.parts) != run.n_layers:
         raise RunError(f"run {run.run_id!r}: attribution.json is of a model of other depth; measure it again")
+    # A whole number may be stored as any type of number.
+    table = table.astype({"site": "int64", "block": "Int64", "rank": "Int64"})
     known = ["measure", "part", "block", "rank"]
     rows = table[known].astype(object).where(table[known].notna(), None).groupby(table["site"])
     for site, of_site in rows:
@@ -92,17 +94,41 @@ def _difference(measured: Measured, site: int) -> pd.Series | None:
     return None if rows.empty else rows.iloc[0]
 
 
+def _held_out(run: Run, site: int) -> pd.Series | None:
+    """Return the evidence of a layer, whose draws refit the direction; of an imported one there is nothing to refit."""
+    return run.evidence.sites.loc[site] if run.has_evidence and not run.directions.imported else None
+
+
+def _is_clear(run: Run, whole: pd.Series) -> bool:
+    """Return whether the direction is shown to separate held-out prompts, so that there is something to attribute.
+
+    Two prompts are in each other's directions, and draws that leave directions as they are see half of what varies by
+    that where the labels are alike: the evidence is asked too.
+    """
+    held_out = _held_out(run, int(whole["site"]))
+    return bool(whole["number_low"] > 0 and (held_out is None or held_out["crossfit_d_low"] > 0))
+
+
+def _how_far(run: Run, whole: pd.Series) -> str:
+    held_out = _held_out(run, int(whole["site"]))
+    if held_out is not None:
+        numbers, unit = held_out[["crossfit_d", "crossfit_d_low", "crossfit_d_high"]], "d "
+    else:
+        numbers, unit = whole[["number", "number_low", "number_high"]], ""
+    return " ({}{:.2f}, {:.2f} to {:.2f})".format(unit, *numbers) if numbers.notna().all() else ""
+
+
 def verdict(run: Run, measured: Measured, site: int) -> str:
     """Say which part adds most to the held-out difference of the labels at a layer, if one is told apart."""
     if measured[1].reason is not None:
-        return "What adds to the direction cannot be said of this model."
+        return "What adds to the direction cannot be said here."
     if site >= run.n_layers:
         return NOT_HERE
     where, whole = run.site_label(site), _difference(measured, site)
     if whole is None:
         return f"At {where} there is no direction."
-    if not whole["number_low"] > 0:
-        return f"At {where} the direction does not separate held-out prompts: there is nothing to attribute."
+    if not _is_clear(run, whole):
+        return f"At {where} it is not shown that the direction separates held-out prompts{_how_far(run, whole)}."
     parts = added_at(measured, site).sort_values("number", ascending=False, kind="stable")
     first = parts.iloc[0]
     near = int(parts["number_high"].iloc[1:].ge(first["number_low"]).sum())
@@ -124,7 +150,7 @@ def what_adds(run: Run, measured: Measured, site: int) -> str:
     if site >= run.n_layers:
         return NOT_HERE
     whole = _difference(measured, site)
-    if whole is None or not whole["number_low"] > 0:
+    if whole is None or not _is_clear(run, whole):
         return verdict(run, measured, site)
     parts = added_at(measured, site).sort_values("number", ascending=False, kind="stable")
     shown = parts[parts["number_low"].gt(0)]
@@ -196,9 +222,13 @@ def token_table(measured: Measured, site: int) -> pd.DataFrame:
 
 
 def part_table(measured: Measured, site: int) -> pd.DataFrame:
-    """Return one row per part at a layer, the largest first, under the columns' names on screen."""
+    """Return one row per part at a layer, the largest first, under the columns' names on screen.
+
+    Parts have no share of a difference that may be 0 or below.
+    """
     parts = added_at(measured, site).sort_values("number", ascending=False, kind="stable", ignore_index=True)
-    whole = parts["number"].sum()
+    difference = _difference(measured, site)
+    whole = difference["number"] if difference is not None and difference["number_low"] > 0 else float("nan")
     return pd.DataFrame(
         {
             "part": [part_name(part, block) for part, block in zip(parts["part"], parts["block"], strict=True)],
@@ -214,6 +244,6 @@ def tokens_over_layers(measured: Measured) -> pd.DataFrame:
     """Return one row per site: ``site, raised_mean, lowered_mean`` and where 95 % of control directions lie."""
     table = measured[0]
     means = table[table["measure"].isin([RAISED_MEAN, LOWERED_MEAN])]
-    over = means.pivot(index="site", columns="measure", values="number")
+    over = means.pivot(index="site", columns="measure", values="number").reindex(columns=[RAISED_MEAN, LOWERED_MEAN])
     ends = means[means["measure"].eq(RAISED_MEAN)].set_index("site")[["chance_low", "chance_high"]]
     return over.join(ends).reset_index()

@@ -201,7 +201,7 @@ def _added(
         directions = held_out_directions(at_site, design.is_harmful, design.fold)
         if run.directions.imported:
             # Fitted on none of these prompts.
-            directions = np.tile(run.directions.unit_direction[layer].astype(np.float64), (len(directions), 1))
+            directions = run.directions.unit_direction[layer][None].astype(np.float64)
         if not directions.any(axis=1).all():
             continue
         found = attribute(

@@ -538,7 +538,7 @@ def test_blocks_and_words_say_what_adds_follow_the_layer_and_show_tokens_as_text
     assert HOSTILE[0] not in shown(app)
     assert parts["part"][0] == "the MLP of block 3"
     app.number_input(key="site_field").set_value(2).run()
-    assert "there is nothing to attribute" in shown(app)
+    assert "it is not shown that the direction separates held-out prompts" in shown(app)
     app.number_input(key="site_field").set_value(N_LAYERS).run()
     assert not app.exception
     assert "After the final norm there is no sum" in shown(app)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from tiny import PLANTED_LAYER, READING_LAYER, tiny_model
 
 from refusal_core.activations import lens
 from refusal_core.errors import ModelError, RunError
 from refusal_core.exploration import attribution as described
+from refusal_core.figures import attribution as figures
 from refusal_core.models.opening import load_model
 from refusal_core.pipeline import attribution
 from refusal_core.pipeline.attribution import record
@@ -101,23 +104,47 @@ def test_parts_add_up_to_the_difference_and_that_is_the_runs_own(planted):
         assert whole == pytest.approx(crossfit[harmful].mean() - crossfit[harmless].mean(), rel=0.05, abs=0.05)
 
 
-def test_labels_without_meaning_give_nothing_to_attribute_and_tokens_no_farther_than_controls(tiny):
+def test_a_direction_that_is_not_shown_to_separate_has_no_parts_named_and_tokens_no_farther_than_controls(
+    tiny, monkeypatch
+):
     measured = described.load_attribution(tiny)
     table, manifest = measured
     assert manifest.parts == (("attention", "mlp"),) * 4
-    nothing = table.assign(number_low=table["number_low"].mask(table["measure"].eq(DIFFERENCE), -0.1)), manifest
-    for says in (described.verdict, described.what_adds):
-        assert says(tiny, nothing, 2) == (
-            "At layer 2 of 4 the direction does not separate held-out prompts: there is nothing to attribute."
-        )
-        assert "no sum" in says(tiny, measured, tiny.n_layers)
+    difference = table["measure"].eq(DIFFERENCE)
+    above, below, unknown = (
+        (table.assign(number_low=table["number_low"].mask(difference, low)), manifest) for low in (0.1, -0.1, np.nan)
+    )
+    for of_table, d_low, shown in (
+        (above, 0.1, True),
+        (above, -0.1, False),
+        (below, 0.1, False),
+        (unknown, 0.1, False),
+    ):
+        held_out(monkeypatch, tiny, d_low)
+        for says in (described.verdict, described.what_adds):
+            refused = says(tiny, of_table, 2) == (
+                "At layer 2 of 4 it is not shown that the direction separates held-out prompts "
+                f"(d 0.50, {d_low:.2f} to 1.00)."
+            )
+            assert refused is not shown
+            assert "no sum" in says(tiny, measured, tiny.n_layers)
+    assert described.part_table(above, 2)["added_share"].notna().all()
+    assert described.part_table(below, 2)["added_share"].isna().all()
     chance = table.assign(p=1.0), manifest
     assert described.which_tokens(tiny, chance, 1).count("not shown to be farther than") == 2
     sure = table.assign(p=0.01), manifest
     assert "not shown" not in described.which_tokens(tiny, sure, 1)
 
 
-def test_the_largest_part_is_named_as_such_only_where_no_other_may_be_larger(tiny):
+def held_out(monkeypatch, run, d_low):
+    """Let a run's evidence have a cross-fitted d of 0.5 whose interval begins there."""
+    ends = {"crossfit_d": 0.5, "crossfit_d_low": d_low, "crossfit_d_high": 1.0}
+    evidence = replace(run.evidence, sites=run.evidence.sites.assign(**ends))
+    monkeypatch.setattr(type(run), "evidence", property(lambda run: evidence))
+
+
+def test_the_largest_part_is_named_as_such_only_where_no_other_may_be_larger(tiny, monkeypatch):
+    held_out(monkeypatch, tiny, 0.1)
     table, manifest = described.load_attribution(tiny)
     first = table["measure"].eq(ADDED) & table["site"].eq(1) & table["part"].eq(MLP) & table["block"].eq(0)
     of_site = table["measure"].eq(ADDED) & table["site"].eq(1)
@@ -186,6 +213,20 @@ def test_tables_that_lack_or_repeat_rows_are_refused(tiny, tmp_path):
     (run.path / "attribution.json").write_text(json.dumps(stored | {"parts": [["<b>", "mlp"]] * 4}))
     with pytest.raises(RunError, match="parts"):
         described.load_attribution(run)
+
+
+def test_a_strangers_table_of_whole_floats_or_without_rows_is_shown(tiny, tmp_path):
+    shutil.copytree(tiny.path, tmp_path / tiny.run_id)
+    run = open_run(tiny.run_id, tmp_path)
+    table, manifest = described.load_attribution(run)
+    save_addition(run, table.astype(dict.fromkeys(("site", "block", "rank"), "float64")), manifest)
+    pd.testing.assert_frame_equal(described.load_attribution(run)[0], table)
+    for rows in (table["measure"].isin([]), table["measure"].isin([ADDED, DIFFERENCE])):
+        save_addition(run, table[rows], manifest)
+        measured = described.load_attribution(run)
+        assert figures.tokens(run, measured).data
+        assert "there is no direction" in described.which_tokens(run, measured, 1)
+        assert described.token_table(measured, 1).empty
 
 
 def test_another_model_is_refused(tiny):
