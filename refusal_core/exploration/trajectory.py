@@ -182,8 +182,8 @@ def what_happens(run: Run, measured: Trajectories, site: int) -> str:
     table = gaps(measured, site)
     if table.empty:
         return (
-            f"At {run.site_label(site)} nothing can be said: it takes {FEWEST} harmful and {FEWEST} harmless prompts, "
-            f"each of another pair or quartet, that the model refuses, or answers, with {SHORTEST} tokens."
+            f"At {run.site_label(site)} nothing can be said: it takes harmful prompts of {FEWEST} quartets, pairs or "
+            f"single prompts, and harmless ones of as many, that the model refuses, or answers, in {SHORTEST} tokens."
         )
     sentences = []
     for reply, rows in table.groupby("reply", sort=False):
