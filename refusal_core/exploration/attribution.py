@@ -22,8 +22,8 @@ from refusal_core.runs.schemas import (
     RAISED_MEAN,
 )
 
-PARTS = {EMBEDDING: "the first block's input", ATTENTION: "attention", MLP: "MLP", BLOCK: "block"}
-"""What a part is called."""
+_PARTS = {EMBEDDING: "the first block's input", ATTENTION: "attention", MLP: "MLP", BLOCK: "block"}
+_MIXER = "mixer"
 NOT_HERE = "After the final norm there is no sum: it divides each prompt by a length of its own. Choose a layer."
 
 Measured = tuple[pd.DataFrame, AttributionManifest]
@@ -81,11 +81,21 @@ def added_at(measured: Measured, site: int) -> pd.DataFrame:
     return table[table["measure"].eq(ADDED) & table["site"].eq(site)].reset_index(drop=True)
 
 
-def part_name(part: str, block: object) -> str:
-    """Return what a part is called in a sentence, such as ``MLP of block 20``."""
+def kind_name(measured: Measured, part: str) -> str:
+    """Return what a part is called.
+
+    In a model whose blocks hand on a state the place of attention may be taken by a convolution, or by a recurrent
+    layer: what mixes tokens, all of these.
+    """
+    return _MIXER if part == ATTENTION and measured[1].recurrent else _PARTS[part]
+
+
+def part_name(measured: Measured, part: str, block: object) -> str:
+    """Return what a part is called in a sentence, such as ``the MLP of block 20``."""
+    kind = kind_name(measured, part)
     if part == EMBEDDING:
-        return PARTS[part]
-    return f"block {block}" if part == BLOCK else f"the {PARTS[part]} of block {block}"
+        return kind
+    return f"{kind} {block}" if part == BLOCK else f"the {kind} of block {block}"
 
 
 def _difference(measured: Measured, site: int) -> pd.Series | None:
@@ -132,7 +142,7 @@ def verdict(run: Run, measured: Measured, site: int) -> str:
     parts = added_at(measured, site).sort_values("number", ascending=False, kind="stable")
     first = parts.iloc[0]
     near = int(parts["number_high"].iloc[1:].ge(first["number_low"]).sum())
-    name = part_name(first["part"], first["block"])
+    name = part_name(measured, first["part"], first["block"])
     if not first["number_low"] > 0:
         return f"At {where} many parts add to the direction, none of them shown by itself."
     if near:
@@ -160,19 +170,19 @@ def what_adds(run: Run, measured: Measured, site: int) -> str:
         f"{len(parts)} parts."
     ]
     if len(shown):
-        largest = "; ".join(_part_spelt(row, whole["number"]) for _, row in shown.head(3).iterrows())
+        largest = "; ".join(_part_spelt(measured, row, whole["number"]) for _, row in shown.head(3).iterrows())
         more = f" of the {len(shown)} parts that are shown to add" if len(shown) > 3 else ""
         sentences.append(f"The largest{more}: {largest}.")
     else:
         sentences.append("None of them is shown to add by itself.")
     if len(against):
-        most = _part_spelt(against.iloc[-1], whole["number"])
+        most = _part_spelt(measured, against.iloc[-1], whole["number"])
         sentences.append(f"{len(against)} of them {'adds' if len(against) == 1 else 'add'} against it, most {most}.")
     return " ".join(sentences)
 
 
-def _part_spelt(row: pd.Series, whole: float) -> str:
-    return f"{part_name(row['part'], row['block'])} {_spelt(row)}, {100 * row['number'] / whole:.0f} %"
+def _part_spelt(measured: Measured, row: pd.Series, whole: float) -> str:
+    return f"{part_name(measured, row['part'], row['block'])} {_spelt(row)}, {100 * row['number'] / whole:.0f} %"
 
 
 def _spelt(row: pd.Series) -> str:
@@ -231,7 +241,9 @@ def part_table(measured: Measured, site: int) -> pd.DataFrame:
     whole = difference["number"] if difference is not None and difference["number_low"] > 0 else float("nan")
     return pd.DataFrame(
         {
-            "part": [part_name(part, block) for part, block in zip(parts["part"], parts["block"], strict=True)],
+            "part": [
+                part_name(measured, part, block) for part, block in zip(parts["part"], parts["block"], strict=True)
+            ],
             "added": parts["number"].astype(float),
             "added_low": parts["number_low"].astype(float),
             "added_high": parts["number_high"].astype(float),

@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from refusal_core.exploration.attribution import PARTS, Measured, added_at, tokens_over_layers
+from refusal_core.exploration.attribution import Measured, added_at, kind_name, tokens_over_layers
 from refusal_core.figures.style import ACCENT, GREY, PROBE, blank, interval_line, ribbon, site_axis, site_mark
 from refusal_core.runs.run import Run
 from refusal_core.runs.schemas import ATTENTION, BLOCK, EMBEDDING, LOWERED_MEAN, MLP, RAISED_MEAN
@@ -23,6 +23,7 @@ def parts(run: Run, measured: Measured, site: int) -> go.Figure:
         own = table[table["part"].eq(part)]
         if own.empty:
             continue
+        name = kind_name(measured, part)
         # Before the first block lies its input.
         places = own["block"].fillna(-1).astype(int)
         number, low, high = (own[f"number{end}"].to_numpy(float) for end in ("", "_low", "_high"))
@@ -31,7 +32,7 @@ def parts(run: Run, measured: Measured, site: int) -> go.Figure:
                 "type": "bar",
                 "x": places.to_numpy(),
                 "y": number,
-                "name": PARTS[part],
+                "name": name,
                 "marker": {"color": _COLOURS[part]},
                 "error_y": {
                     "type": "data",
@@ -42,7 +43,7 @@ def parts(run: Run, measured: Measured, site: int) -> go.Figure:
                     "width": 0,
                 },
                 "customdata": list(zip(low, high, strict=True)),
-                "hovertemplate": f"{PARTS[part]} %{{x}}: %{{y:.2f}} (%{{customdata[0]:.2f}} to %{{customdata[1]:.2f}})"
+                "hovertemplate": f"{name} %{{x}}: %{{y:.2f}} (%{{customdata[0]:.2f}} to %{{customdata[1]:.2f}})"
                 "<extra></extra>",
             }
         )

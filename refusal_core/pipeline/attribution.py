@@ -152,6 +152,7 @@ def record(
             controls=len(design.controls),
             prompts=len(table),
             parts=parts,
+            recurrent=chat_model.is_recurrent,
             reason=reason
             or (None if len(design.fold) else f"it takes {FEWEST_GROUPS} prompts, or pairs, of either label"),
             versions={name: version(name) for name in ("torch", "transformers", "numpy", "scipy")},

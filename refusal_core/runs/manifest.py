@@ -382,6 +382,8 @@ class AttributionManifest(AdditionManifest):
         prompts: how many prompts of the contrast set were read.
         parts: of every block, what adds to the residual stream.
         reason: why nothing is attributed to parts, or None.
+        recurrent: whether blocks of the model hand on a state, so that parts in the place of attention may be no
+            attention.
     """
 
     kind = "attribution"
@@ -393,6 +395,7 @@ class AttributionManifest(AdditionManifest):
     prompts: PositiveInt
     parts: tuple[Parts, ...] = ()
     reason: str | None = None
+    recurrent: bool = False
 
 
 class ListsManifest(AdditionManifest):

@@ -54,3 +54,15 @@ def test_noise_has_no_direction_and_no_part_of_it_is_shown():
     # Intervals of redrawn prompts hold their level about; at once for all parts, so that few of forty may fail.
     assert shown <= 6
     assert above <= 6
+
+
+def test_on_one_direction_that_is_no_folds_own_parts_add_up_to_the_plain_difference_of_uneven_labels():
+    rng = np.random.default_rng(0)
+    labels, groups = np.arange(N) % 3 == 0, np.arange(N)
+    stream = np.cumsum(rng.normal(size=(PARTS, N, WIDTH)), axis=0)
+    direction = np.eye(1, WIDTH)
+    fold = assign_folds(labels, groups, 10, 1, rng)[0]
+    counts = np.vstack([np.ones(N), bootstrap_counts(labels, groups, 99, rng)])
+    found = attribute(stream.__getitem__, PARTS, direction, labels, fold, counts, fewest_groups(labels, groups))
+    whole = stream[-1] @ direction[0]
+    assert found.number.sum() == pytest.approx(whole[labels].mean() - whole[~labels].mean(), abs=1e-9)

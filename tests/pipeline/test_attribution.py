@@ -174,6 +174,15 @@ def test_a_model_whose_stream_is_no_sum_has_words_and_a_reason(tiny_run, tiny_ch
     assert len(described.token_table(measured, 2)) == 10
 
 
+def test_what_takes_the_place_of_attention_in_a_model_that_hands_on_a_state_is_called_a_mixer(planted):
+    table, manifest = described.load_attribution(planted)
+    assert not manifest.recurrent
+    recurrent = table, manifest.model_copy(update={"recurrent": True})
+    assert f"the mixer of block {PLANTED_LAYER} " in described.what_adds(planted, recurrent, READING_LAYER)
+    assert "attention" not in " ".join(described.part_table(recurrent, READING_LAYER)["part"])
+    assert {"mixer", "MLP"} <= {trace.name for trace in figures.parts(planted, recurrent, READING_LAYER).data}
+
+
 def test_of_fewer_prompts_than_intervals_hold_for_there_are_words_and_a_reason(
     tiny_run, tiny_chat_model, tmp_path, monkeypatch
 ):
