@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from refusal_core.behaviour import measurement
-from refusal_core.models.opening import ChatModel
 from refusal_core.runs import store
 
 pytestmark = [
@@ -19,6 +17,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows forks no processes"),
 ]
 TESTS = Path(__file__).resolve().parents[1]
+NEVER = 10**9
 
 
 def killed(cache: Path, every: int, *command: str) -> int:
@@ -41,19 +40,20 @@ def tables(run: store.Run) -> dict[str, bytes]:
 
 
 def test_a_run_killed_at_moment_after_moment_is_the_run_that_nobody_killed(tiny_folder, tiny_run, tmp_path):
-    n = killed(tmp_path, 25, "run", "--model", str(tiny_folder), "--prompts", "pairs", "--limit-per-label", "12")
-    assert n > 1
-    assert tables(store.open_run(tiny_run.run_id, tmp_path)) == tables(tiny_run)
-
-
-def test_a_measurement_killed_at_moment_after_moment_is_the_one_that_nobody_killed(
-    tiny_folder, tiny_run, tiny_chat_model: ChatModel, tmp_path
-):
     runs = []
-    for name in ("killed", "other"):
-        shutil.copytree(tiny_run.path, tmp_path / name / tiny_run.run_id)
+    for name, every in (("killed", 25), ("other", NEVER)):
+        (tmp_path / name).mkdir()
+        options = ("--model", str(tiny_folder), "--prompts", "pairs", "--limit-per-label", "12")
+        assert (killed(tmp_path / name, every, "run", *options) > 1) == (name == "killed")
         runs.append(store.open_run(tiny_run.run_id, tmp_path / name))
-    n = killed(tmp_path / "killed", 8, "measure", "behaviour", "--model", str(tiny_folder), tiny_run.run_id)
-    assert n > 1
-    measurement.record(runs[1], tiny_chat_model)
+    assert tables(runs[0]) == tables(runs[1])
+
+
+def test_a_measurement_killed_at_moment_after_moment_is_the_one_that_nobody_killed(tiny_folder, tiny_run, tmp_path):
+    runs = []
+    for name, every in (("killed", 8), ("other", NEVER)):
+        shutil.copytree(tiny_run.path, tmp_path / name / tiny_run.run_id)
+        options = ("behaviour", "--model", str(tiny_folder), tiny_run.run_id)
+        assert (killed(tmp_path / name, every, "measure", *options) > 1) == (name == "killed")
+        runs.append(store.open_run(tiny_run.run_id, tmp_path / name))
     assert tables(runs[0]) == tables(runs[1])
