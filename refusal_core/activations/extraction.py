@@ -75,7 +75,7 @@ def extract(
     day: str | None = None,
     engine: Engine = in_process,
     closing: bool = False,
-    kind: type[ResidualReader] = ResidualReader,
+    kind: type[ResidualReader] | None = None,
 ) -> Extraction:
     """Read every prompt at its last token, all sites in one pass.
 
@@ -96,7 +96,7 @@ def extract(
         engine: where batches are read.
         closing: read the template's closing tokens too, and the last token of the user's last turn, before them. Where
             the tokenizer merges that with the first closing token, the merged one stands for both.
-        kind: of the reader, which records the residual stream at its sites, or at more places.
+        kind: of the reader, where the residual stream is to be recorded at more places than its sites.
 
     Raises:
         PromptError: when a prompt is longer than the limit.
@@ -105,7 +105,7 @@ def extract(
     """
     origins = origins or [f"prompt {row}" for row in range(1, len(given) + 1)]
     prompts = list(zip(origins, given, strict=True))
-    reader = kind(chat_model, system_prompt, thinking, day)
+    reader = (kind or ResidualReader)(chat_model, system_prompt, thinking, day)
     sequences = _encode(reader, prompts, token_limit)
     usual, balanced = reader.batch_tokens, reader.balanced_token_limit(sequences)
     last = reader.template_end + 1 if closing else 1

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -197,9 +198,9 @@ def test_a_run_that_is_killed_goes_on_where_it_was(size, killed_at, tiny_folder,
         texts = [f"Tell me {'more ' * (place % 40)}about number {place}" for place in range(size)]
         pd.DataFrame({"text": texts, "label": ["harmful", "harmless"] * (size // 2)}).to_csv(prompts, index=False)
     command = ["run", "--model", str(tiny_folder), "--prompts", prompts, "--dtype", "float32", "--device", "cpu"]
-    for batches in killed_at:
+    for before, batches in pairwise((0, *killed_at)):
         # From within, since a process that watches may look too late.
-        script = [sys.executable, "-c", KILLED, str(batches), *command, "--cache", str(cache)]
+        script = [sys.executable, "-c", KILLED, str(batches - before), *command, "--cache", str(cache)]
         assert subprocess.run(script, cwd=ROOT, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
         assert len(finished_batches(cache)) == batches
     assert not store.list_runs(cache)[0]
