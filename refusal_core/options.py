@@ -265,8 +265,8 @@ class PositionOptions(Options):
     )
 
 
-class TrajectoryOptions(Options):
-    """Whose replies are followed token by token, and how far."""
+class SomePromptsOptions(Options):
+    """Which of a run's prompts are measured where all of them would take too long."""
 
     limit_per_label: int = _option(
         64, "Prompts per label", "Prompts per label, in whole quartets or pairs where the set has any.", ge=1
@@ -278,24 +278,19 @@ class TrajectoryOptions(Options):
         "quartets, else probe-pairs, else the contrast set",
         min_length=1,
     )
+
+
+class TrajectoryOptions(SomePromptsOptions):
+    """Whose replies are followed token by token, and how far."""
+
     reply_tokens: int = _option(
         32, "Reply tokens", "Most tokens of a reply that are written and read.", ge=4, le=MOST_REPLY_TOKENS
     )
 
 
-class InterventionOptions(Options):
+class InterventionOptions(SomePromptsOptions):
     """What is edited in a run's model, and what that is compared with."""
 
-    limit_per_label: int = _option(
-        64, "Prompts per label", "Prompts per label, in whole quartets or pairs where the set has any.", ge=1
-    )
-    source: str | None = _option(
-        None,
-        "Set",
-        "Contrast or transfer set that the prompts are of.",
-        "quartets, else probe-pairs, else the contrast set",
-        min_length=1,
-    )
     random_directions: int = _option(
         50,
         "Random directions",
