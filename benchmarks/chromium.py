@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from benchmarks.rounds import Row
+from benchmarks.serving import ROOT, served
 from refusal_core.models.known import models_folder
 
 if TYPE_CHECKING:
@@ -30,9 +22,7 @@ PAGES = (
     *("Layers", "Map", "Outliers", "Live_score", "Evidence", "Subspace", "Behaviour", "Harm"),
     *("Causality", "Ratings", "Rate", "Runs", "Compare", "Glossary"),
 )
-_ROOT = Path(__file__).resolve().parent.parent
 _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-_TOKEN = "the-token-of-the-benchmark"
 _PATIENCE = 60_000
 _CALM = 700
 """Milliseconds in which nothing moves before a hand does."""
@@ -68,11 +58,13 @@ def rows(rounds: int) -> list[Row]:
         return [Row(SECTION, "in Chromium", "", note="not installed: playwright, of the extra benchmarks")]
     if program is None:
         return [Row(SECTION, "in Chromium", "", note="no Chromium on the PATH")]
-    with served() as (base, server), sync_playwright() as playwright:
+    runs = [path for path in sorted((ROOT / "cache").glob("[!.]*")) if path.is_dir()]
+    with served(*runs) as (port, server, access), sync_playwright() as playwright:
+        base = f"http://127.0.0.1:{port}"
         opened = playwright.chromium.launch(executable_path=program, args=_FLAGS)
         page = opened.new_page(viewport={"width": 1280, "height": 800})
         page.set_default_timeout(_PATIENCE)
-        page.goto(f"{base}/?token={_TOKEN}")
+        page.goto(f"{base}/?token={access.token}")
         visit = Visit(page, base, server)
         return [
             *_outliers(visit, rounds),
@@ -239,41 +231,3 @@ def _page_changes(visit: Visit, rounds: int) -> list[Row]:
             visit.settle()
         found.append(visit.row(f"from Home to {path.replace('_', ' ')}", 0.4, taken))
     return found
-
-
-@contextmanager
-def served(root: Path = _ROOT) -> Iterator[tuple[str, psutil.Process]]:
-    """Serve the dashboard over a copy of the shipped runs; yield its address and its process."""
-    with tempfile.TemporaryDirectory() as name, socket.socket() as free:
-        shutil.copytree(root / "cache", Path(name) / "cache")
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        log = Path(name) / "log"
-        with log.open("wb") as written:
-            server = subprocess.Popen(
-                [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)],
-                cwd=root,
-                env={**os.environ, "REFUSAL_CACHE": str(Path(name) / "cache"), "REFUSAL_TOKEN": _TOKEN},
-                stdout=written,
-                stderr=written,
-            )
-        base = f"http://127.0.0.1:{port}"
-        try:
-            _wait_for(base, server, log)
-            yield base, psutil.Process(server.pid)
-        finally:
-            server.terminate()
-            server.wait(20)
-
-
-def _wait_for(base: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until the server answers."""
-    for _ in range(720):
-        assert server.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(f"{base}/_stcore/health", timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.25)
-    raise TimeoutError(f"not served within three minutes: {log.read_text()}")

@@ -7,20 +7,13 @@ server sends is searched for the marks of others. Visitors leave after some prom
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import re
 import secrets
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -30,12 +23,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
 from benchmarks.rounds import Bench, Row
+from benchmarks.serving import ROOT, served
 from refusal_core.access.guard import cookie_name
-from refusal_core.access.settings import TOKEN, Access
-from refusal_core.models.known import models_folder
+from refusal_core.access.settings import Access
 
 SECTION = "visitors"
-_ROOT = Path(__file__).resolve().parent.parent
 _LIVE = "Live_score"
 _MARK = re.compile(rb"mark[0-9a-f]{16}")
 _WORDS = ("how", "do", "I", "write", "a", "letter", "that", "opens", "the", "door", "and", "thanks", "my", "neighbour")
@@ -69,8 +61,8 @@ class _Seen:
 def rows(bench: Bench) -> list[Row]:
     """Seconds to wait, what the server holds over the minutes, and texts of others that somebody saw."""
     seen = _Seen()
-    run = next((_ROOT / "cache").glob(f"{bench.chat_model.info.name}--pairs--*"))
-    with _served(run) as (port, process, access):
+    run = next((ROOT / "cache").glob(f"{bench.chat_model.info.name}--pairs--*"))
+    with served(run) as (port, process, access):
         asyncio.run(_visit(bench, port, process, access, seen))
     if not seen.answers:
         raise RuntimeError(f"nobody got an answer: {seen.failed[:3]}")
@@ -212,39 +204,3 @@ async def _session(port: int, access: Access, seen: _Seen) -> AsyncIterator[_Ses
         f"ws://{host}/_stcore/stream", additional_headers={"Cookie": cookie}, max_size=None, open_timeout=_PATIENCE
     ) as opened:
         yield _Session(opened, seen)
-
-
-@contextmanager
-def _served(run: Path) -> Iterator[tuple[int, psutil.Process, Access]]:
-    """Serve the dashboard over one run; yields its port, its process and its access."""
-    access = Access(secrets.token_urlsafe(32))
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(run, Path(folder) / "cache" / run.name)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = int(free.getsockname()[1])
-        named = {"REFUSAL_CACHE": f"{folder}/cache", "REFUSAL_MODELS": str(models_folder().absolute())}
-        server = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)],
-            cwd=_ROOT,
-            stdout=subprocess.DEVNULL,
-            env=os.environ | named | {TOKEN: access.token},
-        )
-        try:
-            _wait_until_served(port, server)
-            yield port, psutil.Process(server.pid), access
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-def _wait_until_served(port: int, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        if server.poll() is not None:
-            break
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise RuntimeError("the dashboard was not served")
