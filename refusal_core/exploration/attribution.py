@@ -182,7 +182,9 @@ def what_adds(run: Run, measured: Measured, site: int) -> str:
 
 
 def _part_spelt(measured: Measured, row: pd.Series, whole: float) -> str:
-    return f"{part_name(measured, row['part'], row['block'])} {_spelt(row)}, {100 * row['number'] / whole:.0f} %"
+    percent = round(100 * row["number"] / whole)
+    share = f"{percent} %" if percent else "less than 1 %"
+    return f"{part_name(measured, row['part'], row['block'])} {_spelt(row)}, {share}"
 
 
 def _spelt(row: pd.Series) -> str:

@@ -193,9 +193,9 @@ def what_happens(run: Run, measured: Trajectories, site: int) -> str:
         first, begin, last = (row for _, row in rows.iterrows())
         sentences.append(
             f"Of the prompts that are {reply}, {first['n_harmful']} harmful ones project d {_spelt(first)} "
-            f"{first['n_harmless']} harmless ones at {WINDOWS[0]}, {_spelt(begin)} them over {WINDOWS[1]} and "
-            f"{_spelt(last)} them over its last, up to token {last['to_token']}: the gap {_changed(first, begin)} when "
-            f"the reply begins, and {_changed(begin, last)} along it."
+            f"{first['n_harmless']} harmless ones at {WINDOWS[0]}, and {_spelt(last)} them over {WINDOWS[2]}, up to "
+            f"token {last['to_token']}: the gap {_changed(first, begin)} when the reply begins, and "
+            f"{_changed(begin, last)} along it."
         )
     fitted = " The direction was fitted on these prompts: the gap is in-sample." if measured.manifest.fitted else ""
     return f"At {run.site_label(site)}: {' '.join(sentences)}{fitted}"
@@ -208,9 +208,9 @@ def _spelt(row: pd.Series) -> str:
 
 
 def _changed(before: pd.Series, row: pd.Series) -> str:
-    by = f"({row['gap_change']:+.2f}, {row['gap_change_low']:+.2f} to {row['gap_change_high']:+.2f})"
     if row["gap_change_low"] <= 0 <= row["gap_change_high"]:
-        return f"is not shown to change {by}"
+        return "is not shown to change"
+    by = f"({row['gap_change']:+.2f}, {row['gap_change_low']:+.2f} to {row['gap_change_high']:+.2f})"
     # Where harmless prompts may lie above, it is not known whether the labels move together or apart.
     rises, falls = ("rises", "falls") if before["gap_low"] > 0 else ("moves up", "moves down")
     return f"{rises if row['gap_change'] > 0 else falls} {by}"
