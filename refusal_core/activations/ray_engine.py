@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -81,6 +81,8 @@ def _read(
         # On any system this makes Ray's own servers listen on the loopback address alone, where it would put the
         # machine's address in place of a loopback one that it is given.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    # A thread that Ray left behind would start a cluster, which ends with the thread, and Ray this process with it.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     import ray
     import ray.data
 
@@ -99,8 +101,13 @@ def _read(
             num_cpus=1,
             num_gpus=1 if gpus else 0,
         )
-        with _left_to_actors(reader.chat_model) if opening["load_in"] is None else nullcontext():
-            for row in read.iter_rows():
+        # Nothing is fetched ahead, so no thread still fetches when Ray is shut down.
+        tables = iter(read.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+        with (
+            _left_to_actors(reader.chat_model) if opening["load_in"] is None else nullcontext(),
+            closing(cast(Any, tables)),
+        ):
+            for row in (row for table in tables for row in table.to_pylist()):
                 if row["failure"]:
                     raise ModelError(row["failure"])
                 yield (

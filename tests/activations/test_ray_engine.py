@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from dataclasses import replace
 from importlib.util import find_spec
+from time import sleep
 from types import SimpleNamespace
 
 import numpy as np
@@ -101,12 +103,30 @@ def test_two_actors_read_what_one_process_reads_and_a_killed_one_costs_its_shard
 
 @needs_ray
 @pytest.mark.slow
-def test_what_goes_wrong_on_an_actor_is_said_here(chat_model, tmp_path):
+def test_what_goes_wrong_on_an_actor_is_said_here_and_ray_stays_down_however_slow_its_threads(
+    chat_model, tmp_path, monkeypatch
+):
+    """A cluster that a thread of Ray's starts takes this process with it a minute later."""
+    import ray
+    import ray.data
+
     from refusal_core.activations.ray_engine import on_actors
 
+    wait, slow = ray.wait, threading.Event()
+
+    def wait_slowly(*arguments, **options):
+        if threading.current_thread().name == "Prefetcher":
+            slow.set()
+            sleep(5)
+        return wait(*arguments, **options)
+
+    monkeypatch.setattr(ray, "wait", wait_slowly)
     nowhere = replace(chat_model.info, path=str(tmp_path / "no-such-model"))
     with pytest.raises(ModelError, match="no-such-model"):
         extract(chat_model, TEXTS[:4], engine=on_actors(nowhere, actors=1))
+    if slow.is_set():
+        sleep(10)
+    assert not ray.is_initialized()
 
 
 @needs_ray
