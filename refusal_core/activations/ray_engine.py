@@ -107,7 +107,7 @@ def _read(
             _left_to_actors(reader.chat_model) if opening["load_in"] is None else nullcontext(),
             closing(cast(Any, tables)),
         ):
-            for row in (row for table in tables for row in table.to_pylist()):
+            for row in (row for table in tables for row in cast(Any, table).to_pylist()):
                 if row["failure"]:
                     raise ModelError(row["failure"])
                 yield (
