@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import share_cores  # noqa: F401
+
+# isort: split
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
