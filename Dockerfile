@@ -12,7 +12,7 @@ COPY pages pages
 COPY refusal_core refusal_core
 RUN python -m venv /opt/refusal \
     && /opt/refusal/bin/pip install --require-hashes --no-deps -r requirements.hashes \
-    && /opt/refusal/bin/pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c requirements.lock ".[dashboard]"
+    && /opt/refusal/bin/pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c requirements.lock ".[dashboard,login]"
 
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --create-home --home-dir /home/refusal --shell /usr/sbin/nologin refusal \

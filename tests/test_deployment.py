@@ -14,9 +14,12 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from refusal_core.access.settings import OWNERS, VIEWERS
+
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = [ROOT / "Dockerfile", ROOT / "deploy" / "space" / "Dockerfile"]
-UNIT = ROOT / "deploy" / "refusal-dashboard.service"
+DEPLOY = ROOT / "deploy"
+UNIT = DEPLOY / "refusal-dashboard.service"
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
@@ -53,7 +56,7 @@ def test_all_that_the_dashboard_installs_has_hashes_and_the_version_of_the_lock(
     assert len(hashed) == len(re.findall("^[a-z]", text, re.M))
     locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+)$", (ROOT / "requirements.lock").read_text(), re.M))
     assert {name: locked.get(name) for name in hashed} == hashed
-    needed, seen = [("refusal-directions", "dashboard")], set()
+    needed, seen = [("refusal-directions", "dashboard"), ("refusal-directions", "login")], set()
     while needed:
         name, extra = needed.pop()
         for required in map(Requirement, distribution(name).requires or ()):
@@ -93,6 +96,15 @@ def test_the_services_of_compose_have_no_more_rights_than_they_need():
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         assert "REFUSAL_NO_TOKEN" not in service["environment"]
         assert {place.split(":")[1] for place in service["volumes"]} == {"/cache", "/models"}
+
+
+def test_where_people_log_in_the_files_name_settings_that_the_program_reads_and_ask_for_no_token():
+    service = yaml.safe_load((DEPLOY / "login.yaml").read_text())["services"]["dashboard"]
+    unit = (DEPLOY / "login.conf").read_text()
+    for named in (set(service["environment"]), set(re.findall(r"\b([A-Z_]+)=", unit))):
+        assert named == {OWNERS, VIEWERS, "STREAMLIT_SECRETS_FILES"}
+    assert service["environment"]["STREAMLIT_SECRETS_FILES"] == f"/run/secrets/{service['secrets'][0]['target']}"
+    assert f"%d/{re.search('LoadCredential=(.*?):', unit)[1]}" in unit
 
 
 def test_what_the_image_is_built_from_is_in_the_checkout_and_sent_to_the_builder():

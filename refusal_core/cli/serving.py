@@ -15,7 +15,7 @@ from cyclopts.validators import Number
 
 import refusal_core
 from refusal_core.access.folders import FOLDERS
-from refusal_core.access.settings import OPEN, READ_ONLY
+from refusal_core.access.settings import OPEN, OWNERS, READ_ONLY, VIEWERS
 from refusal_core.cli.parameters import Cache
 from refusal_core.errors import RefusalError
 from refusal_core.runs import store
@@ -48,15 +48,30 @@ def dashboard(
     no_token: Annotated[
         bool, Parameter(negative=(), help="Ask nobody for a token; beyond this machine only together with read-only.")
     ] = False,
+    owner: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="E-mail address of somebody who logs in and may change runs; may be repeated. People log in with the "
+            "provider in Streamlit's secrets, and no token is asked for."
+        ),
+    ] = (),
+    viewer: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="E-mail address of somebody who logs in and may look, or @example.org for all of a domain's; may be "
+            "repeated."
+        ),
+    ] = (),
     cache: Cache = None,
 ) -> None:
     """Serve the dashboard until it is interrupted; it prints the addresses that open it.
 
-    The token is made anew at every start, or taken from REFUSAL_TOKEN.
+    The token is made anew at every start, or taken from REFUSAL_TOKEN. Where people log in there is none.
     """
     settings = {name: "1" for name, chosen in ((READ_ONLY, read_only), (OPEN, no_token)) if chosen}
     if folder:
         settings[FOLDERS] = os.pathsep.join(str(Path(name).expanduser().resolve()) for name in folder)
+    settings |= {name: " ".join(people) for name, people in ((OWNERS, owner), (VIEWERS, viewer)) if people}
     options = [("server.port", port), ("server.address", address), *(("server.allowedHosts", name) for name in host)]
     status = serve(
         store.cache_folder(cache).resolve(),

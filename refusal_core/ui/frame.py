@@ -23,7 +23,7 @@ from refusal_core.runs.store import BrokenRun, RunSummary, cache_folder, list_ru
 from refusal_core.ui import address, jobs
 from refusal_core.ui.accessibility import make_accessible
 from refusal_core.ui.layout import heading, modified, show_error
-from refusal_core.ui.server import stop_unguarded
+from refusal_core.ui.server import person_field, stop_unguarded
 
 _ICON = Path(__file__).with_name("icon.png")
 _SIDEBAR_PIXELS = 232
@@ -82,6 +82,7 @@ def head(title: str, line: str) -> DeltaGenerator:
                 _page_link(*page)
         st.space("small")
         _page_link(*_GLOSSARY)
+        person_field()
         _job_indicator()
     make_accessible()
     left, right = st.columns([3, 2], gap="medium", vertical_alignment="center")

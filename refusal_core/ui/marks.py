@@ -15,7 +15,7 @@ from refusal_core.runs.store import cache_folder
 from refusal_core.ui import address
 from refusal_core.ui.layout import show_error
 from refusal_core.ui.outliers import read, step
-from refusal_core.ui.server import may_change, require_owner
+from refusal_core.ui.server import may_change, person, require_owner
 from refusal_core.ui.uploads import annotation_file, read_sent
 
 _KEYS = {"mislabelled": "M", "ambiguous": "A", "fine": "F"}
@@ -124,7 +124,7 @@ def judge(run: Run, listed: pd.DataFrame, chosen: list[str], row: int | None, cu
         value=True,
         persist_state="session",
     )
-    if may_change():
+    if may_change() and not person():
         st.text_input(
             "Your name, or a code",
             key=_AUTHOR,
@@ -134,8 +134,8 @@ def judge(run: Run, listed: pd.DataFrame, chosen: list[str], row: int | None, cu
             persist_state="session",
             help="Marks are saved under it, so that several people's marks on a prompt all stay.",
         )
-        if misnamed is not None:
-            show_error("Nothing can be marked under this name.", misnamed, severe=False)
+    if may_change() and misnamed is not None:
+        show_error("Nothing can be marked under this name.", misnamed, severe=False)
 
 
 def files(current: pd.DataFrame) -> None:
@@ -186,13 +186,18 @@ def _read(path: str, state: tuple[int, int] | None) -> pd.DataFrame:
 
 def _author() -> str:
     """Return who marks in this tab; nobody where they did not say, or said what cannot be a name."""
-    typed = st.session_state.get(_AUTHOR) or ""
+    typed = _named()
     return raters.normalise_name(typed) if typed.strip() and _misnamed() is None else marks.NOBODY
+
+
+def _named() -> str:
+    """Return who has logged in, or what was typed as a name where nobody does."""
+    return person() or str(st.session_state.get(_AUTHOR) or "")
 
 
 def _misnamed() -> RefusalError | None:
     """Return why what was typed as a name cannot be one; while it cannot, nothing is marked."""
-    typed = st.session_state.get(_AUTHOR) or ""
+    typed = _named()
     try:
         if typed.strip():
             raters.normalise_name(typed)

@@ -21,7 +21,7 @@ from refusal_core.ui.conversations import written_out
 from refusal_core.ui.layout import chart, identity, sentences, show_error
 from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.selection import chosen_row, newly
-from refusal_core.ui.server import may_change, require_owner
+from refusal_core.ui.server import may_change, person, require_owner
 from refusal_core.ui.uploads import annotation_file, read_sent
 
 _RATER, _SHOWN, _BACK = "rate_rater", "rate_shown", "rate_back"
@@ -142,12 +142,15 @@ def download(chosen: Ratings) -> None:
 def rater() -> str:
     """Return the rater's name; until one is given the page ends with a field for it."""
     if not may_change():
-        st.info("Ratings are saved here, which needs the owner's address of this dashboard.", icon=":material/lock:")
+        st.info("Ratings are saved here, which is the owner's to do.", icon=":material/lock:")
         st.stop()
     if _RATER not in st.session_state:
         with st.form("rate_who", width=520):
-            typed = st.text_input("Your name, or a code", max_chars=raters.LONGEST_NAME)
-            st.caption("Ratings are saved under it. Give the same one to continue where you stopped.")
+            if typed := person():
+                st.text(f"Ratings are saved under {typed}.")
+            else:
+                typed = st.text_input("Your name, or a code", max_chars=raters.LONGEST_NAME)
+                st.caption("Ratings are saved under it. Give the same one to continue where you stopped.")
             size = _size_field()
             if st.form_submit_button("Begin", type="primary"):
                 try:
@@ -285,7 +288,8 @@ def about_rater(name: str) -> None:
     st.space("small")
     st.text(f"Rating as {name}")
     with st.container(horizontal=True):
-        st.button("Someone else", icon=":material/switch_account:", on_click=_leave)
+        if not person():
+            st.button("Someone else", icon=":material/switch_account:", on_click=_leave)
         for label, file_name, read in (
             ("Download my ratings", "my-ratings.csv", lambda: raters.load_ratings_by(name)),
             ("Download everyone's", "ratings.csv", raters.load_all_ratings),

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from typing import Any
+from urllib.parse import unquote
 
 import streamlit as st
 from starlette.middleware import Middleware
 from streamlit import config
 
-from refusal_core.access.guard import ROLE_HEADER, Guard
+from refusal_core.access.guard import PERSON_HEADER, ROLE_HEADER, Guard
 from refusal_core.access.settings import TOKEN, Access, access_for, is_specific
 from refusal_core.error_log import log_failure
 from refusal_core.errors import AccessError, RefusalError
-from refusal_core.ui.streamlit_internals import is_page, uploaded_bytes
+from refusal_core.ui.streamlit_internals import is_page, log_in, uploaded_bytes
 
 _guarded = False
 
@@ -25,14 +26,15 @@ def guard() -> list[Middleware]:
     """
     global _guarded
     address = str(_option("server.address") or "")
+    base_path = str(_option("server.baseUrlPath") or "")
     try:
         access = access_for(address, _option("server.allowedHosts"), _option("server.corsAllowedOrigins"))
+        logging_in = log_in(access, base_path) if access.people is not None else None
     except RefusalError as error:
         sys.exit(f"error: {error}")
-    base_path = str(_option("server.baseUrlPath") or "")
     _print_addresses(access, address, base_path)
     _guarded = True
-    return [Middleware(Guard, access=access, base_path=base_path, held_of=uploaded_bytes)]
+    return [Middleware(Guard, access=access, base_path=base_path, held_of=uploaded_bytes, log_in=logging_in)]
 
 
 def show_failure(error: Exception) -> bool:
@@ -65,7 +67,20 @@ def may_change() -> bool:
 def require_owner() -> None:
     """Raise AccessError unless the visitor may change what is in the cache."""
     if not may_change():
-        raise AccessError("this needs the owner's address of the dashboard; yours is for looking and scoring")
+        raise AccessError("this is the owner's to do here; you may look and score")
+
+
+def person() -> str:
+    """Return the e-mail address of a visitor who has logged in; empty where nobody logs in."""
+    return unquote(st.context.headers.get(PERSON_HEADER, "")) if is_page() else ""
+
+
+def person_field() -> None:
+    """Show who has logged in, and a button to log out; nothing where nobody logs in."""
+    if address := person():
+        st.caption("Logged in as")
+        st.text(address)
+        st.button("Log out", icon=":material/logout:", on_click=st.logout)
 
 
 def _print_addresses(access: Access, address: str, base_path: str) -> None:
@@ -75,7 +90,10 @@ def _print_addresses(access: Access, address: str, base_path: str) -> None:
     path = f"{base_path.strip('/')}/" if base_path.strip("/") else ""
     place = f"{scheme}://{f'[{host}]' if ':' in host else host}:{_option('server.port')}/{path}"
     print(f"\nThe dashboard: {place}", flush=True)
-    if not access.token:
+    if access.people is not None:
+        owners, viewers = (", ".join(names) or "nobody" for names in (access.people.owners, access.people.viewers))
+        print(f"People log in: {owners} may change runs, {viewers} may look and score.\n", flush=True)
+    elif not access.token:
         print("Anyone who reaches it may look and score; nobody needs a token.\n", flush=True)
     elif access.chosen:
         print(f"It asks for the token in {TOKEN}.\n", flush=True)

@@ -5,14 +5,88 @@ What the browser's side uses of Streamlit's and Plotly's pages is in ``dom.js``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 import streamlit as st
+from streamlit.auth_util import (
+    encode_provider_token,
+    get_secrets_auth_section,
+    get_validated_redirect_uri,
+    is_authlib_installed,
+    validate_auth_credentials,
+)
+from streamlit.errors import StreamlitAuthError
 from streamlit.runtime import Runtime
 from streamlit.runtime.scriptrunner import get_script_run_ctx
+from streamlit.web.server.starlette import starlette_websocket
+from streamlit.web.server.starlette.starlette_server_config import USER_COOKIE_NAME
+
+from refusal_core.access.guard import LogIn, Person, is_host_of
+from refusal_core.access.settings import Access
+from refusal_core.errors import AccessError
+
+_SHORTEST_SECRET = 32
+
+
+def log_in(access: Access, base_path: str) -> LogIn:
+    """Return how people log in by what Streamlit's secrets have in their section ``auth``.
+
+    Args:
+        access: how the server is protected.
+        base_path: below which it is.
+
+    Raises:
+        AccessError: when nobody could log in by it, or others than those who are meant.
+    """
+    if not is_authlib_installed():
+        raise AccessError("people log in here, which needs Authlib: install the extras named dashboard and login")
+    section = get_secrets_auth_section()
+    clients = {
+        name: values for name, values in section.items() if isinstance(values, Mapping) and "client_id" in values
+    }
+    if "client_id" in section:
+        clients["default"] = section
+    try:
+        for name in clients or ["default"]:
+            validate_auth_credentials(name)
+    except StreamlitAuthError as error:
+        says = " ".join(str(error).split())
+        raise AccessError(f"people log in here, and Streamlit's secrets do not say how: {says}") from error
+    back = get_validated_redirect_uri()
+    place = urlsplit(back or "")
+    route = "/".join(["", *filter(None, [base_path.strip("/")]), "oauth2callback"])
+    if place.scheme not in ("http", "https") or place.path != route or not is_host_of(place.netloc, access.hosts):
+        raise AccessError(
+            f"expected redirect_uri in Streamlit's secrets to be the address of this server, which goes by "
+            f"{', '.join(access.hosts)}, with {route}; got {section['redirect_uri']!r:.200}"
+        )
+    if len(str(section["cookie_secret"])) < _SHORTEST_SECRET:
+        raise AccessError(
+            f"expected a cookie_secret of at least {_SHORTEST_SECRET} random characters in Streamlit's secrets, got "
+            f"{len(str(section['cookie_secret']))}: who guesses it is let in as anybody"
+        )
+    origin = f"{place.scheme}://{place.netloc}"
+    audiences = {name: str(values["client_id"]) for name, values in clients.items()}
+
+    def person_of(cookies: Mapping[str, str]) -> Person | None:
+        signed = starlette_websocket._get_signed_cookie_with_chunks(dict(cookies), USER_COOKIE_NAME)
+        claims = starlette_websocket._parse_decoded_user_cookie(signed, origin) if signed else {}
+        meant = audiences.get(str(claims.get("provider")))
+        # Authlib lets a token pass that is for somebody else, as long as it was given to this client.
+        audience = claims.get("aud") if isinstance(claims.get("aud"), list) else [claims.get("aud")]
+        if not signed or claims.get("is_logged_in") is not True or meant is None or meant not in (audience or ()):
+            return None
+        # Amazon's provider says it with a word.
+        verified = claims.get("email_verified", access.people is not None and access.people.unverified)
+        address = str(claims.get("email") or "") if verified is True or verified == "true" else ""
+        return Person(address, hashlib.sha256(signed).hexdigest())
+
+    return LogIn(tuple(audiences), person_of, lambda name: urlencode({"provider": encode_provider_token(name)}))
 
 
 def came_by_history() -> bool:

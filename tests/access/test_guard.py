@@ -11,13 +11,18 @@ import pytest
 from refusal_core.access.guard import (
     LARGEST_OF_VIEWER,
     MOST_TABS,
+    MOST_TABS_OF_ONE,
     MOST_UPLOADED,
+    PERSON_HEADER,
     ROLE_HEADER,
     Guard,
+    LogIn,
+    Person,
     cookie_name,
     is_host_of,
 )
-from refusal_core.access.settings import Access
+from refusal_core.access.settings import Access, People
+from refusal_core.errors import AccessError
 
 ACCESS = Access("the-owner's-long-token")
 HOST = "localhost:8501"
@@ -286,3 +291,84 @@ def test_a_cookie_belongs_to_one_port():
 )
 def test_hosts_are_compared_without_their_port(host, names, is_one):
     assert is_host_of(host, names) is is_one
+
+
+def person_of(cookies: dict[str, str]) -> Person | None:
+    """Whoever the cookie names, with a log-in of its own."""
+    return Person(cookies["who"].partition("/")[0], cookies["who"]) if "who" in cookies else None
+
+
+LOG_IN = LogIn(("default",), person_of, "provider={}".format)
+PEOPLE = Access("", people=People(("owner@lab.example",), ("@lab.example",)))
+
+
+def asked(guard: Guard, kind: str, path: str, who: str, **others: object) -> tuple[asyncio.Task, list[dict[str, Any]]]:
+    sent: list[dict[str, Any]] = []
+    headers = [(b"host", HOST.encode()), (b"cookie", f"who={who}".encode()), *others.pop("headers", [])]
+    scope = {"type": kind, "path": path, "scheme": "ws" if kind == "websocket" else "http", "headers": headers} | others
+    return asyncio.create_task(guard(scope, None, AsyncMock(side_effect=sent.append))), sent
+
+
+def test_people_and_how_they_log_in_come_together():
+    with pytest.raises(AccessError, match="together"):
+        Guard(AsyncMock(), PEOPLE)
+    with pytest.raises(AccessError, match="together"):
+        Guard(AsyncMock(), ACCESS, log_in=LOG_IN)
+
+
+def test_one_guest_opens_so_many_pages_and_sends_so_much_in_all_visits_and_leaves_room_for_others():
+    opened, held, closed = [], {}, asyncio.Event()
+
+    async def program(scope, receive, send):
+        given = {key: value.decode() for key, value in scope["headers"]}
+        assert given[PERSON_HEADER.encode()] == "a%40lab.example"
+        opened.append(given[ROLE_HEADER.encode()])
+        if scope["type"] == "websocket":
+            await closed.wait()
+        else:
+            held[scope["path"].split("/")[-2]] = LARGEST_OF_VIEWER
+
+    async def come() -> None:
+        guard = Guard(program, PEOPLE, held_of=lambda visit: held.get(visit, 0), log_in=LOG_IN)
+        forged = [(PERSON_HEADER.encode(), b"owner%40lab.example"), (ROLE_HEADER.encode(), b"owner")]
+        tabs = [
+            asked(guard, "websocket", "/_stcore/stream", f"a@lab.example/{place % 3}", headers=forged)
+            for place in range(MOST_TABS_OF_ONE + 1)
+        ]
+        await asyncio.sleep(0)
+        assert opened == ["viewer"] * MOST_TABS_OF_ONE
+        assert [sent["type"] for _, all_sent in tabs for sent in all_sent] == ["websocket.close"]
+        closed.set()
+        await asyncio.gather(*(task for task, _ in tabs))
+        size = [(b"content-length", str(LARGEST_OF_VIEWER).encode())]
+        answers = []
+        for visit in range(MOST_UPLOADED // LARGEST_OF_VIEWER + 1):
+            path = f"/_stcore/upload_file/{visit}/x"
+            task, sent = asked(guard, "http", path, "a@lab.example", method="PUT", headers=size)
+            await task
+            answers += [message["status"] for message in sent if "status" in message]
+        assert answers == [413]
+        # A visit that is over gives its room back.
+        held["0"] = 0
+        task, sent = asked(guard, "http", "/_stcore/upload_file/9/x", "a@lab.example", method="PUT", headers=size)
+        await task
+        assert not sent
+
+    asyncio.run(come())
+
+
+def test_cookies_of_an_encrypted_server_are_never_sent_in_the_open():
+    async def program(scope, receive, send):
+        cookies = [(b"Set-Cookie", b"_streamlit_user=x; Path=/"), (b"set-cookie", b"a=b; Secure")]
+        await send({"type": "http.response.start", "status": 200, "headers": cookies})
+
+    async def come() -> None:
+        for scheme, expected in (("https", [True, True]), ("http", [False, True])):
+            task, sent = asked(
+                Guard(program, PEOPLE, log_in=LOG_IN), "http", "/", "a@lab.example", method="GET", scheme=scheme
+            )
+            await task
+            cookies = [value for key, value in sent[0]["headers"] if key.lower() == b"set-cookie"]
+            assert [b"; Secure" in cookie for cookie in cookies] == expected
+
+    asyncio.run(come())

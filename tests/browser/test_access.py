@@ -80,7 +80,7 @@ def test_a_viewer_looks_and_scores_and_is_offered_nothing_that_changes(browser, 
     page.goto(f"{address}/Outliers?run={scored_run.run_id}")
     expect(page.get_by_text("Marks are the owner's to change here.")).to_be_visible(timeout=60_000)
     page.goto(f"{address}/Rate?run={scored_run.run_id}")
-    expect(page.get_by_text("needs the owner's address")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("which is the owner's to do")).to_be_visible(timeout=60_000)
     context.close()
 
 
