@@ -107,15 +107,16 @@ def write_images(figures: Mapping[Path, tuple[go.Figure, str | None]], width: in
         raise _failed(error) from error
 
 
-def render_page(figure: go.Figure, title: str, dark: bool = False) -> bytes:
+def render_page(figure: go.Figure, heading: tuple[str, str], dark: bool = False) -> bytes:
     """Return a figure as an interactive HTML page that contains Plotly's script and needs no network.
 
     Args:
         figure: the figure.
-        title: the page's title, plain text.
+        heading: plain texts: the page's title, and what stands below it.
         dark: whether to draw it in the dark theme.
     """
-    look = page_look(dark)
+    look, (title, line) = page_look(dark), map(html.escape, heading)
+    font = look["template"]["layout"]["font"]
     body = plotly.io.to_html(
         _dressed(figure, look),
         full_html=False,
@@ -125,9 +126,12 @@ def render_page(figure: go.Figure, title: str, dark: bool = False) -> bytes:
         config={"displaylogo": False, "responsive": True},
     )
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"></head>\n'
-        f'<body style="margin:0;background:{look["paper_bgcolor"]}">{body}</body></html>\n'
+        f'<body style="margin:0;background:{look["paper_bgcolor"]};color:{font["color"]};'
+        f'font-family:{font["family"]}"><header style="padding:16px 24px 0">'
+        f'<h1 style="margin:0;font-size:18px">{title}</h1><p style="margin:4px 0 0;font-size:{SMALL_SIZE}px">{line}</p>'
+        f"</header>{body}</body></html>\n"
     ).encode()
 
 

@@ -156,6 +156,7 @@ def measures(run: Run, table: pd.DataFrame, key: Key) -> None:
         },
         hide_index=True,
         width="stretch",
+        placeholder="–",
     )
     st.text(describe_first_tokens(run, table))  # tokens are the model's: untrusted
     rules = _bundled_rules()
@@ -168,6 +169,7 @@ def measures(run: Run, table: pd.DataFrame, key: Key) -> None:
             pd.DataFrame({"label": list(OPENING_LABELS), "the reply": list(OPENING_LABELS.values())}),
             hide_index=True,
             width="stretch",
+            placeholder="–",
         )
         st.dataframe(
             pd.DataFrame(
@@ -180,6 +182,7 @@ def measures(run: Run, table: pd.DataFrame, key: Key) -> None:
             ),
             hide_index=True,
             width="stretch",
+            placeholder="–",
         )
         st.text("Refusal phrases: " + " · ".join(rules.phrases))
 

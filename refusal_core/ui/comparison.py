@@ -116,6 +116,7 @@ def overview(compared: list[Side], evidence: list[Evidence | None], tables: list
         },
         hide_index=True,
         width="stretch",
+        placeholder="–",
     )
 
 
@@ -124,7 +125,9 @@ def differences(compared: list[Side]) -> None:
     made = pd.DataFrame({side.letter: facts(side.run) for side in compared})
     made = made[made.nunique(axis=1).gt(1)].drop(index=["name", "made"], errors="ignore")
     with st.expander("What differs between these runs", icon=":material/difference:"):
-        st.dataframe(made.reset_index(names=""), hide_index=True, width="stretch", key="compare_differences")
+        st.dataframe(
+            made.reset_index(names=""), hide_index=True, width="stretch", placeholder="–", key="compare_differences"
+        )
 
 
 def over_depth(compared: list[Side], evidence: list[Evidence | None], tables: list[pd.DataFrame]) -> None:
@@ -385,6 +388,7 @@ def _correlation_table(table: pd.DataFrame) -> None:
         },
         hide_index=True,
         width="stretch",
+        placeholder="–",
     )
 
 

@@ -126,6 +126,7 @@ def choice(summary: Summary) -> None:
             },
             hide_index=True,
             width="stretch",
+            placeholder="–",
         )
 
 

@@ -98,7 +98,13 @@ def _save_menu(saved: Callable[[], go.Figure], key: str, page: Callable[[], byte
     pictures: dict[tuple[str, str], Callable[[], bytes]] = {
         (kind, use): partial(image, kind, use) for use in SIZES for kind in ("png", "svg")
     }
-    page = page or (lambda: render_page(saved(), key.replace("_", " "), dark))
+
+    def figure_page() -> bytes:
+        figure = saved()
+        # One that moves over the layers names the layer itself.
+        return render_page(figure, _heading(key, view, of_layer=not figure.frames), dark)
+
+    page = page or figure_page
     with (
         st.container(horizontal=True, horizontal_alignment="right"),
         st.popover("Save", type="tertiary", icon=":material/download:", help="This figure as a file."),
@@ -121,13 +127,13 @@ def _save_menu(saved: Callable[[], go.Figure], key: str, page: Callable[[], byte
         )
 
 
-def _heading(key: str, view: address.View) -> tuple[str, str]:
-    """Return a title for a saved figure that has none, and what it is of: runs, layer and day."""
+def _heading(key: str, view: address.View, *, of_layer: bool = True) -> tuple[str, str]:
+    """Return a title for a saved figure that has none, and what it is of: runs, layer if it is of one, and day."""
     runs = [view.run, *(view.others or ())] if key.startswith("compare") else [view.run]
     name = key.partition(f"_{view.run}")[0].replace("_", " ").capitalize()
     layer = ""
     with suppress(RefusalError):
-        layer = open_run(str(view.run)).site_label(view.site or 0)
+        layer = open_run(str(view.run)).site_label(view.site or 0) if of_layer else ""
     said = [*runs, layer, f"{date.today():%-d %B %Y}"]
     return name, " · ".join(filter(None, said))
 
@@ -335,5 +341,6 @@ def run_facts(run: Run) -> None:
             pd.DataFrame({"": made.keys(), "value": made.values()}),
             hide_index=True,
             width="stretch",
+            placeholder="–",
             height="content",
         )

@@ -303,6 +303,7 @@ def list_results(run: Run, job: ListScoring, site: int) -> None:
             },
             hide_index=True,
             width="stretch",
+            placeholder="–",
             key="live_list_refused",
         )
 

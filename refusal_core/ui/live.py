@@ -350,6 +350,7 @@ def show_figures(run: Run, score: Score | None, site: int) -> None:
         },
         hide_index=True,
         width="stretch",
+        placeholder="–",
         key="live_nearest",
     )
 

@@ -26,6 +26,7 @@ def numbers_table(table: pd.DataFrame) -> None:
         column_config={str(column): _described(str(column), table[column].dtype.kind) for column in table},
         hide_index=True,
         width="stretch",
+        placeholder="–",
     )
 
 

@@ -118,11 +118,11 @@ def report_of_run(run: Run) -> None:
 def show_report(report: PromptReport, key: str) -> None:
     """Show what one source of prompts was taken for, as a table, and its first prompts."""
     facts = pd.DataFrame(report.facts(), columns=["what", "found"])
-    st.dataframe(facts, hide_index=True, width="stretch", key=f"{key}_facts_{report.source}")
+    st.dataframe(facts, hide_index=True, width="stretch", placeholder="–", key=f"{key}_facts_{report.source}")
     first = pd.DataFrame(report.first_rows, columns=["label", "prompt"])
     first["label"] = first["label"].fillna("–")
     first["prompt"] = [text[:300].encode("utf-8", "replace").decode() for text in first["prompt"]]
-    st.dataframe(first, hide_index=True, width="stretch", key=f"{key}_first_{report.source}")
+    st.dataframe(first, hide_index=True, width="stretch", placeholder="–", key=f"{key}_first_{report.source}")
 
 
 def _column_fields(columns: list[str], key: str, with_labels: bool) -> Choice:

@@ -86,12 +86,19 @@ def _show_change(before: Run, refitted: str) -> None:
     chart(change_figure(change), f"refit_change_{after.run_id}")
     st.caption("Cohen's d before (dotted) and after (solid); below, the cosine of the two directions.")
     with st.expander("The numbers, and the prompts left out", icon=":material/table_rows:"):
-        st.dataframe(refits.change_table(change), hide_index=True, width="stretch", key=f"refit_numbers_{after.run_id}")
+        st.dataframe(
+            refits.change_table(change),
+            hide_index=True,
+            width="stretch",
+            placeholder="–",
+            key=f"refit_numbers_{after.run_id}",
+        )
         st.dataframe(
             change.left_out,
             column_order=["text", "label", "category", "pair_id"],
             hide_index=True,
             width="stretch",
+            placeholder="–",
             key=f"refit_left_out_{after.run_id}",
         )
 

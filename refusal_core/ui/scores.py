@@ -75,6 +75,7 @@ def score_table(
         },
         hide_index=True,
         width="stretch",
+        placeholder="–",
         key=key,
     )
 

@@ -62,6 +62,7 @@ def chosen_row(
         column_config=dict(columns),
         hide_index=True,
         width="stretch",
+        placeholder="–",
         height=height or min(380, 38 + 35 * max(len(table), 1)),
         on_select=choose,
         selection_mode="single-row",

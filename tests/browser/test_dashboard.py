@@ -16,17 +16,16 @@ from refusal_core.models.opening import load_model
 from refusal_core.pipeline.scoring import score
 from refusal_core.runs.store import open_run
 
-SHIPPED = "qwen2.5-coder-1.5b-instruct--pairs--256x256--06ca610e--float32"
+# The shipped run with most measurements, which lacks interventions alone.
+SHIPPED = "qwen2.5-coder-0.5b-instruct--pairs--256x256--dbe230db--float32"
+PARTS = {"Behaviour": ("Along the reply", "along_replies"), "Subspace": ("Blocks and words", "attribution_parts")}
+WITH_INTERVENTIONS = "qwen2.5-coder-1.5b-instruct--pairs--256x256--06ca610e--float32"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("path", TITLES)
-def test_every_page_fits_and_is_accessible_on_a_desk_and_a_phone(
-    open_page, shipped_address, address, pictures, path, theme
-):
-    # This shipped run has no read positions.
-    base, run = (address, SYNTHETIC) if path == "Harm" else (shipped_address, SHIPPED)
-    page = open_page(path, theme, base, run=run)
+def test_every_page_fits_and_is_accessible_on_a_desk_and_a_phone(open_page, shipped_address, pictures, path, theme):
+    page = open_page(path, theme, shipped_address, run=WITH_INTERVENTIONS if path == "Causality" else SHIPPED)
     if path == "":
         expect(page.get_by_role("row")).to_have_count(6, timeout=60_000)
     elif path not in ("Live_score", "Ratings", "Rate", "Runs", "Glossary"):
@@ -43,6 +42,16 @@ def test_every_page_fits_and_is_accessible_on_a_desk_and_a_phone(
     )
     assert cut == []
     assert page.locator("[data-testid=stException]").count() == 0
+    if path in PARTS:
+        page.set_viewport_size({"width": 1280, "height": 900})
+        part, key = PARTS[path]
+        page.get_by_text(part, exact=True).click()
+        expect(page.locator(f".st-key-{key} .js-plotly-plot .main-svg").first).to_be_visible(timeout=60_000)
+        let_settle(page)
+        fits(page)
+        assert_accessible(page)
+        page.screenshot(path=pictures / f"{path.lower()}-part-{theme}-1280.png", full_page=True)
+        assert page.locator("[data-testid=stException]").count() == 0
     dark = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
     assert dark == ("rgb(20, 25, 26)" if theme == "dark" else "rgb(255, 255, 255)")
 

@@ -65,8 +65,10 @@ def test_a_still_shows_the_frame_asked_for_and_nothing_to_operate(run):
 
 def test_a_page_needs_no_network_and_keeps_texts_as_text(run):
     figure = three_questions(run).add_scatter(x=[0], y=[0], name="</script><script>alert(1)</script>")
-    page = rendering.render_page(figure, "<b>title", dark=True).decode()
+    page = rendering.render_page(figure, ("<b>title", "run <i> · layer 2"), dark=True).decode()
     assert "<title>&lt;b&gt;title</title>" in page
+    assert ">&lt;b&gt;title</h1>" in page
+    assert ">run &lt;i&gt; · layer 2</p>" in page
     assert "alert(1)</script>" not in page
     assert not re.search(r"<(script|link)[^>]+(src|href)=", page)
 
