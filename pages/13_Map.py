@@ -9,7 +9,11 @@ from refusal_core.ui import map as parts
 from refusal_core.ui.evidence import evidence_or_end
 from refusal_core.ui.frame import frame, site_picker
 
-run = frame("Map", "All prompts in two dimensions, layer by layer: drag a lasso around some to list them.")
+run = frame(
+    "Map",
+    "All prompts in two dimensions, layer by layer: drag a lasso around some to list them.",
+    at_positions=True,
+)
 evidence_or_end(run)
 choices = st.columns([3, 2, 3, 1], vertical_alignment="bottom")
 site = site_picker(run, choices[3])

@@ -9,7 +9,9 @@ from refusal_core.ui.frame import frame
 from refusal_core.ui.layers import instrument, over_layers, panel_options, side_by_side
 
 run = frame(
-    "Layers", "Projections on the direction, layer by layer: drag on the ridgeline, press Play, or use arrow keys."
+    "Layers",
+    "Projections on the direction, layer by layer: drag on the ridgeline, press Play, or use arrow keys.",
+    at_positions=True,
 )
 instrument(run, panel_options(run))
 st.caption(

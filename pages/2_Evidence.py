@@ -13,7 +13,11 @@ from refusal_core.ui.home import answered, show_headline
 from refusal_core.ui.kept_lists import kept_in_words
 from refusal_core.ui.layout import sentences
 
-run = frame("Evidence", "Whether the direction is real, about harm, and more than the way two datasets are written.")
+run = frame(
+    "Evidence",
+    "Whether the direction is real, about harm, and more than the way two datasets are written.",
+    at_positions=True,
+)
 evidence = evidence_or_end(run)
 best = run.best_site()
 show_headline(run, best, answered(run, best))

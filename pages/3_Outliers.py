@@ -11,7 +11,11 @@ from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.prompt_report import report_of_run
 from refusal_core.ui.refits import refit_panel
 
-run = frame("Outliers", "Drag a band on the histogram, read the prompts that fall into it, and mark what is wrong.")
+run = frame(
+    "Outliers",
+    "Drag a band on the histogram, read the prompts that fall into it, and mark what is wrong.",
+    at_positions=True,
+)
 current = marks.current_marks()
 controls = st.columns([1, 2, 1, 1], vertical_alignment="bottom")
 site = site_picker(run, controls[0])

@@ -7,7 +7,11 @@ import streamlit as st
 from refusal_core.ui import kept_lists, lists, live, model
 from refusal_core.ui.frame import frame, site_picker
 
-run = frame("Live score", "Type a prompt of your own and see its projection at all layers, among the run's prompts.")
+run = frame(
+    "Live score",
+    "Type a prompt of your own and see its projection at all layers, among the run's prompts.",
+    at_positions=True,
+)
 source = model.model_source(run)
 one, many = live.tabs()
 

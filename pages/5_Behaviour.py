@@ -20,7 +20,11 @@ PROMPTS, LAYERS, SURE, SURPRISES, ALONG, MEASURES = (
     "Do the measures agree?",
 )
 
-run = frame("Behaviour", "What the model does with the prompts, refuse or answer, against where they project.")
+run = frame(
+    "Behaviour",
+    "What the model does with the prompts, refuse or answer, against where they project.",
+    at_positions=True,
+)
 table, key = parts.recorded_replies(run)
 parts.shares(run, table)
 layer, shown = st.columns([1, 3], vertical_alignment="bottom")

@@ -8,7 +8,11 @@ from refusal_core.ui import intervention as parts
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.layout import chart, heading
 
-run = frame("Causality", "What changes when the direction is ablated or added, compared with what any direction does.")
+run = frame(
+    "Causality",
+    "What changes when the direction is ablated or added, compared with what any direction does.",
+    at_positions=True,
+)
 site = site_picker(run, st.columns([1, 3])[0])
 st.subheader("Try it", anchor=False)
 

@@ -9,7 +9,11 @@ from refusal_core.ui import ratings as parts
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.outliers import chosen_prompt, prompt_details
 
-run = frame("Ratings", "Whether the projection goes with how harmful people find a prompt.")
+run = frame(
+    "Ratings",
+    "Whether the projection goes with how harmful people find a prompt.",
+    at_positions=True,
+)
 chosen_ratings = parts.chosen_ratings(run)
 parts.overview(chosen_ratings)
 site = site_picker(run, st.columns([1, 3])[0])

@@ -19,7 +19,11 @@ DEPTH, RANKS, DISPUTED, CATEGORIES, DIRECTIONS = (
     "Directions",
 )
 
-run = frame("Compare", "Two to five runs side by side: where they separate harm, and how they rank the same prompts.")
+run = frame(
+    "Compare",
+    "Two to five runs side by side: where they separate harm, and how they rank the same prompts.",
+    at_positions=True,
+)
 compared = parts.chosen_sides(run)
 evidence = [evidence_or_none(side.run) for side in compared]
 tables = parts.tables_over_depth(compared, evidence)

@@ -63,7 +63,7 @@ def score(
     """Project prompts on a run's direction at every site, with the run's own model.
 
     Args:
-        run: a run, or its name in the cache.
+        run: a run, or its name in the cache; ``run.at("t_inst")`` to score at another read position.
         texts: prompts, without a template; one may be a :class:`~refusal_core.conversations.Conversation`.
         model: the run's model, opened, so that it is opened once for many calls; or where it is, for one that came from
             a folder or a GGUF file. By default it is opened here.
@@ -72,7 +72,8 @@ def score(
 
     Returns:
         One :class:`~refusal_core.pipeline.scoring.Score` per text: ``projection`` is ``(site,)`` in activation units.
-        Of a single text, ``token_projection`` has those of each of its tokens; several are read at the last one alone.
+        Of a single text, ``token_projection`` has those of each of its tokens; several are read where the
+        run is read alone.
 
     Raises:
         RefusalError: for another model than the run's, an empty text, or one over the run's token limit.

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.evidence.apart import COLUMNS, apart_table
-from refusal_core.evidence.positions import position_table
+from refusal_core.evidence.positions import plan_positions, position_table
+from refusal_core.evidence.text_answers import score_texts
 from refusal_core.intervention import experiment
 from refusal_core.models.opening import load_model
 from refusal_core.options import TOKEN_POSITION, InterventionOptions
@@ -228,7 +229,11 @@ def save_positions(run: Run, activations: bool = False, refused: np.ndarray | No
     shape = (3, len(run.prompts), *run.directions.unit_direction.shape)
     at_end = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     at_end[0, run.prompts["label"].eq("harmful").to_numpy(), -1, 0] += 6
-    ends, table = at_end[::2].transpose(1, 0, 2, 3), position_table(at_end, run.prompts, 0, no_progress, draws=99)
+    baselines = score_texts(plan_positions(run.prompts, 0, draws=1), None)
+    analyses = {place - 3: analyse(at_end[place], run.prompts, baselines=baselines, draws=99) for place in range(3)}
+    read_at = {place: (analyses[place].tables(run.prompts), analyses[place].evidence) for place in (-3, -2)}
+    ends = at_end[::2].transpose(1, 0, 2, 3)
+    table = position_table({place: analysis.evidence for place, analysis in analyses.items()})
     manifest = PositionsManifest(
         created="",
         compute=BehaviourCompute(device="cpu", dtype="float32"),
@@ -243,7 +248,7 @@ def save_positions(run: Run, activations: bool = False, refused: np.ndarray | No
         table = pd.concat([table.astype(compared.dtypes), compared], ignore_index=True)
         record = RepliesRecord(sha256="0" * 64, counts=replies.counts, reason=replies.why_none)
         manifest = manifest.model_copy(update={"replies": record})
-    save_addition(run, table, manifest, ends if activations else None)
+    save_addition(run, table, manifest, ends if activations else None, read_at)
 
 
 def save_second_run(cache: Path) -> str:

@@ -40,6 +40,7 @@ from refusal_core.activations.prefix import CachedPrefix, RecentTexts
 from refusal_core.activations.refusal_tokens import refusal_log_odds, refusal_token_ids
 from refusal_core.activations.transfers import to_device, to_host
 from refusal_core.conversations import Prompt, text_of
+from refusal_core.errors import ModelError
 from refusal_core.models.architectures import text_config
 from refusal_core.models.opening import ChatModel
 from refusal_core.models.row_cache import keeps_tokens
@@ -78,14 +79,14 @@ class TokenStates:
 
     Attributes:
         states: ``(token, site, d_model)`` float32 at the prompt's own tokens; the template's are left out.
-        last: ``(site, d_model)`` float32 at the last token of the templated prompt, where directions are read.
+        at_position: ``(site, d_model)`` float32 at the read position.
         tokens: the prompt's own tokens, as text.
         first_token: the likeliest first token of the reply.
         refusal_log_odds: see :func:`.refusal_tokens.refusal_log_odds`.
     """
 
     states: np.ndarray
-    last: np.ndarray
+    at_position: np.ndarray
     tokens: list[str]
     first_token: str
     refusal_log_odds: float
@@ -227,6 +228,21 @@ class ResidualReader:
         """
         return len(common_prefix(ids[::-1], self._template_end[::-1]))
 
+    def place_of(self, position: int, ids: list[int]) -> int:
+        """Return where a read position is in a prompt, both counted from the end: the prompt's own last token may move.
+
+        Args:
+            position: -1 is the template's last token, ``-1 - template_end`` the prompt's own last.
+            ids: of the prompt with its template.
+
+        Raises:
+            ModelError: when the template has fewer closing tokens.
+        """
+        first = -1 - self.template_end
+        if not first <= position <= -1:
+            raise ModelError(f"expected a read position from {first} to -1, got {position}: the template has no other")
+        return -1 - self.n_closing(ids) if position == first else position
+
     @property
     def batch_tokens(self) -> int:
         """Most new tokens that are run together while there is memory."""
@@ -311,8 +327,8 @@ class ResidualReader:
             output = self.chat_model.model(inputs.token_ids, logits_to_keep=1, **options)
         return output.logits[:, -1].float(), self.chat_model.cache_of(output)
 
-    def read_tokens(self, prompt: Prompt) -> TokenStates:
-        """Read one prompt at each of its tokens, up to where the user's last turn ends.
+    def read_tokens(self, prompt: Prompt, position: int = -1) -> TokenStates:
+        """Read one prompt at each of its tokens, up to where the user's last turn ends, and at a read position.
 
         Only the tokens from the first on that differs from a text read shortly before are run. In dtypes coarser than
         float32 the numbers would then depend on what was read before, so the whole prompt is run.
@@ -334,7 +350,7 @@ class ResidualReader:
         end = len(ids) - self.n_closing(ids)
         return TokenStates(
             states=array[start - n_left_out : end - n_left_out],
-            last=array[-1],
+            at_position=array[self.place_of(position, ids)],
             tokens=[self._decoded(token_id) for token_id in ids[start:end]],
             first_token=self._decoded(int(logits.argmax())),
             refusal_log_odds=float(log_odds[0]),

@@ -13,14 +13,17 @@ from refusal_core.behaviour.measurement import load_behaviour, refusals_by_measu
 from refusal_core.conversations import prompts_of
 from refusal_core.errors import RunError
 from refusal_core.evidence.apart import COLUMNS, apart_table
-from refusal_core.evidence.positions import DRAWS, position_table
-from refusal_core.exploration.positions import load_positions, positions_of
+from refusal_core.evidence.positions import plan_positions, position_table
+from refusal_core.evidence.text_answers import score_texts
+from refusal_core.exploration.positions import load_positions
 from refusal_core.models.opening import ChatModel
 from refusal_core.options import PositionOptions
+from refusal_core.pipeline.analysis import DRAWS, Analysis, analyse
 from refusal_core.progress import Progress, no_progress
 from refusal_core.runs.additions import load_position_activations, save_addition
 from refusal_core.runs.manifest import BehaviourCompute, PositionsManifest, RepliesRecord
-from refusal_core.runs.run import Run
+from refusal_core.runs.positions import positions_of
+from refusal_core.runs.run import LAST_TOKEN, Run
 from refusal_core.runs.schemas import READ_AT_POSITIONS
 from refusal_core.runs.store import unfinished_work, writable_cache
 
@@ -36,6 +39,7 @@ def record(
 ) -> pd.DataFrame:
     """Read a run's prompts at all read positions in one pass, test the direction at each, and store the result.
 
+    At each the run has its directions, projections, statistics and evidence, unless its own directions were imported.
     Where the run's behaviour was measured, harm and refusal are compared at the first and the last. Reading continues
     where it was stopped.
 
@@ -56,9 +60,10 @@ def record(
     # The engine imports torch; what was measured is read without.
     from refusal_core.activations.extraction import extract
     from refusal_core.pipeline.scoring import check_model, reader_for
-    from refusal_core.pipeline.steps import origins
+    from refusal_core.pipeline.steps import embed_prompts, origins
 
     # Not after minutes of work.
+    run.check_own_position(PositionsManifest.kind)
     writable_cache(run.path.parent)
     load_behaviour(run)
     check_model(run, chat_model)
@@ -92,14 +97,38 @@ def record(
             closing_tokens=tuple(closing_tokens),
             versions={name: version(name) for name in ("torch", "transformers", "numpy", "scipy")},
         )
-        table = position_table(extraction.at_end, run.prompts, seed, progress, draws)
+        embeddings = embed_prompts(chat_model, run.prompts)
+        analyses = _analyses(extraction.at_end, run.prompts, seed, embeddings, progress, draws)
+        table = position_table({position: analysis.evidence for position, analysis in analyses.items()})
+        read_at = {
+            position: (analysis.tables(run.prompts), analysis.evidence)
+            for position, analysis in analyses.items()
+            if position != LAST_TOKEN and not run.directions.imported
+        }
         # The first and the last, without a copy.
         ends = extraction.at_end[:: len(closing_tokens)].transpose(1, 0, 2, 3)
         table, manifest = _with_replies(run, table, manifest, ends, progress)
         seconds = round(extraction.seconds + time.monotonic() - began, 3)
         manifest = manifest.model_copy(update={"timings": {"seconds": seconds}})
-        save_addition(run, table, manifest, ends if options.keep_activations else None)
+        save_addition(run, table, manifest, ends if options.keep_activations else None, read_at)
     return table
+
+
+def _analyses(
+    at_end: np.ndarray, prompts: pd.DataFrame, seed: int, embeddings: np.ndarray, progress: Progress, draws: int
+) -> dict[int, Analysis]:
+    """Fit and test at every read position of ``(token, prompt, site, d_model)`` activations, as at a run's own."""
+    n_positions = len(at_end)
+    # The same at every position, and they take longer than a site does.
+    baselines = score_texts(plan_positions(prompts, seed, draws=1), embeddings)
+
+    def at_each(place: int) -> Analysis:
+        def of_all(stage: str, done: int, total: int) -> None:
+            progress(stage, place * total + done, n_positions * total)
+
+        return analyse(at_end[place], prompts, seed=seed, baselines=baselines, draws=draws, progress=of_all)
+
+    return {place - n_positions: at_each(place) for place in range(n_positions)}
 
 
 def compare_with_new_replies(run: Run, progress: Progress = no_progress) -> pd.DataFrame | None:

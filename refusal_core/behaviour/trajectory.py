@@ -59,6 +59,7 @@ def record(
     from refusal_core.behaviour.replies import continued, end_tokens, reply_text
 
     # Not after minutes of work.
+    run.check_own_position(TrajectoryManifest.kind)
     writable_cache(run.path.parent)
     check_model(run, chat_model)
     rules, began = read_rules(), time.monotonic()

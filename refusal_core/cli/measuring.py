@@ -125,7 +125,8 @@ def positions(
 ) -> None:
     """Read a run's prompts where their instruction ends and at the closing tokens behind it, and test the direction."""
     from refusal_core.behaviour.positions import compare_with_new_replies, has_new_replies, record
-    from refusal_core.exploration.positions import load_positions, positions_of
+    from refusal_core.exploration.positions import load_positions
+    from refusal_core.runs.positions import positions_of
 
     opened = store.open_run(run, cache)
     stored = None if again else load_positions(opened)
@@ -134,6 +135,8 @@ def positions(
             f"the run has its {len(positions_of(stored[1]))} read positions: nothing was computed "
             "(--again measures anew)"
         )
+        if len(opened.positions) == 1 and not opened.imported:
+            print("an earlier version measured them: --again also keeps what the run is at each, for --position")
         return
     with reporter.progress() as progress:
         table = None if again else compare_with_new_replies(opened, progress)

@@ -27,6 +27,13 @@ WhereModelIs = Annotated[
     str | None,
     Parameter(help="Where the run's model is, when it was local and activations were not stored."),
 ]
+Position = Annotated[
+    str,
+    Parameter(
+        help="Where prompts are read: t_post, the template's last token; once positions were measured, t_inst, the "
+        "instruction's last, and the numbers of the tokens between them, counted from the end (--position=-3)."
+    ),
+]
 AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
 Flat = Parameter(name="*")
 """Makes every field of an options object an option of its own."""

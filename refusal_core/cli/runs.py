@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter
 from cyclopts.validators import LimitedChoice
 
-from refusal_core.cli.parameters import AsJson, Cache, RunName, print_json, print_table, records
+from refusal_core.cli.parameters import AsJson, Cache, Position, RunName, print_json, print_table, records
 from refusal_core.errors import RefusalError
 from refusal_core.glossary import name_of
 from refusal_core.runs import store
@@ -91,13 +91,14 @@ def show(
         Parameter(group=_RATINGS, help="Column of raters (default: rater; without one, a file is one rater's)."),
     ] = None,
     export: Annotated[str | None, Parameter(group=_RATINGS, help="Write the ratings to this CSV.")] = None,
+    position: Position = "t_post",
     as_json: AsJson = False,
     cache: Cache = None,
 ) -> None:
     """Show a run's table of layers, or what was measured on it."""
     if verdicts is not None and not behaviour:
         raise RefusalError("verdicts are compared with the replies: give --behaviour as well")
-    opened = store.open_run(run, cache)
+    opened = store.open_run(run, cache).at(position)
     # They need different modules.
     if behaviour:
         from refusal_core.cli.measuring import show_behaviour
@@ -131,12 +132,12 @@ def show(
         _show_layers(opened, as_json)
 
 
-def evidence(run: RunName, /, *, as_json: AsJson = False, cache: Cache = None) -> None:
+def evidence(run: RunName, /, *, position: Position = "t_post", as_json: AsJson = False, cache: Cache = None) -> None:
     """Show the answers to the questions, and their numbers layer by layer."""
     from refusal_core.evidence.answers import QUESTIONS, answer
     from refusal_core.evidence.findings import notes, overview_table, verdict
 
-    opened = store.open_run(run, cache)
+    opened = store.open_run(run, cache).at(position)
     numbers = opened.evidence
     answers = {question: answer(numbers, name, opened.best_site()) for name, question in QUESTIONS.items()}
     if as_json:

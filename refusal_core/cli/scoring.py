@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from refusal_core.cli.parameters import AsJson, Cache, Flat, RunName, print_json, printable
+from refusal_core.cli.parameters import AsJson, Cache, Flat, Position, RunName, print_json, printable
 from refusal_core.cli.prompts import Labels, TextColumn, print_left_out
 from refusal_core.cli.reporting import ReporterArgument
 from refusal_core.conversations import Prompt, prompts_of, turns_of
@@ -26,6 +26,7 @@ def score(
     ] = None,
     text_column: TextColumn = None,
     label: Labels = (),
+    position: Position = "t_post",
     as_json: AsJson = False,
     where: Annotated[ModelOptions | None, Flat] = None,
     cache: Cache = None,
@@ -38,7 +39,7 @@ def score(
 
     if (text is None) == (file is None):
         raise PromptError("expected either a prompt or a file of prompts")
-    opened = store.open_run(run, cache)
+    opened = store.open_run(run, cache).at(position)
     chosen: list[Prompt] = [str(text)]
     if file is not None:
         prompts = read_source(file, Choice(text_column, labels=parse_labels(label)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from refusal_core.cli.parameters import Cache, RunName
+from refusal_core.cli.parameters import Cache, Position, RunName
 from refusal_core.errors import RenderingError
 from refusal_core.runs import store
 
@@ -63,12 +63,17 @@ def pull(
 
 
 def report(
-    run: RunName, folder: Annotated[str, Parameter(help="Folder for the files.")], /, *, cache: Cache = None
+    run: RunName,
+    folder: Annotated[str, Parameter(help="Folder for the files.")],
+    /,
+    *,
+    position: Position = "t_post",
+    cache: Cache = None,
 ) -> None:
     """Write a run's report; prints the files."""
     from refusal_core.sharing.export import export_pictures, export_run
 
-    opened = store.open_run(run, cache)
+    opened = store.open_run(run, cache).at(position)
     print(*export_run(opened, Path(folder)), sep="\n")
     try:
         print(*export_pictures(opened, Path(folder)), sep="\n")

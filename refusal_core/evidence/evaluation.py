@@ -7,7 +7,7 @@ the same bootstrap draws and permutations serve every site.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -63,6 +63,7 @@ def evaluate(
     random_directions: int = 1000,
     learning_draws: int = 20,
     embeddings: np.ndarray | None = None,
+    baselines: Sequence[Baseline] | None = None,
     imported: bool = False,
     progress: Progress = no_progress,
 ) -> tuple[Evidence, np.ndarray]:
@@ -82,6 +83,8 @@ def evaluate(
         learning_draws: training samples of every size.
         embeddings: ``(prompt, width)`` mean of the model's input embeddings over each prompt's own tokens, for one more
             text model to exceed.
+        baselines: the text models' scores, where they are known of the same prompts, folds and seed; see
+            :func:`.text_answers.score_texts`.
         imported: whether the directions came from elsewhere: they are tested as they are, and nothing is held out.
             Sites without one have zeros.
         progress: called once per site.
@@ -114,7 +117,15 @@ def evaluate(
     if imported:
         design = replace(design, samples=[])
         fixed = np.where(directions.unit_direction.any(axis=-1), directions.project(hidden), np.nan)
-    collected, baselines = _answer_all(hidden, design, compared, embeddings, workers, progress, fixed)
+    collected, baselines = _answer_all(
+        hidden,
+        design,
+        compared,
+        lambda: score_texts(design, embeddings) if baselines is None else baselines,
+        workers,
+        progress,
+        fixed,
+    )
     compared_with_text = wording_table(
         compared,
         collected.separations,
@@ -131,11 +142,11 @@ def _answer_all(
     hidden: np.ndarray,
     design: Design,
     compared: Sequence[Compared],
-    embeddings: np.ndarray | None,
+    text_scores: Callable[[], Sequence[Baseline]],
     workers: int,
     progress: Progress,
     fixed: np.ndarray | None,
-) -> tuple[Rows, list[Baseline]]:
+) -> tuple[Rows, Sequence[Baseline]]:
     """Ask every site all questions, several sites side by side, and the texts theirs.
 
     ``fixed`` are ``(prompt, site)`` projections on a direction that was imported.
@@ -152,7 +163,7 @@ def _answer_all(
     # on a busy machine took three times as long as none.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         progress(TESTING, 0, n_sites)
-        scored = pool.submit(score_texts, design, embeddings)
+        scored = pool.submit(text_scores)
         answered = pool.map(
             lambda site: answer_site(
                 site, hidden[:, site], design, compared, None if fixed is None else fixed[:, site]

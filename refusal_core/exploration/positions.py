@@ -9,7 +9,8 @@ import pandas as pd
 from refusal_core.errors import RunError
 from refusal_core.runs.additions import read_addition
 from refusal_core.runs.manifest import PositionsManifest
-from refusal_core.runs.run import Run
+from refusal_core.runs.positions import position_label, positions_of
+from refusal_core.runs.run import T_INST, T_POST, Run
 from refusal_core.runs.schemas import (
     ASKED,
     BOTH_DIRECTIONS,
@@ -27,7 +28,6 @@ from refusal_core.runs.schemas import (
     REFUSAL,
 )
 
-T_INST, T_POST = "t_inst", "t_post"
 OF_QUARTETS = frozenset({"intent", "cue", FOLLOWS_INTENT})
 QUESTIONS = {
     FITS: ("fits", "Does it fit? In-sample d"),
@@ -91,21 +91,6 @@ def _compared(manifest: PositionsManifest, quartets: bool) -> list[tuple[int, st
 def of_positions(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of the direction of harm at every read position."""
     return table[table["subject"].eq(HARM) & table["measure"].isin(READ_AT_POSITIONS)]
-
-
-def positions_of(manifest: PositionsManifest) -> range:
-    """Return the read positions, counted from the end of the templated prompt, ``t_inst`` first and -1 last."""
-    return range(-1 - len(manifest.closing_tokens), 0)
-
-
-def position_label(position: int, manifest: PositionsManifest) -> str:
-    """Return what a position is called: ``t_inst``, a closing token as it is written, or ``t_post``."""
-    if position == -1:
-        return T_POST
-    if position == positions_of(manifest)[0]:
-        return T_INST
-    # A token is a stranger's text, and a line break has no letter.
-    return repr(manifest.closing_tokens[position])[1:-1]
 
 
 def numbers_at(measured: Measured, measure: str) -> pd.DataFrame:

@@ -14,7 +14,6 @@ from refusal_core.exploration.positions import (
     cosines_over_layers,
     ends_of,
     numbers_at,
-    position_label,
 )
 from refusal_core.figures.style import (
     ACCENT,
@@ -29,6 +28,7 @@ from refusal_core.figures.style import (
     site_axis,
     site_mark,
 )
+from refusal_core.runs.positions import position_label
 from refusal_core.runs.run import Run
 from refusal_core.runs.schemas import CELLS, HARM, QUARTET_CELLS, REFUSAL
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from refusal_core.exploration.outliers import standardised
 from refusal_core.figures.style import HARMFUL, HARMLESS, blank, safe, site_axis
-from refusal_core.runs.run import Run
+from refusal_core.runs.run import T_POST, Run
 
 END_OF_PROMPT = "end of prompt"
 ROW_HEIGHT = 17
@@ -24,7 +24,7 @@ def token_heatmap(
 ) -> go.Figure:
     """Return a heat map of a prompt: a row per token, a column per site, as tall as the prompt is long.
 
-    The last row is the last token of the template, where directions are read. Colours are
+    The last row is the run's read position: the end of the prompt, unless another was chosen. Colours are
     :func:`.outliers.standardised`, so that layers compare, and the same for every prompt, so that prompts
     do: in the first layers tokens lie tens of standard deviations out, and a scale that reached there would leave the
     rest blank.
@@ -33,12 +33,12 @@ def token_heatmap(
         run: the prompt is compared with.
         tokens: of the prompt.
         token_projection: ``(token, site)`` in activation units.
-        projection: ``(site,)`` at the last token of the template.
+        projection: ``(site,)`` at the run's read position.
         site: marked with a frame.
     """
     raw = np.vstack([token_projection.reshape(-1, run.n_sites), projection])
     values = standardised(run, raw)
-    names = [_shown(token) for token in tokens] + [END_OF_PROMPT]
+    names = [_shown(token) for token in tokens] + [END_OF_PROMPT if run.read_at == T_POST else run.read_at]
     rows = np.arange(len(names))
     customdata = np.empty((*raw.shape, 3), dtype=object)
     customdata[..., 0] = [[f"{value:.4g}" for value in row] for row in raw]

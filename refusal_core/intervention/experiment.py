@@ -92,6 +92,7 @@ def record(
     layers = layers_with_direction(run)
     rules, span, tokens = read_rules(), options.layer_range, options.tokens
     # Not after minutes of work.
+    run.check_own_position(INTERVENTION)
     writable_cache(run.path.parent)
     rows = chosen_prompts(run, options.limit_per_label, options.source)
     reader = reader_for(run, chat_model)

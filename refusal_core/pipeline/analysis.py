@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from refusal_core.analysis.baselines import Baseline
 from refusal_core.analysis.directions import Directions, fit_directions
 from refusal_core.analysis.effect_sizes import layer_statistics
 from refusal_core.evidence.claims import probe_source
@@ -14,6 +16,10 @@ from refusal_core.evidence.evaluation import evaluate
 from refusal_core.options import FOLDS, REPEATS
 from refusal_core.progress import Progress, no_progress
 from refusal_core.runs.evidence_tables import Evidence
+from refusal_core.runs.run_files import RunTables
+
+DRAWS = 1000
+"""Of the bootstrap."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +40,10 @@ class Analysis:
     layer_stats: pd.DataFrame
     evidence: Evidence
 
+    def tables(self, prompts: pd.DataFrame) -> RunTables:
+        """Return the tables of a run of these prompts."""
+        return RunTables(prompts, self.projections, self.projections_crossfit, self.layer_stats, self.directions)
+
 
 def analyse(
     hidden: np.ndarray,
@@ -41,7 +51,9 @@ def analyse(
     *,
     seed: int = 0,
     embeddings: np.ndarray | None = None,
+    baselines: Sequence[Baseline] | None = None,
     imported: Directions | None = None,
+    draws: int = DRAWS,
     progress: Progress = no_progress,
 ) -> Analysis:
     """Fit directions on the fitted prompts and test them, or test imported ones on those prompts.
@@ -51,7 +63,9 @@ def analyse(
         prompts: a run's prompt table, rows in the same order.
         seed: of the folds and of everything random in the evidence.
         embeddings: ``(prompt, width)`` of :func:`.mean_input_embeddings`, where the model is at hand.
+        baselines: the text models' scores, where they are known; see :func:`.evaluate`.
         imported: directions that came from elsewhere; None to fit them.
+        draws: of the bootstrap.
         progress: called once per site.
     """
     fitted = prompts["fitted"].to_numpy()
@@ -65,7 +79,9 @@ def analyse(
         seed=seed,
         folds=FOLDS,
         repeats=REPEATS,
+        draws=draws,
         embeddings=embeddings,
+        baselines=baselines,
         imported=imported is not None,
         progress=progress,
     )

@@ -101,6 +101,7 @@ def record(
     from refusal_core.activations.writes import NotAddedError, WritesReader
 
     # Not after minutes of work.
+    run.check_own_position(AttributionManifest.kind)
     writable_cache(run.path.parent)
     check_model(run, chat_model)
     template, seed = run.manifest.template, run.manifest.compute.seed

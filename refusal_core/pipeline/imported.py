@@ -51,6 +51,7 @@ def import_direction(
     Raises:
         RefusalError: of the kind that fits, for anything the caller can mend.
     """
+    run.check_own_position("imported vectors")
     vectors = read_vectors(path, numbering, layer, run.n_layers, run.manifest.model.d_model)
     if vectors.sha256 == run.manifest.files.get(DIRECTIONS):
         raise RefusalError(

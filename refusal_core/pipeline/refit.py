@@ -214,6 +214,7 @@ def _left(described: _Set, table: pd.DataFrame) -> _Set:
 
 def _left_out_of_original(run: Run, without: Collection[str]) -> tuple[Run, pd.DataFrame]:
     """Return the run that a refit is of, and its prompts after :func:`leave_out`."""
+    run.check_own_position("refit")
     if run.manifest.direction is not None:
         raise RunError(
             f"the direction of {run.run_id} was imported, so leaving out prompts does not change it: choose "

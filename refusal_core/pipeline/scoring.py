@@ -20,7 +20,7 @@ from refusal_core.models.templates import template_sha256
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.local_models import remember_model, remembered_model
-from refusal_core.runs.run import Run
+from refusal_core.runs.run import LAST_TOKEN, Run
 
 if TYPE_CHECKING:
     # It imports torch, which pages import when a model is asked first.
@@ -35,12 +35,12 @@ class Score:
 
     Attributes:
         prompt: a text or a conversation.
-        projection: ``(site,)`` float64 at the last token of the templated prompt, in activation units.
+        projection: ``(site,)`` float64 at the run's read position, in activation units.
         percentile: for each label, ``(site,)`` percent of its fitted prompts that project below this one.
         refusal_log_odds: log-odds that the reply opens as refusals do.
         first_token: the likeliest first token of the reply.
-        tokens: the prompt's own tokens, without the template's; empty where only the last token was read, as of several
-            prompts.
+        tokens: the prompt's own tokens, without the template's; empty where only the read position was read, as of
+            several prompts.
         token_projection: ``(token, site)`` projection of each of them.
     """
 
@@ -199,19 +199,25 @@ class Scorer:
             PromptError: see :meth:`encode`.
         """
         self.encode(prompt, with_prefix=True)
-        read = self.reader.read_tokens(prompt)
-        (at_last,) = _scores(self.run, [prompt], read.last[None], [read.first_token], [read.refusal_log_odds])
+        read = self.reader.read_tokens(prompt, self.run.position)
+        states = read.at_position[None]
+        (score,) = _scores(self.run, [prompt], states, [read.first_token], [read.refusal_log_odds])
         token_projection = self.run.directions.project(read.states)
-        return self._after_prefix(replace(at_last, tokens=read.tokens, token_projection=token_projection))
+        return self._after_prefix(replace(score, tokens=read.tokens, token_projection=token_projection))
 
     def score_ends(self, prompts: Sequence[Prompt]) -> list[Score]:
-        """Score prompts of one length in one pass, at the template's last token alone: ``tokens`` is left empty.
+        """Score prompts of one length in one pass, at the run's read position alone: ``tokens`` is left empty.
 
         Raises:
             PromptError: see :meth:`encode`.
         """
-        read = self.reader.read_last([self.encode(prompt) for prompt in prompts])
-        scores = _scores(self.run, prompts, read.states, read.first_token, read.refusal_log_odds.tolist())
+        sequences, position = [self.encode(prompt) for prompt in prompts], self.run.position
+        read = self.reader.read_last(sequences, -position)
+        states = read.states
+        if position != LAST_TOKEN:
+            places = [self.reader.place_of(position, ids) for ids in sequences]
+            states = np.stack([of_prompt[:, place] for of_prompt, place in zip(states, places, strict=True)])
+        scores = _scores(self.run, prompts, states, read.first_token, read.refusal_log_odds.tolist())
         return [self._after_prefix(score) for score in scores]
 
     def _after_prefix(self, score: Score) -> Score:
@@ -225,8 +231,8 @@ class Scorer:
 def score(chat_model: ChatModel, run: Run, prompts: Sequence[Prompt], progress: Progress = no_progress) -> list[Score]:
     """Score texts and conversations in the order given.
 
-    One prompt is scored at each of its tokens. Several are read together, at the template's last token alone, as the
-    prompts of a run are.
+    One prompt is scored at each of its tokens. Several are read together, at the run's read position alone, as its
+    prompts are.
 
     Args:
         chat_model: the run's model.
@@ -258,8 +264,9 @@ def score(chat_model: ChatModel, run: Run, prompts: Sequence[Prompt], progress: 
         progress,
         origins,
         day=template.day,
+        closing=run.position != LAST_TOKEN,
     )
-    return _scores(run, prompts, read.hidden, read.first_token, read.refusal_log_odds.tolist())
+    return _scores(run, prompts, read.at_end[run.position], read.first_token, read.refusal_log_odds.tolist())
 
 
 def _scores(
@@ -274,7 +281,7 @@ def _scores(
     Args:
         run: the run.
         prompts: texts and conversations.
-        states: ``(prompt, site, d_model)`` at the last token of each templated prompt.
+        states: ``(prompt, site, d_model)`` at the run's read position in each templated prompt.
         first_tokens: the likeliest first token of each reply.
         refusal_log_odds: ``(prompt,)``.
     """

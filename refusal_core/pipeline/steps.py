@@ -22,7 +22,6 @@ from refusal_core.prompts.sets import PromptSet
 from refusal_core.runs import store
 from refusal_core.runs.manifest import Manifest, TimingsRecord
 from refusal_core.runs.run import Run
-from refusal_core.runs.run_files import RunTables
 
 if TYPE_CHECKING:
     # The engine imports torch, which a cached run does not need.
@@ -155,10 +154,7 @@ def save(
 ) -> Run:
     """Save a run and open it; see :func:`refusal_core.runs.store.save_run`."""
     progress(SAVING, 0, 1)
-    tables = RunTables(
-        table, analysis.projections, analysis.projections_crossfit, analysis.layer_stats, analysis.directions
-    )
-    saved = store.save_run(manifest, tables, analysis.evidence.to_tables(), activations, cache)
+    saved = store.save_run(manifest, analysis.tables(table), analysis.evidence.to_tables(), activations, cache)
     progress(SAVING, 1, 1)
     return saved
 

@@ -67,6 +67,7 @@ def record(
         RefusalError: when activations were not stored and the model cannot be had, or the result cannot be stored.
     """
     # Not after minutes of work.
+    run.check_own_position(SubspaceManifest.kind)
     writable_cache(run.path.parent)
     began = time.monotonic()
     stored = run.load_activations()

@@ -221,10 +221,12 @@ class AdditionManifest(_Record):
 
     Attributes:
         kind: what was measured: ``<kind>.parquet`` lies beside the run's own files, ``<kind>.json`` is this.
+        of_prompts: whether it holds wherever the prompts are read; what is measured with the run's direction does not.
         run_id, sha256: the run it belongs to, and the digest of the table; set when it is saved.
     """
 
     kind: ClassVar[str]
+    of_prompts: ClassVar[bool] = False
 
     format_version: PositiveInt = FORMAT_VERSION
     run_id: str = ""
@@ -259,6 +261,7 @@ class BehaviourManifest(AdditionManifest):
     """How a run's replies were measured: ``behaviour.json``."""
 
     kind = "behaviour"
+    of_prompts = True
 
     compute: BehaviourCompute
     opening_tokens: PositiveInt
@@ -356,16 +359,20 @@ class PositionsManifest(AdditionManifest):
         closing_tokens: the template's closing tokens, as text; the last read position is the last of them, and the
             first one lies before them all.
         activations_sha256: of the file of activations, or None where they were not kept.
+        files: SHA-256 of the files that have what the run is at other positions than its own, by name; empty where that
+            was not kept.
         replies: that harm and refusal were compared by, or None where the run had none.
     """
 
     kind = "positions"
+    of_prompts = True
 
     compute: BehaviourCompute
     seed: int
     draws: PositiveInt
     closing_tokens: Annotated[tuple[str, ...], Field(min_length=1)]
     activations_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    files: dict[str, str] = Field(default_factory=dict)
     replies: RepliesRecord | None = None
 
 

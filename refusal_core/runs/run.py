@@ -15,12 +15,22 @@ from refusal_core.files import sha256_of
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.manifest import ACTIVATIONS, Manifest
 from refusal_core.runs.migrations import migrated_evidence
-from refusal_core.runs.run_files import RunTables, extra_columns, map_activations, read_table
+from refusal_core.runs.run_files import (
+    EVIDENCE_TABLES,
+    RunTables,
+    extra_columns,
+    map_activations,
+    read_table,
+    read_table_at,
+)
 from refusal_core.runs.schemas import check_evidence
 from refusal_core.sites import best_layer, site_label
 
 LEFT_OUT = "left-out"
 """The transfer set of a refit: what it is not fitted on any more."""
+T_INST, T_POST = "t_inst", "t_post"
+LAST_TOKEN = -1
+"""The read position of a run itself, counted from the end of the templated prompt: the template's last token."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,21 +41,57 @@ class Run:
     never reaches the run; its arrays cannot be written to.
 
     Attributes:
-        run_id: its name, which is that of its folder.
+        run_id: its name, which is that of its folder; at another read position with that behind it: ``RUN@t_inst``.
         path: its folder.
         manifest: what defines the run and how it was made.
         tables: its tables and arrays.
+        position: the read position, counted from the end of the templated prompt; see :meth:`at`.
+        read_at: its name.
     """
 
     run_id: str
     path: Path
     manifest: Manifest
     tables: RunTables
+    position: int = LAST_TOKEN
+    read_at: str = T_POST
 
     def __repr__(self) -> str:
         """Return it in one line."""
         fitted, scored = int(self.rows().sum()), int((~self.rows()).sum())
         return f"<Run {self.run_id}: {self.n_layers} layers, {fitted} prompts fitted on, {scored} scored>"
+
+    @property
+    def positions(self) -> dict[str, str]:
+        """The read positions that the run is known at, by name, and the token of each; ``t_post`` alone for most runs.
+
+        Raises:
+            RunError: when what was measured at others is damaged.
+        """
+        from refusal_core.runs.positions import known_positions
+
+        return known_positions(self)
+
+    def at(self, position: str) -> Run:
+        """Return the run as it is at a read position: directions, projections, statistics and evidence of that token.
+
+        Args:
+            position: a name of :attr:`positions`; at ``t_post`` it is the run itself.
+
+        Raises:
+            RunError: when the run was not measured there, or what was measured is damaged.
+        """
+        from refusal_core.runs.positions import run_at
+
+        return run_at(self, position)
+
+    def check_own_position(self, what: str) -> None:
+        """Raise RunError unless this is the run itself, with whose direction ``what`` is measured."""
+        if self.position != LAST_TOKEN:
+            raise RunError(
+                f"{what}: expected a run at {T_POST}, the template's last token, where this is measured; got "
+                f"{self.run_id} at {self.read_at}"
+            )
 
     @property
     def prompts(self) -> pd.DataFrame:
@@ -117,8 +163,8 @@ class Run:
 
     @property
     def keeps_activations(self) -> bool:
-        """Whether the run was stored with its activations."""
-        return ACTIVATIONS in self.manifest.files
+        """Whether the run was stored with its activations, which are those of its own read position."""
+        return ACTIVATIONS in self.manifest.files and self.position == LAST_TOKEN
 
     def site_label(self, site: int) -> str:
         """Return ``layer 18 of 28``, or ``final norm``."""
@@ -145,7 +191,7 @@ class Run:
     @property
     def has_evidence(self) -> bool:
         """Whether tables of evidence were stored with the run."""
-        return any(name.startswith("evidence_") for name in self.manifest.files)
+        return self.position != LAST_TOKEN or any(name.startswith("evidence_") for name in self.manifest.files)
 
     @property
     def evidence(self) -> Evidence:
@@ -166,7 +212,11 @@ class Run:
     def _evidence(self) -> Evidence:
         names = [name for name in self.manifest.files if name.startswith("evidence_")]
         try:
-            tables = {name: read_table(self.path / name) for name in names}
+            if self.position == LAST_TOKEN:
+                tables = {name: read_table(self.path / name) for name in names}
+            else:
+                names = [f"evidence_{name}.parquet" for name in EVIDENCE_TABLES]
+                tables = {name: read_table_at(self.path, name, self.position) for name in names}
             tables = {name.removeprefix("evidence_").removesuffix(".parquet"): table for name, table in tables.items()}
             tables = migrated_evidence(tables)
             check_evidence(tables, self.n_sites, self.tables.prompts["prompt_id"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from refusal_core import parquet
 from refusal_core.analysis.directions import Directions
 from refusal_core.conversations import prompts_of
 from refusal_core.runs import schemas
+from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.manifest import DIRECTIONS, LAYER_STATS, PROJECTIONS, PROMPTS
 from refusal_core.runs.migrations import migrated_layer_stats
 
@@ -23,6 +24,7 @@ EXTRA = "extra"
 BLOCK = 256
 """Prompts whose activations are written together."""
 _TENSORS = ("unit_direction", "harmful_mean", "harmless_mean")
+EVIDENCE_TABLES = tuple(table.name for table in fields(Evidence))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +73,14 @@ def read_tables(folder: Path, version: int, n_sites: int, d_model: int, imported
     prompts_of(prompts)  # raises for a conversation that is none
     extra_columns(prompts)
     layer_stats = migrated_layer_stats(read_table(folder / LAYER_STATS), version)
-    schemas.check_table(LAYER_STATS, layer_stats, schemas.LAYER_STATS, n_sites)
-    schemas.check_sites(LAYER_STATS, layer_stats, n_sites)
-    directions = _read_directions(folder / DIRECTIONS, (n_sites, d_model), imported)
-    long = read_table(folder / PROJECTIONS)
+    _check_layer_stats(layer_stats, n_sites)
+    tensors = _read_tensors(folder / DIRECTIONS, (n_sites, d_model))
+    return _as_run(prompts, layer_stats, read_table(folder / PROJECTIONS), Directions(*tensors, imported))
+
+
+def _as_run(prompts: pd.DataFrame, layer_stats: pd.DataFrame, long: pd.DataFrame, directions: Directions) -> RunTables:
+    """Hold a run's projections, one row per prompt and site, to its prompts; return its tables."""
+    n_sites = directions.n_sites
     schemas.check_table(PROJECTIONS, long, schemas.PROJECTIONS, n_sites)
     shape = (len(prompts), n_sites)
     if len(long) != shape[0] * shape[1]:
@@ -88,6 +94,67 @@ def read_tables(folder: Path, version: int, n_sites: int, d_model: int, imported
     return RunTables(prompts, projections, crossfit, layer_stats, directions)
 
 
+def _check_layer_stats(layer_stats: pd.DataFrame, n_sites: int) -> None:
+    schemas.check_table(LAYER_STATS, layer_stats, schemas.LAYER_STATS, n_sites)
+    schemas.check_sites(LAYER_STATS, layer_stats, n_sites)
+
+
+def write_positions(
+    tables: Mapping[int, RunTables], evidence: Mapping[int, Mapping[str, pd.DataFrame]], folder: Path
+) -> None:
+    """Write the tables of a run at other read positions than its own into a folder, each as one of all positions."""
+    stacked = {PROJECTIONS: {position: _long(read) for position, read in tables.items()}}
+    stacked[LAYER_STATS] = {position: read.layer_stats for position, read in tables.items()}
+    for name in EVIDENCE_TABLES:
+        stacked[f"evidence_{name}.parquet"] = {position: read[name] for position, read in evidence.items()}
+    for name, of_positions in stacked.items():
+        table = pd.concat([table.assign(position=np.int16(position)) for position, table in of_positions.items()])
+        table.to_parquet(folder / at_positions(name), index=False)
+    tensors = {
+        name: np.stack([np.asarray(getattr(read.directions, name)) for read in tables.values()]) for name in _TENSORS
+    }
+    save_file(tensors, folder / at_positions(DIRECTIONS))
+
+
+def at_positions(name: str) -> str:
+    """Return the name of the file that has at other read positions what the run has in a file."""
+    return f"positions_{name}"
+
+
+def read_tables_at(
+    folder: Path, position: int, place: int, n_positions: int, prompts: pd.DataFrame, shape: tuple[int, int]
+) -> RunTables:
+    """Read the tables of a run at another read position, and hold them to their schemas.
+
+    Args:
+        folder: of the run.
+        position: counted from the end of the templated prompt.
+        place: of the position among the other ones.
+        n_positions: how many other ones there are.
+        prompts: of the run.
+        shape: sites and width of its model.
+
+    Raises:
+        ValueError: when they are not what a run's are, or do not belong together.
+        Exception: what the readers of parquet and safetensors raise for a malformed file.
+    """
+    layer_stats = read_table_at(folder, LAYER_STATS, position)
+    _check_layer_stats(layer_stats, shape[0])
+    unit, harmful, harmless = _read_tensors(folder / at_positions(DIRECTIONS), (n_positions, *shape))
+    directions = Directions(unit[place], harmful[place], harmless[place])
+    return _as_run(prompts, layer_stats, read_table_at(folder, PROJECTIONS, position), directions)
+
+
+def read_table_at(folder: Path, name: str, position: int) -> pd.DataFrame:
+    """Read a table of a run at another read position.
+
+    Raises:
+        Exception: see :func:`read_table`; a table without positions is malformed.
+    """
+    table = read_table(folder / at_positions(name))
+    return table[table["position"].eq(position)].drop(columns="position").reset_index(drop=True)
+
+
 def read_table(path: Path) -> pd.DataFrame:
     """Read a parquet file, unless its few bytes stand for more than memory holds.
 
@@ -98,8 +165,8 @@ def read_table(path: Path) -> pd.DataFrame:
     return parquet.read_table(path, path.name, parquet.BUDGET).to_pandas()
 
 
-def _read_directions(path: Path, shape: tuple[int, int], imported: bool) -> Directions:
-    """Return the directions of a run, whose tensors have to be finite float32 of a shape."""
+def _read_tensors(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the tensors of directions, which have to be finite float32 of a shape."""
     tensors = load_file(path)
     for name in _TENSORS:
         if name not in tensors:
@@ -108,7 +175,7 @@ def _read_directions(path: Path, shape: tuple[int, int], imported: bool) -> Dire
         if tensor.shape != shape or tensor.dtype != np.float32 or not np.isfinite(tensor).all():
             raise ValueError(f"{path.name}: expected finite float32 of shape {shape} as {name}")
     unit_direction, harmful_mean, harmless_mean = (_read_only(tensors[name]) for name in _TENSORS)
-    return Directions(unit_direction, harmful_mean, harmless_mean, imported)
+    return unit_direction, harmful_mean, harmless_mean
 
 
 def write_activations(activations: np.ndarray, path: Path) -> None:

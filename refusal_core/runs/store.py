@@ -412,8 +412,12 @@ def verify_run(run_id: str, cache: str | Path | None = None) -> list[str]:
     run = open_run(run_id, cache, everything=True)
     added = [f"{kind.kind}.parquet" for kind in KINDS if read_addition(run, kind) is not None]
     positions = read_addition(run, PositionsManifest)
-    if positions is not None and load_position_activations(run, positions[1]) is not None:
-        added.append(POSITION_ACTIVATIONS)
+    if positions is not None:
+        for name in run.positions:
+            run.at(name)
+        added += positions[1].files
+        if load_position_activations(run, positions[1]) is not None:
+            added.append(POSITION_ACTIVATIONS)
     return [*run.manifest.files, *added]
 
 

@@ -244,6 +244,8 @@ def _check_readable(run: Run) -> None:
         load_trajectory(run)
         if positions := load_positions(run):
             load_position_activations(run, positions[1])
+        for name in run.positions:
+            run.at(name)
     except RunError:
         raise
     except Exception as error:  # a malformed file, whatever its reader calls it

@@ -24,7 +24,7 @@ from refusal_core.figures.study import HISTOGRAMS, pictures
 from refusal_core.intervention import effects, experiment
 from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.manifest import DIRECTIONS
-from refusal_core.runs.run import Run
+from refusal_core.runs.run import T_POST, Run
 from refusal_core.sharing.rendering import write_images
 from refusal_core.sharing.report import report_html
 from refusal_core.sharing.snippets import transformer_lens_snippet, transformers_snippet
@@ -113,6 +113,8 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
         "max_magnitude_layer": int(largest["layer"]),
         "max_magnitude": float(largest["magnitude"]),
     }
+    if run.read_at != T_POST:
+        summary["read_at"] = run.read_at
     top10 = layers.sort_values("cohens_d", ascending=False).head(10)
     evidence = run.evidence
     tables = {

@@ -19,7 +19,7 @@ from refusal_core.figures.style import page_look
 from refusal_core.intervention import effects
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.manifest import InterventionManifest
-from refusal_core.runs.run import Run
+from refusal_core.runs.run import T_POST, Run
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2321; max-width: 980px; margin: 2rem auto; padding: 0 1rem; }
@@ -48,7 +48,8 @@ def report_html(
     counts = run.manifest.prompts.counts
     facts = (
         f"{run.model_name}, {run.n_layers} layers; contrast set {run.contrast_name}: {counts['harmful']} harmful, "
-        f"{counts['harmless']} harmless prompts; {run.manifest.compute.dtype}; made {run.manifest.created}."
+        f"{counts['harmless']} harmless prompts; {run.manifest.compute.dtype}; "
+        f"{'' if run.read_at == T_POST else f'read at {run.read_at}; '}made {run.manifest.created}."
     )
     table = overview_table(evidence)
     table.index = [run.site_label(int(site)) for site in table.index]

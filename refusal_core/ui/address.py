@@ -19,8 +19,10 @@ import streamlit as st
 from refusal_core.ui.streamlit_internals import came_by_history, component
 
 _VIEW = "view"
+_SHOWN = "run_on_page"
 _WORDS = (
     "run",
+    "position",
     "versus",
     "prompts",
     "find",
@@ -49,6 +51,7 @@ class View:
 
     Attributes:
         run: its id.
+        position: the name of the read position that the run is looked at, on pages that have a choice.
         site: ``0 … n_layers``.
         band: in activation units, lower end first.
         prompt: id of the chosen prompt.
@@ -67,6 +70,7 @@ class View:
     """
 
     run: str | None = None
+    position: str | None = None
     site: int | None = None
     band: tuple[float, float] | None = None
     prompt: str | None = None
@@ -116,8 +120,19 @@ def change(**parts: Any) -> None:
 
 
 def open_run(run_id: str | None) -> None:
-    """Choose another run; site, band, prompt and search are of the run before, whose scales and prompts differ."""
-    change(run=run_id, site=None, band=None, prompt=None, find=None)
+    """Choose another run; position, site, band, prompt and search are of the run before, which differs in them."""
+    change(run=run_id, position=None, site=None, band=None, prompt=None, find=None)
+
+
+def show_run(name: str | None) -> None:
+    """Set the run that the page shows, by its name at its read position; saved figures and texts go by it."""
+    st.session_state[_SHOWN] = name
+
+
+def shown_run() -> str | None:
+    """Return the name of the run that the page shows: that of the view where the page sets none."""
+    shown: str | None = st.session_state.get(_SHOWN)
+    return shown or view().run
 
 
 def write() -> None:

@@ -17,7 +17,7 @@ from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.glossary import meaning_of, name_of
 from refusal_core.markdown import plain
 from refusal_core.runs.evidence_tables import Evidence
-from refusal_core.runs.run import Run
+from refusal_core.runs.run import T_POST, Run
 from refusal_core.sites import relative_depth
 from refusal_core.ui import address
 from refusal_core.ui.conversations import prompt_in_full
@@ -333,12 +333,17 @@ def direction_cosines(compared: list[Side]) -> None:
 
 
 def _default_others(run: Run, others: list[str]) -> tuple[str, ...]:
-    """Return up to two runs that share the most with one: its contrast set, then its model."""
+    """Return up to two runs that share the most with one: its read position, its contrast set, then its model."""
     summaries = {summary.run_id: summary for summary in listed()[0]}
 
-    def shares(run_id: str) -> tuple[bool, bool]:
-        return summaries[run_id].contrast_set == run.contrast_name, summaries[run_id].model == run.model_name
+    def shares(name: str) -> tuple[bool, bool, bool]:
+        run_id, _, position = name.partition("@")
+        summary = summaries[run_id]
+        same_place = (position or T_POST) == run.read_at
+        return same_place, summary.contrast_set == run.contrast_name, summary.model == run.model_name
 
+    # A run at its other positions is no other run unless it is asked for.
+    others = [name for name in others if not name.startswith(f"{run.path.name}@")]
     return tuple(sorted(others, key=shares, reverse=True)[:_BY_DEFAULT])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from refusal_core.runs.manifest import (
     PositionsManifest,
     SubspaceManifest,
 )
-from refusal_core.runs.run import Run
+from refusal_core.runs.run import T_POST, Run
 from refusal_core.runs.store import BrokenRun, RunSummary, cache_folder, list_runs, open_run, run_notes, run_titles
 from refusal_core.ui import address, jobs
 from refusal_core.ui.accessibility import make_accessible
-from refusal_core.ui.layout import heading, modified, show_error
+from refusal_core.ui.layout import addition_identity, heading, modified, show_error
 from refusal_core.ui.server import person_field, stop_unguarded
 
+_NO_CHOICE = "The read position that is chosen on other pages does not apply here."
 _ICON = Path(__file__).with_name("icon.png")
 _SIDEBAR_PIXELS = 232
 _WATCHED = "frame_watched_jobs"
@@ -74,6 +76,7 @@ def head(title: str, line: str) -> DeltaGenerator:
         initial_sidebar_state=_SIDEBAR_PIXELS,
     )
     stop_unguarded()
+    address.show_run(None)
     with st.sidebar:
         _page_link(*_HOME)
         for group, pages in _NAVIGATION.items():
@@ -125,22 +128,28 @@ def listed() -> tuple[list[RunSummary], list[BrokenRun]]:
     return _listed(_cache_state())
 
 
-def frame(title: str, line: str) -> Run:
+def frame(title: str, line: str, at_positions: bool = False) -> Run:
     """Begin a page and return the chosen run; without a run to show the page ends.
 
     Args:
         title: the page's name.
         line: one sentence that says what the page is for.
+        at_positions: whether the page shows the run as it is at the chosen read position; others show the run itself.
     """
-    place = head(title, line)
+    place = head(title, line).container(horizontal=True, vertical_alignment="bottom", gap="small")
     address.follow()
     summaries, broken = listed()
     run_id = _picked(summaries, broken, place)
     try:
         run = shared_run(run_id)
+        if at_positions:
+            run = _at_chosen_position(run, place)
+        elif address.view().position is not None:
+            st.caption(f"{_NO_CHOICE} Numbers are of {T_POST} unless they say otherwise.")
     except RunError as error:
         show_error("This run cannot be opened.", error)
         st.stop()
+    address.show_run(run.run_id)
     _keep_site_inside(run)
     if run.imported:
         # The name of a file is a stranger's text.
@@ -149,16 +158,32 @@ def frame(title: str, line: str) -> Run:
     return run
 
 
-def shared_run(run_id: str) -> Run:
-    """Return a run of the cache, opened once for all visitors and again when its manifest changes."""
+def shared_run(name: str) -> Run:
+    """Return a run of the cache, opened once for all visitors and again when its manifest changes.
+
+    Args:
+        name: of the run, as :attr:`.Run.run_id` has it: at another read position with that behind it.
+    """
     folder = cache_folder()
-    return _opened(run_id, str(folder), modified(folder / run_id / MANIFEST))
+    run_id, _, position = name.partition("@")
+    run = _opened(run_id, str(folder), modified(folder / run_id / MANIFEST))
+    if not position:
+        return run
+    return _opened_at(*addition_identity(run, PositionsManifest.kind), position, run)
+
+
+def read_positions(run: Run) -> dict[str, str]:
+    """Return the read positions of a run, as :attr:`.Run.positions`, with what each is called on screen."""
+    try:
+        return _positions(*addition_identity(run, PositionsManifest.kind), run)
+    except RunError:
+        # The page Harm and refusal says what is wrong with them.
+        return {run.read_at: run.read_at}
 
 
 def described_runs() -> dict[str, str]:
-    """Return the names on screen of the runs that can be opened, by run id."""
-    summaries, _ = _listed(_cache_state())
-    return {summary.run_id: described(summary, summaries) for summary in summaries}
+    """Return the names on screen of the runs that can be opened, by name, each also at its other read positions."""
+    return _described(_cache_state())
 
 
 def site_picker(run: Run, container: DeltaGenerator) -> int:
@@ -186,6 +211,75 @@ def site_beside_verdict(run: Run, verdict: Callable[[int], str]) -> int:
 @st.cache_resource(max_entries=8, show_spinner="Opening the run …")
 def _opened(run_id: str, cache: str, changed: int) -> Run:
     return open_run(run_id, cache)
+
+
+@st.cache_resource(max_entries=8, show_spinner="Opening the run …")
+def _opened_at(run_id: str, changed: int, measured: int, position: str, _run: Run) -> Run:
+    return _run.at(position)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _positions(run_id: str, changed: int, measured: int, _run: Run) -> dict[str, str]:
+    return {name: label if name == label else f"{label} ({name})" for name, label in _run.positions.items()}
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def _described(state: tuple[object, ...]) -> dict[str, str]:
+    summaries, _ = _listed(state)
+    named = {}
+    for summary in summaries:
+        named[summary.run_id] = described(summary, summaries)
+        if PositionsManifest.kind in summary.measured:
+            with suppress(RunError):
+                for position, label in read_positions(open_run(summary.run_id)).items():
+                    if position != T_POST:
+                        named[f"{summary.run_id}@{position}"] = f"{named[summary.run_id]} at {label}"
+    return named
+
+
+def _at_chosen_position(run: Run, place: DeltaGenerator) -> Run:
+    """Show a field for the read position, where the run has more than one, and return the run as it is there."""
+    known, chosen = read_positions(run), address.view().position
+    if chosen is not None and chosen not in known:
+        st.warning(
+            "The read position in this address was not measured on this run; showing the run's own.",
+            icon=":material/warning:",
+        )
+        chosen = None
+        address.change(position=None)
+    if len(known) == 1:
+        return run
+    position = chosen or T_POST
+    place.selectbox(
+        "Read at",
+        list(known),
+        format_func=known.__getitem__,
+        key=address.fill("position_field", position),
+        on_change=_choose_position,
+        width=150,
+        help="The token whose activations the direction is fitted on: t_inst is the last of the instruction, t_post "
+        "the last of the template, where the reply begins. All numbers of the page are of that token.",
+    )
+    return shared_run(run.run_id if position == T_POST else f"{run.run_id}@{position}")
+
+
+def _choose_position() -> None:
+    """Look at the run at another read position, whose scale is another."""
+    position = st.session_state["position_field"]
+    address.change(position=None if position == T_POST else position, band=None)
+
+
+def own_position_only(run: Run, what: str) -> bool:
+    """Return whether a run is at another read position than its own, after saying that something is known there alone.
+
+    Args:
+        run: that the page shows.
+        what: begins the sentence, with its verb.
+    """
+    if run.read_at == T_POST:
+        return False
+    st.caption(f"{what} at {T_POST} alone, not at {run.read_at}: choose {T_POST} above for it.")
+    return True
 
 
 @st.cache_data(max_entries=4, show_spinner="Looking for runs …")

@@ -21,6 +21,7 @@ from refusal_core.markdown import plain
 from refusal_core.runs.manifest import InterventionManifest
 from refusal_core.runs.run import Run
 from refusal_core.ui import address
+from refusal_core.ui.frame import own_position_only
 from refusal_core.ui.layout import chart, marked, sentences, show_error
 from refusal_core.ui.model import OpenRun, model_source, one_model, recorded
 from refusal_core.ui.numbers import numbers_table
@@ -53,6 +54,8 @@ class Summary:
 
 def recorded_interventions(run: Run) -> tuple[pd.DataFrame, InterventionManifest] | None:
     """Return the run's recorded interventions and their manifest; ``None`` after showing how to measure them."""
+    if own_position_only(run, "What edits change is measured with the direction that was read"):
+        return None
     return recorded(
         run,
         experiment.load_interventions,
@@ -156,7 +159,7 @@ def try_it(run: Run, site: int) -> None:
         default="all",
         required=True,
         key="causality_tokens",
-        help="All: of the prompt and the reply. Last: only the prompt's last token, where the direction was read.",
+        help="All: of the prompt and the reply. Last: only the prompt's last token, behind which the reply begins.",
     )
     alpha = much.slider(
         "α",

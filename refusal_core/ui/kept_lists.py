@@ -11,10 +11,12 @@ from refusal_core.figures import transfer as figures
 from refusal_core.markdown import plain
 from refusal_core.runs.manifest import ListsManifest
 from refusal_core.runs.run import Run
+from refusal_core.ui.frame import own_position_only
 from refusal_core.ui.layout import addition_identity, chart, csv_button, show_error
 from refusal_core.ui.outliers import separation_in_words
 from refusal_core.ui.server import may_change, require_owner
 
+_KEPT = "The lists that are kept with this run were read"
 _CHOSEN, _NOT_KEPT, _NOT_REMOVED = "kept_list_chosen", "kept_list_not_kept", "kept_list_not_removed"
 
 
@@ -45,7 +47,7 @@ def keep_form(run: Run, known: KeptList) -> None:
     """Show a field for a name and a button that keeps a list with the run."""
     if failed := st.session_state.pop(_NOT_KEPT, None):
         show_error("This list was not kept.", failed, severe=False)
-    if not may_change():
+    if not may_change() or own_position_only(run, "Lists are kept with a run as they project"):
         return
     name, press = st.columns([3, 2], vertical_alignment="bottom")
     key = f"live_list_name_{known.name}"
@@ -108,7 +110,9 @@ def _counts(told: Separation) -> str:
 
 
 def _kept_or_none(run: Run) -> list[KeptList] | None:
-    """Return the lists that are kept with the run, or None after showing why they cannot be read."""
+    """Return the lists that are kept with the run, or None after showing why there are none to be seen."""
+    if (run.path / f"{ListsManifest.kind}.json").exists() and own_position_only(run, _KEPT):
+        return None
     try:
         return _kept(*addition_identity(run, ListsManifest.kind), run)
     except RunError as error:

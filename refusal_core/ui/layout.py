@@ -20,8 +20,8 @@ from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.figures.style import move_mark
 from refusal_core.glossary import meaning_of
 from refusal_core.markdown import typeset
-from refusal_core.runs.manifest import MANIFEST, TemplateRecord
-from refusal_core.runs.run import Run
+from refusal_core.runs.manifest import MANIFEST, PositionsManifest, TemplateRecord
+from refusal_core.runs.run import LAST_TOKEN, Run
 from refusal_core.runs.store import open_run, run_titles
 from refusal_core.sharing.rendering import MIME, SIZES, browser_found, render_image, render_page
 from refusal_core.ui import address
@@ -89,11 +89,11 @@ def chart(
 
 def _save_menu(saved: Callable[[], go.Figure], key: str, page: Callable[[], bytes] | None) -> None:
     """Offer PNG, SVG and HTML of a figure; nothing is drawn before one of them is asked for."""
-    dark, view = st.context.theme.type == "dark", address.view()
+    dark, view, shown = st.context.theme.type == "dark", address.view(), address.shown_run()
     drawable = _drawable()
 
     def image(kind: str, use: str) -> bytes:
-        return render_image(saved(), kind, dark, use, _heading(key, view))
+        return render_image(saved(), kind, dark, use, _heading(key, view, shown))
 
     pictures: dict[tuple[str, str], Callable[[], bytes]] = {
         (kind, use): partial(image, kind, use) for use in SIZES for kind in ("png", "svg")
@@ -102,7 +102,7 @@ def _save_menu(saved: Callable[[], go.Figure], key: str, page: Callable[[], byte
     def figure_page() -> bytes:
         figure = saved()
         # One that moves over the layers names the layer itself.
-        return render_page(figure, _heading(key, view, of_layer=not figure.frames), dark)
+        return render_page(figure, _heading(key, view, shown, of_layer=not figure.frames), dark)
 
     page = page or figure_page
     with (
@@ -127,10 +127,10 @@ def _save_menu(saved: Callable[[], go.Figure], key: str, page: Callable[[], byte
         )
 
 
-def _heading(key: str, view: address.View, *, of_layer: bool = True) -> tuple[str, str]:
+def _heading(key: str, view: address.View, shown: str | None, *, of_layer: bool = True) -> tuple[str, str]:
     """Return a title for a saved figure that has none, and what it is of: runs, layer if it is of one, and day."""
-    runs = [view.run, *(view.others or ())] if key.startswith("compare") else [view.run]
-    name = key.partition(f"_{view.run}")[0].replace("_", " ").capitalize()
+    runs = [shown, *(view.others or ())] if key.startswith("compare") else [shown]
+    name = key.partition(f"_{shown}")[0].replace("_", " ").capitalize()
     layer = ""
     with suppress(RefusalError):
         layer = open_run(str(view.run)).site_label(view.site or 0) if of_layer else ""
@@ -154,7 +154,7 @@ def csv_button(table: Callable[[], pd.DataFrame], file_name: str, label: str = "
 
 def _file_name(key: str) -> str:
     """Return the name of a saved figure: the run and the figure; the layer is in the figure itself, which may move."""
-    return re.sub(r"[^\w.-]+", "-", "--".join(part for part in (address.view().run, key) if part))
+    return re.sub(r"[^\w.-]+", "-", "--".join(part for part in (address.shown_run(), key) if part))
 
 
 @st.cache_data(ttl=600, show_spinner=False)
@@ -173,9 +173,10 @@ def raw_units() -> bool:
 
 
 def identity(run: Run) -> tuple[str, int]:
-    """Return a key for caching: the run's id and when it was made, since it may be made again under its name."""
+    """Return a key for caching: the run's name and when it was made, since it may be made again under its name."""
     # A run may be deleted while a page shows it.
-    return run.run_id, modified(run.path / MANIFEST)
+    made = MANIFEST if run.position == LAST_TOKEN else f"{PositionsManifest.kind}.json"
+    return run.run_id, modified(run.path / made)
 
 
 def addition_identity(run: Run, kind: str) -> tuple[str, int, int]:
@@ -315,7 +316,7 @@ def facts(run: Run) -> dict[str, str]:
         "thinking": {None: "default of the chat template", True: "on", False: "off"}[template.thinking],
         "reasoning effort": template.reasoning_effort or "default of the chat template",
         "system prompt": template.system_prompt or template.default_system_prompt or "none",
-        "read position": template.token_position,
+        "read position": template.token_position if run.position == LAST_TOKEN else run.read_at,
         "computed in": f"{compute.dtype} on {compute.device}, seed {compute.seed}",
         "weights": compute.weights or "not recorded",
         "engine": {"process": "one process", "ray": "Ray's actors"}.get(compute.engine or "", "not recorded"),
@@ -329,7 +330,7 @@ def facts(run: Run) -> dict[str, str]:
         "libraries": ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items())),
         "made": manifest.created,
         "name": run.run_id,
-        "title": run_titles(run.path.parent).get(run.run_id, "none"),
+        "title": run_titles(run.path.parent).get(run.path.name, "none"),
     }
 
 

@@ -19,7 +19,7 @@ from refusal_core.intervention.conditions import ABLATE, ADD, PLAIN, Condition
 from refusal_core.markdown import plain
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.suggestions import Contrast, contrasts
-from refusal_core.runs.run import Run
+from refusal_core.runs.run import T_INST, T_POST, Run
 from refusal_core.ui import address, remembered
 from refusal_core.ui.layout import chart, raw_units, sentences, show_error
 from refusal_core.ui.model import one_model
@@ -41,6 +41,7 @@ _REPLY, _REPLIES = "live_reply_wanted", "live_replies"
 _PINS, _HISTORY, _STANDS = "live_pins", "live_history", "live_stands"
 _SECONDS_TO_STAND = 4.0
 """How long a text has to stay in the field to be a prompt of its own, and not a step towards another."""
+_WHERE_READ = {T_POST: "the end of the prompt, the template's last token", T_INST: "the instruction's last token"}
 _PIN_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
@@ -333,9 +334,9 @@ def show_figures(run: Run, score: Score | None, site: int) -> None:
             chart(figure, "live_tokens")
         st.caption(
             "In pooled standard deviations from the midpoint of the two labels, harmful in orange; the colours end at "
-            f"{COLOURS_END:.0f}, because tokens of the first layers lie far further out. The direction was read at the "
-            "end of the prompt, the template's last token; the prompt's own tokens are for orientation. Dotted: the "
-            "layer chosen above."
+            f"{COLOURS_END:.0f}, because tokens of the first layers lie far further out. The direction was read at "
+            f"{_WHERE_READ.get(run.read_at, run.read_at)}, the last row; the prompt's own tokens are for orientation. "
+            "Dotted: the layer chosen above."
         )
     st.markdown("##### Nearest prompts of the run, over all layers")
     st.dataframe(
@@ -401,7 +402,7 @@ def type_prompt(text: str) -> None:
 
 def _try(contrast: Contrast) -> None:
     type_prompt(contrast.one)
-    run_id = address.view().run
+    run_id = address.shown_run()
     if run_id is not None:
         remembered.all_earlier(remembered.PINS).setdefault(run_id, []).append(contrast.other)
 

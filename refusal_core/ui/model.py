@@ -194,7 +194,7 @@ def measure_here(run: Run, measurement: str, with_model: bool = True) -> None:
             st.page_link("pages/4_Live_score.py", label="Get the model", icon=":material/download:")
             return
     offer(
-        Command(f"Measure {measurement} of {run.run_id}", f"measure {measurement}", (*where, "--", run.run_id)),
+        Command(f"Measure {measurement} of {run.path.name}", f"measure {measurement}", (*where, "--", run.path.name)),
         "Measure",
         ":material/play_arrow:",
     )
@@ -223,7 +223,7 @@ def recorded(
         st.info(missing, icon=icon)
         measure_here(run, kind, with_model)
         with st.expander("On the command line", icon=":material/terminal:"):
-            st.code(f"refusal measure {kind} {run.run_id}", language=None)
+            st.code(f"refusal measure {kind} {run.path.name}", language=None)
     return measured
 
 

@@ -14,7 +14,7 @@ from refusal_core.runs.run import LEFT_OUT, Run
 from refusal_core.runs.store import cache_folder
 from refusal_core.ui import address
 from refusal_core.ui.background import offer
-from refusal_core.ui.frame import shared_run
+from refusal_core.ui.frame import own_position_only, shared_run
 from refusal_core.ui.jobs import Command
 from refusal_core.ui.layout import chart, sentences, show_error
 from refusal_core.ui.model import model_source
@@ -23,6 +23,8 @@ from refusal_core.ui.model import model_source
 def refit_panel(run: Run, marks: pd.DataFrame) -> None:
     """Show what a refit changed, where the run is one, and a button for a refit without the marked prompts."""
     st.subheader("Refit without marked prompts", anchor=False)
+    if own_position_only(run, "A run is refitted"):
+        return
     if run.manifest.direction is not None:
         st.caption("The direction of this run was imported, so leaving out prompts does not change it.")
         return

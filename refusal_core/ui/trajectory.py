@@ -11,6 +11,7 @@ from refusal_core.figures.trajectory import along_replies
 from refusal_core.runs.manifest import TrajectoryManifest
 from refusal_core.runs.run import Run
 from refusal_core.ui import address
+from refusal_core.ui.frame import own_position_only
 from refusal_core.ui.layout import chart, csv_button, identity, sentences, shared_figure
 from refusal_core.ui.model import recorded
 from refusal_core.ui.numbers import numbers_table
@@ -21,6 +22,8 @@ KIND = TrajectoryManifest.kind
 
 def replies(run: Run, site: int) -> int | None:
     """Show how the projection moves along replies at a site; return the row of a prompt that was just chosen."""
+    if own_position_only(run, "Replies are followed on the direction that was read"):
+        return None
     measured = recorded(
         run,
         trajectory.load_trajectory,

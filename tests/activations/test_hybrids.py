@@ -72,7 +72,7 @@ def test_each_token_is_read_as_plain_transformers_reads_it(architecture: str) ->
     reader = ResidualReader(chat_model)
     for text in (TEXTS[0], TEXTS[1], TEXTS[0]):  # the second begins as the first does
         read = reader.read_tokens(text)
-        assert relative_error(read.last, plain_states(chat_model, text)) < 1e-4
+        assert relative_error(read.at_position, plain_states(chat_model, text)) < 1e-4
         with torch.inference_mode():
             states = chat_model.model(torch.tensor([reader.encode(text)]), output_hidden_states=True, use_cache=False)
         start = len(reader.encode(text)) - reader.template_end - len(read.tokens)

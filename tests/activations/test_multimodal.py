@@ -67,4 +67,4 @@ def test_the_text_decoder_of_a_multimodal_model_is_read(name: str, architecture:
     for row, text in enumerate(TEXTS):
         assert relative_error(extraction.hidden[row], plain_states(plain, text)) < 1e-4
     reading = ResidualReader(opened).read_tokens(TEXTS[0])
-    assert relative_error(reading.last, plain_states(plain, TEXTS[0])) < 1e-4
+    assert relative_error(reading.at_position, plain_states(plain, TEXTS[0])) < 1e-4

@@ -60,7 +60,7 @@ def test_a_text_being_typed_is_read_as_if_it_had_been_there_at_once(architecture
         found, expected = typed.read_tokens(text), ResidualReader(chat_model).read_tokens(text)
         assert found.tokens == expected.tokens
         np.testing.assert_allclose(found.states, expected.states, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(found.last, expected.last, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found.at_position, expected.at_position, rtol=1e-4, atol=1e-4)
         assert found.first_token == expected.first_token
         assert found.refusal_log_odds == pytest.approx(expected.refusal_log_odds, abs=1e-4)
 

@@ -206,11 +206,11 @@ def test_positions_that_depend_on_a_prompts_length_are_those_of_plain_transforme
         assert relative_error(extraction.hidden[row], states) < 1e-4
     # A long one, what it begins with, and the long one again.
     for row in (4, 0, 5, 4):
-        assert relative_error(reader.read_tokens(texts[row]).last, expected[row]) < 1e-4
+        assert relative_error(reader.read_tokens(texts[row]).at_position, expected[row]) < 1e-4
     typed = "Bake a cake"
     short = plain_states(tiny_model(architecture, **settings), typed)
     reader.read_tokens(f"{typed} {texts[4]}")
-    assert relative_error(reader.read_tokens(typed).last, short) < 1e-4
+    assert relative_error(reader.read_tokens(typed).at_position, short) < 1e-4
 
 
 def test_prompts_longer_than_a_sliding_window_are_not_packed():
@@ -258,7 +258,7 @@ def test_every_token_of_a_prompt_is_read_and_the_last_is_the_extracted_one():
     read = reader.read_tokens(TEXTS[0])
     assert "".join(read.tokens) == TEXTS[0]
     assert read.states.shape == (len(read.tokens), 5, 32)
-    np.testing.assert_allclose(read.last, extract(chat_model, [TEXTS[0]]).hidden[0], atol=1e-4)
+    np.testing.assert_allclose(read.at_position, extract(chat_model, [TEXTS[0]]).hidden[0], atol=1e-4)
 
 
 def test_template_tokens_in_a_prompt_are_text():

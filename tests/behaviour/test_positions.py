@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 
@@ -15,10 +16,20 @@ from refusal_core.activations.extraction import extract
 from refusal_core.behaviour.positions import compare_with_new_replies, has_new_replies, record
 from refusal_core.errors import ModelError, RunError
 from refusal_core.exploration import positions as described
+from refusal_core.exploration.kept_lists import keep_list
 from refusal_core.options import PositionOptions
-from refusal_core.runs.additions import POSITION_ACTIVATIONS, load_position_activations, save_addition
+from refusal_core.pipeline.refit import refit
+from refusal_core.pipeline.scoring import Scorer, score
+from refusal_core.runs.additions import (
+    POSITION_ACTIVATIONS,
+    POSITION_FILES,
+    load_position_activations,
+    save_addition,
+)
+from refusal_core.runs.positions import positions_of
 from refusal_core.runs.schemas import FITS, FOLLOWS_INTENT, HOLDS
 from refusal_core.runs.store import open_run, verify_run
+from refusal_core.sharing.archives import pack_run, unpack_run
 
 DRAWS = 99
 
@@ -43,7 +54,7 @@ def measured(measured_once, tmp_path):
 def test_the_last_position_is_the_runs_own_and_the_first_another(measured_once, tiny_chat_model):
     run, (table, manifest) = measured_once, described.load_positions(measured_once)
     assert list(manifest.closing_tokens) == ["<|im_end|>", "\n", "<|im_start|>", *manifest.closing_tokens[3:]]
-    assert set(table["position"]) == set(described.positions_of(manifest))
+    assert set(table["position"]) == set(positions_of(manifest))
     evidence = run.evidence
     for measure, source in ((FITS, evidence.sites), (HOLDS, evidence.sites), ("intent", evidence.quartets)):
         at_post = described.numbers_at((table, manifest), measure).loc[-1]
@@ -56,6 +67,53 @@ def test_the_last_position_is_the_runs_own_and_the_first_another(measured_once, 
     assert not np.allclose(activations[:, 0], activations[:, 1], atol=1e-2)
     np.testing.assert_allclose(run.directions.project(activations[:, 1]), run.projections, atol=1e-3)
     assert not (run.path / ".positions").exists()
+
+
+@pytest.mark.parametrize("name", ["t_inst", "-2"])
+def test_prompts_are_scored_at_a_position_as_the_run_is_there(measured_once, tiny_chat_model, name):
+    """What is projected on the directions of a position is what was read there, by each way of scoring."""
+    run, at = measured_once, measured_once.at(name)
+    texts = at.prompts["text"].tolist()
+    assert not np.allclose(at.projections, run.projections, atol=0.05)
+    (alone,) = score(tiny_chat_model, at, texts[5:6])
+    np.testing.assert_allclose(alone.projection, at.projections[5], atol=1e-3)
+    assert alone.token_projection.shape == (len(alone.tokens), at.n_sites)
+    for row, result in enumerate(score(tiny_chat_model, at, texts[:6])):
+        np.testing.assert_allclose(result.projection, at.projections[row], atol=1e-3)
+    scorer = Scorer(tiny_chat_model, at)
+    (first, *_), length = texts, len(scorer.encode(texts[0]))
+    alike = [text for text in texts if len(scorer.encode(text)) == length]
+    for text, result in zip(alike, scorer.score_ends(alike), strict=True):
+        np.testing.assert_allclose(result.projection, at.projections[texts.index(text)], atol=1e-3)
+    assert first in alike
+
+
+def test_a_run_at_a_position_is_verified_with_the_run_and_goes_with_it(measured, tmp_path):
+    assert set(POSITION_FILES) <= set(verify_run(measured.run_id, measured.path.parent))
+    packed = io.BytesIO()
+    pack_run(measured.run_id, packed, measured.path.parent)
+    unpack_run(packed, tmp_path / "elsewhere")
+    sent = open_run(measured.run_id, tmp_path / "elsewhere").at("t_inst")
+    np.testing.assert_array_equal(sent.projections, measured.at("t_inst").projections)
+    path = measured.path / "positions_evidence_sites.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"at t_inst: positions_evidence_sites.parquet is not the file"):
+        verify_run(measured.run_id, measured.path.parent)
+    with pytest.raises(RunError, match="measure its positions again"):
+        measured.at("t_inst")
+
+
+def test_what_is_measured_with_the_runs_own_direction_is_refused_at_another_position(measured_once, tiny_chat_model):
+    at = measured_once.at("t_inst")
+    for measure in (
+        lambda: record(at, tiny_chat_model),
+        lambda: refit(at, at.prompts["prompt_id"][:2]),
+        lambda: keep_list(at, "mine", at.prompts[["text", "label"]], at.projections),
+    ):
+        with pytest.raises(RunError, match="expected a run at t_post"):
+            measure()
 
 
 def test_what_is_said_names_both_positions_and_their_numbers(measured_once):

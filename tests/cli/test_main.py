@@ -86,6 +86,15 @@ def test_the_command_line_from_run_to_delete(tiny_folder, tmp_path, capsys):
     assert main(["show", run_id, "--positions", "--json", *cache]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["numbers"][0]["position"] == -1 - len(shown["closing_tokens"])
+    at = open_run(run_id, tmp_path / "cache").at("t_inst")
+    assert main(["show", run_id, "--position", "t_inst", "--json", *cache]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["run_id"], shown["sites"][2]["magnitude"]) == (at.run_id, at.layer_stats["magnitude"][2])
+    scoring = ["score", run_id, at.prompts["text"][0], "--position", "t_inst", "--json", "--model", str(tiny_folder)]
+    assert main([*scoring, "--device", "cpu", *cache]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["projection"][2] == pytest.approx(at.projections[0, 2], abs=1e-3)
+    assert main(["show", run_id, "--position", "t_inst", "--subspace", *cache]) == 1
+    assert "the subspace was not measured on the run" in capsys.readouterr().err
 
     measuring = ["measure", "attribution", run_id, "--model", str(tiny_folder), "--device", "cpu", *cache]
     assert main(measuring) == 0

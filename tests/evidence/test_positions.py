@@ -7,8 +7,6 @@ import pytest
 from planted import WIDTH, evaluate_run, harmful_rows, prompt_table
 
 from refusal_core.evidence.positions import position_table
-from refusal_core.options import FOLDS, REPEATS
-from refusal_core.progress import no_progress
 from refusal_core.runs.schemas import FITS, HOLDS
 
 
@@ -23,7 +21,7 @@ def planted_at(token: int, strength: float = 4.0) -> tuple[np.ndarray, object]:
 @pytest.mark.parametrize("token", [0, 2])
 def test_harm_that_is_planted_at_one_position_is_found_there_alone(token):
     at_end, prompts = planted_at(token)
-    table = position_table(at_end, prompts, 0, no_progress)
+    table = position_table({place - 3: evaluate_run(at_end[place], prompts) for place in range(3)})
     held = table[table["measure"].eq(HOLDS)].set_index(["position", "site"])
     found = held.index[held["number_low"] > 0].tolist()
     assert found == [(token - 3, 1)]
@@ -32,16 +30,18 @@ def test_harm_that_is_planted_at_one_position_is_found_there_alone(token):
     assert (table.loc[table["measure"].eq(FITS), "number"] > 0.3).all()
 
 
-def test_the_numbers_are_those_that_a_run_has_of_the_same_activations():
+def test_the_numbers_are_those_of_the_evidence_at_the_position():
     at_end, prompts = planted_at(1)
-    table = position_table(at_end, prompts, 0, no_progress)
-    evidence = evaluate_run(at_end[1], prompts, draws=1000, folds=FOLDS, repeats=REPEATS)
+    evidence = {place - 3: evaluate_run(at_end[place], prompts) for place in range(3)}
+    table = position_table(evidence)
+    table = table[table["position"].eq(-2)]
     for measure in (FITS, HOLDS, "crossfit_auroc"):
-        rows = table[table["measure"].eq(measure) & table["position"].eq(-2)]
+        rows = table[table["measure"].eq(measure)]
         assert rows["site"].tolist() == [0, 1]
-        np.testing.assert_allclose(rows["number"], evidence.sites[measure])
+        np.testing.assert_array_equal(rows["number"], evidence[-2].sites[measure])
+    held = table[table["measure"].eq(HOLDS)]
     for end in ("_low", "_high"):
-        held = table[table["measure"].eq(HOLDS) & table["position"].eq(-2)]
-        np.testing.assert_allclose(held[f"number{end}"], evidence.sites[f"crossfit_d{end}"])
-    both = evidence.refusal[evidence.refusal["source"].eq("contrast") & evidence.refusal["label"].eq("both")]
-    np.testing.assert_allclose(table.loc[table["measure"].eq("rho") & table["position"].eq(-2), "number"], both["rho"])
+        np.testing.assert_array_equal(held[f"number{end}"], evidence[-2].sites[f"crossfit_d{end}"])
+    refusal = evidence[-2].refusal
+    both = refusal[refusal["source"].eq("contrast") & refusal["label"].eq("both")]
+    np.testing.assert_array_equal(table.loc[table["measure"].eq("rho"), "number"], both["rho"])

@@ -60,6 +60,11 @@ from refusal_core.ui.numbers import whole
 from refusal_core.ui.placement import place_in_words
 
 ROOT = Path(__file__).resolve().parents[2]
+AT_POSITIONS = [
+    *("1_Layers", "2_Evidence", "3_Outliers", "4_Live_score", "5_Behaviour", "6_Causality", "7_Ratings", "9_Compare"),
+    "13_Map",
+]
+"""The pages that show a run at the chosen read position."""
 PAGES = (
     "1_Layers",
     "2_Evidence",
@@ -550,12 +555,20 @@ def test_read_positions_that_were_not_measured_say_what_they_would_show_and_how_
     assert app.code[0].value == f"refusal measure positions {RUN}"
 
 
-@pytest.fixture
-def with_positions(own_cache):
-    """The synthetic run with read positions: at the last site the first alone has harm, the last alone refusing."""
-    run = open_run(RUN)
+@pytest.fixture(scope="module")
+def positions_measured(synthetic_cache, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("positions")
+    shutil.copytree(synthetic_cache / RUN, cache / RUN)
+    run = open_run(RUN, cache)
     save_positions(run, refused=np.arange(len(run.prompts)) // 2 % 2 == 0)
     return run
+
+
+@pytest.fixture
+def with_positions(own_cache, positions_measured):
+    """The synthetic run with read positions: at the last site the first alone has harm, the last alone refusing."""
+    shutil.copytree(positions_measured.path, own_cache / RUN, dirs_exist_ok=True)
+    return open_run(RUN)
 
 
 def test_harm_and_refusal_are_compared_where_refusing_has_a_direction(with_positions):
@@ -592,6 +605,54 @@ def test_the_read_positions_say_what_is_read_at_either_end_and_follow_the_layer(
     assert numbers["crossfit_d_low"][0] > 1 > numbers["crossfit_d"][2]
     app.segmented_control(key="part_field").set_value("refusing").run()
     assert not app.exception
+
+
+def test_a_page_shows_the_run_at_the_read_position_of_the_address(with_positions):
+    there, own = (
+        f"**{run.layer_stats['in_sample_d'][5]:.3g}**" for run in (with_positions.at("t_inst"), with_positions)
+    )
+    assert there != own
+    app = visit("1_Layers", run=RUN, site="5", position="t_inst")
+    assert app.selectbox(key="position_field").value == "t_inst"
+    assert there in shown(app)
+    assert own not in shown(app)
+    app.selectbox(key="position_field").set_value("t_post").run()
+    assert not app.exception
+    assert own in shown(app)
+    assert there not in shown(app)
+    assert "position" not in app.query_params
+    app.selectbox(key="position_field").set_value("-2").run()
+    assert app.query_params["position"] == "-2"
+
+
+def test_every_page_of_a_read_position_opens_there(with_positions):
+    app = visit(None, run=RUN, site=str(N_LAYERS), position="t_inst")
+    for page in AT_POSITIONS:
+        app.switch_page(f"pages/{page}.py").run()
+        assert not app.exception, page
+        assert not app.error, page
+        assert app.selectbox(key="position_field").options == ["t_inst", "<|im_end|> (-2)", "t_post"], page
+
+
+def test_a_page_without_a_choice_of_positions_says_that_it_shows_the_run_itself(with_positions):
+    app = visit("12_Subspace", run=RUN, position="t_inst")
+    assert not app.exception
+    assert "position_field" not in [field.key for field in app.selectbox]
+    assert any("does not apply here. Numbers are of t_post" in caption.value for caption in app.caption)
+
+
+def test_a_read_position_that_was_not_measured_is_said_and_a_run_without_any_has_no_field(synthetic_cache):
+    app = visit("2_Evidence", run=RUN, position="t_inst")
+    assert "was not measured on this run" in app.warning[0].value
+    assert "position" not in app.query_params
+    assert "position_field" not in [field.key for field in app.selectbox]
+
+
+def test_a_run_is_compared_with_itself_at_another_position(with_positions):
+    app = visit("9_Compare", run=RUN, position="t_inst", others=f"{RUN}@-2,{RUN}")
+    assert not app.exception
+    assert app.multiselect(key="compare_others").value == [f"{RUN}@-2", RUN]
+    assert "t_inst" in str(app.dataframe[0].value["of"].tolist())
 
 
 def test_damaged_read_positions_are_an_error_on_their_page_alone(with_positions):
