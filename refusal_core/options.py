@@ -288,15 +288,33 @@ class TrajectoryOptions(SomePromptsOptions):
     )
 
 
-class InterventionOptions(SomePromptsOptions):
-    """What is edited in a run's model, and what that is compared with."""
+class ControlledOptions(SomePromptsOptions):
+    """Which control directions edits of a run's model are compared with."""
 
     random_directions: int = _option(
         50,
         "Random directions",
-        "Control directions per layer: a fifth isotropic, the others where activations vary, the found one taken off.",
+        "Control directions per layer: a fifth isotropic, the others where activations vary, what was found taken off.",
         ge=2,
     )
+    seed: int = _option(0, "Seed", "Seed of the control directions.", ge=0)
+
+
+class JudgementOptions(ControlledOptions):
+    """Where the directions of harm and of refusal are read, and added, to see what moves the model's judgement."""
+
+    layer: int | None = _option(
+        None,
+        "Layer",
+        "Layer at which the directions are read, and added.",
+        "the one with the highest cross-fitted d in the first 80 % of the depth",
+        ge=0,
+    )
+
+
+class InterventionOptions(ControlledOptions):
+    """What is edited in a run's model, and what that is compared with."""
+
     control_layers: tuple[int, ...] = _option(
         PRESETS,
         "Layers of the controls",
@@ -314,7 +332,6 @@ class InterventionOptions(SomePromptsOptions):
         ge=1,
     )
     tokens: EditedTokens = _option("all", "Edited tokens", "Edit every token, or the prompt's last.")
-    seed: int = _option(0, "Seed", "Seed of the control directions.", ge=0)
 
 
 def file_name(source: str) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from refusal_core.analysis.controls import control_names
 from refusal_core.evidence.apart import COLUMNS, apart_table
 from refusal_core.evidence.positions import plan_positions, position_table
 from refusal_core.evidence.text_answers import score_texts
-from refusal_core.intervention import experiment
+from refusal_core.intervention import experiment, judgement
 from refusal_core.models.opening import load_model
 from refusal_core.options import TOKEN_POSITION, InterventionOptions
 from refusal_core.pipeline import attribution, subspace
@@ -29,8 +30,10 @@ from refusal_core.runs.manifest import (
     BehaviourManifest,
     ComputeRecord,
     ContrastRecord,
+    InterventionCompute,
     InterventionPrompts,
     InterventionRules,
+    JudgementManifest,
     Manifest,
     ModelRecord,
     PositionsManifest,
@@ -216,6 +219,46 @@ def save_trajectory(run: Run, gap: float = 3.0) -> None:
         rules=InterventionRules(sha256="0" * 64),
     )
     save_addition(run, table, manifest)
+
+
+def save_judgement(
+    run: Run, moved: dict[str, tuple[float, float]], apart: float = 2.0, seed: int = 0, controls: int = 12
+) -> None:
+    """Store made-up answers of a steered model beside a run: control directions move either outcome a little.
+
+    Args:
+        run: whose fitted prompts are asked about.
+        moved: what adding a direction moves judgement and refusing by, in standard deviations; ablating does the
+            opposite. Others do what controls do.
+        apart: how far the labels are judged apart, in standard deviations.
+        seed: of everything random.
+        controls: how many.
+    """
+    rng, prompts = np.random.default_rng(seed), run.prompts[run.prompts["fitted"]]
+    is_harmful, n = prompts["label"].eq("harmful").to_numpy(), len(prompts)
+    plain = rng.normal(size=(2, n)) + np.array([[apart], [2.0]]) * is_harmful
+    spread = plain.std(axis=1, keepdims=True)
+    names, parts = control_names(controls), []
+    for edit, sign in (("none", 0), ("ablate", -1), ("add", 1)):
+        for name in ["none"] if edit == "none" else [*judgement.DIRECTIONS, *names]:
+            shift = rng.normal(scale=0.3, size=(2, 1)) + np.array(moved.get(name, (0.0, 0.0)))[:, None] * sign
+            judged, refusing = plain + spread * (shift + rng.normal(scale=0.2, size=(2, n))) * abs(sign)
+            # What makes a model say Yes to anything is in both answers.
+            yes = rng.normal(scale=0.5, size=n)
+            asked = {"harmful_log_odds": yes + judged, "harmless_log_odds": yes - judged, "answered": 0.9}
+            of = {"edit": edit, "direction": name, "prompt_id": prompts["prompt_id"].to_numpy()}
+            parts.append(pd.DataFrame(of | {"refusal_log_odds": refusing} | asked))
+    manifest = JudgementManifest(
+        created="",
+        compute=InterventionCompute(device="cpu", dtype="float32", seed=seed),
+        prompts=InterventionPrompts(source=run.contrast_name, limit_per_label=64),
+        questions=judgement.QUESTIONS,
+        layer=2,
+        distance=1.0,
+        controls=tuple(names),
+        replies=RepliesRecord(sha256="0" * 64, counts={}),
+    )
+    save_addition(run, pd.concat(parts, ignore_index=True), manifest)
 
 
 def save_positions(run: Run, activations: bool = False, refused: np.ndarray | None = None) -> None:

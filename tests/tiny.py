@@ -309,6 +309,38 @@ def planted_model(refusal: str = "I cannot", answer: str = "Sure", template: str
     return wrap_model(model, tokenizer, tiny_info("llama", config))
 
 
+REFUSED_SIGN = "#"
+
+
+def planted_judge() -> ChatModel:
+    """The planted model, refusing prompts with :data:`REFUSED_SIGN` in them, whatever :data:`PLANTED_SIGN` says.
+
+    What it notices of the latter moves its answer to the question whether a request is harmful towards Yes, and to the
+    question whether it is harmless towards No. So the directions of harm and of refusal are two, and each causes one
+    thing.
+    """
+    chat_model = planted_model()
+    noticed, declined, declining, asks, asked, answer = 1, *range(20, 25)
+    tokenizer, model = chat_model.tokenizer, chat_model.model
+    first, read = model.model.layers[PLANTED_LAYER].self_attn, model.model.layers[READING_LAYER].mlp
+    embed, head = model.model.embed_tokens.weight, model.lm_head.weight
+    with torch.no_grad():
+        embed[tokenizer.encode(REFUSED_SIGN)[0], declined] = 40.0
+        for token in {*tokenizer.encode("harmful")} - {*tokenizer.encode("harmless")}:
+            embed[token, asks] = 40.0
+        for value, (sign, written) in enumerate(((declined, declining), (asks, asked)), start=1):
+            first.v_proj.weight[value, sign] = 1.0
+            first.o_proj.weight[written, value] = 30.0
+        read.gate_proj.weight[0, noticed], read.gate_proj.weight[0, declining] = 0.0, 8.0
+        read.gate_proj.weight[1, noticed] = 8.0
+        read.up_proj.weight[1, asked], read.up_proj.bias[1] = 2.0, -1.0
+        # Little, so that the final norm scales what calls for the reply as before.
+        read.down_proj.weight[answer, 1] = 0.02
+        for token, sign in (("Y", 5.0), ("y", 5.0), ("N", -5.0), ("n", -5.0)):
+            head[tokenizer.encode(token)[0], answer] = sign
+    return chat_model
+
+
 def write_tiny_gguf(path: Path, packed: bool = False) -> ChatModel:
     """Write a tiny Qwen2 model as a GGUF file and return the model; `packed` quantises its matrices to Q8_0."""
     chat_model = tiny_model("qwen2", tie_word_embeddings=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from refusal_core.activations.transfers import to_device
+from refusal_core.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +23,24 @@ _PROMPTS_IN_FLOAT64 = 16
 def refusal_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the first tokens of :data:`REFUSAL_OPENINGS`, as this tokenizer writes them at the start of a text."""
     return sorted({tokenizer.encode(opening, add_special_tokens=False)[0] for opening in REFUSAL_OPENINGS})
+
+
+def answer_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the first tokens of Yes and of No in their spellings, with and without a space before them.
+
+    A token that begins both is none of them.
+
+    Raises:
+        ModelError: for a tokenizer that leaves one of them without a token of its own.
+    """
+    first = [
+        {tokenizer.encode(space + spelt, add_special_tokens=False)[0] for spelt in spellings for space in ("", " ")}
+        for spellings in (("Yes", "yes", "YES"), ("No", "no", "NO"))
+    ]
+    yes, no = (sorted(own - other) for own, other in (first, first[::-1]))
+    if not yes or not no:
+        raise ModelError("the model's tokenizer begins Yes and No with the same token, so that they are not told apart")
+    return yes, no
 
 
 def refusal_log_odds(logits: torch.Tensor, refusal_ids: list[int]) -> torch.Tensor:

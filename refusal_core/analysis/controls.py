@@ -23,14 +23,14 @@ def control_direction(
     """Draw one control direction at one site.
 
     - ``isotropic``: all directions of the space alike.
-    - ``covariance``: normal with the covariance of activations within the labels, the found direction taken off, so
+    - ``covariance``: normal with the covariance of activations within the labels, the found directions taken off, so
       that it lies where activations vary, and shares nothing with what it is compared with.
 
     Args:
         name: one of :func:`control_names`.
         hidden: ``(prompt, d_model)`` activations of the prompts the direction was fitted on.
         is_harmful: ``(prompt,)`` bool.
-        found: ``(d_model,)`` the found unit direction.
+        found: ``(d_model,)`` the found unit direction, or ``(direction, d_model)`` several.
         rng: source of random numbers.
 
     Returns:
@@ -42,8 +42,17 @@ def control_direction(
     for label in (is_harmful, ~is_harmful):
         values[label] -= values[label].mean(axis=0)
     (drawn,) = rng.standard_normal((1, len(values))) @ values
-    direction = found.astype(np.float64)
-    return _unit(drawn - (drawn @ direction) * direction)
+    taken: list[np.ndarray] = []
+    for direction in np.atleast_2d(found).astype(np.float64):
+        # Of what others leave of it, since found directions share much.
+        for other in taken:
+            direction = direction - (direction @ other) * other
+        norm = np.linalg.norm(direction)
+        if taken and norm > 1e-6:
+            direction = direction / norm
+        drawn = drawn - (drawn @ direction) * direction
+        taken.append(direction)
+    return _unit(drawn)
 
 
 def permuted_weights(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import beta, norm, t
@@ -66,6 +68,19 @@ def simultaneous_margin(draws: np.ndarray, point: np.ndarray, n_groups: int | np
         reach = t.isf(norm.sf(np.quantile(farthest, LEVEL)), n - 1) * np.sqrt(n / (n - 1))
     margin: np.ndarray = reach * spread
     return margin
+
+
+def prediction_reach(spread: Any, count: Any, level: float = LEVEL) -> Any:
+    """Return how far from the mean of some normal numbers one more of them lies with a probability of ``level``.
+
+    The prediction interval ``m ± t s √(1 + 1/n)`` (Hahn & Meeker 1991, section 4.7).
+
+    Args:
+        spread: standard deviation of the numbers, ``ddof=1``.
+        count: how many they are.
+        level: of the interval, two-sided.
+    """
+    return t.ppf((1 + level) / 2, np.maximum(count - 1, 1)) * spread * np.sqrt(1 + 1 / count)
 
 
 def correlation_interval(values: np.ndarray, other_ranks: np.ndarray, counts: np.ndarray) -> tuple[float, float, float]:

@@ -68,6 +68,10 @@ _VERBS = {
 _MEASUREMENTS = {
     "behaviour": ("measuring:behaviour", "Measure how the model answers a run's prompts."),
     "intervention": ("measuring:intervention", "Ablate and add a run's direction, and measure what changes."),
+    "judgement": (
+        "measuring:judgement",
+        "Steer along harm and along refusal: does the model's judgement move, or its refusing alone?",
+    ),
     "subspace": ("measuring:subspace", "Count and compare the directions of a run's categories and estimators."),
     "positions": (
         "measuring:positions",

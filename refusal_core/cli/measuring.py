@@ -20,7 +20,14 @@ from refusal_core.cli.parameters import (
 )
 from refusal_core.cli.reporting import ProgressFileOption, ReporterArgument
 from refusal_core.errors import RunError
-from refusal_core.options import BehaviourOptions, InterventionOptions, ModelOptions, PositionOptions, TrajectoryOptions
+from refusal_core.options import (
+    BehaviourOptions,
+    InterventionOptions,
+    JudgementOptions,
+    ModelOptions,
+    PositionOptions,
+    TrajectoryOptions,
+)
 from refusal_core.runs import store
 from refusal_core.runs.run import Run
 
@@ -86,6 +93,30 @@ def intervention(
         table = experiment.record(opened, model, options or InterventionOptions(), progress)
     n_prompts = table["prompt_id"].nunique()
     print(f"measured on {n_prompts} prompts; `refusal show {opened.run_id} --intervention` shows the result")
+
+
+def judgement(
+    run: RunName,
+    /,
+    *,
+    options: Annotated[JudgementOptions | None, Flat] = None,
+    again: Again = False,
+    where: Annotated[ModelOptions | None, Flat] = None,
+    cache: Cache = None,
+    progress_file: ProgressFileOption = None,
+    reporter: ReporterArgument,
+) -> None:
+    """Steer along harm and along refusal, and measure whether the model's judgement moves or its refusing alone."""
+    from refusal_core.intervention.judgement import load_judgement, record
+
+    opened = store.open_run(run, cache)
+    if not again and load_judgement(opened) is not None:
+        print("the run has its judgements: nothing was computed (--again measures anew)")
+        return
+    with reporter.progress() as progress:
+        table = record(opened, load_model_of(opened, where or ModelOptions()), options or JudgementOptions(), progress)
+    n_prompts = table["prompt_id"].nunique()
+    print(f"measured on {n_prompts} prompts; `refusal show {opened.run_id} --judgement` shows the result")
 
 
 def subspace(
@@ -240,6 +271,28 @@ def show_intervention(run: Run, as_json: bool) -> None:
     print_table(effects.numbers(run, summary))
     print("\nThe published choice, least bypass first:")
     print_table(candidates.head(10))
+
+
+def show_judgement(run: Run, as_json: bool) -> None:
+    """Print what steering along harm and along refusal moves, the model's judgement or its refusing.
+
+    Raises:
+        RunError: when that was not measured, or is damaged.
+    """
+    from refusal_core.intervention import judgement as measured_judgement
+    from refusal_core.intervention import judgement_effects
+
+    stored = _measured(
+        measured_judgement.load_judgement(run), run, "the model's judgements were not measured on the run"
+    )
+    summary = judgement_effects.summarise(run, stored)
+    if as_json:
+        answered = records(judgement_effects.answered(stored).reset_index())
+        print_json({"run_id": run.run_id, "changes": records(summary), "answered": answered})
+        return
+    said = [judgement_effects.headline(run, stored, summary), *judgement_effects.reading(run, stored, summary)]
+    print(*said, sep="\n", end="\n\n")
+    print_table(summary)
 
 
 def show_subspace(run: Run, as_json: bool) -> None:

@@ -68,6 +68,9 @@ def show(
         ),
     ] = None,
     intervention: Annotated[_Part, Parameter(help="Show what edits of the model change.")] = False,
+    judgement: Annotated[
+        _Part, Parameter(help="Show whether steering moves the model's judgement or its refusing alone.")
+    ] = False,
     subspace: Annotated[_Part, Parameter(help="Show how many directions the run's categories need.")] = False,
     positions: Annotated[_Part, Parameter(help="Show the direction at the other read positions.")] = False,
     trajectory: Annotated[_Part, Parameter(help="Show the projection along the model's replies.")] = False,
@@ -108,6 +111,10 @@ def show(
         from refusal_core.cli.measuring import show_intervention
 
         show_intervention(opened, as_json)
+    elif judgement:
+        from refusal_core.cli.measuring import show_judgement
+
+        show_judgement(opened, as_json)
     elif subspace:
         from refusal_core.cli.measuring import show_subspace
 

@@ -91,16 +91,16 @@ class Replies:
         )
 
 
-def plan_replies(contrast: Contrast, refused: np.ndarray, draws: int, seed: int) -> Replies:
+def plan_replies(is_harmful: np.ndarray, refused: np.ndarray, draws: int, seed: int) -> Replies:
     """Find what can be compared, and permute the replies within the labels.
 
     Args:
-        contrast: the prompts, all of them redrawn.
+        is_harmful: ``(prompt,)`` bool.
         refused: ``(prompt,)`` bool.
         draws: of permuted replies.
         seed: of them.
     """
-    rng, is_harmful = random_stream(seed, 9), contrast.is_harmful
+    rng = random_stream(seed, 9)
     permuted = np.empty((draws, len(refused)), dtype=bool)
     for label in (is_harmful, ~is_harmful):
         permuted[:, label] = rng.permuted(np.tile(refused[label], (draws, 1)), axis=1)
@@ -232,7 +232,7 @@ def _plan(design: Design, refused: np.ndarray, draws: int) -> _Drawn:
         contrast=contrast,
         rows=rows,
         counts=np.vstack([np.ones(len(rows)), contrast.bootstrap.counts]),
-        replies=plan_replies(contrast, refused[rows], draws, design.seed),
+        replies=plan_replies(contrast.is_harmful, refused[rows], draws, design.seed),
         transfer=None if transfer is None else transfer.sampled,
         transfer_counts=counts,
         without_group=(np.unique(contrast.groups)[:, None] != contrast.groups[None, :]).astype(np.float64),

@@ -67,11 +67,13 @@ class Tried:
         refusal_log_odds: see :func:`refusal_core.activations.refusal_tokens.refusal_log_odds`.
         kl: divergence of the first reply token's distribution from the one without an edit, in nats.
         opening: ``None`` where it was not asked for.
+        others: the same log-odds of other sets of tokens, where any were asked for.
     """
 
     refusal_log_odds: float
     kl: float
     opening: str | None
+    others: tuple[float, ...] = ()
 
 
 COLUMNS = list(Condition(PLAIN).columns)

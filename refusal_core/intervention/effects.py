@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
 from refusal_core.analysis.controls import COVARIANCE
-from refusal_core.analysis.inference import LEVEL, interval, share_interval
+from refusal_core.analysis.inference import interval, prediction_reach, share_interval
 from refusal_core.intervention.conditions import (
     ABLATE,
     ADD,
@@ -42,7 +41,7 @@ EFFECT = "an effect"
 
 _SHARES = ("refusing", "refuses", "degenerate")
 _BOUNDS = {**dict.fromkeys(_SHARES, (0.0, 1.0)), "kl": (0.0, np.inf)}
-_FEWEST = 3
+FEWEST_CONTROLS = 3
 _SETTING = ["edit", "layers", "alpha", "own", "length_of", "label"]
 """What a condition has in common with its controls, which stand for every layer and token a direction is read at.
 
@@ -220,7 +219,7 @@ def verdict(row: pd.Series, measure: str = "change") -> str:
     nothing = row[f"{measure}_low"] <= 0 <= row[f"{measure}_high"]
     if row["n"] < _FEWEST_PROMPTS:
         return f"fewer than {_FEWEST_PROMPTS} prompts say nothing"
-    if row["n_controls"] < _FEWEST:
+    if row["n_controls"] < FEWEST_CONTROLS:
         return "no controls were measured here"
     if row[f"{measure}_band_low"] <= row[measure] <= row[f"{measure}_band_high"]:
         return "no more than control directions do"
@@ -283,7 +282,7 @@ def headline(run: Run, effects: pd.DataFrame) -> str:
                 f"direction moves the share of the other {n} whose replies open with a refusal from "
                 f"{100 * before:.0f} % to {100 * after:.0f} % ({low:.0f} to {high:.0f} %)."
             )
-        controlled = swept[swept["n_controls"] >= _FEWEST]
+        controlled = swept[swept["n_controls"] >= FEWEST_CONTROLS]
         layers = [str(row["site"]) for _, row in controlled.iterrows() if verdict(row) == EFFECT]
         found.append(f"{'ablating' if edit == ABLATE else 'adding'} is an effect at {', '.join(layers) or 'none'}")
     tried = ", ".join(map(str, controlled["site"]))
@@ -299,7 +298,7 @@ def reading(run: Run, table: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
             f"{where(run, row).capitalize()}: the refusal log-odds of {row['label']} prompts change by "
             f"{row['change']:+.2f} ({row['change_low']:+.2f} to {row['change_high']:+.2f})"
         )
-        if row["n_controls"] >= _FEWEST:
+        if row["n_controls"] >= FEWEST_CONTROLS:
             sentence += f", controls {row['change_band_low']:+.2f} to {row['change_band_high']:+.2f}"
             if np.isfinite(row["change_p"]):
                 sentence += f", rank p {row['change_p']:.3f} among {row['n_controls']} of them"
@@ -352,11 +351,11 @@ def _with_bands(effects: pd.DataFrame) -> pd.DataFrame:
     controls = others.groupby([*_SETTING, kind])[list(MEASURES)]
     mean, spread, count = controls.mean(), controls.std(), controls.count()
     with np.errstate(invalid="ignore"):
-        reach = student.ppf((1 + LEVEL) / 2, np.maximum(count - 1, 1)) * spread * np.sqrt(1 + 1 / count)
+        reach = prediction_reach(spread, count)
     bands = {"n_controls": count["change"].groupby(_SETTING).max()}
     for name in MEASURES:
         lowest, highest = _BOUNDS.get(name, (-np.inf, np.inf))
-        enough = count[name] >= _FEWEST
+        enough = count[name] >= FEWEST_CONTROLS
         bands[f"{name}_band_low"] = (mean - reach)[name].where(enough).groupby(_SETTING).min().clip(lower=lowest)
         bands[f"{name}_band_high"] = (mean + reach)[name].where(enough).groupby(_SETTING).max().clip(upper=highest)
     joined = effects.join(pd.DataFrame(bands), on=_SETTING)
@@ -366,9 +365,22 @@ def _with_bands(effects: pd.DataFrame) -> pd.DataFrame:
 
 def _rank_p(effects: pd.DataFrame, controls: pd.DataFrame) -> list[float]:
     """Return each row's p: its change's rank, by size, among the controls of the same edit."""
-    sizes = {setting: rows.abs().to_numpy() for setting, rows in controls.groupby(_SETTING)["change"]}
+    others = {setting: rows.to_numpy() for setting, rows in controls.groupby(_SETTING)["change"]}
     return [
-        (1 + (others >= abs(change)).sum()) / (1 + len(others)) if len(others) >= _FEWEST else np.nan
+        rank_p(change, others.get(tuple(setting), np.empty(0)))
         for *setting, change in effects[[*_SETTING, "change"]].itertuples(index=False)
-        for others in [sizes.get(tuple(setting), np.empty(0))]
     ]
+
+
+def rank_p(change: float, controls: np.ndarray) -> float:
+    """Return the share of changes, the change itself counted, that are as large or larger in size.
+
+    Phipson & Smyth 2010, as :func:`refusal_core.analysis.inference.permutation_p`.
+
+    Args:
+        change: that is compared.
+        controls: ``(control,)`` those of controls of one kind; of fewer than three it is NaN.
+    """
+    if len(controls) < FEWEST_CONTROLS:
+        return np.nan
+    return float((1 + (np.abs(controls) >= abs(change)).sum()) / (1 + len(controls)))

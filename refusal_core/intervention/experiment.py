@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -56,6 +57,7 @@ from refusal_core.runs.store import unfinished_work, writable_cache
 if TYPE_CHECKING:
     # The engine imports torch; what was measured is read without.
     from refusal_core.activations.reader import ResidualReader
+    from refusal_core.intervention.prompt_groups import TokenSets
     from refusal_core.models.opening import ChatModel
     from refusal_core.pipeline.scoring import Scorer
 
@@ -96,7 +98,7 @@ def record(
     writable_cache(run.path.parent)
     rows = chosen_prompts(run, options.limit_per_label, options.source)
     reader = reader_for(run, chat_model)
-    _require_reply(reader)
+    require_reply(reader)
     request = {
         "model": chat_model.info.fingerprint,
         "compute": [chat_model.device, chat_model.dtype],
@@ -181,7 +183,7 @@ class TriedPrompt:
         """
         from refusal_core.intervention.prompt_groups import PromptGroup
 
-        _require_reply(scorer.reader)
+        require_reply(scorer.reader)
         self._vectors = own_vectors(scorer.run)
         self._prompt = PromptGroup(scorer.reader, [scorer.encode(text)])
 
@@ -241,38 +243,14 @@ def _measure(
     stage: str,
     progress: Progress,
 ) -> pd.DataFrame:
-    """Every condition on every prompt, some prompts and conditions at a time, what is finished taken from disk."""
-    from refusal_core.intervention.prompt_groups import group_conditions, group_prompts, try_conditions
-
-    prompts = prompts_of(run.prompts)
-    encoded = [reader.encode(prompts[row], with_prefix=True) for row in rows.tolist()]
-    groups = list(group_prompts(reader, encoded))
-    parts, done, total = [], 0, len(groups) * len(conditions)
-    progress(stage, 0, total)
-    for places in groups:
-        prompt_ids = run.prompts["prompt_id"].iloc[rows[places]].tolist()
-        sequences = [encoded[place] for place in places.tolist()]
-        measured: dict[Condition, list[dict[str, Any]]] = {}
-        # What is run together is kept together, so that work that goes on gives the numbers of work in one go.
-        named = {f"{part} on {rows[places].tolist()}": part for part in group_conditions(reader, sequences, conditions)}
-        waiting = [part for name, part in named.items() if finished.get(name) is None]
-        started = time.perf_counter()
-        with closing(try_conditions(reader, sequences, waiting, vectors, tokens)) as new:
-            for name, part in named.items():
-                found = finished.get(name)
-                if found is None:
-                    found = [
-                        {"prompt_id": prompt_id, **asdict(tried)}
-                        for replies in next(new)
-                        for prompt_id, tried in zip(prompt_ids, replies, strict=True)
-                    ]
-                    finished.add(name, found, round(time.perf_counter() - started, 3))
-                    started = time.perf_counter()
-                for number, condition in enumerate(part):
-                    measured[condition] = found[number * len(prompt_ids) : (number + 1) * len(prompt_ids)]
-                done += len(part)
-                progress(stage, done, total)
-        parts += [pd.DataFrame([row | condition.columns for row in measured[condition]]) for condition in conditions]
+    """Every condition on every prompt, as one table."""
+    prompts, prompt_ids = prompts_of(run.prompts), run.prompts["prompt_id"]
+    encoded = {row: reader.encode(prompts[row], with_prefix=True) for row in rows.tolist()}
+    parts = []
+    for some, measured in try_all(reader, encoded, conditions, vectors, tokens, finished, stage, progress):
+        for condition in conditions:
+            part = pd.DataFrame([tried | condition.columns for tried in measured[condition]])
+            parts.append(part.assign(prompt_id=prompt_ids.iloc[some].to_numpy()))
     table = pd.concat(parts, ignore_index=True)
     texts = run.prompts.set_index("prompt_id")["text"]
     table["opening_label"] = [
@@ -282,7 +260,62 @@ def _measure(
     return table[[*COLUMNS, *_MEASURED]]
 
 
-def _require_reply(reader: ResidualReader) -> None:
+def try_all(
+    reader: ResidualReader,
+    encoded: Mapping[int, list[int]],
+    conditions: Sequence[Condition],
+    vectors: Vectors,
+    tokens: str,
+    finished: FinishedPasses,
+    stage: str,
+    progress: Progress,
+    others: TokenSets = (),
+) -> Iterator[tuple[list[int], dict[Condition, list[dict[str, Any]]]]]:
+    """Try every condition on every prompt, some prompts and conditions at a time, what is finished taken from disk.
+
+    Args:
+        reader: reads prompts with the model.
+        encoded: token ids of each prompt, by a number that tells it from the request's others.
+        conditions: what is tried.
+        vectors: directions that conditions name.
+        tokens: see :class:`refusal_core.steering.Edit`.
+        finished: where passes are kept.
+        stage: what the progress is called.
+        progress: called as passes are computed.
+        others: see :class:`.prompt_groups.PromptGroup`.
+
+    Yields:
+        The numbers of the prompts that were read together, and what :class:`Tried` has of each under every condition.
+    """
+    from refusal_core.intervention.prompt_groups import group_conditions, group_prompts, try_conditions
+
+    numbers, given = list(encoded), list(encoded.values())
+    groups = list(group_prompts(reader, given))
+    done, total = 0, len(groups) * len(conditions)
+    progress(stage, 0, total)
+    for places in groups:
+        together, sequences = [numbers[place] for place in places.tolist()], [given[place] for place in places.tolist()]
+        measured: dict[Condition, list[dict[str, Any]]] = {}
+        # What is run together is kept together, so that work that goes on gives the numbers of work in one go.
+        named = {f"{part} on {together}": part for part in group_conditions(reader, sequences, conditions)}
+        waiting = [part for name, part in named.items() if finished.get(name) is None]
+        started = time.perf_counter()
+        with closing(try_conditions(reader, sequences, waiting, vectors, tokens, others)) as new:
+            for name, part in named.items():
+                found = finished.get(name)
+                if found is None:
+                    found = [asdict(tried) for replies in next(new) for tried in replies]
+                    finished.add(name, found, round(time.perf_counter() - started, 3))
+                    started = time.perf_counter()
+                for number, condition in enumerate(part):
+                    measured[condition] = found[number * len(together) : (number + 1) * len(together)]
+                done += len(part)
+                progress(stage, done, total)
+        yield together, measured
+
+
+def require_reply(reader: ResidualReader) -> None:
+    """Raise RefusalError for a model that thinks before it replies."""
     from refusal_core.models.templates import reply_thinks
 
     if reply_thinks(reader.chat_model.tokenizer, reader.thinking):

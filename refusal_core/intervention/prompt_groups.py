@@ -23,19 +23,24 @@ from refusal_core.intervention.edits import PromptBatch, Reply, may_pack
 from refusal_core.intervention.vectors import Vectors
 from refusal_core.models.architectures import text_config
 
+TokenSets = Sequence[list[int]]
+"""Ids of tokens; each set is summed."""
+
 
 class PromptGroup:
     """Prompts that are read together, or in halves where they do not fit into memory."""
 
-    def __init__(self, reader: ResidualReader, sequences: list[list[int]]) -> None:
+    def __init__(self, reader: ResidualReader, sequences: list[list[int]], others: TokenSets = ()) -> None:
         """Choose the prompts; they are read when they are needed first.
 
         Args:
             reader: reads prompts with the model.
             sequences: token ids of each prompt, as :func:`group_prompts` groups them.
+            others: sets of tokens whose log-odds are taken besides those of refusing.
         """
         self._reader = reader
         self._sequences = sequences
+        self._others = others
         self._batch: PromptBatch | None = None
         self._halves: list[PromptGroup] = []
 
@@ -68,7 +73,8 @@ class PromptGroup:
                 return [tried for part in parts for tried in self.tried(part, vectors, tokens)]
             self._batch, middle = None, len(self._sequences) // 2
             self._halves = [
-                PromptGroup(self._reader, part) for part in (self._sequences[:middle], self._sequences[middle:])
+                PromptGroup(self._reader, part, self._others)
+                for part in (self._sequences[:middle], self._sequences[middle:])
             ]
         first, second = (half.tried(conditions, vectors, tokens) for half in self._halves)
         return [[*before, *behind] for before, behind in zip(first, second, strict=True)]
@@ -85,13 +91,13 @@ class PromptGroup:
                     f"activations in {dtype} overflow under an edit ({condition.edit} at layers "
                     f"{', '.join(map(str, condition.layers))}); measure again in float32 or bfloat16"
                 )
-        refusal_ids = self._reader.refusal_ids
+        token_sets = (self._reader.refusal_ids, *self._others)
         found = []
         for reply, own in zip(replies, divergence, strict=True):
             nothing: list[str | None] = [None] * len(own)
-            log_odds = refusal_log_odds(reply.logits, refusal_ids)
-            numbers = zip(log_odds.tolist(), own.tolist(), reply.openings or nothing, strict=True)
-            found.append([Tried(*each) for each in numbers])
+            log_odds = [refusal_log_odds(reply.logits, ids).tolist() for ids in token_sets]
+            numbers = zip(zip(*log_odds, strict=True), own.tolist(), reply.openings or nothing, strict=True)
+            found.append([Tried(refusal, kl, opening, tuple(others)) for (refusal, *others), kl, opening in numbers])
         return found
 
 
@@ -101,6 +107,7 @@ def try_conditions(
     parts: Sequence[Sequence[Condition]],
     vectors: Vectors,
     tokens: str,
+    others: TokenSets = (),
 ) -> Generator[list[list[Tried]], None, None]:
     """Yield what :meth:`PromptGroup.tried` returns for each part of some conditions, in order.
 
@@ -113,17 +120,18 @@ def try_conditions(
         parts: conditions to try together.
         vectors: directions that conditions name.
         tokens: see :class:`refusal_core.steering.Edit`.
+        others: see :class:`PromptGroup`.
     """
     n_parallel = min(len(parts), _n_parallel(reader))
     if n_parallel < 2:
-        group = PromptGroup(reader, sequences)
+        group = PromptGroup(reader, sequences, others)
         yield from (group.tried(part, vectors, tokens) for part in parts)
         return
     cores, stopped, free = torch.get_num_threads(), threading.Event(), SimpleQueue[PromptGroup]()
     for own in [reader.for_another_thread() for _ in range(n_parallel)]:
         for block in own.chat_model.blocks:
             block.register_forward_pre_hook(partial(cancel_if, stopped))
-        free.put(PromptGroup(own, sequences))
+        free.put(PromptGroup(own, sequences, others))
 
     def tried(part: Sequence[Condition]) -> list[list[Tried]]:
         group = free.get()

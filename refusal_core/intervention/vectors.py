@@ -77,12 +77,12 @@ def all_vectors(
     # What an imported direction is at other tokens is not known.
     positions = range(-1 if run.directions.imported else -max(reader.template_end, 1), 0)
     names = control_names(random_directions)
-    kept = _kept(path, request)
+    kept = read_kept(path, request)
     if kept is None:
         unit, distance = read_vectors(run, reader, positions, names, seed, progress)
         kept = {"{} {}".format(*key): values for key, values in unit.items()}
         kept |= {f"distance {position}": values for position, values in distance.items()}
-        save_file({name: np.ascontiguousarray(values) for name, values in kept.items()}, path, {"request": request})
+        keep(kept, path, request)
     wanted = {*((FOUND, position) for position in positions), *((name, -1) for name in names)}
     return Vectors(
         {key: kept["{} {}".format(*key)] for key in wanted} | dict(own.unit),
@@ -90,7 +90,13 @@ def all_vectors(
     )
 
 
-def _kept(path: Path, request: str) -> dict[str, np.ndarray] | None:
+def keep(arrays: Mapping[str, np.ndarray], path: Path, request: str) -> None:
+    """Keep arrays while a measurement is under way."""
+    save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, path, {"request": request})
+
+
+def read_kept(path: Path, request: str) -> dict[str, np.ndarray] | None:
+    """Return what :func:`keep` wrote for this request, ``None`` where there is nothing of it."""
     if not path.is_file() or path.is_symlink():
         return None
     try:

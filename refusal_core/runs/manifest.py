@@ -433,6 +433,30 @@ class TrajectoryManifest(AdditionManifest):
     rules: InterventionRules
 
 
+class JudgementManifest(AdditionManifest):
+    """How it was measured what moves the model's judgement and what its refusing: ``judgement.json``.
+
+    Attributes:
+        compute: what edited replies were computed on.
+        prompts: the set that prompts are of, and the number of its prompts per label.
+        questions: the two questions about each request; ``{request}`` stands for it.
+        layer: at which the directions were read, and added.
+        distance: how much was added, in activation units: what lies between the labels' means.
+        controls: the control directions.
+        replies: that refusal was fitted on, or None where the run had none.
+    """
+
+    kind = "judgement"
+
+    compute: InterventionCompute
+    prompts: InterventionPrompts
+    questions: tuple[str, str]
+    layer: NonNegativeInt
+    distance: float
+    controls: tuple[str, ...]
+    replies: RepliesRecord | None = None
+
+
 KINDS: tuple[type[AdditionManifest], ...] = (
     BehaviourManifest,
     InterventionManifest,
@@ -441,6 +465,7 @@ KINDS: tuple[type[AdditionManifest], ...] = (
     AttributionManifest,
     ListsManifest,
     TrajectoryManifest,
+    JudgementManifest,
 )
 """What may be measured on a run later; the files are called after :attr:`AdditionManifest.kind`."""
 

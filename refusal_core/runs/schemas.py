@@ -257,6 +257,15 @@ ADDITIONS: Mapping[str, Schema] = {
         "opening": _NOTE,
         "opening_label": _NOTE,
     },
+    "judgement": {
+        "edit": _TEXT,
+        "direction": _TEXT,
+        "prompt_id": _TEXT,
+        "refusal_log_odds": _NUMBER,
+        "harmful_log_odds": _NUMBER,
+        "harmless_log_odds": _NUMBER,
+        "answered": Column("number", 0, 1),
+    },
     "subspace": {
         "site": _SITE,
         "measure": Column("text", among=(LEFT_OVER, COSINE, *ESTIMATED)),

@@ -30,6 +30,7 @@ from refusal_core.exploration.subspace import load_subspace
 from refusal_core.exploration.trajectory import load_trajectory
 from refusal_core.files import PARTIAL, move_into_place
 from refusal_core.intervention import experiment
+from refusal_core.intervention.judgement import load_judgement
 from refusal_core.runs.additions import FILES as ADDED_FILES
 from refusal_core.runs.additions import load_position_activations
 from refusal_core.runs.manifest import KINDS, MANIFEST, ListsManifest
@@ -242,6 +243,7 @@ def _check_readable(run: Run) -> None:
         load_attribution(run)
         load_lists(run)
         load_trajectory(run)
+        load_judgement(run)
         if positions := load_positions(run):
             load_position_activations(run, positions[1])
         for name in run.positions:

@@ -22,6 +22,7 @@ from refusal_core.exploration.subspace import load_subspace
 from refusal_core.exploration.trajectory import load_trajectory
 from refusal_core.figures.study import HISTOGRAMS, pictures
 from refusal_core.intervention import effects, experiment
+from refusal_core.intervention.judgement import load_judgement
 from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.manifest import DIRECTIONS
 from refusal_core.runs.run import T_POST, Run
@@ -89,7 +90,8 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
     measured, ``intervention*.csv`` the effects of edits, ``subspace.csv`` the directions of the categories,
     ``positions.csv`` the other read positions, ``attribution.csv`` what adds to the direction and which tokens it would
     write, ``lists.csv`` the labelled lists that were kept with the run, ``trajectory.csv`` the projections along
-    replies; ``manifest.json`` is the run's, and ``report.html`` is all of it but the last five on one page.
+    replies, ``judgement.csv`` the answers to questions about the prompts under steering; ``manifest.json`` is the
+    run's, and ``report.html`` is all of it but the last six on one page.
 
     Raises:
         RunError: when the folder cannot be written.
@@ -150,6 +152,9 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
     followed = load_trajectory(run)
     if followed is not None:
         tables["trajectory.csv"] = followed.table
+    judged = load_judgement(run)
+    if judged is not None:
+        tables["judgement.csv"] = judged[0]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in tables.items():

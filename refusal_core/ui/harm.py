@@ -23,15 +23,15 @@ from refusal_core.ui.layout import (
     sentences,
     shared_figure,
 )
-from refusal_core.ui.model import measure_here, recorded_or_end
+from refusal_core.ui.model import measure_here, recorded
 from refusal_core.ui.numbers import numbers_table
 
 KIND = PositionsManifest.kind
 
 
-def measured_or_end(run: Run) -> Measured:
-    """Return what was measured at the run's read positions; without any the page ends with how to measure it."""
-    return recorded_or_end(
+def measured(run: Run) -> Measured | None:
+    """Return what was measured at the run's read positions; ``None`` after showing how to measure it."""
+    return recorded(
         run,
         positions.load_positions,
         KIND,

@@ -27,6 +27,7 @@ from refusal_core.ui.attribution import KIND as ATTRIBUTION
 from refusal_core.ui.background import duration, how_it_ended, offer, start_button, watch
 from refusal_core.ui.frame import default_run, described, listed, shared_run
 from refusal_core.ui.harm import KIND as POSITIONS
+from refusal_core.ui.judgement import KIND as JUDGEMENT
 from refusal_core.ui.layout import show_error
 from refusal_core.ui.model import measure_here
 from refusal_core.ui.selection import chosen_row
@@ -391,6 +392,7 @@ def _measurements(run_id: str) -> None:
         POSITIONS: ("where harm and refusing are read", True),
         ATTRIBUTION: ("what adds to the direction", True),
         TRAJECTORY: ("the projection along replies", True),
+        JUDGEMENT: ("whether steering moves judgement or refusing", True),
     }
     measured = [name for name in kinds if (run.path / f"{name}.json").exists()]
     if measured:

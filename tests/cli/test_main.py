@@ -116,7 +116,18 @@ def test_the_command_line_from_run_to_delete(tiny_folder, tmp_path, capsys):
     assert main(["show", run_id, "--trajectory", "--json", *cache]) == 0
     assert json.loads(capsys.readouterr().out).keys() == {"run_id", "site", "curves", "gaps"}
 
+    measuring = ["measure", "judgement", run_id, "--model", str(tiny_folder), "--device", "cpu", *cache]
+    assert main([*measuring, "--limit-per-label", "8", "--random-directions", "4"]) == 0
+    assert "refusal show" in capsys.readouterr().out
+    assert main(measuring) == 0
+    assert "nothing was computed" in capsys.readouterr().out
+    assert main(["show", run_id, "--judgement", *cache]) == 0
+    assert "prompts of 8 quartets, pairs or single prompts per label, and here are 4" in capsys.readouterr().out
+    assert main(["show", run_id, "--judgement", "--json", *cache]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == {"run_id", "changes", "answered"}
+
     assert main(["report", run_id, str(tmp_path / "out"), *cache]) == 0
+    assert (tmp_path / "out" / "judgement.csv").is_file()
     assert (tmp_path / "out" / "subspace.csv").is_file()
     assert (tmp_path / "out" / "positions.csv").is_file()
     assert (tmp_path / "out" / "attribution.csv").is_file()
@@ -316,6 +327,7 @@ def test_a_command_that_cannot_be_understood_is_one_line_and_status_2(arguments,
         (["show", RUN, "--intervention"], "no intervention was measured"),
         (["show", RUN, "--subspace"], "subspace was not measured"),
         (["show", RUN, "--trajectory"], "not followed on the run"),
+        (["show", RUN, "--judgement"], "judgements were not measured on the run"),
         (["show", RUN, "--attribution"], "adds to the direction was not measured"),
         (["show", RUN, "--positions"], "read positions were not measured"),
         (["score", RUN], "either a prompt or a file"),

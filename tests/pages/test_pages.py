@@ -23,6 +23,7 @@ from synthetic import (
     RUN,
     behaviour_manifest,
     save_attribution,
+    save_judgement,
     save_positions,
     save_second_run,
     save_subspace,
@@ -43,6 +44,7 @@ from refusal_core.figures import map as map_figures
 from refusal_core.files import sha256_of
 from refusal_core.glossary import glossary
 from refusal_core.intervention import effects, experiment
+from refusal_core.intervention.judgement import HARMS
 from refusal_core.markdown import typeset
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.sets import prompt_id
@@ -653,6 +655,19 @@ def test_a_run_is_compared_with_itself_at_another_position(with_positions):
     assert not app.exception
     assert app.multiselect(key="compare_others").value == [f"{RUN}@-2", RUN]
     assert "t_inst" in str(app.dataframe[0].value["of"].tolist())
+
+
+def test_what_steering_moves_is_asked_where_it_was_not_measured_and_said_where_it_was(own_cache):
+    app = visit("14_Harm", run=RUN)
+    assert app.code[1].value == f"refusal measure judgement {RUN}"
+    save_judgement(open_run(RUN), {"harm at t_inst": (5.0, 0.0), "harm at t_post": (5.0, 0.0)})
+    app = visit("14_Harm", run=RUN)
+    assert not app.exception
+    assert "the judgement more than refusing in 4 and refusing more than the judgement in 0;" in shown(app)
+    assert '"controls"' in app.get("plotly_chart")[0].proto.spec
+    changes, answered = (each.value for each in app.dataframe)
+    assert set(changes["outcome"]) == {"judgement", "refusing", "difference"}
+    assert answered["direction"].tolist() == [*HARMS, "none", "refusal at t_inst", "refusal at t_post"]
 
 
 def test_damaged_read_positions_are_an_error_on_their_page_alone(with_positions):
