@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,16 @@ from refusal_core.errors import AccessError
 FOLDERS = "REFUSAL_FOLDERS"
 """Environment variable with the folders, separated as those of ``PATH`` are."""
 _BEGINNINGS = ("/", "\\", "~", ".")
+_QUOTES = "\"'( "
+_IN_TEXT = re.compile(
+    r"file:/"
+    r"|(?<![A-Za-z])[A-Za-z]:[\\/](?!/)"  # of Windows
+    r"|\\\\\w"
+    r"|(?<![\w~])~[\w.-]*/"
+    r"|(?<![\w.])\.{1,2}/"
+    r"|(?<![\w./~:-])/(?=[^\s/])"
+    r"|(?<=\w):/(?=[^\s/])"
+)
 
 
 def named_folders(environment: Mapping[str, str] | None = None) -> tuple[Path, ...]:
@@ -38,9 +49,17 @@ def check_typed(typed: str, folders: tuple[Path, ...]) -> None:
     for part in (each.strip() for each in typed.split(",")):
         if part and _is_path(part) and not _lies_in(part, folders):
             raise AccessError(
-                f"{part!r:.80} is a path outside the folders that are open to visitors: expected the name of something "
-                "on the hub, an upload, or a path in a folder that whoever started this server named"
+                "a path outside the folders that are open to visitors: expected the name of something on the hub, an "
+                f"upload, or a path in a folder that whoever started this server named, got {part!r:.80}"
             )
+
+
+def without_paths(text: str) -> str:
+    """Return a text up to the first path of the machine in it, where a path with blanks ends being anybody's guess."""
+    path = _IN_TEXT.search(text)
+    if path is None:
+        return text
+    return f"{text[: path.start()].rstrip(_QUOTES)} … (a place on the server, of which its owner is told)"
 
 
 def _is_path(part: str) -> bool:

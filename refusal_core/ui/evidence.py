@@ -11,6 +11,7 @@ from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import Run
 from refusal_core.ui import address, numbers
 from refusal_core.ui.layout import chart, identity, marked, sentences, shared_figure, show_error
+from refusal_core.ui.server import told
 
 _TABLES = {
     "fit": ("sites", ["in_sample_d", "in_sample_auroc", "mean_crossings"]),
@@ -101,4 +102,4 @@ def _numbers(evidence: Evidence, question: str, site: int) -> None:
     reasons = evidence.reasons
     here = reasons["site"].isna() | reasons["site"].eq(site).fillna(False).astype(bool)
     for missing in reasons[here & reasons["table"].eq(table_name)].itertuples():
-        st.text(f"{missing.number} ({missing.source}): {missing.reason}")
+        st.text(f"{missing.number} ({missing.source}): {told(missing.reason)}")

@@ -24,7 +24,7 @@ from refusal_core.runs.store import BrokenRun, RunSummary, cache_folder, list_ru
 from refusal_core.ui import address, jobs
 from refusal_core.ui.accessibility import make_accessible
 from refusal_core.ui.layout import addition_identity, heading, modified, show_error
-from refusal_core.ui.server import person_field, stop_unguarded
+from refusal_core.ui.server import person_field, stop_unguarded, told
 
 _NO_CHOICE = "The read position that is chosen on other pages does not apply here."
 _ICON = Path(__file__).with_name("icon.png")
@@ -100,7 +100,7 @@ def _job_indicator() -> None:
     for name in sorted(set(st.session_state.get(_WATCHED, ())) - running):
         ended = jobs.status(name)
         if ended is not None:
-            st.toast(f"{plain(ended.command.title)}: {ended.state}", icon=_ENDED.get(ended.state))
+            st.toast(f"{plain(told(ended.command.title))}: {ended.state}", icon=_ENDED.get(ended.state))
     st.session_state[_WATCHED] = running
     if running:
         _running_jobs()
@@ -116,7 +116,7 @@ def _running_jobs() -> None:
     with st.container(key="job_indicator"):
         for job in running:
             share = f", {100 * min(job.done / job.total, 1.0):.0f} % of this stage" if job.total else ""
-            st.caption(f":material/progress_activity: {plain(job.command.title)}{share}")
+            st.caption(f":material/progress_activity: {plain(told(job.command.title))}{share}")
 
 
 def _page_link(page: str, label: str, icon: str) -> None:
@@ -305,7 +305,7 @@ def _cache_state() -> tuple[object, ...]:
 def _picked(summaries: list[RunSummary], broken: list[BrokenRun], place: DeltaGenerator) -> str:
     for problem in broken:
         st.sidebar.warning("A folder of the cache is not a run that can be opened:", icon=":material/warning:")
-        st.sidebar.text(problem.reason)
+        st.sidebar.text(told(problem.reason))
     if not summaries:
         st.info("There are no runs yet. The page Runs starts one.", icon=":material/folder_open:")
         st.page_link("pages/10_Runs.py", label="Start a run", icon=":material/play_arrow:")

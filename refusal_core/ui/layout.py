@@ -26,6 +26,7 @@ from refusal_core.runs.store import open_run, run_titles
 from refusal_core.sharing.rendering import MIME, SIZES, browser_found, render_image, render_page
 from refusal_core.ui import address
 from refusal_core.ui.glossary import glossary_link, link_terms
+from refusal_core.ui.server import told
 
 _OWN = "own_figures"
 _CHART_CONFIG = {"displaylogo": False, "displayModeBar": False}
@@ -240,14 +241,14 @@ def show_error(what: str, reason: object, severe: bool = True) -> None:
 
     Args:
         what: one sentence of the page's own.
-        reason: an error, or what it said: untrusted, shown letter by letter.
+        reason: an error, or what it said: untrusted, shown letter by letter, to visitors without the machine's paths.
         severe: whether something is broken, and not merely to be typed otherwise.
     """
     if severe:
         st.error(what, icon=":material/error:")
     else:
         st.warning(what, icon=":material/warning:")
-    st.text(str(reason))
+    st.text(told(reason))
 
 
 def heading(text: str) -> None:

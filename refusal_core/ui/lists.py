@@ -31,6 +31,7 @@ from refusal_core.ui.model import OneModel, OpenRun, T, one_model
 from refusal_core.ui.prompt_report import read_list
 from refusal_core.ui.remembered import LIST_FIELD
 from refusal_core.ui.scores import score_table
+from refusal_core.ui.server import told
 
 MOST_PROMPTS = 1000
 MOST_MEGABYTES = 5
@@ -299,7 +300,7 @@ def list_results(run: Run, job: ListScoring, site: int) -> None:
         st.dataframe(
             {
                 "prompt": [written_out(job.prompts[row])[:1000] for row in sorted(job.refused)],
-                "why": [job.refused[row] for row in sorted(job.refused)],
+                "why": [told(job.refused[row]) for row in sorted(job.refused)],
             },
             hide_index=True,
             width="stretch",

@@ -18,6 +18,7 @@ from refusal_core.prompts.reading import ListInspection, column_names, inspect_l
 from refusal_core.prompts.report import PromptReport, describe
 from refusal_core.prompts.sets import Inspection, inspect_source
 from refusal_core.runs.run import Run
+from refusal_core.ui.server import told
 from refusal_core.ui.uploads import read_sent
 
 _BY_NAME = "by its name"
@@ -204,4 +205,4 @@ def _is_file(path: Path) -> bool:
 
 def _problem(text: str) -> None:
     st.warning("This cannot be fitted on as it is.", icon=":material/error:")
-    st.text(text)
+    st.text(told(text))

@@ -21,7 +21,7 @@ from refusal_core.ui.conversations import written_out
 from refusal_core.ui.layout import chart, identity, sentences, show_error
 from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.selection import chosen_row, newly
-from refusal_core.ui.server import may_change, person, require_owner
+from refusal_core.ui.server import may_change, person, require_owner, told
 from refusal_core.ui.uploads import annotation_file, read_sent
 
 _RATER, _SHOWN, _BACK = "rate_rater", "rate_shown", "rate_back"
@@ -158,7 +158,7 @@ def rater() -> str:
                     st.session_state[_WANTED] = size
                     st.rerun()
                 except RefusalError as error:
-                    st.text(str(error))
+                    st.text(told(error))
         st.stop()
     return str(st.session_state[_RATER])
 
@@ -297,7 +297,7 @@ def about_rater(name: str) -> None:
             try:
                 content = ratings.to_csv(read())  # type: ignore[no-untyped-call]
             except RefusalError as error:
-                st.text(str(error))
+                st.text(told(error))
             else:
                 st.download_button(
                     label, content, file_name, mime="text/csv", icon=":material/download:", on_click="ignore"

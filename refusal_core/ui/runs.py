@@ -31,7 +31,7 @@ from refusal_core.ui.judgement import KIND as JUDGEMENT
 from refusal_core.ui.layout import show_error
 from refusal_core.ui.model import measure_here
 from refusal_core.ui.selection import chosen_row
-from refusal_core.ui.server import may_change, require_owner
+from refusal_core.ui.server import may_change, require_owner, told
 from refusal_core.ui.subspace import KIND as SUBSPACE
 from refusal_core.ui.trajectory import KIND as TRAJECTORY
 from refusal_core.ui.uploads import import_sent
@@ -69,7 +69,7 @@ def running_jobs() -> None:
     for job in jobs.all_jobs():
         if job.state == "running":
             with st.container(border=True):
-                st.markdown(f"**{plain(job.command.title)}**")
+                st.markdown(f"**{plain(told(job.command.title))}**")
                 watch(job, "above")
 
 
@@ -82,7 +82,7 @@ def recent_jobs() -> None:
     for job in ended:
         with st.container(border=True):
             when = datetime.fromtimestamp(job.began, UTC).strftime("%d %B %Y, %H:%M UTC")
-            st.markdown(f"**{plain(job.command.title)}**")
+            st.markdown(f"**{plain(told(job.command.title))}**")
             st.caption(f"{job.state} after {duration(job.seconds)} · started {when}")
             how_it_ended(job)
             with st.container(horizontal=True):
@@ -277,7 +277,7 @@ def import_vectors_for(chosen: RunSummary | BrokenRun | None) -> None:
 
 def _row(entry: RunSummary | BrokenRun) -> dict[str, object]:
     if isinstance(entry, BrokenRun):
-        return {"title": entry.name, "broken": entry.reason}
+        return {"title": entry.name, "broken": told(entry.reason)}
     return {
         "title": _title(entry),
         "model": entry.model,

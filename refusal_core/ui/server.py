@@ -10,6 +10,7 @@ import streamlit as st
 from starlette.middleware import Middleware
 from streamlit import config
 
+from refusal_core.access.folders import without_paths
 from refusal_core.access.guard import PERSON_HEADER, ROLE_HEADER, Guard
 from refusal_core.access.settings import TOKEN, Access, access_for, is_specific
 from refusal_core.error_log import log_failure
@@ -68,6 +69,11 @@ def require_owner() -> None:
     """Raise AccessError unless the visitor may change what is in the cache."""
     if not may_change():
         raise AccessError("this is the owner's to do here; you may look and score")
+
+
+def told(text: object) -> str:
+    """Return what the visitor is told of an error, a job or a folder: of the machine's paths the owner alone."""
+    return str(text) if may_change() else without_paths(str(text))
 
 
 def person() -> str:

@@ -23,6 +23,7 @@ from refusal_core.ui.jobs import Command
 from refusal_core.ui.model import fetch_command
 from refusal_core.ui.options import option_widget
 from refusal_core.ui.prompt_report import chosen_columns
+from refusal_core.ui.server import told
 from refusal_core.ui.uploads import LARGEST, store_upload, uploads_folder
 
 _OTHER = "another model"
@@ -193,4 +194,4 @@ def _begin(command: Command) -> None:
 
 def _wrong(error: RefusalError | None) -> None:
     st.error("This run cannot be made as it is asked for.", icon=":material/error:")
-    st.text(str(error))
+    st.text(told(error))

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from refusal_core.access.folders import FOLDERS, check_typed, named_folders
+from refusal_core.access.folders import FOLDERS, check_typed, named_folders, without_paths
 from refusal_core.errors import AccessError
 
 
@@ -60,3 +60,43 @@ def test_a_file_that_lies_where_the_server_was_started_is_a_path(tmp_path, monke
 
 def test_no_folder_is_open_unless_it_was_named():
     assert named_folders({}) == ()
+
+
+@pytest.mark.parametrize(
+    "begins", ["no model in {}", "{}: no weights", "'{}' is", "(in {})", "at '{}', it", "--model={}"]
+)
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/home/ada/secret models/llama",
+        "~/secret/llama",
+        "~ada/secret/llama",
+        "./secret",
+        "../../secret",
+        "C:\\Users\\secret",
+        "D:/secret",
+        "\\\\server\\secret",
+        "file:///home/secret",
+        "a:/home/secret",
+        "/secret",
+    ],
+)
+def test_of_a_path_in_a_text_nothing_is_left(begins, path):
+    said = without_paths(begins.format(path) + " and some more secret")
+    assert "secret" not in said
+    assert not set("/\\~") & set(said)
+    assert said.startswith(begins.partition("{")[0].rstrip("'( "))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "expected harmful and/or harmless, got 3 of 5",
+        "Qwen/Qwen2.5-1.5B-Instruct is not on this machine",
+        "see https://example.org/a/b and ~3 more",
+        "layer 18 of 28 ... and no more; 1:2",
+        "",
+    ],
+)
+def test_a_text_without_a_path_stays(text):
+    assert without_paths(text) == text
