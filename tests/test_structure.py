@@ -15,7 +15,18 @@ CORE = ROOT / "refusal_core"
 
 ROOMS = (
     {"errors", "error_log"},
-    {"sites", "files", "glossary", "markdown", "parquet", "progress", "options", "steering", "conversations"},
+    {
+        "sites",
+        "files",
+        "glossary",
+        "markdown",
+        "parquet",
+        "progress",
+        "options",
+        "steering",
+        "conversations",
+        "hub_answers",
+    },
     {"children"},
     {"analysis"},
     {"models", "prompts", "runs"},

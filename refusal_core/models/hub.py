@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -27,12 +28,15 @@ from tqdm import tqdm
 
 from refusal_core.errors import ModelError
 from refusal_core.files import sha256_of, write_atomically
+from refusal_core.hub_answers import check_answers
 from refusal_core.models.folder_checks import has_tokenizer
-from refusal_core.progress import Progress, quiet_libraries
+from refusal_core.progress import Progress, no_progress, quiet_libraries
 
 DOWNLOADING = "downloading (bytes)"
 HUB_ERRORS = (HTTPError, OSError, ValueError)
 _TIMEOUT_SECONDS = 5
+_LARGEST_TEXT = 50_000_000
+"""Bytes of a model's configuration, card or chat template."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 # Only these leave the hub: nothing that is unpickled or run.
@@ -49,6 +53,8 @@ _WANTED = (
     "*.jinja",
 )
 _CARD = "README.md"
+
+check_answers()
 
 
 @dataclass(frozen=True)
@@ -111,15 +117,19 @@ def find_snapshot(repo: str, revision: str | None = None, offline: bool = False)
     try:
         with quiet_libraries():
             commit = str(HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT_SECONDS).sha)
-            config = hf_hub_download(repo, "config.json", revision=commit, etag_timeout=_TIMEOUT_SECONDS)
+            bar = _reporting_bar(no_progress, _LARGEST_TEXT)
+            config = hf_hub_download(
+                repo, "config.json", revision=commit, etag_timeout=_TIMEOUT_SECONDS, tqdm_class=bar
+            )
             with contextlib.suppress(*HUB_ERRORS, EntryNotFoundError):
-                hf_hub_download(repo, _CARD, revision=commit, etag_timeout=_TIMEOUT_SECONDS)
+                hf_hub_download(repo, _CARD, revision=commit, etag_timeout=_TIMEOUT_SECONDS, tqdm_class=bar)
     except (*HUB_ERRORS, EntryNotFoundError) as error:
         if cached and not isinstance(error, RevisionNotFoundError):
             return cached
         raise _explained(repo, revision, error) from error
     snapshot = HubSnapshot(repo, Path(config).parent, commit, branch)
-    if branch is not None and snapshot.is_whole:
+    if branch is not None and (cached is None or cached.commit != commit) and snapshot.is_whole:
+        _check_hashes(snapshot)
         _point(branch, snapshot)
     return snapshot
 
@@ -154,13 +164,16 @@ def download_snapshot(repo: str, revision: str | None, progress: Progress) -> Pa
     if not snapshot.is_whole:
         try:
             with quiet_libraries():
-                _download_files(snapshot, etag_timeout=_TIMEOUT_SECONDS, tqdm_class=_reporting_bar(progress))
+                most = download_size(repo, snapshot.commit)
+                bar = _reporting_bar(progress, most)
+                _download_files(snapshot, etag_timeout=_TIMEOUT_SECONDS, tqdm_class=bar)
         except (*HUB_ERRORS, EntryNotFoundError) as error:
             if snapshot.has_weights:  # another program may have left out files that nobody needs
                 return snapshot.folder
             raise _explained(repo, revision, error) from error
         if not snapshot.has_weights:
             raise ModelError(f"{repo} has no safetensors weights; pickled ones (.bin, .pt) are never opened.")
+        _check_hashes(snapshot)
         for branch in _branches_at(snapshot):
             _point(branch, snapshot)
     return snapshot.folder
@@ -179,6 +192,7 @@ def download_chat_template(repo: str) -> Path:
             revision=snapshot.commit,
             allow_patterns=["chat_template.jinja", "additional_chat_templates/*.jinja", "tokenizer_config.json"],
             etag_timeout=_TIMEOUT_SECONDS,
+            tqdm_class=_reporting_bar(no_progress, _LARGEST_TEXT),
         )
     return snapshot.folder
 
@@ -196,15 +210,19 @@ def download_file(repo: str, filename: str, sha256: str, folder: Path, progress:
         offered = {file.rfilename: file.lfs for file in info.siblings or [] if file.lfs}.get(filename)
         if offered is None or offered.sha256 != sha256:
             raise ModelError(f"the {filename} of {repo} on the Hugging Face hub is another file than the pinned one")
-        with open(arriving, "ab") as file:
-            http_get(
-                hf_hub_url(repo, filename, revision=info.sha),
-                file,
-                resume_size=file.tell(),
-                headers=build_hf_headers(),
-                expected_size=offered.size,
-                tqdm_class=_reporting_bar(progress),
-            )
+        try:
+            with open(arriving, "ab") as file:
+                http_get(
+                    hf_hub_url(repo, filename, revision=info.sha),
+                    file,
+                    resume_size=file.tell(),
+                    headers=build_hf_headers(),
+                    expected_size=offered.size,
+                    tqdm_class=_reporting_bar(progress, offered.size),
+                )
+        except ModelError:
+            arriving.unlink()
+            raise
     if sha256_of(arriving) != sha256:
         arriving.unlink()
         raise ModelError(f"the Hugging Face hub delivered a damaged {filename}")
@@ -233,6 +251,39 @@ def _download_files(snapshot: HubSnapshot, **options: Any) -> None:
         ignore_patterns=["*/*"],
         **options,
     )
+
+
+def _check_hashes(snapshot: HubSnapshot) -> None:
+    """Compare the files of a commit with the hashes that the hub lists, which its library does not do.
+
+    Raises:
+        ModelError: for a file that is another one; it is removed from the cache.
+    """
+    try:
+        with quiet_libraries():
+            info = HfApi().model_info(
+                snapshot.repo, revision=snapshot.commit, files_metadata=True, timeout=_TIMEOUT_SECONDS
+            )
+    except HUB_ERRORS:
+        return
+    for file in info.siblings or []:
+        path = snapshot.folder / file.rfilename
+        expected = file.lfs.sha256 if file.lfs else file.blob_id
+        if "/" in file.rfilename or not path.is_file() or expected is None:
+            continue
+        if (sha256_of(path) if file.lfs else _git_sha1(path)) != expected:
+            blob = path.resolve()
+            path.unlink()
+            blob.unlink(missing_ok=True)
+            raise ModelError(
+                f"the Hugging Face hub delivered another {file.rfilename!r:.80} of {snapshot.repo} than it lists: it "
+                "was removed, fetch the model again"
+            )
+
+
+def _git_sha1(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _branches_at(snapshot: HubSnapshot) -> set[str]:
@@ -281,8 +332,8 @@ def _explained(repo: str, revision: str | None, error: Exception) -> ModelError:
     )
 
 
-def _reporting_bar(progress: Progress) -> type[tqdm[Any]]:
-    """Make a tqdm class that reports bytes to `progress` and prints nothing."""
+def _reporting_bar(progress: Progress, most: int | None) -> type[tqdm[Any]]:
+    """Make a tqdm class that reports bytes to `progress`, prints nothing, and raises ModelError beyond `most`."""
 
     class ReportingBar(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
         monitor_interval = 0  # no thread that watches it
@@ -290,6 +341,14 @@ def _reporting_bar(progress: Progress) -> type[tqdm[Any]]:
         def __init__(self, *args: Any, **options: Any) -> None:
             options.pop("name", None)
             super().__init__(*args, **{**options, "disable": False, "file": io.StringIO()})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if most is not None and self.unit == "B" and self.n + (n or 0) > most:
+                raise ModelError(
+                    f"the Hugging Face hub delivers more than the {most / 1e6:.1f} MB that are to come: it was cut off"
+                )
+            shown: bool | None = super().update(n)
+            return shown
 
         def display(self, *args: Any, **options: Any) -> None:
             if self.unit == "B":

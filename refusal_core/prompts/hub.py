@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refusal_core.errors import PromptError
+from refusal_core.hub_answers import check_answers
 from refusal_core.prompts.labels import Choice
 from refusal_core.prompts.reading import PromptFile, interpret
 from refusal_core.prompts.records import Records, check_rows, check_size, first_line, number_rows
@@ -85,6 +86,7 @@ def read_hub_set(source: HubSet, choice: Choice, only: tuple[str, str] | None = 
     import datasets
     import huggingface_hub
 
+    check_answers()
     local = source.is_folder
     if not local and not re.fullmatch(r"[\w.-]+/[\w.-]+", source.name):
         raise PromptError(f"no prompt set, file, folder or hub set is called {source.name!r:.120}")

@@ -14,7 +14,8 @@ import torch
 from hub_server import HubServer, hub_here
 from tiny import tiny_model
 
-from refusal_core.errors import ModelError
+from refusal_core.errors import ModelError, RefusalError
+from refusal_core.hub_answers import leads_elsewhere
 from refusal_core.models import hub
 from refusal_core.models.fetching import fetch
 from refusal_core.models.identity import ModelInfo, identify, is_available
@@ -312,3 +313,103 @@ def test_the_command_line_fetches_a_model_and_makes_a_run_of_it_without_a_connec
     (manifest,) = (tmp_path / "cache").glob("model--pairs--*/manifest.json")
     model = json.loads(manifest.read_text())["model"]
     assert (model["source"], model["name"], model["revision"]) == ("hub", NAME, commit)
+
+
+OUT = "../../../../../evil"
+
+
+def lie(server: HubServer, kind: str, files: dict[str, bytes]) -> None:
+    """Have a hub deliver something else than it lists, in the one answer that the kind is about."""
+    weights = files["model.safetensors"]
+    digest = hashlib.sha256(weights).hexdigest()
+    send = server._send
+
+    def lying(request, content, headers, status=200, ends=None):
+        if kind in ("endless", "endless configuration") and request.command == "GET":
+            wanted = f"/blobs/{digest}" if kind == "endless" else "/config.json"
+            if request.path.endswith(wanted) and status == 200:
+                request.send_response(200)
+                request.end_headers()
+                try:
+                    for _ in range(200):
+                        request.wfile.write(bytes(1_000_000))
+                except OSError:
+                    return
+                raise AssertionError("it took 200 MB")
+        if kind == "name of a file" and "model.safetensors" in request.path and "X-Linked-ETag" in headers:
+            headers = headers | {"X-Linked-ETag": f'"{OUT}"'}
+        if kind == "name of a commit" and "X-Repo-Commit" in headers:
+            headers = headers | {"X-Repo-Commit": OUT}
+        if kind == "elsewhere" and f"/blobs/{digest}" in headers.get("Location", ""):
+            headers = headers | {"Location": "file:///etc/passwd"}
+        send(request, content, headers, status, ends)
+
+    server._send = lying
+    server.blobs[digest] = {
+        "other bytes": weights[:-4] + b"evil",
+        "too short": weights[:-4],
+        "too long": weights + b"evil",
+    }.get(kind, weights)
+    if kind == "truncated":
+        answer = server._answer
+
+        def breaking(request):
+            server.breaks_off_after = 10
+            answer(request)
+
+        server._answer = breaking
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "other bytes",
+        "too short",
+        "too long",
+        "truncated",
+        "endless",
+        "endless configuration",
+        "name of a file",
+        "name of a commit",
+        "elsewhere",
+    ],
+)
+def test_of_a_lying_hub_nothing_stays_that_can_be_opened_and_an_honest_one_is_fetched_after_it(
+    kind, server: HubServer, folders, models, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    files = {path.name: path.read_bytes() for path in folders[0].iterdir() if path.is_file()}
+    server.add(NAME, files)
+    with server.running():
+        honest = server._send, server._answer
+        lie(server, kind, files)
+        with pytest.raises(RefusalError) as refused:
+            fetch(NAME)
+        assert "\n" not in str(refused.value)
+        assert not is_available(NAME)
+        assert not list(tmp_path.rglob("*evil*"))
+        server._send, server._answer = honest
+        server.breaks_off_after = None
+        server.blobs |= {hashlib.sha256(content).hexdigest(): content for content in files.values()}
+        fetch(NAME)
+    assert torch.equal(logits(opened(NAME)), logits(models[0]))
+
+
+def test_files_that_are_listed_elsewhere_than_in_the_model_are_not_fetched(
+    server: HubServer, folders, tmp_path
+) -> None:
+    files = {path.name: path.read_bytes() for path in folders[0].iterdir() if path.is_file()}
+    server.add(NAME, files | {f"{OUT}.safetensors": b"x", f"tokenizer/{OUT}": b"x", "/evil.safetensors": b"x"})
+    with server.running():
+        folder = fetch(NAME)
+    assert not list(tmp_path.rglob("*evil*"))
+    assert {path.name for path in folder.iterdir()} >= {"model.safetensors", "config.json"}
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", '"../x"', 'W/"../x"', "..", "/etc/x", "..\\x", "C:\\x", "\\\\a\\x", "a\0"]
+)
+def test_a_name_that_leads_out_of_a_folder_is_told_from_one_that_does_not(name) -> None:
+    assert leads_elsewhere(name)
+    for harmless in ("", "a" * 64, f'"{"a" * 40}"', 'W/"2a-Kb/9+x="', "a..b", '"abc-12"'):
+        assert not leads_elsewhere(harmless)
