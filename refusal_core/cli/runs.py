@@ -101,6 +101,10 @@ def show(
     """Show a run's table of layers, or what was measured on it."""
     if verdicts is not None and not behaviour:
         raise RefusalError("verdicts are compared with the replies: give --behaviour as well")
+    given = {"--file": file, "--rating-column": rating_column, "--rater-column": rater_column, "--export": export}
+    of_ratings = [option for option, value in given.items() if value not in (None, ())]
+    if of_ratings and not ratings:
+        raise RefusalError(f"only ratings take {' and '.join(of_ratings)}: give --ratings as well")
     opened = store.open_run(run, cache).at(position)
     # They need different modules.
     if behaviour:

@@ -324,6 +324,12 @@ def test_a_command_that_cannot_be_understood_is_one_line_and_status_2(arguments,
     [
         (["show", RUN, "--behaviour"], "behaviour was not measured"),
         (["show", RUN, "--verdicts", "v.csv"], "give --behaviour as well"),
+        (["show", RUN, "--export", "out.csv"], "only ratings take --export: give --ratings as well"),
+        (
+            ["show", RUN, "--file", "a.csv", "--rating-column", "harm"],
+            "only ratings take --file and --rating-column: give",
+        ),
+        (["show", RUN, "--behaviour", "--rater-column", "who"], "only ratings take --rater-column: give"),
         (["show", RUN, "--intervention"], "no intervention was measured"),
         (["show", RUN, "--subspace"], "subspace was not measured"),
         (["show", RUN, "--trajectory"], "not followed on the run"),
