@@ -17,17 +17,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from refusal_core.analysis.directions import Direction, fit_directions
+    from refusal_core.analysis.directions import Direction, Directions, fit_directions
+    from refusal_core.conversations import Conversation, Turn
+    from refusal_core.errors import RefusalError
     from refusal_core.front_door import run, score
-    from refusal_core.models.opening import load_model
+    from refusal_core.models.opening import ChatModel, load_model
     from refusal_core.options import RunOptions
+    from refusal_core.pipeline.scoring import Score
     from refusal_core.runs.run import Run
     from refusal_core.runs.store import list_runs, open_run
 
 _HOMES = {
+    "ChatModel": "models.opening",
+    "Conversation": "conversations",
     "Direction": "analysis.directions",
+    "Directions": "analysis.directions",
+    "RefusalError": "errors",
     "Run": "runs.run",
     "RunOptions": "options",
+    "Score": "pipeline.scoring",
+    "Turn": "conversations",
     "card_html": "sharing.card",
     "fit_directions": "analysis.directions",
     "list_runs": "runs.store",
@@ -38,9 +47,15 @@ _HOMES = {
 }
 
 __all__ = [
+    "ChatModel",
+    "Conversation",
     "Direction",
+    "Directions",
+    "RefusalError",
     "Run",
     "RunOptions",
+    "Score",
+    "Turn",
     "fit_directions",
     "list_runs",
     "load_model",

@@ -11,6 +11,10 @@ class RefusalError(Exception):
     """Something the user can mend. The message is meant to be read as it is."""
 
 
+class ArrayError(RefusalError, ValueError):
+    """Activations, labels or vectors of another shape or kind than expected."""
+
+
 class PromptError(RefusalError):
     """A contrast set or prompt file that cannot be used."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
 import subprocess
 import sys
@@ -12,9 +14,15 @@ import pytest
 import refusal_core as rc
 
 NAMES = {
+    "ChatModel",
+    "Conversation",
     "Direction",
+    "Directions",
+    "RefusalError",
     "Run",
     "RunOptions",
+    "Score",
+    "Turn",
     "fit_directions",
     "list_runs",
     "load_model",
@@ -29,6 +37,14 @@ def test_the_namespace_is_what_is_documented():
     assert {name for name in dir(rc) if not name.startswith("_")} == NAMES
     for name in NAMES:
         assert inspect.getdoc(getattr(rc, name)), name
+
+
+def test_type_checkers_are_told_of_every_name():
+    (told,) = [node for node in ast.parse(inspect.getsource(rc)).body if isinstance(node, ast.If)]
+    homes = {alias.name: part.module for part in told.body for alias in part.names}
+    assert homes.keys() == NAMES
+    for name, home in homes.items():
+        assert getattr(importlib.import_module(home), name) is getattr(rc, name)
 
 
 def test_another_name_is_refused_as_python_does():
@@ -46,6 +62,7 @@ def test_the_package_says_that_it_is_typed():
         ("import refusal_core", {"numpy", "pandas", "torch", "transformers", "streamlit", "plotly"}),
         ("import refusal_core as rc; rc.fit_directions", {"torch", "transformers", "streamlit", "plotly"}),
         ("import refusal_core as rc; rc.open_run, rc.list_runs", {"torch", "transformers", "streamlit", "plotly"}),
+        ("import refusal_core as rc; rc.RefusalError, rc.Conversation", {"numpy", "pandas", "torch", "transformers"}),
         ("import refusal_core as rc; rc.RunOptions", {"torch", "transformers", "streamlit", "plotly"}),
         # What the first page shows needs no model.
         ("from refusal_core.ui import downloads, frame, home, lists", {"torch", "transformers"}),

@@ -13,15 +13,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from refusal_core.analysis.arrays import are_harmful, as_activations, as_array
 from refusal_core.analysis.gram import BLOCK, mean_activation
-from refusal_core.errors import RefusalError
+from refusal_core.errors import ArrayError, RefusalError
 from refusal_core.sites import site_label
 
 if TYPE_CHECKING:
     # Directions are fitted, projected on and compared without torch.
     import torch
-
-_HARMFUL, _HARMLESS = "harmful", "harmless"
+    from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +41,12 @@ class Direction:
     n_layers: int
 
     def __post_init__(self) -> None:
-        vector = np.array(self.vector, dtype=np.float32)
+        vector = np.array(as_activations(self.vector), dtype=np.float32)
         if vector.ndim != 1 or not np.isfinite(vector).all():
-            raise ValueError(f"expected a finite vector (d_model,), got one of shape {vector.shape}")
+            raise ArrayError(f"expected a finite vector (d_model,), got one of shape {vector.shape}")
         norm = float(np.linalg.norm(vector))
         if norm > 0 and abs(norm - 1) > 1e-3:
-            raise ValueError(f"expected a vector of norm 1, got one of norm {norm:.4g}: divide it by its norm")
+            raise ArrayError(f"expected a vector of norm 1, got one of norm {norm:.4g}: divide it by its norm")
         site_label(self.site, self.n_layers)
         vector.setflags(write=False)
         object.__setattr__(self, "vector", vector)
@@ -56,31 +56,31 @@ class Direction:
         where = site_label(self.site, self.n_layers)
         return f"Direction({where}, d_model={len(self.vector)}, magnitude={self.magnitude:.4g})"
 
-    def project(self, activations: np.ndarray) -> np.ndarray:
+    def project(self, activations: ArrayLike) -> np.ndarray:
         """Project activations on the direction.
 
         Args:
-            activations: ``(..., d_model)``, any leading axes.
+            activations: ``(..., d_model)``, any leading axes; an array or a tensor.
 
         Returns:
             ``(...)`` float64, in activation units.
 
         Raises:
-            ValueError: for activations of another width.
+            ArrayError: for activations of another width.
         """
-        activations = np.asarray(activations)
+        activations = as_activations(activations)
         if activations.shape[-1:] != self.vector.shape:
-            raise ValueError(f"expected activations (..., {len(self.vector)}), got {activations.shape}")
+            raise ArrayError(f"expected activations (..., {len(self.vector)}), got {activations.shape}")
         return activations.astype(np.float64) @ self.vector.astype(np.float64)
 
     def cosine(self, other: Direction) -> float:
         """Return the cosine with another direction; NaN where one of the two does not exist.
 
         Raises:
-            ValueError: for a direction of another width.
+            ArrayError: for a direction of another width.
         """
         if self.vector.shape != other.vector.shape:
-            raise ValueError(f"expected a direction of width {len(self.vector)}, got {len(other.vector)}")
+            raise ArrayError(f"expected a direction of width {len(self.vector)}, got {len(other.vector)}")
         first, second = self.vector.astype(np.float64), other.vector.astype(np.float64)
         norms = np.linalg.norm(first) * np.linalg.norm(second)
         return float(first @ second / norms) if norms > 0 else float("nan")
@@ -218,18 +218,21 @@ class Directions:
             return np.asarray(np.abs((difference * self.unit_direction).sum(axis=-1)))
         return np.asarray(np.linalg.norm(difference, axis=-1))
 
-    def project(self, activations: np.ndarray) -> np.ndarray:
+    def project(self, activations: ArrayLike) -> np.ndarray:
         """Project activations onto the unit direction of their site.
 
         Args:
-            activations: ``(..., site, d_model)``, any leading axes (prompts, tokens).
+            activations: ``(..., site, d_model)``, any leading axes (prompts, tokens); an array or a tensor.
 
         Returns:
             ``(..., site)`` float64, in activation units.
+
+        Raises:
+            ArrayError: for activations of other sites or another width.
         """
-        expected = self.unit_direction.shape
+        activations, expected = as_activations(activations), self.unit_direction.shape
         if activations.shape[-2:] != expected:
-            raise ValueError(f"activations must end in (site, d_model) = {expected}, got {activations.shape}")
+            raise ArrayError(f"activations must end in (site, d_model) = {expected}, got {activations.shape}")
         flat = activations.reshape(-1, *expected)
         projections = np.empty(flat.shape[:-1])
         for site in range(self.n_sites):
@@ -241,22 +244,24 @@ class Directions:
         return projections.reshape(activations.shape[:-1])
 
 
-def fit_directions(activations: np.ndarray, labels: np.ndarray, fitted: np.ndarray | None = None) -> Directions:
+def fit_directions(activations: ArrayLike, labels: ArrayLike, fitted: ArrayLike | None = None) -> Directions:
     """Fit the direction at every site as the difference of the two labels' means.
 
     Args:
-        activations: ``(prompt, site, d_model)``.
-        labels: ``(prompt,)`` bool, true for harmful; or the words ``harmful`` and ``harmless``.
+        activations: ``(prompt, site, d_model)``, an array or a tensor, or a list of one per prompt. The last site is
+            the final norm; see :mod:`refusal_core.sites`.
+        labels: ``(prompt,)`` bool, true for harmful; or 1 and 0; or the words ``harmful`` and ``harmless``.
         fitted: ``(prompt,)`` bool, the prompts to fit on; all by default.
 
     Raises:
-        ValueError: when a label has no prompt, the labels are something else, or the shapes disagree.
+        ArrayError: when a label has no prompt, the labels are something else, the shapes disagree, or an activation is
+            not a finite number.
     """
     return directions_of_means(*_label_means(activations, labels, fitted))
 
 
 def imported_directions(
-    vectors: Mapping[int, np.ndarray], activations: np.ndarray, labels: np.ndarray, fitted: np.ndarray | None = None
+    vectors: Mapping[int, np.ndarray], activations: ArrayLike, labels: ArrayLike, fitted: ArrayLike | None = None
 ) -> Directions:
     """Return imported vectors as directions, beside the two labels' mean activations.
 
@@ -267,7 +272,7 @@ def imported_directions(
         fitted: ``(prompt,)`` bool, the prompts of the contrast set; all by default.
 
     Raises:
-        ValueError: as :func:`fit_directions`.
+        ArrayError: as :func:`fit_directions`.
     """
     harmful, harmless = (means.astype(np.float32) for means in _label_means(activations, labels, fitted))
     unit = np.zeros_like(harmful)
@@ -276,36 +281,33 @@ def imported_directions(
     return Directions(unit, harmful, harmless, imported=True)
 
 
-def _label_means(
-    activations: np.ndarray, labels: np.ndarray, fitted: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _label_means(activations: ArrayLike, labels: ArrayLike, fitted: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the harmful and the harmless prompts' mean activations, ``(site, d_model)`` float64 each."""
-    is_harmful = _is_harmful(np.asarray(labels))
-    if activations.ndim != 3 or is_harmful.shape != activations.shape[:1]:
-        raise ValueError(
+    hidden, is_harmful = as_activations(activations), are_harmful(labels)
+    if hidden.ndim != 3 or is_harmful.shape != hidden.shape[:1]:
+        raise ArrayError(
             "expected activations (prompt, site, d_model) and one label per prompt, "
-            f"got {activations.shape} and {is_harmful.shape}"
+            f"got {hidden.shape} and {is_harmful.shape}"
         )
-    fitted = np.ones(len(activations), dtype=bool) if fitted is None else fitted
-    rows_of = is_harmful & fitted, ~is_harmful & fitted
-    if not all(rows.any() for rows in rows_of):
-        raise ValueError("a direction needs prompts of both labels")
-    harmful, harmless = (
-        np.stack([mean_activation(activations[:, site], rows) for site in range(activations.shape[1])])
-        for rows in rows_of
-    )
-    return harmful, harmless
-
-
-def _is_harmful(labels: np.ndarray) -> np.ndarray:
-    if labels.dtype == bool:
-        return labels
-    unknown = {*labels.tolist()} - {_HARMFUL, _HARMLESS}
-    if unknown:
-        raise ValueError(
-            f"expected labels harmful and harmless, or true and false, got {sorted(map(str, unknown))[:3]}"
+    is_fitted = np.ones(len(hidden), dtype=bool) if fitted is None else as_array(fitted)
+    if is_fitted.dtype != bool or is_fitted.shape != is_harmful.shape:
+        raise ArrayError(
+            f"expected one boolean per prompt ({len(hidden)}) of those to fit on, got {is_fitted.dtype} of shape "
+            f"{is_fitted.shape}"
         )
-    return np.asarray(labels == _HARMFUL)
+    means = []
+    for label, rows in (("harmful", is_harmful & is_fitted), ("harmless", ~is_harmful & is_fitted)):
+        if not rows.any():
+            raise ArrayError(f"a direction needs prompts of both labels, and none is {label}")
+        with np.errstate(invalid="ignore"):
+            mean = np.stack([mean_activation(hidden[:, site], rows) for site in range(hidden.shape[1])])
+        if not np.isfinite(mean).all():
+            site = int(np.flatnonzero(~np.isfinite(mean).all(axis=1))[0])
+            raise ArrayError(
+                f"expected finite activations, got NaN or infinity among the {label} prompts' at site {site}"
+            )
+        means.append(mean)
+    return means[0], means[1]
 
 
 def directions_of_means(harmful: np.ndarray, harmless: np.ndarray) -> Directions:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from refusal_core.analysis.directions import Direction, fit_directions
 from refusal_core.errors import RefusalError
@@ -59,6 +61,66 @@ def test_labels_may_be_words():
     np.testing.assert_array_equal(by_word.unit_direction, fit_directions(hidden, labels).unit_direction)
     with pytest.raises(ValueError, match="'unsafe'"):
         fit_directions(hidden, np.where(labels, "unsafe", "harmless"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_tensors_are_taken_as_arrays_are(dtype):
+    hidden, labels, _ = planted(np.random.default_rng(6))
+    states = torch.tensor(hidden, dtype=dtype, requires_grad=True)
+    rounded = states.detach().double().numpy()
+    expected, fitted = fit_directions(rounded, labels), np.arange(len(labels)) < 100
+    for given in (states, [*states], list(states.detach())):
+        directions = fit_directions(given, torch.tensor(labels))
+        np.testing.assert_allclose(directions.unit_direction, expected.unit_direction, atol=1e-6)
+    np.testing.assert_allclose(directions.project(states), expected.project(rounded), rtol=1e-5)
+    np.testing.assert_allclose(directions[1].project(states[:, 1]), expected[1].project(rounded[:, 1]), rtol=1e-5)
+    np.testing.assert_array_equal(
+        fit_directions(states, torch.tensor(labels), torch.tensor(fitted)).unit_direction,
+        fit_directions(rounded, labels, fitted).unit_direction,
+    )
+    vector = torch.zeros(16, dtype=dtype, requires_grad=True) + torch.eye(16, dtype=dtype)[3]
+    assert Direction(vector, 1.0, 0, 2).vector.tolist() == np.eye(16)[3].tolist()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda labels: labels.astype(int),
+        lambda labels: labels.astype(float),
+        lambda labels: labels.tolist(),
+        lambda labels: tuple(labels.astype(int).tolist()),
+        lambda labels: torch.tensor(labels).int(),
+        lambda labels: torch.tensor(labels).bfloat16(),
+        lambda labels: pd.Series(np.where(labels, "harmful", "harmless")),
+        lambda labels: np.where(labels, "harmful", "harmless").astype(object),
+        lambda labels: ["harmful" if label else "harmless" for label in labels],
+    ],
+)
+def test_labels_may_be_numbers_booleans_or_words_of_any_container(form):
+    hidden, labels, _ = planted(np.random.default_rng(7))
+    expected = fit_directions(hidden, labels).unit_direction
+    np.testing.assert_array_equal(fit_directions(hidden, form(labels)).unit_direction, expected)
+
+
+@pytest.mark.parametrize(
+    ("activations", "labels", "fitted", "said"),
+    [
+        (np.zeros((4, 2, 3)), [1, -1, 1, -1], None, "true and false, or 1 and 0; got -1"),
+        (np.zeros((4, 2, 3)), [0, 1, 2, 1], None, "got 2"),
+        (np.zeros((4, 2, 3)), [1, 0, 1, np.nan], None, "got nan"),
+        (np.zeros((4, 2, 3)), ["harmful", "grey", "harmless", "harmful"], None, "got 'grey'"),
+        (np.zeros((4, 2, 3)), [[1, 0], [0, 1]], None, r"one label per prompt, got \(4, 2, 3\) and \(2, 2\)"),
+        (np.zeros((4, 2, 3)), [1, 1, 1, 1], None, "both labels, and none is harmless"),
+        (torch.zeros(4, 3), [1, 0, 1, 0], None, r"expected activations \(prompt, site, d_model\)"),
+        (torch.zeros(4, 2, 3, dtype=torch.complex64), [1, 0, 1, 0], None, "as real numbers, got complex64"),
+        ([np.zeros((2, 3)), np.zeros((1, 3))], [1, 0], None, r"of one shape, got \(1, 3\) and \(2, 3\)"),
+        (np.full((4, 2, 3), np.inf), [1, 0, 1, 0], None, "among the harmful prompts' at site 0"),
+        (np.zeros((4, 2, 3)), [1, 0, 1, 0], [0, 1, 2], r"one boolean per prompt \(4\) .*, got int64 of shape \(3,\)"),
+    ],
+)
+def test_what_is_no_activation_or_label_is_said_in_one_sentence(activations, labels, fitted, said):
+    with pytest.raises(RefusalError, match=said):
+        fit_directions(activations, labels, fitted)
 
 
 def test_one_direction_of_several_is_what_it_is_among_them():
