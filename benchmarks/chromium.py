@@ -195,7 +195,7 @@ def _scrubbing(visit: Visit, rounds: int) -> Row:
 
 
 def _typed(visit: Visit, rounds: int) -> Row:
-    """A prompt's last key, until its numbers and figures are drawn; half a second of it is the wait for a next key."""
+    """A prompt's last key, until its numbers and figures are drawn; 0.2 s of it are the wait for a next key."""
     name = "the last key of a prompt, to its picture"
     model = RUN.partition("--")[0]
     if not (models_folder() / model).is_dir():

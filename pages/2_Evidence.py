@@ -11,7 +11,7 @@ from refusal_core.ui.evidence import evidence_chart, evidence_or_end, question_s
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.home import answered, show_headline
 from refusal_core.ui.kept_lists import kept_in_words
-from refusal_core.ui.layout import sentences
+from refusal_core.ui.layout import identity, sentences, shared
 
 run = frame(
     "Evidence",
@@ -21,7 +21,7 @@ run = frame(
 evidence = evidence_or_end(run)
 best = run.best_site()
 show_headline(run, best, answered(run, best))
-st.markdown(sentences(verdict(evidence)))
+st.markdown(sentences(shared((*identity(run), "verdict"), lambda: verdict(evidence))))
 site = site_picker(run, st.columns([1, 3])[0])
 evidence_chart(run, evidence, "overview", site)
 drawn = "the imported direction the same" if evidence.imported else "the direction refitted"

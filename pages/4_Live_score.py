@@ -1,4 +1,4 @@
-"""Type a prompt and see where it projects at all layers, half a second after the last key."""
+"""Type a prompt and see where it projects at all layers, as soon as one pauses."""
 
 from __future__ import annotations
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
-from refusal_core.exploration.comparison import describe_probe_d
 from refusal_core.ui import address
 from refusal_core.ui import comparison as parts
 from refusal_core.ui.evidence import evidence_or_none
 from refusal_core.ui.frame import frame, site_picker
-from refusal_core.ui.layout import heading, part_picker
+from refusal_core.ui.layout import part_picker
 
 DEPTH, RANKS, DISPUTED, CATEGORIES, DIRECTIONS = (
     "Over relative depth",
@@ -27,7 +26,7 @@ run = frame(
 compared = parts.chosen_sides(run)
 evidence = [evidence_or_none(side.run) for side in compared]
 tables = parts.tables_over_depth(compared, evidence)
-heading(describe_probe_d([side.run for side in compared], [side.letter for side in compared], tables))
+parts.headline(compared, tables)
 parts.controls(compared, evidence)
 parts.overview(compared, evidence, tables)
 parts.differences(compared)

@@ -25,6 +25,7 @@ ROOMS = (
         "options",
         "steering",
         "conversations",
+        "waiting_threads",
         "hub_answers",
     },
     {"children"},

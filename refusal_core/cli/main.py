@@ -18,6 +18,7 @@ from cyclopts.exceptions import CycloptsError
 from refusal_core import __version__
 from refusal_core.cli.reporting import Reporter
 from refusal_core.errors import RefusalError
+from refusal_core.waiting_threads import sleep_while_waiting
 
 
 def _shown_default(value: object) -> object:
@@ -94,6 +95,7 @@ app.command(measure)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    sleep_while_waiting()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         command, bound, injected = app.parse_args(given, print_error=False, exit_on_error=False)

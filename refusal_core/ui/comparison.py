@@ -22,7 +22,18 @@ from refusal_core.sites import relative_depth
 from refusal_core.ui import address
 from refusal_core.ui.conversations import prompt_in_full
 from refusal_core.ui.frame import described_runs, listed, shared_run
-from refusal_core.ui.layout import chart, csv_button, facts, identity, own_figure, sentences, show_error
+from refusal_core.ui.layout import (
+    chart,
+    csv_button,
+    facts,
+    folded,
+    heading,
+    identity,
+    own_figure,
+    sentences,
+    shared,
+    show_error,
+)
 from refusal_core.ui.numbers import numbers_table
 from refusal_core.ui.selection import chosen_row
 
@@ -95,6 +106,13 @@ def controls(compared: list[Side], evidence: list[Evidence | None]) -> None:
         st.caption(f"Without intervals: {', '.join(bare)}, which has no evidence.")
 
 
+def headline(compared: list[Side], tables: list[pd.DataFrame]) -> None:
+    """Say in large letters how d on matched pairs compares between the runs."""
+    runs, letters = [side.run for side in compared], [side.letter for side in compared]
+    key = ("compare_headline", *_identities(compared))
+    heading(shared(key, lambda: comparison.describe_probe_d(runs, letters, tables)))
+
+
 def overview(compared: list[Side], evidence: list[Evidence | None], tables: list[pd.DataFrame]) -> None:
     """Show the runs as rows: the three effect sizes at their highest, and from where harm is detectable."""
     st.dataframe(
@@ -122,9 +140,11 @@ def overview(compared: list[Side], evidence: list[Evidence | None], tables: list
 
 def differences(compared: list[Side]) -> None:
     """Show how the runs were made, as far as that differs between them."""
-    made = pd.DataFrame({side.letter: facts(side.run) for side in compared})
-    made = made[made.nunique(axis=1).gt(1)].drop(index=["name", "made"], errors="ignore")
-    with st.expander("What differs between these runs", icon=":material/difference:"):
+    with folded("What differs between these runs", "compare_differences_open", ":material/difference:") as part:
+        if not part.open:
+            return
+        made = pd.DataFrame({side.letter: facts(side.run) for side in compared})
+        made = made[made.nunique(axis=1).gt(1)].drop(index=["name", "made"], errors="ignore")
         st.dataframe(
             made.reset_index(names=""), hide_index=True, width="stretch", placeholder="–", key="compare_differences"
         )
@@ -310,9 +330,10 @@ def by_category(compared: list[Side], site: int, source: str | None) -> None:
                 chart(figures.by_category(compared, tables, number), f"compare_category_{number}")
             else:
                 st.info("No category has three prompts of each label.", icon=":material/category:")
-    with st.expander("The numbers", icon=":material/table_rows:"):
-        numbers = [table.assign(run=side.letter) for side, table in zip(compared, tables, strict=True)]
-        numbers_table(pd.concat(numbers).set_index("run").reset_index())
+    with folded("The numbers", "compare_numbers_open") as part:
+        if part.open:
+            numbers = [table.assign(run=side.letter) for side, table in zip(compared, tables, strict=True)]
+            numbers_table(pd.concat(numbers).set_index("run").reset_index())
 
 
 def direction_cosines(compared: list[Side]) -> None:

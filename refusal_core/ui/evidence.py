@@ -10,7 +10,7 @@ from refusal_core.figures.evidence import FIGURES, OVER_LAYERS, cosines
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run import Run
 from refusal_core.ui import address, numbers
-from refusal_core.ui.layout import chart, identity, marked, sentences, shared_figure, show_error
+from refusal_core.ui.layout import chart, identity, marked, sentences, shared, shared_figure, show_error
 from refusal_core.ui.server import told
 
 _TABLES = {
@@ -68,7 +68,7 @@ def evidence_chart(run: Run, evidence: Evidence, name: str, site: int) -> None:
 def question_section(run: Run, evidence: Evidence, name: str, site: int) -> None:
     """Show a question with what the numbers say to it; its figure and numbers once unfolded, one question at a time."""
     st.subheader(QUESTIONS[name], anchor=False)
-    st.markdown(sentences(answer(evidence, name, site)))
+    st.markdown(sentences(shared((*identity(run), "answer", name, site), lambda: answer(evidence, name, site))))
     key = f"evidence_open_{name}"
     with st.expander(
         "Figure and numbers",

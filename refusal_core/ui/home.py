@@ -18,12 +18,13 @@ from refusal_core.intervention import experiment
 from refusal_core.intervention.conditions import PLAIN, Condition
 from refusal_core.pipeline.scoring import Score
 from refusal_core.prompts.sets import prompt_id
+from refusal_core.runs.manifest import InterventionManifest
 from refusal_core.runs.run import Run
 from refusal_core.sharing.answers import Answer, answer_questions, headline
 from refusal_core.ui import live
 from refusal_core.ui.evidence import evidence_or_none
 from refusal_core.ui.intervention import summary_of
-from refusal_core.ui.layout import chart, heading, sentences
+from refusal_core.ui.layout import addition_identity, chart, heading, sentences, shared
 from refusal_core.ui.model import available_source, one_model
 from refusal_core.ui.newest import Newest
 from refusal_core.ui.placement import place_in_words, show_tokens
@@ -44,11 +45,15 @@ def answered(run: Run, site: int) -> list[Answer] | None:
     evidence = evidence_or_none(run)
     if evidence is None:
         return None
-    try:
-        recorded = experiment.load_interventions(run)
-    except RefusalError:
-        recorded = None
-    return answer_questions(run, evidence, site, None if recorded is None else summary_of(run, *recorded).effects)
+
+    def answers() -> list[Answer]:
+        try:
+            recorded = experiment.load_interventions(run)
+        except RefusalError:
+            recorded = None
+        return answer_questions(run, evidence, site, None if recorded is None else summary_of(run, *recorded).effects)
+
+    return shared((*addition_identity(run, InterventionManifest.kind), "answers", site), answers)
 
 
 def show_headline(run: Run, site: int, answered: list[Answer] | None) -> None:

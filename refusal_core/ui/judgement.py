@@ -11,7 +11,7 @@ from refusal_core.intervention.judgement import Measured
 from refusal_core.markdown import plain
 from refusal_core.runs.manifest import JudgementManifest
 from refusal_core.runs.run import Run
-from refusal_core.ui.layout import chart, csv_button, identity, sentences, shared_figure
+from refusal_core.ui.layout import chart, csv_button, folded, identity, sentences, shared, shared_figure
 from refusal_core.ui.model import recorded
 from refusal_core.ui.numbers import numbers_table
 
@@ -34,10 +34,11 @@ def judged(run: Run) -> None:
         return
     manifest = measured[1]
     summary = _summary(manifest.sha256, run, measured)
-    st.markdown(sentences(judgement_effects.headline(run, measured, summary)))
-    chart(shared_figure((*identity(run), KIND, manifest.sha256), lambda: figures.moved(summary)), "judgement_moved")
+    key = (*identity(run), KIND, manifest.sha256)
+    st.markdown(sentences(shared((*key, "headline"), lambda: judgement_effects.headline(run, measured, summary))))
+    chart(shared_figure(key, lambda: figures.moved(summary)), "judgement_moved")
     n_prompts = measured[0]["prompt_id"].nunique()
-    judged_by, refused_by = judgement_effects.spreads(measured)
+    judged_by, refused_by = shared((*key, "spreads"), lambda: judgement_effects.spreads(measured))
     st.caption(
         sentences(
             f"{n_prompts} prompts of {plain(manifest.prompts.source)}, on none of which the directions were fitted; "
@@ -48,7 +49,9 @@ def judged(run: Run) -> None:
             "A change counts only outside the controls' band, which is wide enough for all comparisons here together."
         )
     )
-    with st.expander("Every edit in a sentence, and the numbers", icon=":material/table_rows:"):
+    with folded("Every edit in a sentence, and the numbers", "judgement_numbers_open") as part:
+        if not part.open:
+            return
         st.markdown("\n".join(f"- {sentences(line)}" for line in judgement_effects.reading(run, measured, summary)))
         numbers_table(summary)
         st.caption("How probable Yes or No is, at the questions, on average:")

@@ -23,7 +23,7 @@ from refusal_core.runs.run import Run
 from refusal_core.sites import site_short
 from refusal_core.ui import address
 from refusal_core.ui.frame import site_picker
-from refusal_core.ui.layout import chart, csv_button, identity, layer_numbers, marked, raw_units
+from refusal_core.ui.layout import chart, csv_button, folded, identity, layer_numbers, marked, raw_units, shared
 from refusal_core.ui.scrubbing import first_site, is_narrow, keep_together
 from refusal_core.ui.selection import newly
 from refusal_core.ui.streamlit_internals import component, resource
@@ -115,8 +115,9 @@ def over_layers(run: Run, site: int) -> None:
             with column:
                 _curve(run, name, SUMMARIES[name], site, published)
     st.caption("Click a point to go to its layer.")
-    with st.expander(f"All numbers of {run.site_label(site)}", icon=":material/table_rows:"):
-        layer_numbers(run, site)
+    with folded(f"All numbers of {run.site_label(site)}", "layers_numbers_open") as part:
+        if part.open:
+            layer_numbers(run, site)
     csv_button(lambda: run.layer_stats, f"{run.run_id}--layers", "Download the numbers of all layers")
 
 
@@ -130,10 +131,8 @@ def _pinned_courses(run: Run, followed: list[int], site: int, raw: bool) -> None
 
 def side_by_side(run: Run) -> None:
     """Show eight layers at once, once unfolded."""
-    with st.expander(
-        "Eight layers side by side", icon=":material/grid_view:", key="layers_eight_open", on_change="rerun"
-    ) as unfolded:
-        if unfolded.open:
+    with folded("Eight layers side by side", "layers_eight_open", ":material/grid_view:") as part:
+        if part.open:
             columns = 2 if is_narrow(_CONTAINER) else 4
             chart(_eight(*identity(run), run, columns), "layers_eight")
 
@@ -158,11 +157,12 @@ def _panel(run: Run, options: dict[str, Any], site: int) -> None:
 
 def _pinned(run: Run, followed: list[int], site: int) -> None:
     """Show the pinned prompts in full, with their projection, and a field that pins another."""
+    offered = shared((*identity(run), "offered"), lambda: _offered(run))
     st.selectbox(
         "Pin a prompt",
-        run.prompts.index[:_MOST_OFFERED],
+        range(len(offered)),
         index=None,
-        format_func=lambda row: " ".join(run.prompts["text"][row].split())[:100],
+        format_func=offered.__getitem__,
         placeholder="type part of it",
         help=f"Of more than {_MOST_OFFERED} prompts the first; the page Outliers searches all."
         if len(run.prompts) > _MOST_OFFERED
@@ -189,6 +189,11 @@ def _pinned(run: Run, followed: list[int], site: int) -> None:
                 on_click=_unpin,
                 args=(run, followed, row),
             )
+
+
+def _offered(run: Run) -> list[str]:
+    """Return the prompts that the field offers, each as one line."""
+    return [" ".join(text.split())[:100] for text in run.prompts["text"][:_MOST_OFFERED]]
 
 
 def _curve(run: Run, name: str, drawn: Callable[..., go.Figure], site: int, published: pd.DataFrame | None) -> None:

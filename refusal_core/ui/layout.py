@@ -8,11 +8,12 @@ from contextlib import suppress
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
+from streamlit.elements.lib.mutable_expander_container import ExpanderContainer
 
 from refusal_core.errors import RefusalError
 from refusal_core.figures.layers import QUESTIONS
@@ -27,6 +28,8 @@ from refusal_core.sharing.rendering import MIME, SIZES, browser_found, render_im
 from refusal_core.ui import address
 from refusal_core.ui.glossary import glossary_link, link_terms
 from refusal_core.ui.server import told
+
+T = TypeVar("T")
 
 _OWN = "own_figures"
 _CHART_CONFIG = {"displaylogo": False, "displayModeBar": False}
@@ -139,6 +142,11 @@ def _heading(key: str, view: address.View, shown: str | None, *, of_layer: bool 
     return name, " · ".join(filter(None, said))
 
 
+def folded(label: str, key: str, icon: str = ":material/table_rows:") -> ExpanderContainer:
+    """Return a folded part of a page; what is in it is computed and sent only while its ``open`` is true."""
+    return st.expander(label, icon=icon, key=key, on_change="rerun")
+
+
 def csv_button(table: Callable[[], pd.DataFrame], file_name: str, label: str = "Download as csv") -> None:
     """Offer a table as a csv file, which is made when it is asked for."""
     st.download_button(
@@ -190,15 +198,20 @@ def modified(path: Path) -> int:
     return path.stat().st_mtime_ns if path.is_file() else 0
 
 
-@st.cache_resource(max_entries=256, show_spinner=False)
-def shared_figure(key: tuple[Hashable, ...], _draw: Callable[[], go.Figure]) -> go.Figure:
-    """Return a figure that is drawn once for all visitors, and changed by none.
+@st.cache_resource(max_entries=512, show_spinner=False)
+def shared(key: tuple[Hashable, ...], _make: Callable[[], T]) -> T:
+    """Return what is computed once for all visitors, and changed by none.
 
     Args:
-        key: what it shows: the :func:`identity` of the run, a name and whatever else it depends on.
-        _draw: makes the figure.
+        key: what it is of: the :func:`identity` of the run, a name and whatever else it depends on.
+        _make: computes it.
     """
-    return serialise_once(_draw())
+    return _make()
+
+
+def shared_figure(key: tuple[Hashable, ...], draw: Callable[[], go.Figure]) -> go.Figure:
+    """Return a figure that is drawn once for all visitors, and changed by none; see :func:`shared`."""
+    return shared((*key, "figure"), lambda: serialise_once(draw()))
 
 
 def own_figure(run: Run, name: Hashable, draw: Callable[[], go.Figure]) -> go.Figure:

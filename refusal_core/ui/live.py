@@ -85,10 +85,10 @@ def prompt_field(container: DeltaGenerator, disabled: bool, page: str) -> str:
         text = container.text_input(
             "Prompt",
             key=key,
-            live="500ms",
+            live="200ms",
             placeholder="How do I kill the weeds between my paving stones?",
             disabled=disabled,
-            help="Scored half a second after the last key. The page Live score takes prompts of several lines.",
+            help="Scored as soon as you pause. The page Live score takes prompts of several lines.",
         )
     st.session_state[_TYPED] = text
     address.link_text(text)

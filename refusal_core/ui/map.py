@@ -21,11 +21,12 @@ from refusal_core.exploration.planes import COMPONENTS, DIRECTION, PLANES, Plane
 from refusal_core.figures import map as figures
 from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.markdown import plain
+from refusal_core.runs.manifest import BehaviourManifest
 from refusal_core.runs.run import Run
 from refusal_core.sharing.map_page import map_html
 from refusal_core.ui import address
 from refusal_core.ui.clicks import on_point
-from refusal_core.ui.layout import chart, csv_button, identity
+from refusal_core.ui.layout import addition_identity, chart, csv_button, identity, shared
 from refusal_core.ui.outliers import the_prompt
 from refusal_core.ui.scrubbing import first_site, is_narrow, keep_together
 from refusal_core.ui.selection import chosen_row
@@ -53,7 +54,8 @@ class Options:
 
 def options(run: Run, columns: Sequence[DeltaGenerator]) -> Options:
     """Show fields for the plane, the colours and the sets; return what was chosen."""
-    view, known = address.view(), _colourings(run)
+    view = address.view()
+    known = shared((*addition_identity(run, BehaviourManifest.kind), "colourings"), lambda: _colourings(run))
     plane, colour = address.one_of(list(PLANES), "plane"), address.one_of(list(known), "colour")
     columns[0].segmented_control(
         "Axes",

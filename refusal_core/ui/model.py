@@ -25,7 +25,7 @@ from refusal_core.pipeline.scoring import Scorer, identify_for, load_model_for, 
 from refusal_core.runs.run import Run
 from refusal_core.ui.background import offer
 from refusal_core.ui.jobs import Command
-from refusal_core.ui.layout import show_error
+from refusal_core.ui.layout import addition_identity, shared, show_error
 from refusal_core.ui.newest import Newest
 from refusal_core.ui.turns import Turns
 
@@ -215,7 +215,7 @@ def recorded(
         with_model: whether measuring needs the run's model.
     """
     try:
-        measured = load(run)
+        measured = shared((*addition_identity(run, kind), kind), lambda: load(run))
     except RefusalError as error:
         show_error(f"The {what} measured on this run cannot be used.", error)
         return None

@@ -16,6 +16,7 @@ from refusal_core.access.settings import TOKEN, Access, access_for, is_specific
 from refusal_core.error_log import log_failure
 from refusal_core.errors import AccessError, RefusalError
 from refusal_core.ui.streamlit_internals import is_page, log_in, uploaded_bytes
+from refusal_core.waiting_threads import sleep_while_waiting
 
 _guarded = False
 
@@ -23,9 +24,11 @@ _guarded = False
 def guard() -> list[Middleware]:
     """Return what stands before everything that this server answers, and print the addresses that open it.
 
+    Called when a server starts, before anything imports PyTorch.
     The process ends with a sentence when the server would be open to others.
     """
     global _guarded
+    sleep_while_waiting()
     address = str(_option("server.address") or "")
     base_path = str(_option("server.baseUrlPath") or "")
     try:

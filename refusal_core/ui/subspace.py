@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from typing import TypeVar
 
 import plotly.graph_objects as go
 import streamlit as st
@@ -14,9 +14,11 @@ from refusal_core.figures import subspace as figures
 from refusal_core.runs.manifest import SubspaceManifest
 from refusal_core.runs.run import Run
 from refusal_core.ui.frame import site_beside_verdict
-from refusal_core.ui.layout import chart, csv_button, identity, marked, sentences, shared_figure
+from refusal_core.ui.layout import chart, csv_button, folded, identity, marked, sentences, shared, shared_figure
 from refusal_core.ui.model import recorded_or_end
 from refusal_core.ui.numbers import numbers_table
+
+T = TypeVar("T")
 
 KIND = SubspaceManifest.kind
 
@@ -37,7 +39,11 @@ def measured_or_end(run: Run) -> Measured:
 
 def choose_site(run: Run, measured: Measured) -> int:
     """Show a field for the site, and beside it how many directions are found there; return the site."""
-    return site_beside_verdict(run, partial(subspace.verdict, run, measured))
+
+    def verdict(site: int) -> str:
+        return _said(run, measured, site, "verdict", lambda: subspace.verdict(run, measured, site))
+
+    return site_beside_verdict(run, verdict)
 
 
 def at_site(run: Run, measured: Measured, site: int) -> None:
@@ -48,10 +54,10 @@ def at_site(run: Run, measured: Measured, site: int) -> None:
     left, right = st.columns(2, gap="medium")
     with left:
         chart(_drawn(run, measured, site, figures.left_over), "subspace_left_over")
-        st.caption(sentences(subspace.how_many(measured, site)))
+        st.caption(sentences(_said(run, measured, site, "how many", lambda: subspace.how_many(measured, site))))
     with right:
         chart(_drawn(run, measured, site, figures.category_cosines), "subspace_categories")
-        st.caption(sentences(subspace.which_share(measured, site)))
+        st.caption(sentences(_said(run, measured, site, "which share", lambda: subspace.which_share(measured, site))))
 
 
 def over_layers(run: Run, measured: Measured, site: int) -> None:
@@ -69,9 +75,10 @@ def over_layers(run: Run, measured: Measured, site: int) -> None:
 
 def estimators(run: Run, measured: Measured, site: int) -> None:
     """Show what other estimators of the direction make of the same prompts at a site."""
-    table = subspace.estimator_table(measured, site)
+    table = _said(run, measured, site, "estimators", lambda: subspace.estimator_table(measured, site))
     st.subheader("Is the difference of means the best direction?", anchor=False)
-    st.markdown(sentences(subspace.which_estimator(run, measured, site)))
+    which = _said(run, measured, site, "which", lambda: subspace.which_estimator(run, measured, site))
+    st.markdown(sentences(which))
     if table.empty:
         return
     numbers_table(table[table.columns.intersection(subspace.SUMMARY, sort=False)].reset_index())
@@ -83,11 +90,17 @@ def estimators(run: Run, measured: Measured, site: int) -> None:
 
 def numbers(run: Run, measured: Measured, site: int) -> None:
     """Show all numbers of the estimators and of the pairs of categories, and offer those of all sites."""
-    with st.expander("The numbers", icon=":material/table_rows:"):
-        numbers_table(subspace.estimator_table(measured, site).reset_index())
-        if measured[1].reason is None:
-            numbers_table(subspace.pair_table(measured, site))
-        csv_button(lambda: measured[0], f"{run.run_id}--{KIND}")
+    with folded("The numbers", "subspace_numbers_open") as part:
+        if part.open:
+            numbers_table(subspace.estimator_table(measured, site).reset_index())
+            if measured[1].reason is None:
+                numbers_table(subspace.pair_table(measured, site))
+            csv_button(lambda: measured[0], f"{run.run_id}--{KIND}")
+
+
+def _said(run: Run, measured: Measured, site: int, name: str, make: Callable[[], T]) -> T:
+    """Return what is said of a site, computed once for all visitors."""
+    return shared((*identity(run), KIND, measured[1].sha256, name, site), make)
 
 
 def _drawn(run: Run, measured: Measured, site: int, draw: Callable[[Run, Measured, int], go.Figure]) -> go.Figure:

@@ -112,6 +112,14 @@ def visit(page: str | None = None, **address: str) -> AppTest:
     return app
 
 
+def unfold(app: AppTest, part: str) -> AppTest:
+    """The page after a press on a folded part of it."""
+    app.session_state[part] = True
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
 def shown(app: AppTest) -> str:
     """The page's Markdown as it is read: without links to the glossary and the backslashes before names of a run."""
     texts = [str(element.value) for kind in ("title", "subheader", "markdown", "caption") for element in app.get(kind)]
@@ -506,6 +514,8 @@ def test_the_subspace_says_how_many_directions_there_are_and_follows_the_layer(w
     assert not app.exception
     assert "At final norm one direction of harm is found" in shown(app)
     assert "the mean difference reaches AUROC" in shown(app)
+    assert len(app.dataframe) == 1
+    unfold(app, "subspace_numbers_open")
     estimators, numbers, pairs = (each.value for each in app.dataframe[:3])
     assert estimators["estimator"].tolist() == numbers["estimator"].tolist()
     assert estimators["estimator"][0] == "mean difference"
@@ -580,6 +590,7 @@ def test_harm_and_refusal_are_compared_where_refusing_has_a_direction(with_posit
     assert not app.exception
     assert "At final norm no direction of refusing is found at t_inst; at t_post" in shown(app)
     assert "Harm at t_inst follows what is asked by" in shown(app)
+    unfold(app, "positions_numbers_open")
     numbers = app.dataframe[1].value.set_index(["read_at", "direction_of", "of"])
     assert numbers.loc[("t_inst", "harm", "asked"), "number_low"] > 2
     assert numbers.loc[("t_post", "refusal", "done"), "p_permuted"] == 0.01
@@ -602,6 +613,7 @@ def test_the_read_positions_say_what_is_read_at_either_end_and_follow_the_layer(
     app.number_input(key="site_field").set_value(N_LAYERS).run()
     assert not app.exception
     assert "At t_inst, final norm, new prompts are separated with d" in shown(app)
+    unfold(app, "positions_numbers_open")
     numbers = app.dataframe[0].value
     assert numbers["read_at"].tolist() == ["t_inst", "<|im_end|>", "t_post"]
     assert numbers["crossfit_d_low"][0] > 1 > numbers["crossfit_d"][2]
@@ -614,7 +626,7 @@ def test_a_page_shows_the_run_at_the_read_position_of_the_address(with_positions
         f"**{run.layer_stats['in_sample_d'][5]:.3g}**" for run in (with_positions.at("t_inst"), with_positions)
     )
     assert there != own
-    app = visit("1_Layers", run=RUN, site="5", position="t_inst")
+    app = unfold(visit("1_Layers", run=RUN, site="5", position="t_inst"), "layers_numbers_open")
     assert app.selectbox(key="position_field").value == "t_inst"
     assert there in shown(app)
     assert own not in shown(app)
@@ -665,6 +677,7 @@ def test_what_steering_moves_is_asked_where_it_was_not_measured_and_said_where_i
     assert not app.exception
     assert "the judgement more than refusing in 4 and refusing more than the judgement in 0;" in shown(app)
     assert '"controls"' in app.get("plotly_chart")[0].proto.spec
+    unfold(app, "judgement_numbers_open")
     changes, answered = (each.value for each in app.dataframe)
     assert set(changes["outcome"]) == {"judgement", "refusing", "difference"}
     assert answered["direction"].tolist() == [*HARMS, "none", "refusal at t_inst", "refusal at t_post"]
@@ -1076,7 +1089,7 @@ def test_one_part_of_a_page_is_open_and_the_address_says_which(two_runs):
 
 
 def test_what_differs_between_compared_runs_is_a_table(two_runs):
-    app = visit("9_Compare", run=RUN)
+    app = unfold(visit("9_Compare", run=RUN), "compare_differences_open")
     table = next(table.value for table in app.dataframe if list(table.value.columns) == ["", "A", "B"])
     assert {"model", "chat template"} <= set(table[""])
     assert (table["A"] != table["B"]).all()
@@ -1176,7 +1189,7 @@ def test_counts_are_shown_whole(monkeypatch):
     run = open_run(RUN)
     counts = run.layer_stats.assign(range_overlap=12_345, mean_crossings=23_456)
     monkeypatch.setattr(frame, "shared_run", lambda run_id: with_tables(run, layer_stats=counts))
-    said = shown(visit("1_Layers", run=RUN))
+    said = shown(unfold(visit("1_Layers", run=RUN), "layers_numbers_open"))
     assert "range overlap **12345**" in said
     assert "mean crossings **23456**" in said
 
