@@ -6,6 +6,10 @@ const TABLE = "[data-testid=stDataFrame] [role=grid]";
 const COLUMN_HEADER = "[role=columnheader]";
 const HEADING = "[data-testid=stMain] :is(h1, h2, h3, h4, h5, h6)";
 
+/** The menu of pages: its links, the button that closes it, and the windows in which it lies over the page. */
+const MENU_LINK = "[data-testid=stSidebar] a", MENU_CLOSES = "[data-testid=stSidebarCollapseButton] button";
+const MENU_LIES_OVER = "(max-width: 768px)";
+
 /** The first figure in the container of a key, once Plotly has drawn it. */
 function figureIn(key) {
     const found = document.querySelector(`.st-key-${key} ${PLOTLY_FIGURE}`);

@@ -25,6 +25,7 @@ from refusal_core.ui import address, jobs
 from refusal_core.ui.accessibility import make_accessible
 from refusal_core.ui.layout import addition_identity, heading, modified, show_error
 from refusal_core.ui.server import person_field, stop_unguarded, told
+from refusal_core.ui.streamlit_internals import component
 
 _NO_CHOICE = "The read position that is chosen on other pages does not apply here."
 _ICON = Path(__file__).with_name("icon.png")
@@ -87,6 +88,7 @@ def head(title: str, line: str) -> DeltaGenerator:
         _page_link(*_GLOSSARY)
         person_field()
         _job_indicator()
+        component("close_menu")(key="close_menu")
     make_accessible()
     left, right = st.columns([3, 2], gap="medium", vertical_alignment="center")
     left.title(title, anchor=False)
