@@ -8,7 +8,7 @@ from refusal_core.ui.server import guard, show_failure
 
 if __name__ != "__main__":
     # Streamlit imports this file once, to serve what it calls an app, and runs it as a script for every visit.
-    app = st.App(__file__, middleware=guard(), on_script_error=show_failure)
+    app = st.App(__file__, middleware=guard(__file__), on_script_error=show_failure)
 else:
     from refusal_core.ui import home
     from refusal_core.ui.downloads import downloads

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import html
+import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -24,11 +25,16 @@ PERSON_HEADER = "x-refusal-person"
 MOST_UPLOADED = 100_000_000
 """Bytes that the server holds of the files of a visit that may only look and score, those under way included; where
 people log in, of all visits of one of them."""
+MOST_UPLOADED_BY_ALL = 1_000_000_000
+"""Bytes that the server holds of the files of all who may only look and score."""
 MOST_TABS = 200
 """Open pages of all who may only look and score; the owner comes in beyond it, unless the server is read-only: there
 the owner may only look and score, too."""
 MOST_TABS_OF_ONE = 20
 """Open pages of one person who has logged in and may only look and score."""
+MESSAGES_OF_TAB, MESSAGES_OF_ALL = 20, 100
+"""Messages a second that are passed on of one page of who may only look and score, and of all such pages; others wait.
+Each begins the page's program anew."""
 LARGEST_OF_VIEWER = 25_000_000
 """Bytes of one file that somebody who may only look and score may send."""
 _HEALTH, _METRICS, _UPLOAD = "/_stcore/health", "/_stcore/metrics", "/_stcore/upload_file/"
@@ -82,6 +88,21 @@ class LogIn:
     query_of: Callable[[str], str]
 
 
+class _Turns:
+    """So many turns a second, in the order in which they are asked for."""
+
+    def __init__(self, per_second: float) -> None:
+        self._seconds_between = 1 / per_second
+        self._next = 0.0
+        self._asking = asyncio.Lock()
+
+    async def take(self) -> None:
+        """Wait for the next turn."""
+        async with self._asking:
+            await asyncio.sleep(max(self._next - time.monotonic(), 0.0))
+            self._next = time.monotonic() + self._seconds_between
+
+
 class Guard:
     """Answers only what a visitor may ask for.
 
@@ -121,6 +142,7 @@ class Guard:
         self._access = access
         self._held_of = held_of
         self._tabs = 0
+        self._turns = _Turns(MESSAGES_OF_ALL)
         self._arriving: Counter[str] = Counter()
         self._base = f"/{base_path.strip('/')}" if base_path.strip("/") else ""
         self._headers = _security_headers(access)
@@ -280,8 +302,17 @@ class Guard:
             return
         self._tabs += 1
         self._tabs_of[address] += 1
+        turns = _Turns(MESSAGES_OF_TAB)
+
+        async def receiving() -> Message:
+            message = await receive()
+            if message["type"] == "websocket.receive":
+                await turns.take()
+                await self._turns.take()
+            return message
+
         try:
-            await self._app(scope, receive, self._with_headers(scope, send))
+            await self._app(scope, receiving, self._with_headers(scope, send))
         finally:
             self._tabs -= 1
             self._tabs_of[address] -= 1
@@ -296,16 +327,21 @@ class Guard:
         if chunked or not (length.isdecimal() and int(length) <= LARGEST_OF_VIEWER):
             await self._refuse(scope, send, 413, f"A file of a visitor has at most {LARGEST_OF_VIEWER / 1e6:.0f} MB.")
             return
-        visits = {visit}
-        if address:
-            others = {
-                other for other in self._visits_of.get(address, ()) if self._held_of(other) + self._arriving[other]
-            }
-            visits = self._visits_of[address] = others | visits
+        visits_of = self._visits_of | {address: self._visits_of.get(address, set()) | {visit}}
         # The program holds a file once it has all of it.
-        if sum(self._held_of(each) + self._arriving[each] for each in visits) + int(length) > MOST_UPLOADED:
+        held = {each: self._held_of(each) + self._arriving[each] for visits in visits_of.values() for each in visits}
+        own = visits_of[address] if address else {visit}
+        self._visits_of = {
+            who: still
+            for who, visits in visits_of.items()
+            if (still := {each for each in visits if held[each] or each == visit})
+        }
+        if sum(held[each] for each in own) + int(length) > MOST_UPLOADED:
             says = f"The files of a visit have at most {MOST_UPLOADED / 1e6:.0f} MB; reload the page to begin anew."
             await self._refuse(scope, send, 413, says)
+            return
+        if sum(held.values()) + int(length) > MOST_UPLOADED_BY_ALL:
+            await self._refuse(scope, send, 503, "The files of all visitors are as large as they may be; try later.")
             return
         self._arriving[visit] += int(length)
         try:
@@ -323,7 +359,11 @@ class Guard:
         origin = _one(scope, b"origin")
         if origin is None or (scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")):
             return True
-        return urlsplit(origin).netloc.lower() == host.lower() or origin in self._access.origins
+        try:
+            place = urlsplit(origin).netloc
+        except ValueError:
+            return False
+        return place.lower() == host.lower() or origin in self._access.origins
 
     async def _let_in(self, scope: Message, send: Send, name: str, role: Role, rest: list[tuple[str, str]]) -> None:
         """Keep the token in a cookie and take it out of the address, which goes into histories and links."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from refusal_core.analysis.effect_sizes import percentile
 from refusal_core.conversations import COLUMN as CONVERSATION
-from refusal_core.conversations import Prompt, prefix_of, text_of
+from refusal_core.conversations import Prompt, prefix_of, text_of, words_of
 from refusal_core.errors import ModelError, PromptError, RunError
 from refusal_core.models.identity import ModelInfo, identify
 from refusal_core.models.known import KNOWN
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from refusal_core.activations.reader import ResidualReader
 
 EMPTY = "expected a prompt, got an empty text"
+MOST_PER_TOKEN = 100
+"""Characters of a token: a text of more than so many times the token limit is refused without being tokenized."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,8 +186,15 @@ class Scorer:
         """
         if not text_of(prompt).strip():
             raise PromptError(EMPTY)
-        ids = self.reader.encode(prompt, with_prefix)
         limit = self.run.manifest.template.token_limit
+        n_characters, most = len(words_of(prompt)), limit * MOST_PER_TOKEN
+        if n_characters > most:
+            # Tokenizing megabytes takes minutes and gigabytes.
+            raise PromptError(
+                f"the prompt is {n_characters} characters long, expected at most {limit} tokens with its template, of "
+                f"{MOST_PER_TOKEN} characters each at the most; shorten it"
+            )
+        ids = self.reader.encode(prompt, with_prefix)
         if len(ids) > limit:
             raise PromptError(
                 f"the prompt is {len(ids)} tokens long with its template, expected at most {limit}; shorten it"

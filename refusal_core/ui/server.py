@@ -15,17 +15,20 @@ from refusal_core.access.guard import PERSON_HEADER, ROLE_HEADER, Guard
 from refusal_core.access.settings import TOKEN, Access, access_for, is_specific
 from refusal_core.error_log import log_failure
 from refusal_core.errors import AccessError, RefusalError
-from refusal_core.ui.streamlit_internals import is_page, log_in, uploaded_bytes
+from refusal_core.ui.streamlit_internals import PageMessages, is_page, log_in, uploaded_bytes
 from refusal_core.waiting_threads import sleep_while_waiting
 
 _guarded = False
 
 
-def guard() -> list[Middleware]:
+def guard(script: str) -> list[Middleware]:
     """Return what stands before everything that this server answers, and print the addresses that open it.
 
     Called when a server starts, before anything imports PyTorch.
     The process ends with a sentence when the server would be open to others.
+
+    Args:
+        script: the file that the server was started with.
     """
     global _guarded
     sleep_while_waiting()
@@ -38,7 +41,8 @@ def guard() -> list[Middleware]:
         sys.exit(f"error: {error}")
     _print_addresses(access, address, base_path)
     _guarded = True
-    return [Middleware(Guard, access=access, base_path=base_path, held_of=uploaded_bytes, log_in=logging_in)]
+    before = Middleware(Guard, access=access, base_path=base_path, held_of=uploaded_bytes, log_in=logging_in)
+    return [before, Middleware(PageMessages, script=script)]
 
 
 def show_failure(error: Exception) -> bool:
@@ -64,8 +68,11 @@ def stop_unguarded() -> None:
 
 
 def may_change() -> bool:
-    """Return whether the visitor may change what is in the cache; outside a server, who runs the program may."""
-    return not is_page() or st.context.headers.get(ROLE_HEADER, "owner") == "owner"
+    """Return whether the visitor may change what is in the cache; outside a server, who runs the program may.
+
+    A page that was closed while its program runs has no headers any more, and nobody's page changes nothing.
+    """
+    return not is_page() or st.context.headers.get(ROLE_HEADER, "viewer" if _guarded else "owner") == "owner"
 
 
 def require_owner() -> None:

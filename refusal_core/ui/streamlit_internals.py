@@ -9,10 +9,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import streamlit as st
+from google.protobuf.message import DecodeError
 from streamlit.auth_util import (
     encode_provider_token,
     get_secrets_auth_section,
@@ -21,16 +23,78 @@ from streamlit.auth_util import (
     validate_auth_credentials,
 )
 from streamlit.errors import StreamlitAuthError
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from streamlit.runtime import Runtime
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.web.server.starlette import starlette_websocket
 from streamlit.web.server.starlette.starlette_server_config import USER_COOKIE_NAME
 
-from refusal_core.access.guard import LogIn, Person, is_host_of
+from refusal_core.access.guard import App, LogIn, Message, Person, Receive, Send, is_host_of
 from refusal_core.access.settings import Access
 from refusal_core.errors import AccessError
 
 _SHORTEST_SECRET = 32
+_ASKED = ("rerun_script", "stop_script", "app_heartbeat", "file_urls_request")
+"""What the dashboard's pages ask of the server, beside ``_OPERATIONS``."""
+_OPERATIONS = ("deferred_file", "dataframe_chunk")
+
+
+class PageMessages:
+    """Passes on what the dashboard's pages ask for and nothing else, and does not tell them where the program is.
+
+    Streamlit does for every page what its menu offers to developers: one visitor could empty the caches of all, which
+    stops everybody's lists and lets go of the model.
+    """
+
+    def __init__(self, app: App, script: str) -> None:
+        """Stand before a program.
+
+        Args:
+            app: the program.
+            script: the file that the server was started with, whose place Streamlit tells every page.
+        """
+        self._app = app
+        self._script = Path(script).resolve()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a request; of a page's stream pass on the messages that may be."""
+        if scope["type"] != "websocket":
+            await self._app(scope, receive, send)
+            return
+
+        async def receiving() -> Message:
+            message = await receive()
+            while not _is_asked(message.get("bytes")):
+                message = await receive()
+            return message
+
+        async def sending(message: Message) -> None:
+            await send({**message, "bytes": self._told(message["bytes"])} if message.get("bytes") else message)
+
+        await self._app(scope, receiving, sending)
+
+    def _told(self, content: bytes) -> bytes:
+        """Return a message to a page with the script's name in place of its path."""
+        if str(self._script).encode() not in content:
+            return content
+        message = ForwardMsg.FromString(content)
+        if message.HasField("new_session"):
+            message.new_session.main_script_path = self._script.name
+        told: bytes = message.SerializeToString()
+        return told
+
+
+def _is_asked(content: bytes | None) -> bool:
+    """Return whether a message is what a page of the dashboard sends; what is none at all Streamlit refuses."""
+    try:
+        message = BackMsg.FromString(content or b"")
+    except DecodeError:
+        return True
+    kind = message.WhichOneof("type")
+    if kind == "backend_operation_request":
+        return message.backend_operation_request.WhichOneof("payload") in _OPERATIONS
+    return kind is None or kind in _ASKED
 
 
 def log_in(access: Access, base_path: str) -> LogIn:

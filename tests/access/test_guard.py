@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -10,9 +11,12 @@ import pytest
 
 from refusal_core.access.guard import (
     LARGEST_OF_VIEWER,
+    MESSAGES_OF_ALL,
+    MESSAGES_OF_TAB,
     MOST_TABS,
     MOST_TABS_OF_ONE,
     MOST_UPLOADED,
+    MOST_UPLOADED_BY_ALL,
     PERSON_HEADER,
     ROLE_HEADER,
     Guard,
@@ -167,6 +171,79 @@ def test_files_that_arrive_at_the_same_time_are_no_more_than_a_visit_may_send():
     asyncio.run(send_files())
 
 
+def test_the_files_of_all_visits_are_limited_and_the_owner_s_are_not_among_them():
+    held: dict[str, int] = {}
+    answers: list[int] = []
+
+    async def program(scope, receive, send):
+        held[scope["path"].split("/")[-2]] = LARGEST_OF_VIEWER
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+
+    async def send_files() -> None:
+        guard = Guard(program, ACCESS, held_of=lambda visit: held.get(visit, 0))
+
+        async def put(visit: int, cookie: str) -> int:
+            sent: list[dict[str, Any]] = []
+            sizes = [(b"content-length", str(LARGEST_OF_VIEWER).encode())]
+            headers = [(b"host", HOST.encode()), (b"cookie", cookie.encode()), *sizes]
+            path = f"/_stcore/upload_file/{visit}/file"
+            scope = {"type": "http", "method": "PUT", "path": path, "scheme": "http", "headers": headers}
+            await guard(scope, None, AsyncMock(side_effect=sent.append))
+            return sent[0]["status"]
+
+        most = MOST_UPLOADED_BY_ALL // LARGEST_OF_VIEWER
+        for visit in range(5):
+            answers.append(await put(1000 + visit, OWNER))
+        for visit in range(most + 1):
+            answers.append(await put(visit, VIEWER))
+        assert answers == [204] * (5 + most) + [503]
+        assert await put(2000, OWNER) == 204
+        # Streamlit has forgotten a visit that is over.
+        held["3"] = 0
+        assert await put(most, VIEWER) == 204
+
+    asyncio.run(send_files())
+
+
+@pytest.mark.parametrize("n_tabs", [1, 30])
+def test_who_sends_messages_without_end_waits_and_others_come_in_between_and_the_owner_at_once(n_tabs):
+    came: list[str] = []
+
+    async def program(scope, receive, send):
+        for _ in range(10_000):
+            await receive()
+            came.append(dict(scope["headers"])[b"x-who"].decode())
+
+    async def flood() -> float:
+        guard = Guard(program, ACCESS)
+
+        def tab(who: str, cookie: str, n_messages: int) -> asyncio.Task:
+            headers = [(b"host", HOST.encode()), (b"cookie", cookie.encode()), (b"x-who", who.encode())]
+            scope = {"type": "websocket", "path": "/_stcore/stream", "scheme": "ws", "headers": headers}
+            messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+            for _ in range(n_messages):
+                messages.put_nowait({"type": "websocket.receive", "bytes": b""})
+            return asyncio.create_task(guard(scope, messages.get, AsyncMock()))
+
+        begun = time.monotonic()
+        tabs = [tab(f"flood {number}", VIEWER, 9000) for number in range(n_tabs)]
+        await asyncio.sleep(0.2)
+        tabs += [tab("owner", OWNER, 9000), tab("guest", VIEWER, 1)]
+        await asyncio.sleep(0.8)
+        for each in tabs:
+            each.cancel()
+        await asyncio.gather(*tabs, return_exceptions=True)
+        return time.monotonic() - begun
+
+    seconds = asyncio.run(flood())
+    assert came.count("owner") == 9000
+    assert came.count("guest") == 1
+    floods = [who for who in came if who.startswith("flood")]
+    assert len(set(floods)) == n_tabs
+    assert len(floods) <= 1 + seconds * MESSAGES_OF_ALL
+    assert max(map(floods.count, floods)) <= 1 + seconds * MESSAGES_OF_TAB
+
+
 def test_of_too_many_tabs_the_next_is_refused_until_one_is_closed_and_the_owner_s_never():
     opened, closed = [], asyncio.Event()
 
@@ -213,7 +290,8 @@ def test_a_host_that_is_named_twice_is_refused():
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://evil.example", "http://localhost:9999", "null", "http://localhost:8501.evil.example"]
+    "origin",
+    ["http://evil.example", "http://localhost:9999", "null", "http://localhost:8501.evil.example", "http://[::1", ""],
 )
 def test_pages_of_other_origins_reach_neither_the_stream_nor_a_form(origin):
     """Another port of the same host is of the same site, so that the browser sends the cookie from there."""

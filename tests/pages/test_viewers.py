@@ -12,8 +12,8 @@ from streamlit.testing.v1 import AppTest
 from synthetic import RUN
 
 from refusal_core.access.guard import ROLE_HEADER
-from refusal_core.errors import RefusalError
-from refusal_core.ui import jobs
+from refusal_core.errors import AccessError, RefusalError
+from refusal_core.ui import jobs, server
 from refusal_core.ui.frame import PAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,3 +75,13 @@ def test_a_viewer_is_told_of_no_place(broken, monkeypatch, page):
 
 def test_the_owner_is_told_of_places(broken, monkeypatch):
     assert seen("pages/10_Runs.py", "owner", monkeypatch).count(SECRET) >= 4
+
+
+def test_a_page_that_was_closed_while_its_program_runs_is_nobody_s(synthetic_cache, monkeypatch):
+    """Streamlit has no headers of it any more, and so no role."""
+    monkeypatch.setattr(server, "is_page", lambda: True)
+    monkeypatch.setattr(server, "_guarded", True)
+    monkeypatch.setattr(type(st.context), "headers", property(lambda self: {}))
+    assert not server.may_change()
+    with pytest.raises(AccessError, match="owner's"):
+        jobs.start(jobs.Command("x", "run", ("--help",)))

@@ -14,7 +14,7 @@ from tiny import tiny_model
 from refusal_core.activations.reader import ResidualReader
 from refusal_core.conversations import Conversation, Turn
 from refusal_core.errors import ModelError, PromptError, RunError
-from refusal_core.pipeline.scoring import identify_for, load_model_for, score
+from refusal_core.pipeline.scoring import MOST_PER_TOKEN, Scorer, identify_for, load_model_for, score
 from refusal_core.runs.local_models import remember_model
 from refusal_core.runs.run import Run
 from refusal_core.runs.store import open_run
@@ -128,3 +128,16 @@ def test_several_prompts_are_scored_as_each_is_alone_and_as_the_run_read_them(ti
     np.testing.assert_allclose(
         [one.projection for one in together[:20]], tiny_run.projections[:20], rtol=1e-5, atol=1e-5
     )
+
+
+def test_a_text_that_no_token_limit_allows_is_refused_without_being_tokenized(tiny_run, tiny_chat_model, monkeypatch):
+    """Megabytes would take minutes and gigabytes, for which all who score would wait."""
+    scorer = Scorer(tiny_chat_model, tiny_run)
+    limit = tiny_run.manifest.template.token_limit
+    monkeypatch.setattr(scorer.reader, "encode", lambda prompt, with_prefix: [0] * limit)
+    longest = "x" * (limit * MOST_PER_TOKEN)
+    assert len(scorer.encode(longest)) == limit
+    monkeypatch.setattr(scorer.reader, "encode", None)
+    for prompt in (longest + "x", Conversation("x", (Turn("user", longest), Turn("assistant", "y")))):
+        with pytest.raises(PromptError, match="characters long, expected at most"):
+            scorer.encode(prompt)
