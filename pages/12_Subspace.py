@@ -17,6 +17,8 @@ if part_picker(["Directions", BLOCKS_AND_WORDS]) == BLOCKS_AND_WORDS:
 else:
     if run.imported:
         st.caption("This part is about directions that are fitted on the prompts, not about the imported one.")
+    elif run.estimator_note:
+        st.caption("This part is about mean differences and compares estimators with them, whichever the run is of.")
     measured = parts.measured_or_end(run)
     site = parts.choose_site(run, measured)
     parts.at_site(run, measured, site)

@@ -12,6 +12,7 @@ from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.home import answered, show_headline
 from refusal_core.ui.kept_lists import kept_in_words
 from refusal_core.ui.layout import identity, sentences, shared
+from refusal_core.ui.refits import estimator_panel
 
 run = frame(
     "Evidence",
@@ -35,4 +36,5 @@ for note in notes(run):
 for name in QUESTIONS:
     question_section(run, evidence, name, site)
 kept_in_words(run, site)
+estimator_panel(run)
 address.write()

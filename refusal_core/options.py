@@ -29,6 +29,16 @@ DTYPES: tuple[str, ...] = get_args(Dtype)[1:]
 LoadIn = Literal["8bit", "4bit"]
 ReasoningEffort = Literal["none", "low", "medium", "high"]
 EditedTokens = Literal["all", "last"]
+Estimator = Literal["mean-difference", "whitened", "logistic", "pair-component", "orthogonal"]
+DEFAULT_ESTIMATOR: Estimator = "mean-difference"
+ESTIMATORS: dict[str, str] = {
+    DEFAULT_ESTIMATOR: "mean difference",
+    "whitened": "whitened difference",
+    "logistic": "logistic regression",
+    "pair-component": "component of pair differences",
+    "orthogonal": "orthogonal to the harmless mean",
+}
+"""What the estimators of the direction are called in a sentence, by the name that they are chosen by."""
 
 RAY = "ray"
 MINIMUM_PER_LABEL = 8
@@ -178,6 +188,11 @@ class RunOptions(Options):
     device: str = _option("auto", "Device", DEVICES, min_length=1)
     dtype: Dtype = _option("auto", "Dtype", "What the model is computed in; auto takes what is fast on the device.")
     seed: int = _option(0, "Seed", "Seed of the folds and of everything random in the evidence.", ge=0)
+    estimator: Estimator = _option(
+        DEFAULT_ESTIMATOR,
+        "Estimator",
+        "How the direction is got from the activations; others than the mean difference take minutes for the evidence.",
+    )
     engine: Literal["process", "ray"] = _option(
         "process", "Engine", "Read prompts in this process, or by Ray's actors, each with the model."
     )
@@ -223,6 +238,7 @@ class RunOptions(Options):
             "reasoning_effort": self.reasoning_effort,
             "template": chat_template,
             "quantise": bits,
+            "estimator": None if self.estimator == DEFAULT_ESTIMATOR else self.estimator,
         }
         return identity | {name: value for name, value in later.items() if value is not None}
 

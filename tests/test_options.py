@@ -15,6 +15,7 @@ from refusal_core.cli.parameters import Flat
 from refusal_core.errors import RefusalError
 from refusal_core.options import (
     DTYPES,
+    ESTIMATORS,
     BehaviourOptions,
     InterventionOptions,
     ModelOptions,
@@ -73,6 +74,8 @@ def test_there_are_shipped_runs_to_be_found_again():
         ({"thinking": False}, False),
         ({"reasoning_effort": "low"}, False),
         ({"load_in": "4bit"}, False),
+        ({"estimator": "whitened"}, False),
+        ({"estimator": "mean-difference"}, True),
         ({"thinking": None, "load_in": None}, True),
         # What computes a run, and where, does not tell it from others.
         ({"device": "cuda:1", "engine": "ray", "actors": 3, "keep_activations": True, "token_limit": 99}, True),
@@ -107,6 +110,7 @@ def drawn(kind: type[Options], rng: random.Random) -> Options:
         "keep_activations": (True,),
         "load_in": ("8bit", "4bit"),
         "dtype": DTYPES,
+        "estimator": tuple(ESTIMATORS),
         "seed": range(9),
         "actors": range(1, 9),
         "random_directions": range(2, 9),

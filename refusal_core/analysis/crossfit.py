@@ -79,12 +79,24 @@ def crossfit(
     projections = crossfit_draws(gram, fold_weights(labels, ~labels, fold), fold)
     if not np.isfinite(projections).all():
         return Crossfit(nothing, np.nan, np.nan, np.nan, np.nan, used, repeats, no_direction(gram))
+    return describe_crossfit(projections, is_harmful, used)
+
+
+def describe_crossfit(projections: np.ndarray, is_harmful: np.ndarray, folds: int) -> Crossfit:
+    """Return the numbers of cross-fitted projections.
+
+    Args:
+        projections: ``(repeat, prompt)``, finite.
+        is_harmful: ``(prompt,)`` bool.
+        folds: how many folds were used.
+    """
     numbers = [
         (cohens_d(a, b), auroc(a, b), ((a > 0).mean() + (b < 0).mean()) / 2, range_overlap(a, b))
         for a, b in zip(projections[:, is_harmful], projections[:, ~is_harmful], strict=True)
     ]
     d, area, accuracy, overlap = (float(value) for value in np.mean(numbers, axis=0))
-    return Crossfit(projections, d, area, accuracy, overlap, used, repeats, None if np.isfinite(d) else NO_SPREAD)
+    reason = None if np.isfinite(d) else NO_SPREAD
+    return Crossfit(projections, d, area, accuracy, overlap, folds, len(projections), reason)
 
 
 def no_direction(gram: Gram) -> str:

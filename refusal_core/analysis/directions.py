@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from refusal_core.analysis.arrays import are_harmful, as_activations, as_array
 from refusal_core.analysis.gram import BLOCK, mean_activation
 from refusal_core.errors import ArrayError, RefusalError
+from refusal_core.options import DEFAULT_ESTIMATOR
 from refusal_core.sites import site_label
 
 if TYPE_CHECKING:
@@ -168,20 +169,27 @@ class Direction:
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """The difference-in-means direction at every site (Arditi et al. 2024, section 2.3), or imported vectors.
+    """The direction at every site: the difference of means (Arditi et al. 2024, section 2.3), or another one.
 
     Attributes:
-        unit_direction: ``(site, d_model)`` float32, ``harmful_mean - harmless_mean`` over its norm; zeros at a site
-            where the two means coincide and no direction exists.
+        unit_direction: ``(site, d_model)`` float32 of norm 1, ``harmful_mean - harmless_mean`` over its norm unless it
+            was imported or another estimator's; zeros at a site where the two means coincide and no direction exists.
         harmful_mean: ``(site, d_model)`` float32, mean activation of the harmful prompts.
         harmless_mean: ``(site, d_model)`` float32, mean activation of the harmless prompts.
         imported: whether the unit directions came from elsewhere, so that they are not those of the two means.
+        estimator: that they were fitted by, a key of :data:`refusal_core.options.ESTIMATORS`.
     """
 
     unit_direction: np.ndarray
     harmful_mean: np.ndarray
     harmless_mean: np.ndarray
     imported: bool = False
+    estimator: str = DEFAULT_ESTIMATOR
+
+    @property
+    def are_of_means(self) -> bool:
+        """Whether they are differences of the two means, so that weighted sums of activations give them."""
+        return not self.imported and self.estimator == DEFAULT_ESTIMATOR
 
     @property
     def n_sites(self) -> int:
@@ -211,10 +219,10 @@ class Directions:
     def magnitude(self) -> np.ndarray:
         """Return ``(site,)`` float64, the distance of the two means along the direction, in activation units.
 
-        Of a fitted direction that is the norm of their difference.
+        Of a difference of means that is its norm.
         """
         difference = self.harmful_mean.astype(np.float64) - self.harmless_mean
-        if self.imported:
+        if not self.are_of_means:
             return np.asarray(np.abs((difference * self.unit_direction).sum(axis=-1)))
         return np.asarray(np.linalg.norm(difference, axis=-1))
 
@@ -279,6 +287,25 @@ def imported_directions(
     for site, vector in vectors.items():
         unit[site] = vector
     return Directions(unit, harmful, harmless, imported=True)
+
+
+def estimated_directions(
+    estimator: str, unit: np.ndarray, activations: np.ndarray, labels: np.ndarray, fitted: np.ndarray | None = None
+) -> Directions:
+    """Return the directions that another estimator fitted, beside the two labels' mean activations.
+
+    Args:
+        estimator: its name.
+        unit: ``(site, d_model)`` of norm 1; zeros where there is none.
+        activations: ``(prompt, site, d_model)``.
+        labels: as for :func:`fit_directions`.
+        fitted: ``(prompt,)`` bool, the prompts of the contrast set; all by default.
+
+    Raises:
+        ArrayError: as :func:`fit_directions`.
+    """
+    harmful, harmless = (means.astype(np.float32) for means in _label_means(activations, labels, fitted))
+    return Directions(unit.astype(np.float32), harmful, harmless, estimator=estimator)
 
 
 def _label_means(activations: ArrayLike, labels: ArrayLike, fitted: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:

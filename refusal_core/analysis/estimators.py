@@ -7,16 +7,18 @@ more dimensions than there are prompts; that changes no inner product.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, eigh, solve_triangular
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from refusal_core.analysis.groups import assign_folds, find_twins
+from refusal_core.options import DEFAULT_ESTIMATOR
+from refusal_core.options import ESTIMATORS as TITLES
 
-MEAN_DIFFERENCE = "mean difference"
+MEAN_DIFFERENCE = TITLES[DEFAULT_ESTIMATOR]
 FEWEST_PAIRS = 8
 """Matched pairs that a principal component of their differences is taken of."""
 
@@ -24,6 +26,7 @@ _PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
 """Inverse penalties that the logistic regression chooses from, for prompts at a mean squared distance of 1."""
 _INNER_FOLDS = 4
 _HALVINGS = 5
+_LEAST_RIDGE = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,8 @@ class Training:
         groups: ``(prompt,)`` what is never split: the quartet, the matched pair, or the prompt by itself.
         pairs: ``(prompt,)`` the matched pair, or the prompt by itself.
         d_model: dimensions of the activations, which the coordinates may be fewer than.
+        counts: ``(prompt,)`` float64, how often each prompt counts, as if it were there as often; 1 by default.
+        gram: ``(prompt, prompt)`` inner products after one vector was taken off all prompts, where they are known.
     """
 
     hidden: np.ndarray
@@ -43,12 +48,57 @@ class Training:
     groups: np.ndarray
     pairs: np.ndarray
     d_model: int
+    counts: np.ndarray = field(default_factory=lambda: np.ones(0))
+    gram: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.counts):
+            object.__setattr__(self, "counts", np.ones(len(self.hidden)))
 
     def part(self, chosen: np.ndarray) -> Training:
         """Return the prompts of a ``(prompt,)`` mask."""
+        return self.redrawn(self.counts * (self.is_harmful & chosen), self.counts * (~self.is_harmful & chosen))
+
+    def redrawn(self, harmful: np.ndarray, harmless: np.ndarray) -> Training:
+        """Return the prompts as often as they count, which may be under other labels.
+
+        Args:
+            harmful: ``(prompt,)`` how often each prompt counts as a harmful one.
+            harmless: the same for harmless; a prompt counts as one of the two at most.
+        """
+        counts = harmful + harmless
+        chosen = np.flatnonzero(counts)
         return Training(
-            self.hidden[chosen], self.is_harmful[chosen], self.groups[chosen], self.pairs[chosen], self.d_model
+            self.hidden[chosen],
+            harmful[chosen] > 0,
+            self.groups[chosen],
+            self.pairs[chosen],
+            self.d_model,
+            counts[chosen].astype(np.float64),
+            None if self.gram is None else self.gram[np.ix_(chosen, chosen)],
         )
+
+    def without(self, covariate: np.ndarray) -> tuple[Training, float, np.ndarray]:
+        """Regress one covariate out of the activations, whatever the label.
+
+        Args:
+            covariate: ``(prompt,)``.
+
+        Returns:
+            What is left of the prompts, the covariate's mean, and ``(coordinate,)`` the slope; what is left of another
+            prompt is its activation less the slope times its covariate's distance from that mean.
+        """
+        mean = float(self.counts @ covariate / self.counts.sum())
+        distance = covariate - mean
+        square = float(self.counts @ distance**2)
+        weights = self.counts * distance / (square if square > 0 else np.inf)
+        slope = weights @ self.hidden
+        gram = self.gram
+        if gram is not None:
+            along = gram @ weights
+            gram = gram - np.outer(distance, along) - np.outer(along, distance)
+            gram += (weights @ along) * np.outer(distance, distance)
+        return replace(self, hidden=self.hidden - np.outer(distance, slope), gram=gram), mean, slope
 
     @property
     def twins(self) -> np.ndarray:
@@ -58,7 +108,15 @@ class Training:
     @property
     def means(self) -> tuple[np.ndarray, np.ndarray]:
         """The harmful and the harmless mean, ``(coordinate,)``."""
-        return self.hidden[self.is_harmful].mean(axis=0), self.hidden[~self.is_harmful].mean(axis=0)
+        harmful, harmless = (shares @ self.hidden for shares in self.shares)
+        return harmful, harmless
+
+    @property
+    def shares(self) -> np.ndarray:
+        """``(2, prompt)`` what every prompt is of the harmful mean and of the harmless one."""
+        counted = np.stack([self.counts * self.is_harmful, self.counts * ~self.is_harmful])
+        shares: np.ndarray = counted / counted.sum(axis=1, keepdims=True)
+        return shares
 
 
 def mean_difference(training: Training) -> np.ndarray:
@@ -73,28 +131,91 @@ def whitened_difference(training: Training) -> np.ndarray:
 
     Linear discriminant analysis (Fisher 1936), the covariance shrunk by as much as Ledoit & Wolf (2004) find best.
     """
+    n_prompts, n_coordinates = training.hidden.shape
+    return (_whitened_by_products if n_prompts <= n_coordinates else _whitened_by_covariance)(training)
+
+
+def _whitened_by_covariance(training: Training) -> np.ndarray:
     harmful, harmless = training.means
     within = training.hidden - np.where(training.is_harmful[:, None], harmful, harmless)
-    covariance = within.T @ within / len(within)
+    size = training.counts.sum()
+    covariance = (within * training.counts[:, None]).T @ within / size
     average = np.trace(covariance) / training.d_model
-    shrinkage = _ledoit_wolf(within, covariance, training.d_model)
+    fourth = training.counts @ np.square(np.square(within).sum(axis=1))
+    shrinkage = _ledoit_wolf(fourth, float(np.trace(covariance)), np.square(covariance).sum(), size, training.d_model)
     shrunk = (1 - shrinkage) * covariance
-    shrunk[np.diag_indices_from(shrunk)] += max(shrinkage * average, 1e-10 * average)
+    shrunk[np.diag_indices_from(shrunk)] += max(shrinkage * average, _LEAST_RIDGE * average)
     whitened: np.ndarray = cho_solve(cho_factor(shrunk), harmful - harmless)
+    return whitened
+
+
+def _whitened_by_products(training: Training) -> np.ndarray:
+    """Return the same from inner products of prompts, of which there are fewer than coordinates (Woodbury 1950)."""
+    gram = training.gram
+    if gram is None:
+        centred = training.hidden - training.hidden.mean(axis=0)
+        gram = centred @ centred.T
+    shares, size = training.shares, training.counts.sum()
+    labels = np.stack([training.is_harmful, ~training.is_harmful]).astype(np.float64)
+    with_means = shares @ gram
+    along = with_means.T @ labels
+    root = np.sqrt(training.counts)
+    # Of what is within labels: a row per prompt, its distance from its label's mean as often as it counts.
+    within = (gram - along - along.T + labels.T @ (with_means @ shares.T) @ labels) * np.outer(root, root)
+    squares = within.diagonal()
+    average = squares.sum() / size / training.d_model
+    fourth = float((np.square(squares) / training.counts).sum())
+    square = np.square(within).sum() / size**2
+    shrinkage = _ledoit_wolf(fourth, squares.sum() / size, square, size, training.d_model)
+    ridge = max(shrinkage * average, _LEAST_RIDGE * average)
+    to_difference = with_means[0] - with_means[1]
+    to_difference = root * (to_difference - labels.T @ (shares @ to_difference))
+    scale = (1 - shrinkage) / size
+    within *= scale
+    within[np.diag_indices_from(within)] += ridge
+    # NumPy's lets other threads go on meanwhile.
+    lower = np.linalg.cholesky(within)
+    half = solve_triangular(lower, scale * to_difference, lower=True, check_finite=False)
+    solved = root * solve_triangular(lower, half, lower=True, trans=1, check_finite=False)
+    weights = shares[0] - shares[1] - solved + shares.T @ (labels @ solved)
+    whitened: np.ndarray = weights @ training.hidden
     return whitened
 
 
 def logistic_regression(training: Training) -> np.ndarray:
     """Return the weights of a logistic regression, ``(coordinate,)``; its penalty chosen in folds of the training."""
-    centred = training.hidden - training.hidden.mean(axis=0)
-    centred /= np.sqrt(np.square(centred).sum(axis=1).mean())
+    return _logistic_weights(training, _choose_penalty(training))
+
+
+def tuned_logistic_regression(training: Training) -> Callable[[Training], np.ndarray]:
+    """Return the logistic regression with the penalty that is chosen in folds of these prompts."""
+    penalty = _choose_penalty(training)
+    return lambda other: _logistic_weights(other, penalty)
+
+
+def _choose_penalty(training: Training) -> float:
+    centred = _centred_and_scaled(training)
     fold = assign_folds(training.is_harmful, training.groups, _INNER_FOLDS, 1, np.random.default_rng(0))
-    penalty = _PENALTIES[0]
-    if len(fold):
-        losses = [_held_out_loss(centred, training.is_harmful, fold[0], inverse) for inverse in _PENALTIES]
-        penalty = _PENALTIES[int(np.argmin(losses))]
-    weights: np.ndarray = _fit_logistic(centred, training.is_harmful, penalty).coef_[0]
+    if not len(fold):
+        return _PENALTIES[0]
+    losses = [_held_out_loss(training, centred, fold[0], inverse) for inverse in _PENALTIES]
+    return _PENALTIES[int(np.argmin(losses))]
+
+
+def _logistic_weights(training: Training, penalty: float) -> np.ndarray:
+    weights: np.ndarray = _fit_logistic(
+        _centred_and_scaled(training), training.is_harmful, training.counts, penalty
+    ).coef_[0]
     return weights
+
+
+def _centred_and_scaled(training: Training) -> np.ndarray:
+    """Return activations about their mean, at a mean squared distance of 1."""
+    shares = training.counts / training.counts.sum()
+    centred = training.hidden - shares @ training.hidden
+    square = float(shares @ np.square(centred).sum(axis=1))
+    scaled: np.ndarray = centred / np.sqrt(square if square > 0 else 1.0)
+    return scaled
 
 
 def pair_component(training: Training) -> np.ndarray:
@@ -103,9 +224,13 @@ def pair_component(training: Training) -> np.ndarray:
     As in Zou et al. 2023, who turn differences round at random: their mean is not taken off.
     """
     twins = training.twins
-    differences = training.hidden[twins[:, 0]] - training.hidden[twins[:, 1]]
-    component: np.ndarray = np.linalg.svd(differences, full_matrices=False)[2][0]
-    return component * (1.0 if component @ differences.mean(axis=0) >= 0 else -1.0)
+    counts = np.sqrt(training.counts[twins[:, 0]])[:, None]
+    differences = counts * (training.hidden[twins[:, 0]] - training.hidden[twins[:, 1]])
+    products = differences @ differences.T
+    # Of the first component alone, which takes a fraction of what all of them take.
+    first = eigh(products, subset_by_index=[len(twins) - 1, len(twins) - 1])[1][:, 0]
+    component: np.ndarray = first @ differences
+    return component * (1.0 if component @ (counts[:, 0] @ differences) >= 0 else -1.0)
 
 
 def orthogonal_difference(training: Training) -> np.ndarray:
@@ -118,10 +243,10 @@ def orthogonal_difference(training: Training) -> np.ndarray:
 
 ESTIMATORS: dict[str, Callable[[Training], np.ndarray]] = {
     MEAN_DIFFERENCE: mean_difference,
-    "whitened difference": whitened_difference,
-    "logistic regression": logistic_regression,
-    "component of pair differences": pair_component,
-    "orthogonal to the harmless mean": orthogonal_difference,
+    TITLES["whitened"]: whitened_difference,
+    TITLES["logistic"]: logistic_regression,
+    TITLES["pair-component"]: pair_component,
+    TITLES["orthogonal"]: orthogonal_difference,
 }
 """The estimators by name."""
 
@@ -199,27 +324,32 @@ def _unit(direction: np.ndarray) -> np.ndarray:
     return unit
 
 
-def _ledoit_wolf(within: np.ndarray, covariance: np.ndarray, d_model: int) -> float:
-    """Return the shrinkage of scikit-learn's ``ledoit_wolf_shrinkage``, of activations of which coordinates are given.
+def _ledoit_wolf(fourth: float, trace: float, square: float, size: float, d_model: int) -> float:
+    """Return the shrinkage of scikit-learn's ``ledoit_wolf_shrinkage``, whatever coordinates a covariance is in.
 
     Args:
-        within: ``(prompt, coordinate)``, centred.
-        covariance: ``(coordinate, coordinate)``.
+        fourth: sum over prompts of the fourth power of their distance from the mean.
+        trace: of the covariance.
+        square: sum of its squares.
+        size: number of prompts.
         d_model: dimensions that the identity has which it is shrunk to.
     """
-    n, trace, square = len(within), np.trace(covariance), float(np.square(covariance).sum())
-    noise = (np.square(np.square(within).sum(axis=1)).sum() / n - square) / (d_model * n)
+    noise = (fourth / size - square) / (d_model * size)
     spread = (square - trace**2 / d_model) / d_model
     return float(np.clip(noise / spread, 0.0, 1.0)) if spread > 0 else 1.0
 
 
-def _fit_logistic(centred: np.ndarray, is_harmful: np.ndarray, inverse: float) -> LogisticRegression:
-    return LogisticRegression(C=inverse, class_weight="balanced", max_iter=2000, tol=1e-3).fit(centred, is_harmful)
+def _fit_logistic(
+    centred: np.ndarray, is_harmful: np.ndarray, counts: np.ndarray, inverse: float
+) -> LogisticRegression:
+    model = LogisticRegression(C=inverse, class_weight="balanced", max_iter=2000, tol=1e-3)
+    return model.fit(centred, is_harmful, counts)
 
 
-def _held_out_loss(centred: np.ndarray, is_harmful: np.ndarray, fold: np.ndarray, inverse: float) -> float:
+def _held_out_loss(training: Training, centred: np.ndarray, fold: np.ndarray, inverse: float) -> float:
     probability = np.empty(len(centred))
     for place in np.unique(fold):
-        fitted = _fit_logistic(centred[fold != place], is_harmful[fold != place], inverse)
+        chosen = fold != place
+        fitted = _fit_logistic(centred[chosen], training.is_harmful[chosen], training.counts[chosen], inverse)
         probability[fold == place] = fitted.predict_proba(centred[fold == place])[:, 1]
-    return float(log_loss(is_harmful, probability))
+    return float(log_loss(training.is_harmful, probability, sample_weight=training.counts))

@@ -14,7 +14,7 @@ BLOCK = 2048
 """Prompts whose activations are turned to float64 together."""
 
 # Relative to the activations: what half-precision arithmetic in another order of batches can leave behind.
-_SPREAD_TOLERANCE = 1e-6
+SPREAD_TOLERANCE = 1e-6
 
 
 class InnerProducts:
@@ -136,7 +136,7 @@ def gram_matrices(hidden_site: np.ndarray, fitted: np.ndarray) -> Gram:
         scale = max(scale, np.linalg.norm(block, axis=1).max())
         spread = max(spread, np.linalg.norm(block - mean, axis=1).max())
     everything = np.arange(len(hidden_site))
-    if not spread > _SPREAD_TOLERANCE * scale:
+    if not spread > SPREAD_TOLERANCE * scale:
         hidden_site, mean = np.broadcast_to(np.float32(0), hidden_site.shape), np.zeros_like(mean)
     products = InnerProducts(hidden_site, mean, everything, everything)
     if len(hidden_site) > EXPLICIT:

@@ -98,7 +98,8 @@ def record(
             versions={name: version(name) for name in ("torch", "transformers", "numpy", "scipy")},
         )
         embeddings = embed_prompts(chat_model, run.prompts)
-        analyses = _analyses(extraction.at_end, run.prompts, seed, embeddings, progress, draws)
+        estimator = run.manifest.estimator
+        analyses = _analyses(extraction.at_end, run.prompts, seed, embeddings, estimator, progress, draws)
         table = position_table({position: analysis.evidence for position, analysis in analyses.items()})
         read_at = {
             position: (analysis.tables(run.prompts), analysis.evidence)
@@ -115,7 +116,13 @@ def record(
 
 
 def _analyses(
-    at_end: np.ndarray, prompts: pd.DataFrame, seed: int, embeddings: np.ndarray, progress: Progress, draws: int
+    at_end: np.ndarray,
+    prompts: pd.DataFrame,
+    seed: int,
+    embeddings: np.ndarray,
+    estimator: str,
+    progress: Progress,
+    draws: int,
 ) -> dict[int, Analysis]:
     """Fit and test at every read position of ``(token, prompt, site, d_model)`` activations, as at a run's own."""
     n_positions = len(at_end)
@@ -126,7 +133,15 @@ def _analyses(
         def of_all(stage: str, done: int, total: int) -> None:
             progress(stage, place * total + done, n_positions * total)
 
-        return analyse(at_end[place], prompts, seed=seed, baselines=baselines, draws=draws, progress=of_all)
+        return analyse(
+            at_end[place],
+            prompts,
+            seed=seed,
+            baselines=baselines,
+            estimator=estimator,
+            draws=draws,
+            progress=of_all,
+        )
 
     return {place - n_positions: at_each(place) for place in range(n_positions)}
 

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from refusal_core.cli.parameters import Cache, Device, Flat, RunName, WhereModelIs, print_table
 from refusal_core.cli.reporting import ProgressFileOption, ReporterArgument
-from refusal_core.options import RunOptions
+from refusal_core.options import Estimator, RunOptions
 
 
 def run(
@@ -43,6 +43,10 @@ def refit(
     run: RunName,
     /,
     *,
+    estimator: Annotated[
+        Estimator | None,
+        Parameter(help="How the direction is got from the activations (default: as in the run)."),
+    ] = None,
     without: Annotated[
         str | None,
         Parameter(
@@ -51,15 +55,19 @@ def refit(
         ),
     ] = None,
     marked: Annotated[
-        str, Parameter(help="Marks that leave a prompt out: mislabelled, ambiguous, fine, joined by commas.")
-    ] = "mislabelled",
+        str | None,
+        Parameter(
+            help="Marks that leave a prompt out: mislabelled, ambiguous, fine, joined by commas (default: mislabelled; "
+            "none where an estimator is given without marks)."
+        ),
+    ] = None,
     model: WhereModelIs = None,
     device: Device = "auto",
     cache: Cache = None,
     progress_file: ProgressFileOption = None,
     reporter: ReporterArgument,
 ) -> None:
-    """Make a run again without some prompts, and say what changed."""
+    """Make a run again without some prompts, or with another estimator, and say what changed."""
     from refusal_core.annotations import marks
     from refusal_core.exploration import refits
     from refusal_core.pipeline.refit import original_of
@@ -67,13 +75,16 @@ def refit(
     from refusal_core.runs import store
 
     parent = store.open_run(run, cache)
-    kinds = marked.split(",")
+    kinds = (marked or "mislabelled").split(",")
     table = (
         marks.load_marks(cache) if without is None else marks.marks_table(marks.read_marks(without, default=kinds[0]))
     )
+    # With another estimator the prompts stay what they are, unless it is said which do not.
+    same_prompts = estimator is not None and without is None and marked is None
+    left_out = [] if same_prompts else marks.marked_prompt_ids(table, kinds)
     with_model = not original_of(parent).keeps_activations
     with reporter.progress(with_model) as progress:
-        result = make(parent, marks.marked_prompt_ids(table, kinds), model=model, device=device, progress=progress)
+        result = make(parent, left_out, estimator=estimator, model=model, device=device, progress=progress)
     if result.cached:
         print(f"found in the cache, nothing computed: {result.run.path}")
     change = refits.compare(original_of(result.run), result.run)

@@ -155,7 +155,7 @@ def evidence(run: RunName, /, *, position: Position = "t_post", as_json: AsJson 
         tables = {name: records(table) for name, table in (("sites", numbers.sites), ("reasons", numbers.reasons))}
         print_json({"run_id": opened.run_id, "verdict": verdict(numbers), "answers": answers, **tables})
         return
-    print(*([opened.imported] if opened.imported else []), verdict(numbers), *notes(opened), sep="\n")
+    print(*filter(None, [opened.direction_note]), verdict(numbers), *notes(opened), sep="\n")
     table = overview_table(numbers).rename(index=lambda site: opened.site_label(int(site)))
     table.index.name = None
     print_table(table, index=True)
@@ -216,7 +216,7 @@ def headline(run: Run) -> str:
     where = f"at {run.site_label(site)}, which does best on {'the contrast set' if run.imported else 'new prompts'}:"
     if numbers.isna()["crossfit_d"]:
         where, lines = "no layer has a direction that could be tested on the contrast set", []
-    return "\n".join([*([run.imported] if run.imported else []), where, *lines])
+    return "\n".join([*filter(None, [run.direction_note]), where, *lines])
 
 
 def _show_layers(run: Run, as_json: bool) -> None:

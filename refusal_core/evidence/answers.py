@@ -228,7 +228,8 @@ def _space(evidence: Evidence, site: int) -> str:
 def _enough(evidence: Evidence, site: int) -> str:
     curve = evidence.learning[evidence.learning["site"].eq(site)].dropna(subset="d")
     if curve.empty:
-        table, number = ("learning", "d") if evidence.imported else ("sites", "crossfit_d")
+        measured = np.isfinite(evidence.sites.loc[site, "crossfit_d"])
+        table, number = ("learning", "d") if evidence.imported or measured else ("sites", "crossfit_d")
         return missing(evidence, site, table, number)
     last = curve.iloc[-1]
     if not evidence.sites.loc[site, "crossfit_d_low"] > 0:

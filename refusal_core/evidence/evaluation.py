@@ -1,7 +1,8 @@
 """Is it real? Everything that tells a direction about harm from chance, style and length, at every site of a run.
 
-Eight questions, each with its own tables; nothing here needs the model. All refitting goes through Gram matrices, and
-the same bootstrap draws and permutations serve every site.
+Eight questions, each with its own tables; nothing here needs the model. Differences of means are refitted through Gram
+matrices, other estimators one by one (:mod:`refusal_core.analysis.refitting`). The same bootstrap draws and
+permutations serve every site.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,14 +32,17 @@ from refusal_core.analysis.inference import (
     permutation_p,
     smallest_significant,
 )
+from refusal_core.analysis.refitting import REFITTED, Refitted
 from refusal_core.evidence import questions
 from refusal_core.evidence.claims import FALSE_ALARMS
-from refusal_core.evidence.design import Design, plan_design
+from refusal_core.evidence.design import Design, first_permutations, plan_design
+from refusal_core.evidence.estimated_direction import TOO_MANY_FITS
 from refusal_core.evidence.fixed_direction import NOT_FITTED
 from refusal_core.evidence.rows import Rows
 from refusal_core.evidence.site_answers import answer_site
 from refusal_core.evidence.text_answers import answer_texts, score_texts, strongest_text_model, text_separations
 from refusal_core.evidence.wording import Compared, compared_prompts, wording_table
+from refusal_core.options import DEFAULT_ESTIMATOR
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts.sets import detected_pairs
 from refusal_core.runs.evidence_tables import CONTRAST, QUARTETS_COLUMNS, TRANSFER_COLUMNS, Evidence
@@ -65,6 +70,7 @@ def evaluate(
     embeddings: np.ndarray | None = None,
     baselines: Sequence[Baseline] | None = None,
     imported: bool = False,
+    estimator: str = DEFAULT_ESTIMATOR,
     progress: Progress = no_progress,
 ) -> tuple[Evidence, np.ndarray]:
     """Compute the evidence of a run, and the cross-fitted projections that it rests on.
@@ -87,6 +93,8 @@ def evaluate(
             :func:`.text_answers.score_texts`.
         imported: whether the directions came from elsewhere: they are tested as they are, and nothing is held out.
             Sites without one have zeros.
+        estimator: that the directions were fitted by; others than the difference of means are fitted anew less often,
+            see :class:`.Refitted`.
         progress: called once per site.
 
     Returns:
@@ -101,6 +109,10 @@ def evaluate(
             f"expected activations of {len(prompts)} prompts at {directions.n_sites} sites, "
             f"got {n_prompts} at {n_sites}"
         )
+    refitted = REFITTED.get(estimator)
+    if refitted is not None:
+        draws, repeats = min(draws, refitted.draws), min(repeats, refitted.repeats)
+        learning_draws = min(learning_draws, refitted.learning_draws)
     design = plan_design(
         prompts,
         seed=seed,
@@ -114,6 +126,10 @@ def evaluate(
     workers = parallel_sites(n_prompts, n_sites, d_model, len(design.contrast.sampled.is_harmful) * draws)
     compared = compared_prompts(design)
     fixed = None
+    if refitted is not None:
+        # Of the other sets' labels the direction is not fitted on, there are as many as ever.
+        permutations = min(permutations, refitted.permutations)
+        design = replace(design, contrast=first_permutations(design.contrast, permutations))
     if imported:
         design = replace(design, samples=[])
         fixed = np.where(directions.unit_direction.any(axis=-1), directions.project(hidden), np.nan)
@@ -125,6 +141,7 @@ def evaluate(
         workers,
         progress,
         fixed,
+        refitted,
     )
     compared_with_text = wording_table(
         compared,
@@ -132,9 +149,11 @@ def evaluate(
         text_separations(design, compared, baselines),
         strongest_text_model(baselines, design.contrast.is_harmful),
     )
-    settings = {"permutations": permutations, "draws": draws, "d_model": d_model}
+    settings: dict[str, int | str] = {"permutations": permutations, "draws": draws, "d_model": d_model}
     if imported:
         settings["imported"] = 1
+    if refitted is not None:
+        settings["estimator"] = estimator
     return _evidence(collected, compared_with_text, design, directions, settings), np.stack(collected.held_out, axis=1)
 
 
@@ -146,10 +165,12 @@ def _answer_all(
     workers: int,
     progress: Progress,
     fixed: np.ndarray | None,
+    refitted: Refitted | None,
 ) -> tuple[Rows, Sequence[Baseline]]:
     """Ask every site all questions, several sites side by side, and the texts theirs.
 
-    ``fixed`` are ``(prompt, site)`` projections on a direction that was imported.
+    ``fixed`` are ``(prompt, site)`` projections on a direction that was imported, ``refitted`` the estimator where that
+    is not the difference of means.
     """
     n_sites = hidden.shape[1]
     collected = Rows()
@@ -158,6 +179,8 @@ def _answer_all(
         collected.explain("transfer", dict.fromkeys(("d", "auroc", "pair_accuracy"), reason), None)
     if not design.samples:
         reason = TOO_FEW_GROUPS if fixed is None else NOT_FITTED
+        if refitted is not None and not refitted.learning_draws:
+            reason = TOO_MANY_FITS
         collected.explain("learning", dict.fromkeys(("d", "cosine"), reason), None)
     # One site per core: the matrices are too small to be worth sharing out, and BLAS threads that wait for each other
     # on a busy machine took three times as long as none.
@@ -166,7 +189,7 @@ def _answer_all(
         scored = pool.submit(text_scores)
         answered = pool.map(
             lambda site: answer_site(
-                site, hidden[:, site], design, compared, None if fixed is None else fixed[:, site]
+                site, hidden[:, site], design, compared, None if fixed is None else fixed[:, site], refitted
             ),
             range(n_sites),
         )
@@ -183,7 +206,7 @@ def _evidence(
     compared_with_text: pd.DataFrame,
     design: Design,
     directions: Directions,
-    settings: Mapping[str, int],
+    settings: Mapping[str, Any],
 ) -> Evidence:
     """Make the tables, and answer what is asked of all sites together."""
     observed, null = _permutations(CONTRAST, collected)
@@ -238,7 +261,7 @@ def _with_permutations(transfer: pd.DataFrame, by_source: Mapping[str, tuple[np.
     return table
 
 
-def _settings(design: Design, permutations: int, draws: int, d_model: int, imported: int = 0) -> pd.DataFrame:
+def _settings(design: Design, permutations: int, draws: int, d_model: int, **origin: Any) -> pd.DataFrame:
     contrast = design.contrast
     fold = contrast.bootstrap.fold
     settings = {
@@ -253,7 +276,7 @@ def _settings(design: Design, permutations: int, draws: int, d_model: int, impor
         "n_detected_pairs": len(detected_pairs(design.prompts[design.fitted])),
         "most_redrawn": groups.MOST_REDRAWN,
         "d_model": d_model,
-    } | ({"imported": 1} if imported else {})
+    } | origin
     return pd.DataFrame([settings])
 
 

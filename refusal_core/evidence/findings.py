@@ -28,6 +28,7 @@ from refusal_core.evidence.phrases import (
     with_interval,
 )
 from refusal_core.evidence.rounding import describe_rounding
+from refusal_core.options import DEFAULT_ESTIMATOR, ESTIMATORS
 from refusal_core.runs.evidence_tables import BOTH, CONTRAST, EVERY_PROMPT, NEAR_TWINS, Evidence
 from refusal_core.runs.run import Run
 from refusal_core.sites import site_short
@@ -87,7 +88,7 @@ def verdict(evidence: Evidence) -> str:
 
 def caveats(evidence: Evidence) -> list[str]:
     """Say what a reader has to know about how the numbers came about, a sentence or two each; none where nothing is."""
-    notes = (_imported(evidence), _small(evidence), _sampling(evidence), _pairs_found(evidence))
+    notes = (_imported(evidence), _estimator(evidence), _small(evidence), _sampling(evidence), _pairs_found(evidence))
     return [note for note in notes if note]
 
 
@@ -192,6 +193,19 @@ def _imported(evidence: Evidence) -> str:
     return (
         f"The direction was imported; {ORIGIN_UNKNOWN}. Nothing here is cross-fitted: what is called so, and what is "
         "called in-sample, is the number of the imported direction on all prompts of the contrast set."
+    )
+
+
+def _estimator(evidence: Evidence) -> str:
+    if evidence.estimator == DEFAULT_ESTIMATOR:
+        return ""
+    settings = evidence.settings.iloc[0]
+    return (
+        f"The direction is that of an estimator, {ESTIMATORS[evidence.estimator]}, which was fitted anew without every "
+        f"fold, in {settings['draws']} bootstrap draws and on {settings['permutations']} shuffled labellings: fewer "
+        "than of mean differences, so that the ends of intervals are rougher and no p-value of the contrast set is "
+        f"below {1 / (settings['permutations'] + 1):.2g}. The direction of what the model refuses is a difference of "
+        "means."
     )
 
 

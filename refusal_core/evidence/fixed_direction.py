@@ -87,9 +87,7 @@ def does_it_fit(projection: np.ndarray, contrast: Contrast) -> tuple[Numbers, Re
 
 def does_it_hold_across_categories() -> tuple[Numbers, Reasons]:
     """Return that no category can be left out."""
-    names = ("category_d", "category_auroc")
-    ends = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
-    return dict.fromkeys(ends, np.nan), dict.fromkeys(names, NOT_FITTED)
+    return questions.no_categories(NOT_FITTED)
 
 
 def is_it_chance(projection: np.ndarray, contrast: Contrast) -> tuple[Numbers, np.ndarray]:
@@ -146,13 +144,20 @@ def is_it_the_same_as_refusing(
 
 
 def what_does_the_space_look_like(
-    gram: Gram, projection: np.ndarray, components: Components
+    gram: Gram, projection: np.ndarray, components: Components, why_none: str = NO_VECTOR
 ) -> tuple[Numbers, Reasons]:
-    """Return :func:`.questions.what_does_the_space_look_like` with the variance along the imported direction."""
+    """Return :func:`.questions.what_does_the_space_look_like` with the variance along a direction as it is.
+
+    Args:
+        gram: ``(prompt, prompt)`` of the contrast set.
+        projection: ``(prompt,)`` of the contrast set.
+        components: of the contrast set.
+        why_none: why there is no direction, where there is none.
+    """
     centred = projection - projection.mean()
     total = float(gram.diagonal().sum())
     share = float(centred @ centred / total) if total > 0 else float("nan")
-    return questions.space_numbers(effective_dimension(gram), min(share, 1.0), components, NO_VECTOR)
+    return questions.space_numbers(effective_dimension(gram), min(share, 1.0), components, why_none)
 
 
 def _without(projection: np.ndarray, counts: np.ndarray, n_tokens: np.ndarray) -> np.ndarray:

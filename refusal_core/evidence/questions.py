@@ -33,6 +33,7 @@ from refusal_core.runs.evidence_tables import BOTH
 
 FEWEST_BEHAVIOURS = 8
 N_COMPONENTS = 3
+NO_CATEGORIES = "the contrast set has no two categories of which either could be left out"
 _SHARES = {"low": 0.0, "high": 1.0}
 
 Numbers = dict[str, float]
@@ -217,21 +218,40 @@ def does_it_hold_across_categories(gram: Gram, sampled_gram: np.ndarray, contras
         sampled_gram: ``(sampled, sampled)`` of the prompts that draws are taken of.
         contrast: the fitted prompts.
     """
-    names = ("category_d", "category_auroc")
-    ends = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
     if not len(contrast.category):
-        reason = "the contrast set has no two categories of which either could be left out"
-        return dict.fromkeys(ends, np.nan), dict.fromkeys(names, reason)
+        return no_categories(NO_CATEGORIES)
     harmful = contrast.is_harmful[None, :].astype(np.float64)
     itself = Draws(harmful, 1 - harmful, contrast.category).project_held_out(gram)
     bootstrap = replace(contrast.bootstrap, fold=contrast.sampled.category)
     drawn = bootstrap.project_held_out(sampled_gram)
+    return category_numbers(itself, harmful, drawn, bootstrap, no_direction(gram))
+
+
+def category_numbers(
+    itself: np.ndarray, harmful: np.ndarray, drawn: np.ndarray, bootstrap: Draws, why_none: str
+) -> tuple[Numbers, Reasons]:
+    """Return ``category_d, category_auroc`` with intervals.
+
+    Args:
+        itself: ``(1, prompt)`` projections of each category on the direction of all others.
+        harmful: ``(1, prompt)``, 1 for harmful prompts.
+        drawn: ``(draw, sampled)`` the same of every bootstrap draw.
+        bootstrap: the draws.
+        why_none: why there is no direction, where there is none.
+    """
     d, area = (float(statistic(itself, harmful, 1 - harmful)[0]) for statistic in (weighted_d, weighted_auroc))
     if not np.isfinite(d):
-        return dict.fromkeys(ends, np.nan), dict.fromkeys(names, no_direction(gram))
+        return no_categories(why_none)
     return _with_interval("category_d", d, weighted_d(drawn, bootstrap.harmful, bootstrap.harmless)) | _with_interval(
         "category_auroc", area, weighted_auroc(drawn, bootstrap.harmful, bootstrap.harmless), **_SHARES
     ), {}
+
+
+def no_categories(why: str) -> tuple[Numbers, Reasons]:
+    """Return what :func:`does_it_hold_across_categories` returns where there is no answer."""
+    names = ("category_d", "category_auroc")
+    ends = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+    return dict.fromkeys(ends, np.nan), dict.fromkeys(names, why)
 
 
 def is_it_length(gram: Gram, sampled_gram: np.ndarray, contrast: Contrast) -> tuple[Numbers, Reasons]:
@@ -492,12 +512,17 @@ def how_many_prompts(gram: Gram, contrast: Contrast, samples: list[TrainingSampl
     for sample in samples:
         d = weighted_d(crossfit_draws(gram, sample.weights, sample.fold), harmful, 1 - harmful)
         cosines = np.mean([geometry.cosine(gram, weights, contrast.weights) for weights in sample.weights], axis=0)
-        row: Numbers = {"size": sample.size}
-        for name, values in (("d", d), ("cosine", cosines)):
-            low, high = quantiles(values, (0.025, 0.975))
-            row |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
-        rows.append(row)
+        rows.append(learning_numbers(sample.size, d, cosines))
     return rows
+
+
+def learning_numbers(size: int, d: np.ndarray, cosines: np.ndarray) -> Numbers:
+    """Return a row of :func:`how_many_prompts` from ``(draw,)`` d and cosines."""
+    row: Numbers = {"size": size}
+    for name, values in (("d", d), ("cosine", cosines)):
+        low, high = quantiles(values, (0.025, 0.975))
+        row |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+    return row
 
 
 def quantiles(values: np.ndarray, shares: tuple[float, ...]) -> list[float]:

@@ -12,9 +12,11 @@ from refusal_core.analysis import geometry
 from refusal_core.analysis.crossfit import Crossfit, no_direction
 from refusal_core.analysis.gram import Gram, gram_matrices, mean_products
 from refusal_core.analysis.projections import project_draws
+from refusal_core.analysis.refitting import Refitted
 from refusal_core.analysis.weighted_statistics import weighted_d
-from refusal_core.evidence import fixed_direction, questions
+from refusal_core.evidence import estimated_direction, fixed_direction, questions
 from refusal_core.evidence.design import Contrast, Design, TransferSet, random_stream
+from refusal_core.evidence.estimated_direction import Estimated
 from refusal_core.evidence.quartets import FEWEST_QUARTETS, intent_and_cue
 from refusal_core.evidence.questions import N_COMPONENTS
 from refusal_core.evidence.rows import Rows
@@ -34,6 +36,7 @@ class _Site:
         components: of the contrast set.
         fixed: ``(any prompt,)`` projections on a direction that was imported, NaN where it has none for this site;
             None for the direction fitted on the contrast set.
+        refitted: the prompts for an estimator that is no difference of means; None for that.
     """
 
     index: int
@@ -42,6 +45,7 @@ class _Site:
     cross_gram: Gram
     components: geometry.Components
     fixed: np.ndarray | None
+    refitted: Estimated | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,7 @@ def answer_site(
     design: Design,
     compared: Sequence[Compared],
     fixed: np.ndarray | None = None,
+    estimator: Refitted | None = None,
 ) -> Rows:
     """Put all questions to one site.
 
@@ -79,6 +84,7 @@ def answer_site(
         design: what all sites share.
         compared: the prompts whose labels directions and text models separate.
         fixed: ``(prompt,)`` projections of all prompts on a direction that was imported; None to fit one.
+        estimator: that it is fitted by; None for the difference of means.
     """
     contrast, fitted = design.contrast, design.fitted
     all_products = gram_matrices(hidden_site, fitted)
@@ -87,12 +93,18 @@ def answer_site(
     if contrast.sampled is contrast:
         gram = sampled_gram
     components = geometry.principal_components(gram, N_COMPONENTS)
-    site = _Site(index, gram, sampled_gram, all_products[fitted], components, fixed)
+    estimated = None if estimator is None else estimated_direction.prepare(estimator, hidden_site, design)
+    site = _Site(index, gram, sampled_gram, all_products[fitted], components, fixed, estimated)
     answers = Rows()
     sampled_d = _answer_about_contrast(site, design, compared, answers)
     for transfer in design.transfers:
         _answer_about_transfer(site, design, transfer, compared, answers)
-    for row in questions.how_many_prompts(sampled_gram, contrast.sampled, design.samples):
+    learned = (
+        questions.how_many_prompts(sampled_gram, contrast.sampled, design.samples)
+        if estimated is None
+        else estimated_direction.how_many_prompts(estimated, contrast, design.samples)
+    )
+    for row in learned:
         answers.add("learning", site=index, **row)
     shape = geometry.residual_geometry(gram, *mean_products(hidden_site, fitted), contrast.is_harmful)
     shape["Silh"] = geometry.silhouette(sampled_gram, contrast.sampled.is_harmful)
@@ -105,7 +117,10 @@ def answer_site(
 def _answer_about_contrast(site: _Site, design: Design, compared: Sequence[Compared], answers: Rows) -> float:
     """Ask what concerns the fitted prompts; return the in-sample d of those that are redrawn."""
     contrast = design.contrast
-    about = _about_fitted(site, contrast) if site.fixed is None else _about_fixed(site, design, site.fixed)
+    if site.refitted is not None:
+        about = _about_refitted(site, contrast, site.refitted)
+    else:
+        about = _about_fitted(site, contrast) if site.fixed is None else _about_fixed(site, design, site.fixed)
     held_out, drawn = about.held_out, about.drawn
     answers.held_out.append(held_out.projection)
     answers.draws["null", CONTRAST], answers.draws["observed", CONTRAST] = [about.null], [np.array(about.sampled_d)]
@@ -169,9 +184,36 @@ def _about_fixed(site: _Site, design: Design, fixed: np.ndarray) -> _AboutContra
     )
 
 
+def _about_refitted(site: _Site, contrast: Contrast, estimated: Estimated) -> _AboutContrast:
+    """Ask about a direction that another estimator fits on the contrast set."""
+    why_none = no_direction(site.gram)
+    fit = estimated_direction.does_it_fit(estimated, contrast, why_none)
+    chance, null = estimated_direction.is_it_chance(estimated, contrast)
+    return _AboutContrast(
+        fit=fit,
+        sampled_d=estimated_direction.sampled_d(estimated, contrast),
+        held_out=estimated_direction.held_out(estimated, contrast, why_none),
+        drawn=estimated.held_out_draws,
+        null=null,
+        others=(
+            estimated_direction.does_it_hold_across_categories(estimated, contrast, why_none),
+            chance,
+            estimated_direction.is_it_length(estimated, contrast),
+            estimated_direction.is_it_the_same_as_refusing(site.gram, estimated, contrast),
+            fixed_direction.what_does_the_space_look_like(
+                site.gram, estimated.projection - estimated.midpoint, site.components, why_none
+            ),
+        ),
+    )
+
+
 def _project_transfer(site: _Site, design: Design, transfer: TransferSet) -> tuple[np.ndarray, np.ndarray, str | None]:
     """Return ``(other,)`` projections of a transfer set, ``(draw, sampled other)``, and why there are none."""
     contrast = design.contrast
+    if site.refitted is not None:
+        projection = site.refitted.of_others(transfer.rows)
+        drawn = site.refitted.draws_of_others(transfer.rows[transfer.sample])
+        return projection, drawn, None if np.isfinite(projection).all() else no_direction(site.gram)
     if site.fixed is not None:
         own, other = site.fixed[design.fitted], site.fixed[transfer.rows]
         labels = contrast.is_harmful[None, :] * 1.0

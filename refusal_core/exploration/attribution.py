@@ -214,7 +214,7 @@ def which_tokens(run: Run, measured: Measured, site: int) -> str:
 
 def what_controls_are(run: Run) -> str:
     """Say what the directions are that a run's direction is compared with."""
-    if run.directions.imported:
+    if not run.directions.are_of_means:
         return "Control directions lie where activations vary within the labels."
     return "Control directions are those of permuted labels, whole pairs flipped or not."
 

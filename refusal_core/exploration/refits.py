@@ -1,4 +1,4 @@
-"""Comparison of a run with its refit: numbers and directions before and after prompts were left out."""
+"""Comparison of a run with its refit: numbers and directions before and after."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 from refusal_core.errors import RunError
 from refusal_core.evidence.claims import detectable_from, probe_source
 from refusal_core.glossary import name_of
+from refusal_core.options import ESTIMATORS
 from refusal_core.runs.run import LEFT_OUT, Run
 
 MEASURES = ("in_sample_d", "crossfit_d", "probe_d")
@@ -62,19 +63,24 @@ def compare(before: Run, after: Run) -> Change:
 def describe_change(change: Change) -> str:
     """Say what changed."""
     counts = change.left_out["label"].value_counts()
-    sentences = [f"Left out: {', '.join(f'{count} {label}' for label, count in counts.items())}."]
+    sentences = []
+    if len(counts):
+        sentences.append(f"Left out: {', '.join(f'{count} {label}' for label, count in counts.items())}.")
+    before, after = (ESTIMATORS[run.manifest.estimator] for run in (change.before, change.after))
+    if before != after:
+        sentences.append(f"Direction: {after} in place of {before}.")
     for measure in MEASURES:
-        before, after = change.table[f"{measure}_before"], change.table[f"{measure}_after"]
-        if before.isna().all() or after.isna().all():
+        first_d, second_d = change.table[f"{measure}_before"], change.table[f"{measure}_after"]
+        if first_d.isna().all() or second_d.isna().all():
             continue
-        first, second = int(before.idxmax()), int(after.idxmax())
+        first, second = int(first_d.idxmax()), int(second_d.idxmax())
         where = (
             f"at {change.before.site_label(first)}"
             if first == second
             else f"from {change.before.site_label(first)} to {change.before.site_label(second)}"
         )
         sentences.append(
-            f"Strongest {name_of(measure)}: {before[first]:.2f} before, {after[second]:.2f} after, {where}."
+            f"Strongest {name_of(measure)}: {first_d[first]:.2f} before, {second_d[second]:.2f} after, {where}."
         )
     first_site, second_site = _site_name(change, change.detectable_before), _site_name(change, change.detectable_after)
     same = first_site == second_site

@@ -74,8 +74,8 @@ def all_vectors(
         progress: called with stage, units done and units in all.
     """
     own = own_vectors(run)
-    # What an imported direction is at other tokens is not known.
-    positions = range(-1 if run.directions.imported else -max(reader.template_end, 1), 0)
+    # What a direction that is no difference of means is at other tokens is not known.
+    positions = range(-1 if not run.directions.are_of_means else -max(reader.template_end, 1), 0)
     names = control_names(random_directions)
     kept = read_kept(path, request)
     if kept is None:

@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 
 from refusal_core.analysis.baselines import Baseline
-from refusal_core.analysis.directions import Directions, fit_directions
+from refusal_core.analysis.directions import Directions, estimated_directions, fit_directions
 from refusal_core.analysis.effect_sizes import layer_statistics
+from refusal_core.analysis.refitting import REFITTED, estimate_unit_directions
 from refusal_core.evidence.claims import probe_source
 from refusal_core.evidence.evaluation import evaluate
-from refusal_core.options import FOLDS, REPEATS
+from refusal_core.options import DEFAULT_ESTIMATOR, FOLDS, REPEATS
 from refusal_core.progress import Progress, no_progress
+from refusal_core.prompts.sets import prompt_groups, prompt_pairs
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.run_files import RunTables
 
@@ -53,6 +55,7 @@ def analyse(
     embeddings: np.ndarray | None = None,
     baselines: Sequence[Baseline] | None = None,
     imported: Directions | None = None,
+    estimator: str = DEFAULT_ESTIMATOR,
     draws: int = DRAWS,
     progress: Progress = no_progress,
 ) -> Analysis:
@@ -65,12 +68,18 @@ def analyse(
         embeddings: ``(prompt, width)`` of :func:`.mean_input_embeddings`, where the model is at hand.
         baselines: the text models' scores, where they are known; see :func:`.evaluate`.
         imported: directions that came from elsewhere; None to fit them.
+        estimator: that directions are fitted by, a key of :data:`refusal_core.options.ESTIMATORS`.
         draws: of the bootstrap.
         progress: called once per site.
     """
     fitted = prompts["fitted"].to_numpy()
     is_harmful = prompts["label"].eq("harmful").to_numpy()
-    directions = imported or fit_directions(hidden, is_harmful, fitted)
+    if estimator in REFITTED:
+        groups, pairs = prompt_groups(prompts), prompt_pairs(prompts)
+        unit = estimate_unit_directions(estimator, hidden, is_harmful, groups, pairs, fitted)
+        directions = estimated_directions(estimator, unit, hidden, is_harmful, fitted)
+    else:
+        directions = imported or fit_directions(hidden, is_harmful, fitted)
     projections = directions.project(hidden)
     evidence, held_out = evaluate(
         hidden,
@@ -83,6 +92,7 @@ def analyse(
         embeddings=embeddings,
         baselines=baselines,
         imported=imported is not None,
+        estimator=estimator,
         progress=progress,
     )
     projections_crossfit = np.full_like(projections, np.nan)

@@ -15,9 +15,11 @@ import pandas as pd
 from refusal_core.analysis import groups
 from refusal_core.analysis.attribution import attribute, held_out_directions, unit
 from refusal_core.analysis.controls import covariance_weights, permuted_weights
+from refusal_core.analysis.estimators import Training
 from refusal_core.analysis.groups import assign_folds, bootstrap_counts, fewest_groups, find_twins, sample_groups
 from refusal_core.analysis.inference import LEVEL, corrected_p
 from refusal_core.analysis.projections import contrast_weights
+from refusal_core.analysis.refitting import coordinates, held_out_unit_directions
 from refusal_core.conversations import prompts_of
 from refusal_core.models.opening import ChatModel
 from refusal_core.options import FOLDS
@@ -57,6 +59,8 @@ class _Design:
         is_harmful: ``(prompt,)`` bool.
         fold: ``(prompt,)`` int; empty where there are fewer than :data:`FEWEST_GROUPS`.
         counts: ``(1 + draw, prompt)`` multiplicities, every prompt once in the first row.
+        groups: ``(prompt,)`` what is never split.
+        pairs: ``(prompt,)`` the matched pair, or the prompt by itself.
         n_groups: how many prompts, or pairs, there are of the rarer label.
         controls: ``(control, prompt)`` weights of control directions, the same at all sites.
     """
@@ -64,6 +68,8 @@ class _Design:
     is_harmful: np.ndarray
     fold: np.ndarray
     counts: np.ndarray
+    groups: np.ndarray
+    pairs: np.ndarray
     n_groups: int
     controls: np.ndarray
 
@@ -111,7 +117,7 @@ def record(
         table["label"].eq("harmful").to_numpy(), prompt_group, groups.MOST_REDRAWN, np.random.default_rng(seed)
     )
     table = table.iloc[sample]
-    design = _plan(table, prompt_group[sample], seed, draws, controls, run.directions.imported)
+    design = _plan(table, prompt_group[sample], seed, draws, controls, run.directions.are_of_means)
     given = chat_model, template.system_prompt, template.thinking, template.day
     reason: str | None = None
     parts: tuple[Parts, ...] = ()
@@ -164,7 +170,7 @@ def record(
 
 
 def _plan(
-    table: pd.DataFrame, prompt_group: np.ndarray, seed: int, draws: int, controls: int, imported: bool
+    table: pd.DataFrame, prompt_group: np.ndarray, seed: int, draws: int, controls: int, of_means: bool
 ) -> _Design:
     is_harmful = table["label"].eq("harmful").to_numpy()
     n_groups = fewest_groups(is_harmful, prompt_group)
@@ -173,12 +179,13 @@ def _plan(
     # Of fewer, intervals that are meant to hold for all parts at once fail more often than they may.
     fold = folds[0] if n_groups >= FEWEST_GROUPS else np.empty(0, dtype=int)
     rng = np.random.default_rng([seed, 5])
-    if imported:
-        weights = covariance_weights(is_harmful, controls, rng)
-    else:
-        twins = find_twins(is_harmful, prompt_pairs(table))
+    pairs = prompt_pairs(table)
+    if of_means:
+        twins = find_twins(is_harmful, pairs)
         weights = permuted_weights(is_harmful, prompt_group, twins, controls, rng)
-    return _Design(is_harmful, fold, np.vstack([np.ones(len(table)), counts]), n_groups, weights)
+    else:
+        weights = covariance_weights(is_harmful, controls, rng)
+    return _Design(is_harmful, fold, np.vstack([np.ones(len(table)), counts]), prompt_group, pairs, n_groups, weights)
 
 
 def _added(
@@ -200,10 +207,13 @@ def _added(
         if not len(design.fold):
             continue
         at_site = np.ascontiguousarray(stream[:, len(names) - 1])
-        directions = held_out_directions(at_site, design.is_harmful, design.fold)
         if run.directions.imported:
             # Fitted on none of these prompts.
             directions = run.directions.unit_direction[layer][None].astype(np.float64)
+        elif run.directions.are_of_means:
+            directions = held_out_directions(at_site, design.is_harmful, design.fold)
+        else:
+            directions = _held_out_estimates(run.directions.estimator, at_site, design)
         if not directions.any(axis=1).all():
             continue
         found = attribute(
@@ -226,6 +236,14 @@ def _added(
             "number_high": found.total_high,
         }
     progress(ATTRIBUTING, len(parts), len(parts))
+
+
+def _held_out_estimates(estimator: str, at_site: np.ndarray, design: _Design) -> np.ndarray:
+    """Return ``(fold, d_model)`` the direction that an estimator fits without each fold; zeros where there is none."""
+    own, basis = coordinates(at_site, np.ones(len(at_site), dtype=bool))
+    training = Training(own, design.is_harmful, design.groups, design.pairs, at_site.shape[1])
+    directions = held_out_unit_directions(estimator, training, design.fold)
+    return directions if basis is None else directions @ basis.T
 
 
 def _written(
@@ -257,7 +275,7 @@ def _written(
         if not direction.any():
             continue
         weights = [design.controls]
-        if not run.directions.imported:
+        if run.directions.are_of_means:
             counts = design.counts[1 : 1 + REDRAWN]
             weights.append(contrast_weights(counts * design.is_harmful, counts * ~design.is_harmful))
         others = unit(np.vstack(weights) @ at_site.astype(np.float64))

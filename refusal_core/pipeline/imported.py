@@ -10,6 +10,7 @@ import numpy as np
 
 from refusal_core.analysis.directions import imported_directions
 from refusal_core.errors import RefusalError
+from refusal_core.options import DEFAULT_ESTIMATOR
 from refusal_core.pipeline.analysis import analyse
 from refusal_core.pipeline.refit import extract_again
 from refusal_core.pipeline.request import run_id
@@ -85,6 +86,7 @@ def import_direction(
             "run_id": name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "refit": None,
+            "estimator": DEFAULT_ESTIMATOR,
             "direction": DirectionRecord(
                 file=Path(path).name,
                 sha256=vectors.sha256,

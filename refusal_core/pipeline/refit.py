@@ -1,4 +1,4 @@
-"""Refits: runs made again without some of their prompts."""
+"""Refits: runs made again without some of their prompts, or with another estimator of the direction."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import hashlib
 from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast, get_args
 
 import numpy as np
 import pandas as pd
 
-from refusal_core.errors import PromptError, RunError
-from refusal_core.options import MINIMUM_PER_LABEL
+from refusal_core.errors import PromptError, RefusalError, RunError
+from refusal_core.options import MINIMUM_PER_LABEL, Estimator
 from refusal_core.pipeline.analysis import analyse
-from refusal_core.pipeline.request import run_id
+from refusal_core.pipeline.request import check_estimator, run_id
 from refusal_core.pipeline.steps import (
     LOADING,
     Reading,
@@ -41,21 +41,26 @@ _IDENTITY_FORMAT = 1
 
 def refit(
     run: Run,
-    without: Collection[str],
+    without: Collection[str] = (),
     *,
+    estimator: str | None = None,
     model: str | Path | None = None,
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> RunResult:
-    """Make a run again without some of its prompts, or find that refit in the cache; the run itself stays as it is.
+    """Make a run again without some of its prompts or with another estimator, or find that refit in the cache.
+
+    The run itself stays as it is.
 
     It is made from the run's stored activations, or else the run's model reads the prompts again. The prompts that are
     left out are scored as a transfer set called :data:`LEFT_OUT`. Behaviour and interventions do not carry over.
     A refit of a refit is one of the original run, while that is in the cache, without the prompts of both.
+    Its estimator is the run's unless another is given.
 
     Args:
         run: the run, or a refit of it.
-        without: prompt_ids; see :func:`leave_out`.
+        without: prompt_ids; see :func:`leave_out`. None where the estimator is another one.
+        estimator: how the direction is got, a key of :data:`refusal_core.options.ESTIMATORS`.
         model: where the run's model is, when it came from a folder or a GGUF file; not needed with stored activations.
         device: where the model is opened.
         progress: called for loading, extracting, testing and saving.
@@ -63,8 +68,8 @@ def refit(
     Raises:
         RefusalError: of the kind that fits, for anything the caller can mend.
     """
-    original, table = _left_out_of_original(run, without)
-    name, cache = _refit_id(original, table), original.path.parent
+    original, table, fitted_by = _asked_of_original(run, without, estimator)
+    name, cache = _refit_id(original, table, fitted_by), original.path.parent
     if (cache / name).exists():
         return RunResult(store.open_run(name, cache), cached=True)
     with store.unfinished_work(store.unfinished_run(name, cache), f"the refit {name}") as folder:
@@ -78,19 +83,20 @@ def refit(
             table = table.reset_index(drop=True)
             hidden, embeddings, changed = extract_again(original, table, model, device, folder, progress)
         seed = original.manifest.compute.seed
-        analysis = analyse(hidden, table, seed=seed, embeddings=embeddings, progress=progress)
+        analysis = analyse(hidden, table, seed=seed, embeddings=embeddings, estimator=fitted_by, progress=progress)
         manifest = _manifest(name, original, table, "extracted again" if stored is None else "stored")
+        changed["estimator"] = fitted_by
         manifest = manifest.model_copy(update=changed)
         return RunResult(save(manifest, table, analysis, None, cache, progress), cached=False)
 
 
-def refit_id(run: Run, without: Collection[str]) -> str:
-    """Return the name of the refit of a run without some prompts, whether there is one or not.
+def refit_id(run: Run, without: Collection[str] = (), estimator: str | None = None) -> str:
+    """Return the name of the refit of a run, whether there is one or not; arguments as for :func:`refit`.
 
     Raises:
         RefusalError: see :func:`refit`.
     """
-    return _refit_id(*_left_out_of_original(run, without))
+    return _refit_id(*_asked_of_original(run, without, estimator))
 
 
 def original_of(run: Run) -> Run:
@@ -212,24 +218,40 @@ def _left(described: _Set, table: pd.DataFrame) -> _Set:
     return described.model_copy(update=described_set(PromptSet(described.name, described.revision, table)))
 
 
-def _left_out_of_original(run: Run, without: Collection[str]) -> tuple[Run, pd.DataFrame]:
-    """Return the run that a refit is of, and its prompts after :func:`leave_out`."""
+def _asked_of_original(
+    run: Run, without: Collection[str], estimator: str | None
+) -> tuple[Run, pd.DataFrame, Estimator]:
+    """Return the run that a refit is of, its prompts after :func:`leave_out`, and the estimator."""
     run.check_own_position("refit")
     if run.manifest.direction is not None:
         raise RunError(
             f"the direction of {run.run_id} was imported, so leaving out prompts does not change it: choose "
             f"{run.manifest.direction.parent}, or another run whose direction was fitted"
         )
+    fitted_by = _known(run.manifest.estimator if estimator is None else estimator)
     original = original_of(run)
-    if original is run:
-        return run, leave_out(run.prompts, without)
-    earlier = run.prompts.loc[run.prompts["source"].eq(LEFT_OUT), "prompt_id"]
-    return original, leave_out(original.prompts, {*earlier, *without})
+    out = {*without}
+    if original is not run:
+        out |= {*run.prompts.loc[run.prompts["source"].eq(LEFT_OUT), "prompt_id"]}
+    alone = not out and fitted_by != original.manifest.estimator
+    table = original.prompts if alone else leave_out(original.prompts, out)
+    check_estimator(fitted_by, table[table["fitted"]])
+    return original, table, fitted_by
 
 
-def _refit_id(original: Run, table: pd.DataFrame) -> str:
+def _known(estimator: str) -> Estimator:
+    for name in get_args(Estimator):
+        if name == estimator:
+            return cast(Estimator, name)
+    raise RefusalError(f"expected an estimator ({', '.join(get_args(Estimator))}), got {estimator!r:.40}")
+
+
+def _refit_id(original: Run, table: pd.DataFrame, estimator: str) -> str:
     """Return a refit's name."""
     identity = {"refit": original.run_id, "left_out": _left_out_sha256(table), "format": _IDENTITY_FORMAT}
+    # An option that came later counts only where it is used.
+    if estimator != original.manifest.estimator:
+        identity["estimator"] = estimator
     counts = table.loc[table["fitted"], "label"].value_counts()
     dtype = original.manifest.compute.dtype
     return run_id(original.model_name, original.contrast_name, counts, identity, dtype)

@@ -12,14 +12,14 @@ from typing import Any
 import pandas as pd
 
 from refusal_core.conversations import COLUMN as CONVERSATION
-from refusal_core.errors import RefusalError, RunError
+from refusal_core.errors import PromptError, RefusalError, RunError
 from refusal_core.models.identity import ModelInfo, as_opened, identify
 from refusal_core.models.templates import borrow_template
-from refusal_core.options import DTYPES, RunOptions
+from refusal_core.options import DEFAULT_ESTIMATOR, DTYPES, RunOptions
 from refusal_core.prompts.bundled import transfer_of
 from refusal_core.prompts.labels import Choice, parse_labels
 from refusal_core.prompts.reading import EXTRA
-from refusal_core.prompts.sets import PromptSet, load_contrast_set, load_transfer_set, slug, without
+from refusal_core.prompts.sets import PromptSet, load_contrast_set, load_transfer_set, prompt_pairs, slug, without
 from refusal_core.runs import store
 from refusal_core.runs.evidence_tables import CONTRAST
 from refusal_core.runs.run import LEFT_OUT, Run
@@ -114,6 +114,7 @@ def prepare(options: RunOptions) -> Request:
         for source in dict.fromkeys((transfer_of(contrast.name), *options.transfer))
     )
     _check_names(contrast, [chosen.prompts for chosen in transfer])
+    check_estimator(options.estimator, contrast.table)
     model = identify(options.model, options.revision)
     as_opened(model, options.load_in)  # raises where it cannot be opened so
     return Request(
@@ -123,6 +124,23 @@ def prepare(options: RunOptions) -> Request:
         contrast=contrast,
         transfer=transfer,
     )
+
+
+def check_estimator(estimator: str, table: pd.DataFrame) -> None:
+    """Raise PromptError unless there is something to fit an estimator on.
+
+    Args:
+        estimator: a key of :data:`refusal_core.options.ESTIMATORS`.
+        table: of the prompts that it is fitted on.
+    """
+    if estimator == DEFAULT_ESTIMATOR:
+        return
+    # Of estimators that are asked for alone: what fits them takes long to import.
+    from refusal_core.analysis.refitting import why_not
+
+    reason = why_not(estimator, table["label"].eq("harmful").to_numpy(), prompt_pairs(table))
+    if reason is not None:
+        raise PromptError(reason)
 
 
 def run_id(model: str, contrast: str, counts: Mapping[str, int], identity: dict[str, Any], dtype: str) -> str:

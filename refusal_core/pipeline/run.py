@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refusal_core.analysis.refitting import REFITTED
 from refusal_core.models.devices import choose_device, choose_dtype
 from refusal_core.models.opening import ChatModel
 from refusal_core.models.templates import closed_thought, default_system_prompt, tells_the_date, template_sha256
@@ -87,7 +88,14 @@ def _make(request: Request, cache: str | Path | None, progress: Progress) -> Run
         table, reading = request.prompt_table(), _reading(options, chat_model)
         extraction = extract_prompts(chat_model, table, reading, folder, progress, engine)
         embeddings = embed_prompts(chat_model, table)
-        analysis = analyse(extraction.hidden, table, seed=options.seed, embeddings=embeddings, progress=progress)
+        analysis = analyse(
+            extraction.hidden,
+            table,
+            seed=options.seed,
+            embeddings=embeddings,
+            estimator=options.estimator,
+            progress=progress,
+        )
         manifest = _manifest(run_id, request, reading, chat_model, extraction)
         activations = extraction.hidden if options.keep_activations else None
         return save(manifest, table, analysis, activations, cache, progress)
@@ -139,11 +147,12 @@ def _manifest(
             engine=options.engine,
             seed=options.seed,
             folds=FOLDS,
-            repeats=REPEATS,
+            repeats=min(REPEATS, REFITTED[options.estimator].repeats) if options.estimator in REFITTED else REPEATS,
             **described_extraction(chat_model, extraction),
         ),
         versions=library_versions(),
         timings=timings(chat_model, extraction),
+        estimator=options.estimator,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from refusal_core.errors import RunError
+from refusal_core.options import DEFAULT_ESTIMATOR, ESTIMATORS
 
 if TYPE_CHECKING:
     # The names of columns are wanted without.
@@ -88,7 +89,8 @@ class Evidence:
         components: ``prompt_id, site, pc1 …``: scores on the contrast set's principal components, in activation units.
         reasons: ``table, number, source, site, reason``: why a number is missing; a missing site means at every site.
         settings: one row: seed, draws, folds, prompts, width; ``most_redrawn`` prompts of a set; ``n_detected_pairs``
-            of the contrast set that were found by their texts; ``imported`` where the directions were.
+            of the contrast set that were found by their texts; ``imported`` where the directions were; ``estimator``
+            where it is no difference of means; its ``draws`` and ``permutations`` are fewer, those of the contrast set.
     """
 
     sites: pd.DataFrame
@@ -116,6 +118,12 @@ class Evidence:
     def imported(self) -> bool:
         """Whether the directions came from elsewhere, so that no number is cross-fitted."""
         return bool(self.settings.iloc[0].get("imported", 0))
+
+    @property
+    def estimator(self) -> str:
+        """What the directions were fitted by, a key of :data:`refusal_core.options.ESTIMATORS`."""
+        named = self.settings.iloc[0].get("estimator", DEFAULT_ESTIMATOR)
+        return named if named in ESTIMATORS else DEFAULT_ESTIMATOR
 
     def to_tables(self) -> dict[str, pd.DataFrame]:
         """Return the tables by name, fit for parquet."""

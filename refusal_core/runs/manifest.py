@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from refusal_core.errors import RunError
-from refusal_core.options import MOST_REPLY_TOKENS, LoadIn, ReasoningEffort
+from refusal_core.options import DEFAULT_ESTIMATOR, MOST_REPLY_TOKENS, Estimator, LoadIn, ReasoningEffort
 
 MANIFEST = "manifest.json"
 PROMPTS = "prompts.parquet"
@@ -157,7 +157,7 @@ class RefitRecord(_Record):
     """What a refit is a refit of.
 
     Attributes:
-        parent: the name of the run that prompts were left out of.
+        parent: the name of the run that prompts were left out of, or whose estimator was another one.
         left_out: how many prompts.
         sha256: of their ids.
         activations: ``stored`` or ``extracted again``.
@@ -196,6 +196,7 @@ class Manifest(_Record):
         created: ISO 8601, in UTC.
         options: what the run was asked for with; ``None`` where it was not recorded.
         direction: where its directions came from; ``None`` for those fitted on its contrast set.
+        estimator: that these were fitted by; runs of earlier versions, which do not say, are of mean differences.
         files: SHA-256 of every file of the run, by name.
     """
 
@@ -213,6 +214,7 @@ class Manifest(_Record):
     timings: TimingsRecord | None = None
     refit: RefitRecord | None = None
     direction: DirectionRecord | None = None
+    estimator: Estimator = DEFAULT_ESTIMATOR
     files: dict[str, str] = Field(default_factory=dict)
 
 

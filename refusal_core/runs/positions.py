@@ -77,7 +77,9 @@ def run_at(run: Run, name: str) -> Run:
             if path.is_symlink() or sha256_of(path) != manifest.files[file]:
                 raise ValueError(f"{file} is not the file that {manifest.kind}.json describes")
         shape = run.n_sites, run.manifest.model.d_model
-        tables = read_tables_at(run.path, others[place], place, len(others), run.tables.prompts, shape)
+        tables = read_tables_at(
+            run.path, others[place], place, len(others), run.tables.prompts, shape, run.manifest.estimator
+        )
         at = replace(run, run_id=f"{run.path.name}@{name}", tables=tables, position=others[place], read_at=name)
         at.check_evidence()
     except Exception as error:  # a malformed file, whatever its reader calls it

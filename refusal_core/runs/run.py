@@ -12,6 +12,7 @@ import pandas as pd
 from refusal_core.analysis.directions import Directions
 from refusal_core.errors import RunError, first_line
 from refusal_core.files import sha256_of
+from refusal_core.options import ESTIMATORS
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.manifest import ACTIVATIONS, Manifest
 from refusal_core.runs.migrations import migrated_evidence
@@ -160,6 +161,22 @@ class Run:
             "here: a number called in-sample or cross-fitted is that of the imported vectors on all prompts of the "
             "contrast set."
         )
+
+    @property
+    def estimator_note(self) -> str:
+        """What has to be known of another estimator than the difference of means; empty for a run of that."""
+        if self.directions.are_of_means or self.directions.imported:
+            return ""
+        return (
+            f"Direction ({ESTIMATORS[self.directions.estimator]}): not the mean difference; its magnitude is the "
+            "distance of the labels' means along it. What is measured of harm against refusing, of categories and of "
+            "how many directions there are is of mean differences all the same."
+        )
+
+    @property
+    def direction_note(self) -> str:
+        """What has to be known of directions that are no mean differences of the run's prompts; else empty."""
+        return self.imported or self.estimator_note
 
     @property
     def keeps_activations(self) -> bool:

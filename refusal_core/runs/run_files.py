@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from refusal_core import parquet
 from refusal_core.analysis.directions import Directions
 from refusal_core.conversations import prompts_of
+from refusal_core.options import DEFAULT_ESTIMATOR
 from refusal_core.runs import schemas
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.manifest import DIRECTIONS, LAYER_STATS, PROJECTIONS, PROMPTS
@@ -53,7 +54,9 @@ def write_tables(tables: RunTables, evidence: Mapping[str, pd.DataFrame], folder
         table.to_parquet(folder / f"evidence_{name}.parquet", index=False)
 
 
-def read_tables(folder: Path, version: int, n_sites: int, d_model: int, imported: bool = False) -> RunTables:
+def read_tables(
+    folder: Path, version: int, n_sites: int, d_model: int, imported: bool = False, estimator: str = DEFAULT_ESTIMATOR
+) -> RunTables:
     """Read the tables of a run, which may be a stranger's, and hold them to their schemas.
 
     Args:
@@ -62,6 +65,7 @@ def read_tables(folder: Path, version: int, n_sites: int, d_model: int, imported
         n_sites: the sites of its model.
         d_model: the width of its model.
         imported: whether its directions were imported.
+        estimator: that they were fitted by.
 
     Raises:
         ValueError: when they are not what a run's are, or do not belong together.
@@ -75,7 +79,7 @@ def read_tables(folder: Path, version: int, n_sites: int, d_model: int, imported
     layer_stats = migrated_layer_stats(read_table(folder / LAYER_STATS), version)
     _check_layer_stats(layer_stats, n_sites)
     tensors = _read_tensors(folder / DIRECTIONS, (n_sites, d_model))
-    return _as_run(prompts, layer_stats, read_table(folder / PROJECTIONS), Directions(*tensors, imported))
+    return _as_run(prompts, layer_stats, read_table(folder / PROJECTIONS), Directions(*tensors, imported, estimator))
 
 
 def _as_run(prompts: pd.DataFrame, layer_stats: pd.DataFrame, long: pd.DataFrame, directions: Directions) -> RunTables:
@@ -122,7 +126,13 @@ def at_positions(name: str) -> str:
 
 
 def read_tables_at(
-    folder: Path, position: int, place: int, n_positions: int, prompts: pd.DataFrame, shape: tuple[int, int]
+    folder: Path,
+    position: int,
+    place: int,
+    n_positions: int,
+    prompts: pd.DataFrame,
+    shape: tuple[int, int],
+    estimator: str,
 ) -> RunTables:
     """Read the tables of a run at another read position, and hold them to their schemas.
 
@@ -133,6 +143,7 @@ def read_tables_at(
         n_positions: how many other ones there are.
         prompts: of the run.
         shape: sites and width of its model.
+        estimator: that its directions were fitted by.
 
     Raises:
         ValueError: when they are not what a run's are, or do not belong together.
@@ -141,7 +152,7 @@ def read_tables_at(
     layer_stats = read_table_at(folder, LAYER_STATS, position)
     _check_layer_stats(layer_stats, shape[0])
     unit, harmful, harmless = _read_tensors(folder / at_positions(DIRECTIONS), (n_positions, *shape))
-    directions = Directions(unit[place], harmful[place], harmless[place])
+    directions = Directions(unit[place], harmful[place], harmless[place], estimator=estimator)
     return _as_run(prompts, layer_stats, read_table_at(folder, PROJECTIONS, position), directions)
 
 

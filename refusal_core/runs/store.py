@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from refusal_core import __version__
 from refusal_core.errors import ModelError, PromptError, RunError, first_line
 from refusal_core.files import PARTIAL, atomic_folder, sha256_of, write_atomically
+from refusal_core.options import DEFAULT_ESTIMATOR, ESTIMATORS
 from refusal_core.runs.manifest import (
     ACTIVATIONS,
     FORMAT_VERSION,
@@ -255,7 +256,8 @@ def _opened(path: Path, manifest: Manifest, version: int, everything: bool = Fal
     run_id = path.name
     try:
         model = manifest.model
-        tables = read_tables(path, version, model.n_layers + 1, model.d_model, manifest.direction is not None)
+        imported = manifest.direction is not None
+        tables = read_tables(path, version, model.n_layers + 1, model.d_model, imported, manifest.estimator)
         run = Run(run_id, path, manifest, tables)
         run.check_evidence()
         if everything and ACTIVATIONS in manifest.files:
@@ -501,9 +503,11 @@ def printable(typed: object, longest: int) -> str:
 
 def _origin(manifest: Manifest) -> str:
     """Return what a run was made from besides prompts, in words; empty for a run of its own."""
-    if manifest.refit is not None:
-        return f"refit of {manifest.refit.parent}"
-    return "" if manifest.direction is None else f"vectors in {manifest.direction.file} on {manifest.direction.parent}"
+    if manifest.direction is not None:
+        return f"vectors in {manifest.direction.file} on {manifest.direction.parent}"
+    estimator = "" if manifest.estimator == DEFAULT_ESTIMATOR else ESTIMATORS[manifest.estimator]
+    refit = "" if manifest.refit is None else f"refit of {manifest.refit.parent}"
+    return ", ".join(filter(None, (estimator, refit)))
 
 
 def _run_folder(run_id: str, folder: Path) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from refusal_core.evidence.findings import verdict
+from refusal_core.options import ESTIMATORS
 from refusal_core.runs.run import Run
 
 _CURVES = (
@@ -27,6 +28,8 @@ def card_html(run: Run) -> str:
     manifest = run.manifest
     counts = " + ".join(f"{count} {label}" for label, count in manifest.prompts.counts.items())
     title = f"{manifest.model.name}, {run.n_layers} layers, on {manifest.prompts.name}"
+    if run.estimator_note:
+        title += f": direction ({ESTIMATORS[manifest.estimator]})"
     return (
         '<div style="font-family:sans-serif;max-width:640px;border:1px solid #8884;border-radius:6px;'
         'padding:12px 16px">'

@@ -23,6 +23,7 @@ from refusal_core.exploration.trajectory import load_trajectory
 from refusal_core.figures.study import HISTOGRAMS, pictures
 from refusal_core.intervention import effects, experiment
 from refusal_core.intervention.judgement import load_judgement
+from refusal_core.options import ESTIMATORS
 from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.manifest import DIRECTIONS
 from refusal_core.runs.run import T_POST, Run
@@ -115,6 +116,8 @@ def export_run(run: Run, folder: str | Path) -> list[Path]:
         "max_magnitude_layer": int(largest["layer"]),
         "max_magnitude": float(largest["magnitude"]),
     }
+    if run.estimator_note:
+        summary["estimator"] = ESTIMATORS[run.manifest.estimator]
     if run.read_at != T_POST:
         summary["read_at"] = run.read_at
     top10 = layers.sort_values("cohens_d", ascending=False).head(10)

@@ -56,7 +56,7 @@ def report_html(
     parts = [
         f"<h1>{html.escape(run.model_name)} on {html.escape(run.contrast_name)}</h1>",
         f'<p class="fact">{html.escape(facts)}</p>',
-        *([f'<p class="fact">{html.escape(run.imported)}</p>'] if run.imported else []),
+        *(f'<p class="fact">{html.escape(note)}</p>' for note in (run.direction_note,) if note),
         f"<p><strong>{html.escape(verdict(evidence))}</strong></p>",
         *(f'<p class="fact">{html.escape(note)}</p>' for note in notes(run)),
         # The one copy of Plotly's script that all figures share.

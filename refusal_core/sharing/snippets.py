@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from refusal_core.models.known import KNOWN, KnownModel
+from refusal_core.options import ESTIMATORS
 from refusal_core.runs.manifest import DIRECTIONS, TemplateRecord
 from refusal_core.runs.run import Run
 from refusal_core.sites import hidden_state_index, transformer_lens_name
@@ -84,6 +85,7 @@ def _model_and_ids(run: Run, site: int, *imports: str) -> str:
         f"from transformers import {', '.join(classes)}",
         "",
         *name,
+        *([f"# Not the mean difference: {ESTIMATORS[run.manifest.estimator]}."] if run.estimator_note else []),
         f'direction = load_file({DIRECTIONS!r})["unit_direction"][{site}]',
         "",
         f"tokenizer = AutoTokenizer.from_pretrained({', '.join(['name', *chosen])})",

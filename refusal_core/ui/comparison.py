@@ -348,7 +348,7 @@ def direction_cosines(compared: list[Side]) -> None:
     chart(figure, "compare_cosines")
     chance = 1.96 / np.sqrt(compared[0].run.directions.unit_direction.shape[1])
     st.caption(
-        f"Directions of the same model, fitted on different prompts. Random directions of this width stay within "
+        f"Directions of the same model. Random directions of this width stay within "
         f"±{chance:.2f}; any two directions fitted on its activations share more, since those fill few dimensions."
     )
 

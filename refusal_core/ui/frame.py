@@ -153,9 +153,9 @@ def frame(title: str, line: str, at_positions: bool = False) -> Run:
         st.stop()
     address.show_run(run.run_id)
     _keep_site_inside(run)
-    if run.imported:
+    if run.direction_note:
         # The name of a file is a stranger's text.
-        st.text(run.imported)
+        st.text(run.direction_note)
     address.write()
     return run
 

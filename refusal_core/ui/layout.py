@@ -21,6 +21,7 @@ from refusal_core.figures.plotly_internals import serialise_once
 from refusal_core.figures.style import move_mark
 from refusal_core.glossary import meaning_of
 from refusal_core.markdown import typeset
+from refusal_core.options import ESTIMATORS
 from refusal_core.runs.manifest import MANIFEST, PositionsManifest, TemplateRecord
 from refusal_core.runs.run import LAST_TOKEN, Run
 from refusal_core.runs.store import open_run, run_titles
@@ -339,7 +340,7 @@ def facts(run: Run) -> dict[str, str]:
         "template prefix": compute.prefix_note or "not recorded",
         "revision": model.revision or "not recorded",
         "prompts": f"SHA-256 {prompts.sha256[:12]}" if prompts.sha256 else "not recorded",
-        "direction": run.imported or "fitted on the contrast set",
+        "direction": run.imported or f"{ESTIMATORS[manifest.estimator]}, fitted on the contrast set",
         "refit of": "no other run" if manifest.refit is None else manifest.refit.parent,
         "libraries": ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items())),
         "made": manifest.created,

@@ -1,16 +1,18 @@
-"""Refits of a run without the marked prompts, and what they changed."""
+"""Refits of a run without the marked prompts or with another estimator, and what they changed."""
 
 from __future__ import annotations
 
 import pandas as pd
 import streamlit as st
 
+from refusal_core.analysis.refitting import REFITTED
 from refusal_core.annotations.marks import marked_prompt_ids
 from refusal_core.errors import RefusalError
 from refusal_core.exploration import refits
 from refusal_core.figures.refits import change as change_figure
+from refusal_core.options import ESTIMATORS
 from refusal_core.pipeline.refit import leave_out, original_of, refit_id
-from refusal_core.runs.run import LEFT_OUT, Run
+from refusal_core.runs.run import LAST_TOKEN, LEFT_OUT, Run
 from refusal_core.runs.store import cache_folder
 from refusal_core.ui import address
 from refusal_core.ui.background import offer
@@ -60,9 +62,49 @@ def refit_panel(run: Run, marks: pd.DataFrame) -> None:
         st.button("Open that run", icon=":material/open_in_new:", type="primary", on_click=_open, args=(run_id,))
         _show_change(original, run_id)
         return
-    arguments = [f"--marked={','.join(kinds)}"]
+    _offer(run, original, f"--marked={','.join(kinds)}", "Refit without them")
+
+
+def estimator_panel(run: Run) -> None:
+    """Show a choice of estimators, and a button for a refit of the run with another one than its own."""
+    if run.position != LAST_TOKEN or run.manifest.direction is not None:
+        return
+    st.subheader("Refit with another estimator", anchor=False)
+    own = run.manifest.estimator
+    chosen = st.selectbox(
+        "Estimator",
+        list(ESTIMATORS),
+        index=list(ESTIMATORS).index(own),
+        format_func=lambda name: ESTIMATORS[name],
+        key=f"refit_estimator_{run.run_id}",
+        help="How the direction is got from the activations. The refit is a run of its own, whose projections, "
+        "evidence, scores and exports are of that direction.",
+    )
+    if chosen == own:
+        st.caption(f"This run's direction: {ESTIMATORS[own]}. Choose another one to make a run of it.")
+        return
+    original = original_of(run)
+    if not run.prompts["source"].eq(LEFT_OUT).any() and chosen == original.manifest.estimator:
+        st.button("Open that run", type="primary", on_click=_open, args=(original.run_id,), key="open_estimator")
+        return
+    try:
+        run_id = refit_id(run, estimator=chosen)
+    except RefusalError as error:
+        show_error("This estimator cannot be fitted.", error, severe=False)
+        return
+    if (cache_folder() / run_id).is_dir():
+        st.button("Open that run", type="primary", on_click=_open, args=(run_id,), key="open_estimator")
+        _show_change(original, run_id)
+        return
+    if chosen in REFITTED:
+        st.caption("Its evidence takes fits of its own, fewer of them: a few minutes.")
+    _offer(run, original, f"--estimator={chosen}", "Refit with it")
+
+
+def _offer(run: Run, original: Run, argument: str, label: str) -> None:
+    arguments = [argument]
     if original.keeps_activations:
-        st.caption("From the run's stored activations: seconds to a minute.")
+        st.caption("From the run's stored activations, without the model.")
     else:
         st.caption("Activations were not stored with this run, so its model reads the prompts again: minutes.")
         source = model_source(original)
@@ -72,7 +114,7 @@ def refit_panel(run: Run, marks: pd.DataFrame) -> None:
             arguments.append(f"--model={source}")
     offer(
         Command(f"Refit {original.run_id}", "refit", (*arguments, "--", run.run_id)),
-        "Refit without them",
+        label,
         ":material/refresh:",
     )
 

@@ -33,6 +33,7 @@ _ROWS = (
     ("limit_per_label", "dtype", "thinking", "reasoning_effort"),
     ("system_prompt",),
     ("token_limit", "seed", "revision"),
+    ("estimator",),
     ("chat_template", "load_in"),
     ("keep_activations",),
 )

@@ -109,7 +109,9 @@ def test_the_shrinkage_is_scikit_learn_s(width):
     hidden -= hidden.mean(axis=0)
     basis = np.linalg.qr(hidden.T)[0] if width > N else np.eye(width)
     coordinates = hidden @ basis
-    shrinkage = estimators._ledoit_wolf(coordinates, coordinates.T @ coordinates / N, width)
+    covariance = coordinates.T @ coordinates / N
+    fourth = np.square(np.square(coordinates).sum(axis=1)).sum()
+    shrinkage = estimators._ledoit_wolf(fourth, np.trace(covariance), np.square(covariance).sum(), N, width)
     assert shrinkage == pytest.approx(ledoit_wolf_shrinkage(hidden, assume_centered=True))
 
 
