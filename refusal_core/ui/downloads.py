@@ -9,6 +9,7 @@ from refusal_core.runs.run import Run
 from refusal_core.sharing.export import export_zip
 from refusal_core.sharing.snippets import transformer_lens_snippet, transformers_snippet
 from refusal_core.ui import address
+from refusal_core.ui.slow_downloads import limited
 
 
 def downloads(run: Run) -> None:
@@ -18,7 +19,7 @@ def downloads(run: Run) -> None:
         with st.container(horizontal=True):
             st.download_button(
                 "Everything, as one zip",
-                lambda: export_zip(run, site),
+                limited(lambda: export_zip(run, site)),
                 file_name=f"{run.run_id}.zip",
                 mime="application/zip",
                 on_click="ignore",

@@ -29,6 +29,7 @@ from refusal_core.sharing.rendering import MIME, SIZES, browser_found, render_im
 from refusal_core.ui import address
 from refusal_core.ui.glossary import glossary_link, link_terms
 from refusal_core.ui.server import told
+from refusal_core.ui.slow_downloads import limited
 
 T = TypeVar("T")
 
@@ -117,7 +118,7 @@ def _save_menu(saved: Callable[[], go.Figure], key: str, page: Callable[[], byte
         for (kind, use), contents in (pictures | {("html", ""): page}).items():
             st.download_button(
                 f"Save as {kind.upper()}" + (f" for a {use}" if use else ""),
-                contents,
+                limited(contents),
                 file_name="--".join(filter(None, (_file_name(key), use))) + f".{kind}",
                 mime=MIME[kind],
                 on_click="ignore",

@@ -32,6 +32,7 @@ from refusal_core.ui.layout import show_error
 from refusal_core.ui.model import measure_here
 from refusal_core.ui.selection import chosen_row
 from refusal_core.ui.server import may_change, require_owner, told
+from refusal_core.ui.slow_downloads import limited
 from refusal_core.ui.subspace import KIND as SUBSPACE
 from refusal_core.ui.trajectory import KIND as TRAJECTORY
 from refusal_core.ui.uploads import import_sent
@@ -189,7 +190,7 @@ def chosen_run(entry: RunSummary | BrokenRun) -> None:
             _note(entry)
         st.download_button(
             "Pack and download",
-            data=lambda: _packed(entry.run_id),
+            data=limited(lambda: _packed(entry.run_id)),
             file_name=f"{entry.run_id}.zip",
             mime="application/zip",
             icon=":material/download:",

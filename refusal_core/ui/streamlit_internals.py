@@ -164,6 +164,12 @@ def is_page() -> bool:
     return get_script_run_ctx(suppress_warning=True) is not None
 
 
+def visit() -> str:
+    """Return what tells the visit of this page from all others; empty outside a page."""
+    context = get_script_run_ctx(suppress_warning=True)
+    return context.session_id if context is not None else ""
+
+
 def component(name: str, css: str | None = None, isolate_styles: bool = True) -> Callable[..., Any]:
     """Return the component whose script is the file ``name.js`` of this package.
 
