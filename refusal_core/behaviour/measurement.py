@@ -51,7 +51,8 @@ def record(
         replies, what follows its thinking.
 
     Raises:
-        RefusalError: when the rules cannot be read, the model cannot answer, or the result cannot be stored.
+        RefusalError: when the rules cannot be read, the model is not the run's or cannot answer, or the result cannot
+            be stored.
     """
     # The engine imports torch; what was measured is read without.
     from refusal_core.behaviour.replies import THINKING_TOKENS, read_replies
@@ -60,6 +61,7 @@ def record(
     # Not after minutes of work.
     writable_cache(run.path.parent)
     rules = read_rules(options.rules or BUNDLED)
+    reader, prompts = reader_for(run, chat_model), prompts_of(run.prompts)
     request = {
         "model": chat_model.info.fingerprint,
         "compute": [chat_model.device, chat_model.dtype],
@@ -70,7 +72,6 @@ def record(
     }
     under_way = unfinished_work(run.path / f".{BEHAVIOUR}", f"measuring the behaviour of {run.run_id}")
     with under_way as folder, FinishedPasses(folder / "passes.jsonl", request) as finished:
-        reader, prompts = reader_for(run, chat_model), prompts_of(run.prompts)
         replies = read_replies(reader, prompts, rules.phrases, progress, finished)
         table = pd.DataFrame(
             {

@@ -59,14 +59,13 @@ def record(
     """
     # The engine imports torch; what was measured is read without.
     from refusal_core.activations.extraction import extract
-    from refusal_core.pipeline.scoring import check_model, reader_for
+    from refusal_core.pipeline.scoring import reader_for
     from refusal_core.pipeline.steps import embed_prompts, origins
 
     # Not after minutes of work.
     run.check_own_position(PositionsManifest.kind)
     writable_cache(run.path.parent)
     load_behaviour(run)
-    check_model(run, chat_model)
     closing_tokens = reader_for(run, chat_model).closing_texts
     if not closing_tokens:
         raise RunError(

@@ -17,7 +17,7 @@ from refusal_core.conversations import prompts_of
 from refusal_core.models.opening import ChatModel
 from refusal_core.models.templates import opens_thought, thinking_marks
 from refusal_core.options import TrajectoryOptions
-from refusal_core.pipeline.scoring import check_model, reader_for
+from refusal_core.pipeline.scoring import reader_for
 from refusal_core.pipeline.steps import origins
 from refusal_core.progress import Progress, no_progress
 from refusal_core.runs.additions import save_addition
@@ -61,11 +61,10 @@ def record(
     # Not after minutes of work.
     run.check_own_position(TrajectoryManifest.kind)
     writable_cache(run.path.parent)
-    check_model(run, chat_model)
+    reader, ending = reader_for(run, chat_model), end_tokens(chat_model)
     rules, began = read_rules(), time.monotonic()
     rows = chosen_prompts(run, options.limit_per_label, options.source)
     table = run.prompts.iloc[rows]
-    reader, ending = reader_for(run, chat_model), end_tokens(chat_model)
     sequences = [reader.encode(prompt, with_prefix=True) for prompt in prompts_of(table)]
     replies: list[list[int]] = [[] for _ in sequences]
     parts = continued(

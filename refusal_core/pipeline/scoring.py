@@ -20,6 +20,7 @@ from refusal_core.models.templates import template_sha256
 from refusal_core.progress import Progress, no_progress
 from refusal_core.prompts.labels import LABELS
 from refusal_core.runs.local_models import remember_model, remembered_model
+from refusal_core.runs.manifest import ModelRecord
 from refusal_core.runs.run import LAST_TOKEN, Run
 
 if TYPE_CHECKING:
@@ -115,6 +116,12 @@ def identify_for(run: Run, model: str | Path | None = None) -> ModelInfo:
     return info
 
 
+def _as_described(model: ModelInfo | ModelRecord) -> str:
+    """Return a model's name and what tells its weights from others, in words."""
+    weights = f"weights {model.quantisation}" if model.quantisation else "weights as published"
+    return f"{model.name} ({model.n_layers} layers of width {model.d_model}, {weights}, {model.fingerprint[:12]})"
+
+
 def fingerprint_of(run: Run) -> str:
     """Return the :attr:`~refusal_core.models.identity.ModelInfo.fingerprint` of the model a run was made with."""
     return run.manifest.model.fingerprint
@@ -146,20 +153,28 @@ def load_model_for(
 
 
 def reader_for(run: Run, chat_model: ChatModel) -> ResidualReader:
-    """Return a reader that prompts the run's model as the run did: its system prompt, thinking or not, its day."""
+    """Return a reader that prompts the run's model as the run did: its system prompt, thinking or not, its day.
+
+    Raises:
+        ModelError: when it is not the run's model; see :func:`check_model`.
+    """
     from refusal_core.activations.reader import ResidualReader
 
+    check_model(run, chat_model)
     template = run.manifest.template
     return ResidualReader(chat_model, template.system_prompt, template.thinking, template.day)
 
 
 def check_model(run: Run, chat_model: ChatModel) -> None:
-    """Raise ModelError when a model or its chat template is not what the run was made with."""
-    expected = (run.n_layers, run.directions.unit_direction.shape[1])
-    if (chat_model.n_layers, chat_model.d_model) != expected:
+    """Raise ModelError when a model's weights or its chat template are not those that the run was made with.
+
+    Weights are told apart by the SHA-256 of their files or their commit, and by the bits that they were opened in.
+    """
+    expected, opened = run.manifest.model, chat_model.info
+    if (opened.fingerprint, opened.quantisation) != (expected.fingerprint, expected.quantisation):
         raise ModelError(
-            f"{chat_model.info.name} has {chat_model.n_layers} layers of width {chat_model.d_model}, "
-            f"the run has {expected[0]} of width {expected[1]}; use the run's own model"
+            f"the model in memory is not the one of this run: expected {_as_described(expected)}, "
+            f"got {_as_described(opened)}"
         )
     if template_sha256(chat_model.tokenizer) != run.manifest.template.sha256:
         raise ModelError(f"the chat template of {chat_model.info.name} is not the one this run was made with")
@@ -174,7 +189,6 @@ class Scorer:
         Raises:
             ModelError: when it is not the run's model.
         """
-        check_model(run, chat_model)
         self.run = run
         self.reader = reader_for(run, chat_model)
 

@@ -451,6 +451,7 @@ def test_a_run_says_whether_the_model_thought(tmp_path):
         thinking: make_run(folder, str(prompts), cache=tmp_path / "cache", thinking=thinking, dtype="float32").run
         for thinking in (None, False)
     }
+    chat_model = load_model(folder, dtype="float32", device="cpu")
     assert made[None].run_id != made[False].run_id
     assert [run.manifest.template.thinking for run in made.values()] == [None, False]
     assert made[None].prompts["n_tokens"].iloc[0] < made[False].prompts["n_tokens"].iloc[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -227,10 +228,10 @@ def test_a_comparison_that_lacks_a_row_is_refused(synthetic_cache, tmp_path):
 
 
 def test_another_model_is_refused_and_so_is_a_run_without_closing_tokens(measured, tiny_chat_model):
-    with pytest.raises(ModelError, match="use the run's own model"):
+    with pytest.raises(ModelError, match="in memory is not the one of this run"):
         record(measured, tiny_model("qwen2", num_hidden_layers=2))
     bare = measured.manifest.template.model_copy(update={"sha256": None})
     manifest = measured.manifest.model_copy(update={"template": bare})
     object.__setattr__(measured, "manifest", manifest)
     with pytest.raises(RunError, match="one read position"):
-        record(measured, tiny_model("qwen2", template=None))
+        record(measured, replace(tiny_model("qwen2", template=None), info=tiny_chat_model.info))

@@ -215,7 +215,7 @@ def test_what_a_stranger_wrote_takes_no_more_memory_than_its_table_and_no_seed_t
 
 
 def test_another_model_and_an_unknown_set_are_refused(tiny, tiny_chat_model):
-    with pytest.raises(ModelError, match="use the run's own model"):
+    with pytest.raises(ModelError, match="in memory is not the one of this run"):
         record(tiny, tiny_model("qwen2", num_hidden_layers=2))
     with pytest.raises(RunError, match="expected a set of this run"):
         record(tiny, tiny_chat_model, TrajectoryOptions(source="nothing"))

@@ -239,7 +239,7 @@ def test_a_strangers_table_of_whole_floats_or_without_rows_is_shown(tiny, tmp_pa
 
 
 def test_another_model_is_refused(tiny):
-    with pytest.raises(ModelError, match="use the run's own model"):
+    with pytest.raises(ModelError, match="in memory is not the one of this run"):
         record(tiny, tiny_model("qwen2", num_hidden_layers=2))
 
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from making import make_run
 from tiny import tiny_model
 
+import refusal_core as rc
 from refusal_core.activations.reader import ResidualReader
+from refusal_core.behaviour import measurement
 from refusal_core.conversations import Conversation, Turn
 from refusal_core.errors import ModelError, PromptError, RunError
+from refusal_core.intervention import experiment
+from refusal_core.models.opening import load_model
 from refusal_core.pipeline.scoring import MOST_PER_TOKEN, Scorer, identify_for, load_model_for, score
 from refusal_core.runs.local_models import remember_model
 from refusal_core.runs.run import Run
@@ -40,6 +47,37 @@ def test_scoring_refuses_another_model(tiny_run, tmp_path):
     other.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="is not the model of this run"):
         load_model_for(tiny_run, tmp_path)
+
+
+def test_a_model_in_memory_is_known_by_its_weights_and_not_by_its_name(
+    tiny_run, tiny_chat_model, tiny_folder, tmp_path
+):
+    # In a folder of the same name, with the same template.
+    place = tmp_path / tiny_folder.name
+    model = copy.deepcopy(tiny_chat_model.model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] += 1e-3
+    model.save_pretrained(place)
+    tiny_chat_model.tokenizer.save_pretrained(place)
+    other = load_model(place, dtype="float32", device="cpu")
+    assert other.info.name == tiny_run.model_name
+    said = r"in memory is not the one of this run: expected tiny-qwen2 \(4 layers of width 32, weights as published, "
+    for ask in (
+        lambda: rc.score(tiny_run, ["x"], model=other),
+        lambda: rc.score(tiny_run, ["x", "y"], model=other),
+        lambda: measurement.record(tiny_run, other),
+        lambda: experiment.record(tiny_run, other),
+    ):
+        with pytest.raises(ModelError, match=said):
+            ask()
+    renamed = replace(tiny_chat_model, info=replace(tiny_chat_model.info, name="mine", path=None))
+    assert len(rc.score(tiny_run, ["x"], model=renamed)) == 1
+
+
+def test_a_model_in_memory_in_other_bits_than_the_runs_is_refused(tiny_run, tiny_chat_model):
+    in_bits = replace(tiny_chat_model, info=replace(tiny_chat_model.info, quantisation="bitsandbytes, 4 bits"))
+    with pytest.raises(ModelError, match=r"weights as published, .*got tiny-qwen2 .*weights bitsandbytes, 4 bits"):
+        rc.score(tiny_run, ["x"], model=in_bits)
 
 
 def sent_to(run: Run, cache: Path) -> Run:
