@@ -83,15 +83,15 @@ def record(
         RefusalError: of the kind that fits, for anything the caller can mend.
     """
     from refusal_core.activations.refusal_tokens import answer_token_ids
-    from refusal_core.pipeline.scoring import check_model, reader_for
+    from refusal_core.pipeline.scoring import reader_for
 
     layer = _layer(run, options)
     # Not after minutes of work.
+    run.check_own_position(JudgementManifest.kind)
     writable_cache(run.path.parent)
     rows = chosen_prompts(run, options.limit_per_label, options.source)
     fitted = _other_rows(run, rows)
     replies, replies_record = _replies(run, fitted)
-    check_model(run, chat_model)
     reader = reader_for(run, chat_model)
     require_reply(reader)
     answers = answer_token_ids(chat_model.tokenizer)
@@ -249,8 +249,9 @@ def _read_vectors(
     progress(PREPARING, 0, len(prompts))
     for rows in reader.batches(sequences, reader.batch_tokens):
         states = reader.read_end([sequences[row] for row in rows], 1 + reader.template_end)[:, layer]
-        for where, position in ends.items():
-            hidden[where][rows] = states[:, position]
+        for (where, position), (row, of_prompt) in product(ends.items(), zip(rows, states, strict=True)):
+            # The prompt's own last token may be merged with the template's first.
+            hidden[where][row] = of_prompt[reader.place_of(position, sequences[row])]
         done += len(rows)
         progress(PREPARING, done, len(prompts))
     once = np.ones((1, len(prompts)))

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from making import make_run
+from plain import plain_states
 from synthetic import behaviour_manifest, save_judgement
-from tiny import PLANTED_LAYER, PLANTED_SIGN, REFUSED_SIGN, planted_judge, planted_model
+from tiny import PLANTED_LAYER, PLANTED_SIGN, REFUSED_SIGN, planted_judge, planted_model, tiny_model
 
 from refusal_core.activations import limits
 from refusal_core.activations.passes import FinishedPasses
+from refusal_core.activations.reader import ResidualReader
 from refusal_core.activations.refusal_tokens import answer_token_ids
 from refusal_core.analysis.controls import control_direction
 from refusal_core.errors import RefusalError, RunError
 from refusal_core.intervention import judgement, judgement_effects
 from refusal_core.intervention.conditions import ABLATE, ADD, PLAIN
+from refusal_core.models.opening import load_model
 from refusal_core.models.templates import render
 from refusal_core.options import JudgementOptions
+from refusal_core.progress import no_progress
 from refusal_core.prompts.sets import prompt_groups
 from refusal_core.runs.additions import save_addition
 from refusal_core.runs.store import open_run
@@ -30,16 +36,17 @@ OPTIONS = JudgementOptions(limit_per_label=8, random_directions=8, layer=PLANTED
 
 
 @pytest.fixture(scope="module")
-def judge():
-    return planted_judge()
+def judge(tmp_path_factory):
+    folder, made = tmp_path_factory.mktemp("judge") / "judge", planted_judge()
+    for part in (made.model, made.tokenizer):
+        part.save_pretrained(folder)
+    return load_model(folder, dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")
 def asked(judge, tmp_path_factory):
     """A run of a model that judges by one sign and refuses by another, each on half of the prompts with the other."""
-    folder = tmp_path_factory.mktemp("judge")
-    for part in (judge.model, judge.tokenizer):
-        part.save_pretrained(folder / "judge")
+    folder = tmp_path_factory.mktemp("asked")
     rng = np.random.default_rng(0)
     rows = [
         ("".join(rng.choice(list("bdgjkvwxz"), 20)) + sign + done, label)
@@ -48,7 +55,7 @@ def asked(judge, tmp_path_factory):
         for done in (REFUSED_SIGN, "%")
     ]
     pd.DataFrame(rows, columns=["text", "label"]).to_csv(folder / "prompts.csv", index=False)
-    run = make_run(folder / "judge", folder / "prompts.csv", cache=folder, transfer=(), dtype="float32").run
+    run = make_run(judge.info.path, folder / "prompts.csv", cache=folder, transfer=(), dtype="float32").run
     refuses = np.where(run.prompts["text"].str.contains(REFUSED_SIGN), "refuses", "answers")
     replies = run.prompts[["prompt_id"]].assign(phrase_log_odds=0.0, opening="", opening_label=refuses)
     save_addition(run, replies, behaviour_manifest("I cannot"))
@@ -149,6 +156,31 @@ def test_a_layer_that_the_model_lacks_and_a_tokenizer_that_cannot_answer_are_ref
     monkeypatch.setattr(tokenizer, "encode", lambda text, **_: [7])
     with pytest.raises(RefusalError, match="begins Yes and No with the same token"):
         answer_token_ids(tokenizer)
+
+
+def test_of_a_prompt_whose_end_is_merged_with_the_template_the_merged_token_is_read():
+    chat_model = tiny_model("qwen2", "{% for m in messages %}{{ m.content }}o you\n\n{% endfor %}")
+    reader, texts = ResidualReader(chat_model), ["a", "I d", "Zebra h", "x"]
+    ends = [-1 - reader.n_closing(reader.encode(text)) for text in texts]
+    assert len(set(ends)) > 1
+    run = SimpleNamespace(
+        prompts=pd.DataFrame({"text": texts, "label": ["harmful", "harmless"] * 2}),
+        directions=SimpleNamespace(unit_direction=np.zeros((5, 32))),
+        n_layers=4,
+    )
+    read = judgement._read_vectors(
+        run, reader, np.arange(4), None, 2, JudgementOptions(random_directions=2), no_progress
+    )
+    for where, places in (("t_inst", ends), ("t_post", [-1] * 4)):
+        tokens = [len(reader.encode(text)) + place for text, place in zip(texts, places, strict=True)]
+        states = [plain_states(chat_model, text, token)[2] for text, token in zip(texts, tokens, strict=True)]
+        difference = states[0] + states[2] - states[1] - states[3]
+        np.testing.assert_allclose(read[f"harm at {where}"][2], difference / np.linalg.norm(difference), atol=1e-4)
+
+
+def test_a_run_at_another_read_position_is_refused_before_anything_is_asked_of_the_model(run):
+    with pytest.raises(RunError, match=r"judgement: expected a run at t_post.*at t_inst"):
+        judgement.record(replace(run, position=-3, read_at="t_inst"), None, JudgementOptions())
 
 
 @pytest.fixture
