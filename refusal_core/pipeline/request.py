@@ -19,7 +19,15 @@ from refusal_core.options import DEFAULT_ESTIMATOR, DTYPES, RunOptions
 from refusal_core.prompts.bundled import transfer_of
 from refusal_core.prompts.labels import Choice, parse_labels
 from refusal_core.prompts.reading import EXTRA
-from refusal_core.prompts.sets import PromptSet, load_contrast_set, load_transfer_set, prompt_pairs, slug, without
+from refusal_core.prompts.sets import (
+    PromptSet,
+    check_choice,
+    load_contrast_set,
+    load_transfer_set,
+    prompt_pairs,
+    slug,
+    without,
+)
 from refusal_core.runs import store
 from refusal_core.runs.evidence_tables import CONTRAST
 from refusal_core.runs.run import LEFT_OUT, Run
@@ -108,6 +116,7 @@ def prepare(options: RunOptions) -> Request:
         RefusalError: of the kind that fits, for what cannot be found or used.
     """
     choice = Choice(options.text_column, options.label_column, parse_labels(options.label))
+    check_choice([options.prompts, *options.transfer], choice)
     contrast = load_contrast_set(options.prompts, options.limit_per_label, choice)
     transfer = tuple(
         TransferSet(*without(load_transfer_set(source, choice), contrast))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -163,6 +164,17 @@ def load_transfer_set(source: str, choice: Choice = NOTHING_CHOSEN) -> PromptSet
     return _with_detected_pairs(prompts)
 
 
+def check_choice(sources: Sequence[str], choice: Choice) -> None:
+    """Raise PromptError where columns or labels were chosen and all sets are bundled, whose columns are known."""
+    given = {"a text column": choice.text_column, "a label column": choice.label_column, "labels": choice.labels}
+    chosen = [what for what, value in given.items() if value]
+    if chosen and all(source in (*CONTRAST_SETS, *TRANSFER_SETS) for source in sources):
+        raise PromptError(
+            f"{' and '.join(chosen)} can be chosen for prompts of your own alone; bundled sets "
+            f"({', '.join(sources)}) have theirs"
+        )
+
+
 def read_source(source: str, choice: Choice = NOTHING_CHOSEN) -> PromptFile:
     """Read the prompts of one source as a list, whatever their labels: a file or a hub set.
 
@@ -176,8 +188,9 @@ def inspect_source(source: str, choice: Choice = NOTHING_CHOSEN) -> Inspection:
     """Read a source and say what it is taken for, whether or not it is a contrast set.
 
     Raises:
-        PromptError: when it cannot be read.
+        PromptError: when it cannot be read, or something was chosen of a bundled set.
     """
+    check_choice([source], choice)
     if source in BUNDLED:
         prompts = _bundled(source)
         problem = "a transfer set is scored and never fitted on" if source in TRANSFER_SETS else ""
