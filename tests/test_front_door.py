@@ -5,14 +5,18 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
+import tomllib
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
 import refusal_core as rc
 
+ROOT = Path(__file__).resolve().parent.parent
 NAMES = {
     "ChatModel",
     "Conversation",
@@ -45,6 +49,14 @@ def test_type_checkers_are_told_of_every_name():
     assert homes.keys() == NAMES
     for name, home in homes.items():
         assert getattr(importlib.import_module(home), name) is getattr(rc, name)
+
+
+def test_the_version_is_the_same_wherever_it_is_told():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert rc.__version__ == version
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_another_name_is_refused_as_python_does():
