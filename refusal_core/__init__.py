@@ -41,6 +41,7 @@ _HOMES = {
     "fit_directions": "analysis.directions",
     "list_runs": "runs.store",
     "load_model": "models.opening",
+    "load_model_for": "pipeline.scoring",
     "open_run": "runs.store",
     "run": "front_door",
     "score": "front_door",

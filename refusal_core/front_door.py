@@ -58,7 +58,9 @@ def score(
     *,
     model: ChatModel | str | Path | None = None,
     device: str = "auto",
+    dtype: str = "auto",
     cache: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> list[Score]:
     """Project prompts on a run's direction at every site, with the run's own model.
 
@@ -68,7 +70,9 @@ def score(
         model: the run's model, opened, so that it is opened once for many calls; or where it is, for one that came from
             a folder or a GGUF file. By default it is opened here.
         device: where it is opened: ``auto``, ``cpu``, ``cuda``, ``mps`` or ``spread``.
+        dtype: what it is opened in: ``float32``, ``bfloat16`` or ``float16``; ``auto`` takes the run's.
         cache: folder of runs, where ``run`` is a name.
+        progress: called with stage, units done and units in all; by default bars on stderr.
 
     Returns:
         One :class:`~refusal_core.pipeline.scoring.Score` per text: ``projection`` is ``(site,)`` in activation units.
@@ -76,13 +80,22 @@ def score(
         run is read alone.
 
     Raises:
-        RefusalError: for another model than the run's, an empty text, or one over the run's token limit.
+        RefusalError: for another model than the run's, an empty text, or one over the run's token limit; for a device
+            or dtype with a model that is open already.
     """
     from refusal_core.pipeline import scoring
 
     if isinstance(texts, str):
         raise RefusalError("expected a list of prompts, got one text: put it into brackets")
     opened = open_run(run, cache) if isinstance(run, str) else run
+    if progress is None:
+        with ProgressBars() as bars:
+            return score(opened, texts, model=model, device=device, dtype=dtype, progress=bars)
     if model is None or isinstance(model, str | Path):
-        model = scoring.load_model_for(opened, model, device)
-    return scoring.score(model, opened, list(texts))
+        model = opened.load_model(model, device=device, dtype=dtype, progress=progress)
+    elif (device, dtype) != ("auto", "auto"):
+        raise RefusalError(
+            f"the model is open already, on {model.device} in {model.dtype}: expected no device and dtype with it, got "
+            f"{device} and {dtype}"
+        )
+    return scoring.score(model, opened, list(texts), progress)

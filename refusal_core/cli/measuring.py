@@ -399,14 +399,12 @@ def show_attribution(run: Run, as_json: bool) -> None:
 
 
 def load_model_of(run: Run, where: ModelOptions) -> ChatModel:
-    """Load a run's model, in the run's dtype unless another is asked for.
+    """Open a run's model where and as the options say; see :meth:`.Run.load_model`.
 
     Raises:
         RefusalError: when it cannot be found, or is not the run's model.
     """
-    from refusal_core.pipeline.scoring import load_model_for
-
-    return load_model_for(run, where.model, where.device, None if where.dtype == "auto" else where.dtype)
+    return run.load_model(where.model, device=where.device, dtype=where.dtype)
 
 
 def _measured(stored: Stored | None, run: Run, lacking: str) -> Stored:

@@ -134,9 +134,13 @@ def opened_as(run: Run) -> tuple[str, ...]:
 
 
 def load_model_for(
-    run: Run, model: str | Path | None = None, device: str = "auto", dtype: str | None = None
+    run: Run,
+    model: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress = no_progress,
 ) -> ChatModel:
-    """Load the model a run was made with, as it was opened, in the run's dtype unless another is asked for.
+    """Load the model a run was made with, as it was opened; see :meth:`.Run.load_model`.
 
     Raises:
         ModelError: when ``model`` is not the run's model.
@@ -145,7 +149,8 @@ def load_model_for(
     return load_model(
         identify_for(run, model),
         device=device,
-        dtype=dtype or compute.dtype,
+        dtype=compute.dtype if dtype == "auto" else dtype,
+        progress=progress,
         template=None if prompting.borrowed is None else prompting.borrowed.text,
         reasoning_effort=prompting.reasoning_effort,
         load_in=compute.load_in,

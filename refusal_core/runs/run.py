@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from refusal_core.analysis.directions import Directions
 from refusal_core.errors import RunError, first_line
 from refusal_core.files import sha256_of
 from refusal_core.options import ESTIMATORS
+from refusal_core.progress import Progress, no_progress
 from refusal_core.runs.evidence_tables import Evidence
 from refusal_core.runs.manifest import ACTIVATIONS, Manifest
 from refusal_core.runs.migrations import migrated_evidence
@@ -26,6 +28,9 @@ from refusal_core.runs.run_files import (
 )
 from refusal_core.runs.schemas import check_evidence
 from refusal_core.sites import best_layer, site_label
+
+if TYPE_CHECKING:
+    import refusal_core
 
 LEFT_OUT = "left-out"
 """The transfer set of a refit: what it is not fitted on any more."""
@@ -259,6 +264,33 @@ class Run:
         table["projection"] = self.projections.ravel()
         table["projection_crossfit"] = self.projections_crossfit.ravel()
         return table
+
+    def load_model(
+        self,
+        model: str | Path | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        progress: Progress = no_progress,
+    ) -> refusal_core.ChatModel:
+        """Open the run's model as it was opened for the run: the same commit, dtype, bits and chat template.
+
+        Args:
+            model: where it is, for one that came from a folder or a GGUF file and is not where it was.
+            device: where it is opened; see :func:`refusal_core.load_model`.
+            dtype: ``auto`` takes the run's.
+            progress: called while it is downloaded or converted.
+
+        Raises:
+            RefusalError: when it cannot be found or opened, or is not the run's model.
+        """
+        import refusal_core
+
+        # Opening takes rooms above this one; the front door knows where they are.
+        opened: refusal_core.ChatModel = refusal_core.__getattr__("load_model_for")(
+            self, model, device, dtype, progress
+        )
+        return opened
 
     def _repr_html_(self) -> str:
         """Return the run as a card, for notebooks."""

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 from making import make_run
-from tiny import tiny_model
+from tiny import GEMMA_LIKE, tiny_model
 
 import refusal_core as rc
 from refusal_core.activations.reader import ResidualReader
 from refusal_core.behaviour import measurement
 from refusal_core.conversations import Conversation, Turn
-from refusal_core.errors import ModelError, PromptError, RunError
+from refusal_core.errors import ModelError, PromptError, RefusalError, RunError
 from refusal_core.intervention import experiment
 from refusal_core.models.opening import load_model
 from refusal_core.pipeline.scoring import MOST_PER_TOKEN, Scorer, identify_for, load_model_for, score
+from refusal_core.progress import no_progress
 from refusal_core.runs.local_models import remember_model
 from refusal_core.runs.run import Run
 from refusal_core.runs.store import open_run
@@ -72,6 +73,33 @@ def test_a_model_in_memory_is_known_by_its_weights_and_not_by_its_name(
             ask()
     renamed = replace(tiny_chat_model, info=replace(tiny_chat_model.info, name="mine", path=None))
     assert len(rc.score(tiny_run, ["x"], model=renamed)) == 1
+
+
+@pytest.mark.slow
+def test_a_run_opens_its_model_as_it_was_opened(tiny_folder, tmp_path):
+    (tmp_path / "other.jinja").write_text(GEMMA_LIKE)
+    options = {"limit_per_label": 8, "device": "cpu", "cache": tmp_path / "cache"}
+    made = make_run(tiny_folder, "pairs", dtype="bfloat16", chat_template=tmp_path / "other.jinja", **options).run
+    opened = made.load_model()
+    assert (opened.dtype, opened.tokenizer.chat_template) == ("bfloat16", GEMMA_LIKE)
+    assert made.load_model(tiny_folder, dtype="float32", device="cpu").dtype == "float32"
+    row = made.projections[3]
+    (found, _) = rc.score(made, [*made.prompts["text"][3:5]], model=opened, progress=no_progress)
+    np.testing.assert_allclose(found.projection, row, atol=0.05 * np.abs(made.projections).max())
+
+
+def test_scores_are_computed_in_the_dtype_that_is_asked_for_and_progress_is_told(tiny_run, tiny_chat_model, capsys):
+    texts, stages = [*tiny_run.prompts["text"][:4]], []
+    exact = rc.score(tiny_run, texts, progress=lambda *said: stages.append(said))
+    assert stages[-1][1:] == (4, 4)
+    assert capsys.readouterr().err == ""
+    coarse = rc.score(tiny_run, texts, dtype="bfloat16", device="cpu")
+    assert "4/4" in capsys.readouterr().err
+    off = np.array([one.projection - other.projection for one, other in zip(exact, coarse, strict=True)])
+    assert 1e-4 < np.abs(off).max() < 0.1 * tiny_run.projections.std()
+    for given in ({"dtype": "bfloat16"}, {"device": "cpu"}):
+        with pytest.raises(RefusalError, match="open already, on cpu in float32"):
+            rc.score(tiny_run, texts, model=tiny_chat_model, **given)
 
 
 def test_a_model_in_memory_in_other_bits_than_the_runs_is_refused(tiny_run, tiny_chat_model):
