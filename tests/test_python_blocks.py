@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from refusal_core.models.known import KNOWN
+from refusal_core.runs.store import list_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +25,15 @@ def executed(page: str, folder: Path) -> dict[str, object]:
     names: dict[str, object] = {}
     exec(compile(code, page, "exec"), names)
     return names
+
+
+@pytest.mark.slow
+def test_the_readme_runs_as_written(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "cache"))
+    names = executed("README.md", tiny_folder)
+    assert list_runs()[0][0].run_id == names["run"].run_id
+    assert names["direction"].site == names["run"].best_site()
+    assert names["model"].dtype == names["run"].manifest.compute.dtype
 
 
 @pytest.mark.slow
