@@ -158,8 +158,8 @@ def test_a_snippet_opens_the_model_as_the_run_did(compute, tmp_path, monkeypatch
     wide = tiny_model("qwen2", **WIDE)
     wide.model.save_pretrained(tmp_path / "tiny")
     wide.tokenizer.save_pretrained(tmp_path / "tiny")
-    options = {"limit_per_label": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"}
-    run = changed(make_run(tmp_path / "tiny", "pairs", **options).run, compute=compute)
+    options = {"limit_per_label": 8, "dtype": "float32", "device": "cpu", "cache": tmp_path / "cache"} | compute
+    run = make_run(tmp_path / "tiny", "pairs", **options).run
     folder = working_folder(run, tmp_path / "here", tmp_path / "tiny")
     site = run.n_layers - 1
     expected = projections(run, tmp_path / "tiny")[site]
