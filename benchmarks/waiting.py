@@ -43,7 +43,7 @@ def rows(bench: Bench) -> list[Row]:
             _over_passes(run, seconds),
             *_programs(bench, run, cache),
             _first_prompt(bench, run, model),
-            _list(bench, run),
+            _list(bench, run, model),
             _evidence(run),
         ]
 
@@ -147,19 +147,20 @@ def _first_prompt(bench: Bench, run: Run, model: str) -> Row:
     return Row(SECTION, "a first typed prompt, opening the model included", "<= 3 s", seconds, "s", note)
 
 
-def _list(bench: Bench, run: Run) -> Row:
+def _list(bench: Bench, run: Run, model: str) -> Row:
     """Scoring a list over the extraction of the same prompts."""
     template = run.manifest.template
     texts = bench.texts
+    opened = load_model(model, device=bench.chat_model.device, dtype=bench.chat_model.dtype)
 
     def read() -> np.ndarray:
         options = (template.system_prompt, template.thinking, template.token_limit)
-        return extract(bench.chat_model, texts, *options, day=template.day).hidden
+        return extract(opened, texts, *options, day=template.day).hidden
 
     expected = run.directions.project(read())
-    scores = np.array([scored.projection for scored in score(bench.chat_model, run, texts)])
+    scores = np.array([scored.projection for scored in score(opened, run, texts)])
     apart = float(np.abs(scores - expected).max())
-    seconds = in_turn({"list": lambda: score(bench.chat_model, run, texts), "extraction": read}, bench.rounds)
+    seconds = in_turn({"list": lambda: score(opened, run, texts), "extraction": read}, bench.rounds)
     ratio = np.array(seconds["list"]) / np.array(seconds["extraction"])
     note = f"{len(texts)} prompts; to {apart:.0e} the same numbers"
     return Row(SECTION, "a list over the extraction of its prompts", "<= 1.1 x", ratio.tolist(), "x", note, seconds)
