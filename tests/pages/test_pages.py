@@ -1023,7 +1023,7 @@ def test_hostile_prompts_are_tried_or_refused_as_text(on_planted, text):
     assert not app.exception
     assert text not in shown(app)
     if len(text) > 1000:
-        assert "tokens long" in app.text[-1].value
+        assert "characters long" in app.text[-1].value
 
 
 def test_damaged_interventions_are_an_error_on_their_page_alone(own_cache):
