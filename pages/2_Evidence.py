@@ -11,8 +11,7 @@ from refusal_core.ui.evidence import evidence_chart, evidence_or_end, question_s
 from refusal_core.ui.frame import frame, site_picker
 from refusal_core.ui.home import answered, show_headline
 from refusal_core.ui.kept_lists import kept_in_words
-from refusal_core.ui.layout import identity, sentences, shared
-from refusal_core.ui.refits import estimator_panel
+from refusal_core.ui.layout import folded, identity, sentences, shared
 
 run = frame(
     "Evidence",
@@ -36,5 +35,10 @@ for note in notes(run):
 for name in QUESTIONS:
     question_section(run, evidence, name, site)
 kept_in_words(run, site)
-estimator_panel(run)
+with folded("Refit with another estimator", "estimator_open", ":material/refresh:") as part:
+    if part.open:
+        # What fits and refits takes a second to import.
+        from refusal_core.ui.refits import estimator_panel
+
+        estimator_panel(run)
 address.write()

@@ -47,6 +47,11 @@ from refusal_core.runs.manifest import (
 from refusal_core.runs.run import Run
 from refusal_core.runs.run_files import RunTables
 
+PAGES_OF_A_RUN = (
+    *(None, "1_Layers", "2_Evidence", "3_Outliers", "4_Live_score", "5_Behaviour", "6_Causality", "9_Compare"),
+    *("12_Subspace", "13_Map", "14_Harm"),
+)
+"""The pages that show a run's direction; None is Home."""
 HOSTILE = (
     "<script>document.title='owned'</script><img src=x onerror=alert(1)>",
     "# Heading **bold** [link](https://example.com) ![](https://example.com/x.png)",
@@ -349,3 +354,13 @@ def save_large_run(cache: Path, n_prompts: int = 25_000, n_layers: int = 28) -> 
     )
     store.save_run(synthetic_manifest(prompts, n_layers, WIDTH, run_id), stored, tables, cache=cache)
     return run_id
+
+
+def save_with_activations(cache: Path) -> Run:
+    """Save a made-up run with its activations, in which the labels differ along the first coordinate alone."""
+    prompts = synthetic_prompts()
+    hidden = np.random.default_rng(0).normal(size=(len(prompts), N_LAYERS + 1, WIDTH)).astype(np.float32)
+    hidden[..., 0] += 2 * prompts["label"].map({"harmful": 1.0, "harmless": -1.0, "grey": 0.0}).to_numpy()[:, None]
+    analysis = analyse(hidden, prompts)
+    manifest = synthetic_manifest(prompts, n_layers=N_LAYERS, d_model=WIDTH)
+    return store.save_run(manifest, analysis.tables(prompts), analysis.evidence.to_tables(), hidden, cache)

@@ -221,9 +221,11 @@ def _centred_and_scaled(training: Training) -> np.ndarray:
 def pair_component(training: Training) -> np.ndarray:
     """Return the first principal component of the pairs' differences, ``(coordinate,)``, harmful side up.
 
-    As in Zou et al. 2023, who turn differences round at random: their mean is not taken off.
+    As in Zou et al. 2023, who turn differences round at random: their mean is not taken off. Zeros without a pair.
     """
     twins = training.twins
+    if not len(twins):
+        return np.zeros(training.hidden.shape[1])
     counts = np.sqrt(training.counts[twins[:, 0]])[:, None]
     differences = counts * (training.hidden[twins[:, 0]] - training.hidden[twins[:, 1]])
     products = differences @ differences.T

@@ -112,8 +112,6 @@ def fit_unit(fit: Fit, training: Training) -> tuple[np.ndarray, float]:
     nothing = np.full(training.hidden.shape[1], np.nan), np.nan
     if training.is_harmful.all() or not training.is_harmful.any():
         return nothing
-    if fit is pair_component and not len(training.twins):
-        return nothing
     centred = training.hidden - training.hidden[0]
     widest = np.sqrt(np.einsum("pc,pc->p", centred, centred).max())
     if not np.linalg.norm(mean_difference(training)) > _TOLERANCE * widest:
@@ -141,7 +139,7 @@ def fit_draws(fit: Fit, training: Training, draws: Draws) -> tuple[np.ndarray, n
     return np.stack([direction for direction, _ in fits]), np.array([midpoint for _, midpoint in fits])
 
 
-def crossfit_refitted(
+def project_left_out(
     estimator: Refitted, training: Training, draws: Draws, *, retune: bool, covariate: np.ndarray | None = None
 ) -> np.ndarray:
     """Project every prompt on the direction of the fold that left it out, in every draw.

@@ -52,6 +52,11 @@ class Draws:
         """``(fold, draw, prompt)`` of the directions fitted without each fold; large, so made when it is used."""
         return fold_weights(self.harmful, self.harmless, self.fold)
 
+    def first(self, count: int) -> Draws:
+        """Return the first draws, so many at most."""
+        fold = self.fold if len(self.fold) <= 1 else self.fold[:count]
+        return Draws(self.harmful[:count], self.harmless[:count], fold)
+
     def project(self, gram: Gram) -> np.ndarray:
         """``(draw, prompt)`` in-sample projections."""
         return project_draws(gram, self.weights)

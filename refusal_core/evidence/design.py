@@ -230,13 +230,6 @@ def plan_contrast(
     )
 
 
-def first_permutations(contrast: Contrast, count: int) -> Contrast:
-    """Return the fitted prompts with the first of their permuted labels only."""
-    shuffled = contrast.permutations
-    fold = shuffled.fold if len(shuffled.fold) <= 1 else shuffled.fold[:count]
-    return replace(contrast, permutations=Draws(shuffled.harmful[:count], shuffled.harmless[:count], fold))
-
-
 def _categories(prompts: pd.DataFrame, is_harmful: np.ndarray) -> np.ndarray:
     """Return ``(1, prompt)`` categories by number; without rows where one cannot be left out."""
     if "category" not in prompts:

@@ -17,7 +17,7 @@ from refusal_core.analysis.estimators import Training
 from refusal_core.analysis.gram import Gram
 from refusal_core.analysis.learning import TrainingSample
 from refusal_core.analysis.projections import contrast_weights
-from refusal_core.analysis.refitting import Refitted, coordinates, crossfit_refitted, fit_draws, fit_unit
+from refusal_core.analysis.refitting import Refitted, coordinates, fit_draws, fit_unit, project_left_out
 from refusal_core.analysis.resampling import Draws
 from refusal_core.analysis.weighted_statistics import weighted_d
 from refusal_core.evidence import questions
@@ -72,7 +72,7 @@ class Estimated:
     @cached_property
     def held_out_draws(self) -> np.ndarray:
         """``(draw, sampled)`` cross-fitted projections of every bootstrap draw."""
-        return crossfit_refitted(self.estimator, self.sampled, self.bootstrap, retune=False)
+        return project_left_out(self.estimator, self.sampled, self.bootstrap, retune=False)
 
     @cached_property
     def _redrawn(self) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +122,7 @@ def held_out(estimated: Estimated, contrast: Contrast, why_none: str) -> Crossfi
     if not len(repeated.fold):
         return Crossfit(nothing, np.nan, np.nan, np.nan, np.nan, 0, 0, TOO_FEW_GROUPS)
     used = int(repeated.fold.max()) + 1
-    projections = crossfit_refitted(estimated.estimator, estimated.training, repeated, retune=True)
+    projections = project_left_out(estimated.estimator, estimated.training, repeated, retune=True)
     if not np.isfinite(projections).all():
         why = why_none if not np.isfinite(estimated.unit).all() else NO_PART
         return Crossfit(nothing, np.nan, np.nan, np.nan, np.nan, used, contrast.repeats, why)
@@ -136,10 +136,8 @@ def is_it_chance(estimated: Estimated, contrast: Contrast) -> tuple[tuple[Number
     """
     shuffled, estimator = contrast.permutations, estimated.estimator
     null = weighted_d(_in_sample(estimated, shuffled), shuffled.harmful, shuffled.harmless)
-    some = slice(estimator.held_out_permutations)
-    fold = shuffled.fold if len(shuffled.fold) <= 1 else shuffled.fold[some]
-    few = Draws(shuffled.harmful[some], shuffled.harmless[some], fold)
-    held_out = weighted_d(crossfit_refitted(estimator, estimated.sampled, few, retune=True), few.harmful, few.harmless)
+    few = shuffled.first(estimator.held_out_permutations)
+    held_out = weighted_d(project_left_out(estimator, estimated.sampled, few, retune=True), few.harmful, few.harmless)
     reasons: Reasons = {}
     if not estimator.held_out_permutations:
         reasons = dict.fromkeys(("chance_crossfit_low", "chance_crossfit_high"), TOO_MANY_FITS)
@@ -152,11 +150,11 @@ def does_it_hold_across_categories(estimated: Estimated, contrast: Contrast, why
         return questions.no_categories(questions.NO_CATEGORIES)
     harmful = contrast.is_harmful[None, :].astype(np.float64)
     estimator = estimated.estimator
-    itself = crossfit_refitted(
+    itself = project_left_out(
         estimator, estimated.training, Draws(harmful, 1 - harmful, contrast.category), retune=True
     )
     bootstrap = replace(contrast.bootstrap, fold=contrast.sampled.category)
-    drawn = crossfit_refitted(estimator, estimated.sampled, bootstrap, retune=False)
+    drawn = project_left_out(estimator, estimated.sampled, bootstrap, retune=False)
     why = why_none if not np.isfinite(estimated.unit).all() else NO_PART
     return questions.category_numbers(itself, harmful, drawn, bootstrap, why)
 
@@ -167,8 +165,8 @@ def is_it_length(estimated: Estimated, contrast: Contrast) -> tuple[Numbers, Rea
     if why:
         return questions.no_length(why)
     estimator, repeated = estimated.estimator, contrast.repeated
-    itself = crossfit_refitted(estimator, estimated.training, repeated, retune=True, covariate=contrast.n_tokens)
-    drawn = crossfit_refitted(
+    itself = project_left_out(estimator, estimated.training, repeated, retune=True, covariate=contrast.n_tokens)
+    drawn = project_left_out(
         estimator, estimated.sampled, contrast.bootstrap, retune=False, covariate=contrast.sampled.n_tokens
     )
     numbers, reasons = questions.length_numbers(itself, repeated.harmful, repeated.harmless, drawn, contrast.bootstrap)

@@ -35,7 +35,7 @@ from refusal_core.analysis.inference import (
 from refusal_core.analysis.refitting import REFITTED, Refitted
 from refusal_core.evidence import questions
 from refusal_core.evidence.claims import FALSE_ALARMS
-from refusal_core.evidence.design import Design, first_permutations, plan_design
+from refusal_core.evidence.design import Design, plan_design
 from refusal_core.evidence.estimated_direction import TOO_MANY_FITS
 from refusal_core.evidence.fixed_direction import NOT_FITTED
 from refusal_core.evidence.rows import Rows
@@ -129,7 +129,9 @@ def evaluate(
     if refitted is not None:
         # Of the other sets' labels the direction is not fitted on, there are as many as ever.
         permutations = min(permutations, refitted.permutations)
-        design = replace(design, contrast=first_permutations(design.contrast, permutations))
+        contrast = design.contrast
+        few = replace(contrast, permutations=contrast.permutations.first(permutations))
+        design = replace(design, contrast=few)
     if imported:
         design = replace(design, samples=[])
         fixed = np.where(directions.unit_direction.any(axis=-1), directions.project(hidden), np.nan)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from refusal_core.analysis.refitting import REFITTED
 from refusal_core.annotations.marks import marked_prompt_ids
 from refusal_core.errors import RefusalError
 from refusal_core.exploration import refits
 from refusal_core.figures.refits import change as change_figure
-from refusal_core.options import ESTIMATORS
+from refusal_core.options import DEFAULT_ESTIMATOR, ESTIMATORS
 from refusal_core.pipeline.refit import leave_out, original_of, refit_id
-from refusal_core.runs.run import LAST_TOKEN, LEFT_OUT, Run
+from refusal_core.runs.run import LEFT_OUT, Run
 from refusal_core.runs.store import cache_folder
 from refusal_core.ui import address
 from refusal_core.ui.background import offer
@@ -67,9 +66,11 @@ def refit_panel(run: Run, marks: pd.DataFrame) -> None:
 
 def estimator_panel(run: Run) -> None:
     """Show a choice of estimators, and a button for a refit of the run with another one than its own."""
-    if run.position != LAST_TOKEN or run.manifest.direction is not None:
+    if own_position_only(run, "A run is refitted"):
         return
-    st.subheader("Refit with another estimator", anchor=False)
+    if run.manifest.direction is not None:
+        st.caption("The direction of this run was imported: no estimator fits it.")
+        return
     own = run.manifest.estimator
     chosen = st.selectbox(
         "Estimator",
@@ -96,7 +97,7 @@ def estimator_panel(run: Run) -> None:
         st.button("Open that run", type="primary", on_click=_open, args=(run_id,), key="open_estimator")
         _show_change(original, run_id)
         return
-    if chosen in REFITTED:
+    if chosen != DEFAULT_ESTIMATOR:
         st.caption("Its evidence takes fits of its own, fewer of them: a few minutes.")
     _offer(run, original, f"--estimator={chosen}", "Refit with it")
 

@@ -4,45 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
-from synthetic import N_LAYERS, WIDTH, synthetic_manifest, synthetic_prompts
+from synthetic import PAGES_OF_A_RUN, save_with_activations
 
 from refusal_core.options import ESTIMATORS
-from refusal_core.pipeline.analysis import analyse
 from refusal_core.pipeline.refit import refit
-from refusal_core.runs import store
 from refusal_core.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 TITLE = ESTIMATORS["whitened"]
-PAGES = (
-    None,
-    "1_Layers",
-    "2_Evidence",
-    "3_Outliers",
-    "4_Live_score",
-    "5_Behaviour",
-    "6_Causality",
-    "9_Compare",
-    "12_Subspace",
-    "13_Map",
-    "14_Harm",
-)
 
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A made-up run with its activations."""
     cache = tmp_path_factory.mktemp("estimators") / "cache"
-    prompts = synthetic_prompts()
-    hidden = np.random.default_rng(0).normal(size=(len(prompts), N_LAYERS + 1, WIDTH)).astype(np.float32)
-    hidden[..., 0] += 2 * prompts["label"].map({"harmful": 1.0, "harmless": -1.0, "grey": 0.0}).to_numpy()[:, None]
-    analysis = analyse(hidden, prompts)
-    manifest = synthetic_manifest(prompts, n_layers=N_LAYERS, d_model=WIDTH)
-    return store.save_run(manifest, analysis.tables(prompts), analysis.evidence.to_tables(), hidden, cache)
+    return save_with_activations(cache)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +47,7 @@ def page_of(run: Run, page: str | None, site: int = 3) -> AppTest:
     return app
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", PAGES_OF_A_RUN)
 def test_every_page_opens_and_names_the_estimator(page: str | None, whitened: Run) -> None:
     app = page_of(whitened, page)
     assert any(f"Direction ({TITLE}): not the mean difference" in text.value for text in app.text)
@@ -87,6 +66,8 @@ def test_a_run_of_mean_differences_says_nothing_of_it(page: str | None, parent: 
 
 def test_a_refit_is_offered_with_another_estimator_and_opened_where_there_is_one(parent: Run, whitened: Run) -> None:
     app = page_of(parent, "2_Evidence")
+    app.session_state["estimator_open"] = True
+    app.run()
     choice = app.selectbox(key=f"refit_estimator_{parent.run_id}")
     assert choice.value == "mean-difference"
     choice.select("orthogonal").run()

@@ -10,44 +10,21 @@ import numpy as np
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
-from synthetic import N_LAYERS, WIDTH, synthetic_manifest, synthetic_prompts
+from synthetic import N_LAYERS, PAGES_OF_A_RUN, WIDTH, save_with_activations
 
-from refusal_core.pipeline.analysis import analyse
 from refusal_core.pipeline.imported import import_direction
 from refusal_core.runs import store
 from refusal_core.runs.run import Run
-from refusal_core.runs.run_files import RunTables
 from refusal_core.ui import jobs
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (
-    None,
-    "1_Layers",
-    "2_Evidence",
-    "3_Outliers",
-    "4_Live_score",
-    "5_Behaviour",
-    "6_Causality",
-    "9_Compare",
-    "12_Subspace",
-    "13_Map",
-    "14_Harm",
-)
 
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The planted direction of three layers and none of the others, imported into a made-up run."""
     cache = tmp_path_factory.mktemp("imported") / "cache"
-    prompts = synthetic_prompts()
-    hidden = np.random.default_rng(0).normal(size=(len(prompts), N_LAYERS + 1, WIDTH)).astype(np.float32)
-    hidden[..., 0] += 2 * prompts["label"].map({"harmful": 1.0, "harmless": -1.0, "grey": 0.0}).to_numpy()[:, None]
-    analysis = analyse(hidden, prompts)
-    tables = RunTables(
-        prompts, analysis.projections, analysis.projections_crossfit, analysis.layer_stats, analysis.directions
-    )
-    manifest = synthetic_manifest(prompts, n_layers=N_LAYERS, d_model=WIDTH)
-    run = store.save_run(manifest, tables, analysis.evidence.to_tables(), hidden, cache)
+    run = save_with_activations(cache)
     file = cache.parent / "theirs.npy"
     vectors = np.zeros((N_LAYERS, WIDTH), np.float32)
     vectors[2:5, 0] = 1
@@ -64,7 +41,7 @@ def _cache(imported: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("site", [0, 3, N_LAYERS])
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", PAGES_OF_A_RUN)
 def test_every_page_opens_and_names_the_file(page: str | None, site: int, imported: Run) -> None:
     app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
     app.query_params["run"], app.query_params["site"] = imported.run_id, str(site)
