@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from making import make_run
 
+from refusal_core.behaviour import positions as read_positions
 from refusal_core.cli.main import main
 from refusal_core.errors import RefusalError, RunError
-from refusal_core.exploration import refits
+from refusal_core.exploration import positions, refits
 from refusal_core.options import ESTIMATORS, RunOptions
+from refusal_core.pipeline import attribution
 from refusal_core.pipeline import refit as refitting
 from refusal_core.pipeline.refit import refit, refit_id
 from refusal_core.pipeline.scoring import load_model_for, score
 from refusal_core.runs import store
 from refusal_core.runs.manifest import MANIFEST
 from refusal_core.runs.run import LEFT_OUT, Run
+from refusal_core.runs.schemas import ADDED, DIFFERENCE
 from refusal_core.sharing.card import card_html
 from refusal_core.sharing.report import report_html
 from refusal_core.sharing.snippets import transformers_snippet
@@ -164,3 +168,21 @@ def test_the_command_line_refits_with_an_estimator_and_the_same_prompts(parent, 
 def test_an_estimator_that_nobody_knows_is_refused(parent):
     with pytest.raises(RefusalError, match="expected an estimator"):
         refit(parent, estimator="magic")
+
+
+@pytest.mark.slow
+def test_read_positions_and_parts_are_those_of_the_run_s_estimator(whitened, tiny_chat_model, tmp_path, monkeypatch):
+    shutil.copytree(whitened.path, tmp_path / whitened.run_id)
+    run = store.open_run(whitened.run_id, tmp_path)
+    read_positions.record(run, tiny_chat_model, draws=19)
+    assert run.at("t_inst").directions.estimator == "whitened"
+    own = positions.numbers_at(positions.load_positions(run), "crossfit_d").loc[-1]
+    np.testing.assert_allclose(own, run.evidence.sites["crossfit_d"], atol=2e-3)
+    monkeypatch.setattr(attribution, "FEWEST_GROUPS", 12)
+    table = attribution.record(run, tiny_chat_model, draws=19, controls=9)
+    whole = table[table["measure"].eq(DIFFERENCE)].set_index("site")["number"]
+    parts = table[table["measure"].eq(ADDED)].groupby("site")["number"].sum()
+    np.testing.assert_allclose(parts, whole, atol=1e-4)
+    crossfit = run.projections_crossfit[:, : run.n_layers]
+    apart = crossfit[run.rows("harmful")].mean(axis=0) - crossfit[run.rows("harmless")].mean(axis=0)
+    np.testing.assert_allclose(whole, apart[whole.index], rtol=0.25, atol=0.1)
