@@ -13,7 +13,7 @@ from synthetic import RUN
 
 from refusal_core.access.guard import ROLE_HEADER
 from refusal_core.errors import AccessError, RefusalError
-from refusal_core.ui import jobs, server
+from refusal_core.ui import jobs, server, slow_downloads
 from refusal_core.ui.frame import PAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,3 +85,26 @@ def test_a_page_that_was_closed_while_its_program_runs_is_nobody_s(synthetic_cac
     assert not server.may_change()
     with pytest.raises(AccessError, match="owner's"):
         jobs.start(jobs.Command("x", "run", ("--help",)))
+
+
+@pytest.mark.parametrize(
+    ("page", "label"),
+    [
+        ("app.py", "Everything, as one zip"),
+        ("pages/1_Layers.py", "Save as PNG for a slide"),
+        ("pages/10_Runs.py", "Pack and download"),
+    ],
+)
+def test_what_takes_long_to_make_waits_for_others_where_one_may_only_look(synthetic_cache, monkeypatch, page, label):
+    monkeypatch.setenv("REFUSAL_CACHE", str(synthetic_cache))
+    monkeypatch.setattr(slow_downloads, "MOST_AT_ONCE", 0)
+    offered, real = {}, st.download_button
+
+    def recorded(name, data, *given, **options):
+        offered[name] = data
+        return real(name, data, *given, **options)
+
+    monkeypatch.setattr(st, "download_button", recorded)
+    seen(page, "viewer", monkeypatch)
+    with pytest.raises(RefusalError, match="as many downloads"):
+        offered[label]()
